@@ -1,0 +1,187 @@
+"""From the text or tokens of a reply to reference token ids, with the doubtful positions named.
+
+Ids are matched by bytes where the endpoint names its tokens, else the text is tokenized again. A
+text has many tokenizations; a position where the published model would have gone on with another
+token *of the same text* says nothing about the weights and is left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from verifier.records import Candidate, Reply, ReplyScore
+
+_REPLACEMENT = "\ufffd"
+
+
+class Vocabulary(Protocol):
+    """What alignment needs of a tokenizer."""
+
+    @property
+    def eos_id(self) -> int: ...
+    def encode(self, text: str) -> tuple[int, ...]: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]: ...
+    def special_id(self, token: str) -> int | None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Aligned:
+    """A reply as reference token ids. `left_out` are positions never scored."""
+
+    reply_ids: tuple[int, ...]
+    left_out: frozenset[int]
+    by: Literal["bytes", "text"]
+    candidates: tuple[tuple[int, ...], ...] | None  # ids the endpoint named, per position
+    reported: tuple[tuple[float, ...], ...] | None  # what it claims for them, parallel
+    problem: str | None  # why reported log-probabilities are not used
+
+
+def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
+    """Token ids of a reply: by the bytes of reported tokens if they spell its text, else by text."""
+    if reply.logprobs is None:
+        return _by_text(reply, vocabulary, reply.logprobs_problem)
+    ids: list[int] = []
+    spelled = b""
+    for position, token in enumerate(reply.logprobs):
+        raw = _bytes(token.chosen)
+        last = position == len(reply.logprobs) - 1
+        found = _id(token.chosen, vocabulary)
+        if last and reply.finish_reason == "stop" and (not raw or found == vocabulary.eos_id):
+            ids.append(vocabulary.eos_id)
+            break
+        if found is None:
+            problem = f"reported token {token.chosen.token!r} is not in the reference vocabulary"
+            return _by_text(reply, vocabulary, problem)
+        ids.append(found)
+        spelled += raw
+    if spelled.decode("utf-8", "replace").strip() != reply.text.strip():
+        return _by_text(reply, vocabulary, "reported tokens do not spell the reply's text")
+    candidates: list[tuple[int, ...]] = []
+    reported: list[tuple[float, ...]] = []
+    for token in reply.logprobs[: len(ids)]:
+        named: dict[int, float] = {}
+        for candidate in (token.chosen, *token.top):
+            found = _id(candidate, vocabulary)
+            if found is not None:
+                named.setdefault(found, candidate.logprob)
+        candidates.append(tuple(named))
+        reported.append(tuple(named.values()))
+    if reply.finish_reason == "stop" and ids[-1] != vocabulary.eos_id:
+        ids.append(vocabulary.eos_id)
+        candidates.append(())
+        reported.append(())
+    return Aligned(
+        reply_ids=tuple(ids),
+        left_out=frozenset(),
+        by="bytes",
+        candidates=tuple(candidates),
+        reported=tuple(reported),
+        problem=None,
+    )
+
+
+def _bytes(candidate: Candidate) -> bytes:
+    return candidate.token.encode() if candidate.bytes is None else candidate.bytes
+
+
+def _id(candidate: Candidate, vocabulary: Vocabulary) -> int | None:
+    """The id of a named token, if its bytes say which one it is."""
+    if candidate.bytes is None and _REPLACEMENT in candidate.token:
+        return None
+    special = vocabulary.special_id(candidate.token)
+    if special is not None:
+        return special
+    found = vocabulary.ids_of_bytes(_bytes(candidate))
+    return found[0] if len(found) == 1 else None
+
+
+def _by_text(reply: Reply, vocabulary: Vocabulary, problem: str | None) -> Aligned:
+    text = reply.text.rstrip(_REPLACEMENT)
+    ids = vocabulary.encode(text)
+    left_out: set[int] = set()
+    if reply.finish_reason == "stop":
+        ids = (*ids, vocabulary.eos_id)
+    elif ids:
+        # cut in mid-word: the last pieces of the text need not be the last tokens
+        left_out.add(len(ids) - 1)
+    return Aligned(
+        reply_ids=ids,
+        left_out=frozenset(left_out),
+        by="text",
+        candidates=None,
+        reported=None,
+        problem=problem,
+    )
+
+
+def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
+    """Another reading of a text that the published model prefers; None when there is none.
+
+    At the first position where the model's likeliest token differs from the one read, yet spells
+    the same text, the model's token is taken and the rest tokenized again. The positions up to
+    where both readings agree on a boundary are left out: they were chosen, not observed.
+    """
+    offsets = _offsets(aligned.reply_ids, vocabulary)
+    whole = b"".join(vocabulary.token_bytes(i) for i in aligned.reply_ids)
+    for t, (read, likeliest) in enumerate(zip(aligned.reply_ids, score.top_ids, strict=True)):
+        if read == likeliest or t in aligned.left_out:
+            continue
+        rest = whole[offsets[t] :]
+        raw = vocabulary.token_bytes(likeliest)
+        if _trimmed_end(t, aligned, vocabulary, likeliest):
+            return _leaving_out(aligned, {t})
+        if not raw or not rest.startswith(raw):
+            continue
+        try:
+            tail = rest[len(raw) :].decode()
+        except UnicodeDecodeError:
+            return _leaving_out(aligned, {t})
+        ids = (*aligned.reply_ids[:t], likeliest, *vocabulary.encode(tail))
+        if aligned.reply_ids[-1] == vocabulary.eos_id:
+            ids = (*ids, vocabulary.eos_id)
+        after = _offsets(ids, vocabulary)
+        common = set(offsets[t + 1 :])
+        end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
+        kept = {n for n in aligned.left_out if n < t}
+        if aligned.reply_ids[-1] != vocabulary.eos_id:
+            kept.add(len(ids) - 1)
+        return Aligned(
+            reply_ids=ids,
+            left_out=frozenset(kept | set(range(t, end))),
+            by=aligned.by,
+            candidates=None,
+            reported=None,
+            problem=aligned.problem,
+        )
+    return None
+
+
+def _offsets(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
+    """Byte offset at which each token begins."""
+    found, at = [], 0
+    for token_id in ids:
+        found.append(at)
+        at += len(vocabulary.token_bytes(token_id))
+    return found
+
+
+def _trimmed_end(t: int, aligned: Aligned, vocabulary: Vocabulary, likeliest: int) -> bool:
+    """Whether the model wanted white space just where hosts trim it: at either end of a reply."""
+    raw = vocabulary.token_bytes(likeliest)
+    if aligned.reply_ids[t] == vocabulary.eos_id:
+        return bool(raw) and not raw.strip()
+    first = vocabulary.token_bytes(aligned.reply_ids[t])
+    return t == 0 and bool(raw) and (not raw.strip() or raw.strip() == first.strip())
+
+
+def _leaving_out(aligned: Aligned, positions: set[int]) -> Aligned:
+    return Aligned(
+        reply_ids=aligned.reply_ids,
+        left_out=aligned.left_out | positions,
+        by=aligned.by,
+        candidates=aligned.candidates,
+        reported=aligned.reported,
+        problem=aligned.problem,
+    )

@@ -1,0 +1,233 @@
+"""Named departures from the published weights, as functions on checkpoint tensors.
+
+Each variant maps (tensor name, tensor) to a tensor of the same shape and dtype, so it is defined
+once for every engine. Only the linear layers of the decoder blocks are touched, as AWQ, GPTQ and
+FP8 builds do; embeddings, norms and the output head stay as published. Knows no engine.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+Family = Literal["int8", "fp8", "4-bit", "3-bit", "2-bit", "layers"]
+Transform = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LINEAR = re.compile(r"\.(q|k|v|o|qkv|gate|up|down|gate_up)_proj\.weight$")
+
+#: NF4 levels, QLoRA (Dettmers et al. 2023), appendix E.
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """One departure from the published weights.
+
+    `build` takes the number of decoder layers and gives the function on tensors.
+    `in_bank` variants are columns of the ledger; the others exist to be served by the testbed,
+    so that detection of faults that no column describes can be measured.
+    """
+
+    name: str
+    family: Family
+    summary: str
+    build: Callable[[int], Transform]
+    in_bank: bool = True
+
+
+def is_linear(name: str) -> bool:
+    """Whether a checkpoint tensor is the weight of a linear layer inside a decoder block."""
+    return bool(_LAYER.search(name) and _LINEAR.search(name))
+
+
+def _groups(weight: torch.Tensor, group: int | None) -> torch.Tensor:
+    """View [out, in] as [rows, group]; None is one group per output channel."""
+    width = weight.shape[-1] if group is None else group
+    if weight.shape[-1] % width:
+        raise ValueError(f"group {width} does not divide the input width {weight.shape[-1]}")
+    return weight.reshape(-1, width)
+
+
+def round_symmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
+    """Round to nearest on a symmetric integer grid with one scale per group, and back."""
+    rows = _groups(weight.float(), group)
+    top = 2 ** (bits - 1) - 1
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / top
+    rounded = (rows / scale).round().clamp(-top - 1, top) * scale
+    return rounded.reshape(weight.shape).to(weight.dtype)
+
+
+def round_asymmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
+    """Round to nearest on an integer grid with a zero point per group, and back."""
+    rows = _groups(weight.float(), group)
+    low = rows.amin(dim=1, keepdim=True).clamp_max(0)
+    high = rows.amax(dim=1, keepdim=True).clamp_min(0)
+    scale = (high - low).clamp_min(1e-12) / (2**bits - 1)
+    zero = (-low / scale).round()
+    rounded = (((rows / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale
+    return rounded.reshape(weight.shape).to(weight.dtype)
+
+
+def round_fp8(weight: torch.Tensor, *, per_channel: bool) -> torch.Tensor:
+    """Round to float8 e4m3 with the largest magnitude scaled to 448, and back."""
+    import torch
+
+    full = weight.float()
+    largest = full.abs().amax(dim=1, keepdim=True) if per_channel else full.abs().amax()
+    scale = largest.clamp_min(1e-12) / torch.finfo(torch.float8_e4m3fn).max
+    return ((full / scale).to(torch.float8_e4m3fn).float() * scale).to(weight.dtype)
+
+
+def round_nf4(weight: torch.Tensor, *, group: int | None) -> torch.Tensor:
+    """Round to the nearest NF4 level times the group's largest magnitude, and back."""
+    import torch
+
+    rows = _groups(weight.float(), group)
+    levels = torch.tensor(NF4_LEVELS)
+    edges = (levels[1:] + levels[:-1]) / 2
+    scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
+    rounded = levels[torch.bucketize(rows / scale, edges)] * scale
+    return rounded.reshape(weight.shape).to(weight.dtype)
+
+
+def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
+    """Round after a fixed random rotation of the inputs, and rotate back (as QuaRot does)."""
+    import torch
+
+    generator = torch.Generator().manual_seed(weight.shape[-1])
+    gaussian = torch.randn(weight.shape[-1], weight.shape[-1], generator=generator)
+    rotation, _ = torch.linalg.qr(gaussian)
+    turned = weight.float() @ rotation
+    rounded = round_symmetric(turned, bits=bits, group=group)
+    return (rounded @ rotation.T).to(weight.dtype)
+
+
+def _rounding(round_weight: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], Transform]:
+    def build(_layers: int) -> Transform:
+        return lambda name, tensor: round_weight(tensor) if is_linear(name) else tensor
+
+    return build
+
+
+def _dropping(count: int) -> Callable[[int], Transform]:
+    """Make `count` layers in the middle do nothing: with their output projections at zero the
+    residual stream passes them by."""
+
+    def build(layers: int) -> Transform:
+        first = (layers - count) // 2
+        dropped = range(first, first + count)
+
+        def transform(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            layer = _LAYER.search(name)
+            silent = layer is not None and int(layer[1]) in dropped
+            ends = name.endswith(("o_proj.weight", "down_proj.weight"))
+            return tensor * 0 if silent and ends else tensor
+
+        return transform
+
+    return build
+
+
+def _bank() -> dict[str, Variant]:
+    found: list[Variant] = [
+        Variant(
+            name="int8-channel",
+            family="int8",
+            summary="8-bit integers, one scale per output channel",
+            build=_rounding(lambda w: round_symmetric(w, bits=8, group=None)),
+        ),
+        Variant(
+            name="fp8-channel",
+            family="fp8",
+            summary="float8 e4m3, one scale per output channel",
+            build=_rounding(lambda w: round_fp8(w, per_channel=True)),
+        ),
+        Variant(
+            name="fp8-tensor",
+            family="fp8",
+            summary="float8 e4m3, one scale per tensor",
+            build=_rounding(lambda w: round_fp8(w, per_channel=False)),
+        ),
+    ]
+    for group in (64, 96, 192, None):
+        where = "channel" if group is None else f"g{group}"
+        words = "one scale per output channel" if group is None else f"groups of {group}"
+        found += [
+            Variant(
+                name=f"int4-sym-{where}",
+                family="4-bit",
+                summary=f"symmetric 4-bit integers, {words}",
+                build=_rounding(lambda w, g=group: round_symmetric(w, bits=4, group=g)),
+            ),
+            Variant(
+                name=f"int4-asym-{where}",
+                family="4-bit",
+                summary=f"4-bit integers with a zero point, {words}",
+                build=_rounding(lambda w, g=group: round_asymmetric(w, bits=4, group=g)),
+            ),
+        ]
+    found += [
+        Variant(
+            name="nf4-g64",
+            family="4-bit",
+            summary="4-bit NormalFloat, groups of 64",
+            build=_rounding(lambda w: round_nf4(w, group=64)),
+        ),
+        Variant(
+            name="int3-g64",
+            family="3-bit",
+            summary="3-bit integers with a zero point, groups of 64",
+            build=_rounding(lambda w: round_asymmetric(w, bits=3, group=64)),
+        ),
+        Variant(
+            name="int2-g64",
+            family="2-bit",
+            summary="2-bit integers with a zero point, groups of 64",
+            build=_rounding(lambda w: round_asymmetric(w, bits=2, group=64)),
+        ),
+        Variant(
+            name="drop-1",
+            family="layers",
+            summary="the middle decoder layer left out",
+            build=_dropping(1),
+        ),
+        Variant(
+            name="drop-2",
+            family="layers",
+            summary="the two middle decoder layers left out",
+            build=_dropping(2),
+        ),
+        Variant(
+            name="int4-asym-g48",
+            family="4-bit",
+            summary="4-bit integers with a zero point, groups of 48; in no bank",
+            build=_rounding(lambda w: round_asymmetric(w, bits=4, group=48)),
+            in_bank=False,
+        ),
+        Variant(
+            name="int4-rotated-g64",
+            family="4-bit",
+            summary="symmetric 4-bit integers after a random rotation, groups of 64; in no bank",
+            build=_rounding(lambda w: round_rotated(w, bits=4, group=64)),
+            in_bank=False,
+        ),
+    ]
+    return {variant.name: variant for variant in found}
+
+
+#: Every variant by name, mildest first.
+VARIANTS: dict[str, Variant] = _bank()
+
+#: The ledger's directed weights columns.
+BANK: tuple[str, ...] = tuple(name for name, variant in VARIANTS.items() if variant.in_bank)

@@ -1,0 +1,38 @@
+"""What every engine can do: score replies, generate, and swap a weights variant in and out.
+
+Engines see token ids only. They know nothing of messages, templates or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from verifier.records import GenerateRequest, Generation, ReplyScore, ScoreRequest
+
+#: How many of the largest log-probabilities a score holds at each position.
+TOP_K = 20
+
+
+class Engine(Protocol):
+    """Local weights, loaded once."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Names and versions of what computes the numbers, for the signature."""
+        ...
+
+    def load_variant(self, name: str) -> None:
+        """Put the weights called `name` in place (`reference`, or a variant of `bank`).
+
+        Raises ConfigError for an unknown name. Restored reference weights are bit-identical.
+        """
+        ...
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        """Score replies by teacher forcing under the weights in place, in the order given."""
+        ...
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        """Generate replies as one batch under the weights in place, in the order given."""
+        ...

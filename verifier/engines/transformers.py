@@ -1,0 +1,248 @@
+"""The transformers engine: slow, obvious, and the oracle for every other engine.
+
+The home of transformers' models. Works on CPU or one GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+import transformers
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM, DynamicCache
+
+from verifier.bank import VARIANTS
+from verifier.engines import TOP_K
+from verifier.errors import ConfigError
+from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class TransformersEngine:
+    """A causal language model from a directory of safetensors, held in memory once.
+
+    Not thread-safe: one caller at a time.
+    """
+
+    def __init__(
+        self,
+        weights: Path,
+        *,
+        eos_ids: Sequence[int],
+        dtype: Dtype = "float32",
+        tokens_per_batch: int = 2048,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
+        """`decode` is only needed to honour stop strings when generating."""
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        self._weights = weights
+        self._dtype = dtype
+        self._eos = frozenset(eos_ids)
+        self._tokens_per_batch = tokens_per_batch
+        self._decode = decode
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = cast(Any, AutoModelForCausalLM).from_pretrained(
+            weights, dtype=getattr(torch, dtype), local_files_only=True
+        )
+        self._model.to(self._device).eval()
+        self._loaded = REFERENCE
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return {
+            "engine": "transformers",
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "device": self._device,
+            "dtype": self._dtype,
+        }
+
+    @property
+    def loaded(self) -> str:
+        """The name of the weights in place."""
+        return self._loaded
+
+    def load_variant(self, name: str) -> None:
+        """Stream the checkpoint's tensors through the variant into the loaded model."""
+        if name == self._loaded:
+            return
+        if name != REFERENCE and name not in VARIANTS:
+            raise ConfigError(f"no weights variant {name!r}; there are: {', '.join(VARIANTS)}")
+        layers = self._model.config.num_hidden_layers
+        transform = VARIANTS[name].build(layers) if name != REFERENCE else None
+        parameters = dict(self._model.named_parameters())
+        with torch.inference_mode():
+            for shard in sorted(self._weights.glob("*.safetensors")):
+                with safe_open(shard, framework="pt") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                        if key not in parameters:
+                            continue  # tied weights may be stored under one name only
+                        tensor = tensors.get_tensor(key)
+                        if transform is not None:
+                            tensor = transform(key, tensor)
+                        parameters[key].copy_(tensor)
+        self._loaded = name
+
+    # -- scoring ---------------------------------------------------------------------------
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        scores: dict[int, ReplyScore] = {}
+        for batch in self._batches([len(r.prompt_ids) + len(r.reply_ids) for r in requests]):
+            for index, found in zip(batch, self._score([requests[i] for i in batch]), strict=True):
+                scores[index] = found
+        return [scores[i] for i in range(len(requests))]
+
+    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
+        """Group indices of similar length so that a padded batch stays within the limit."""
+        batches: list[list[int]] = []
+        for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+            if batches and lengths[index] * (len(batches[-1]) + 1) <= self._tokens_per_batch:
+                batches[-1].append(index)
+            else:
+                batches.append([index])
+        return batches
+
+    @torch.inference_mode()
+    def _score(self, batch: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        rows = [r.prompt_ids + r.reply_ids for r in batch]
+        ids, mask, positions = self._padded(rows)
+        keep = max(len(r.reply_ids) for r in batch) + 1
+        logits = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep,
+            use_cache=False,
+        ).logits  # fmt: skip  # [B, keep, V]; left padding aligns every reply to the right edge
+        found = []
+        for row, request in zip(logits, batch, strict=True):
+            length = len(request.reply_ids)
+            logp = torch.log_softmax(row[-length - 1 : -1].float(), dim=-1)  # [T, V]
+            found.append(_reply_score(logp, request))
+        return found
+
+    def _padded(
+        self, rows: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Left-padded ids, attention mask and positions, each [B, L]."""
+        width = max(map(len, rows))
+        ids = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        for i, row in enumerate(rows):
+            ids[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = 1
+        positions = (mask.cumsum(1) - 1).clamp_min(0)
+        return ids.to(self._device), mask.to(self._device), positions.to(self._device)
+
+    # -- generating ------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        if not requests:
+            return []
+        ids, mask, positions = self._padded([r.prompt_ids for r in requests])
+        cache = DynamicCache(config=self._model.config)
+        going = [_Going(request, self._eos, self._decode) for request in requests]
+        while True:
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions,
+                past_key_values=cache, logits_to_keep=1,
+            ).logits[:, -1].float().cpu()  # fmt: skip  # [B, V]
+            for row, reply in zip(logits, going, strict=True):
+                if reply.finish_reason is None:
+                    reply.extend(row)
+            if all(reply.finish_reason is not None for reply in going):
+                return [reply.generation() for reply in going]
+            ids = torch.tensor([[reply.token_ids[-1]] for reply in going], device=self._device)
+            mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
+            positions = mask.sum(dim=1, keepdim=True) - 1
+
+
+def _reply_score(logp: torch.Tensor, request: ScoreRequest) -> ReplyScore:
+    """Reduce log-probabilities [T, V] to what a score holds."""
+    chosen = torch.tensor(request.reply_ids, device=logp.device)
+    of_chosen = logp.gather(1, chosen[:, None])  # [T, 1]
+    top, top_ids = logp.topk(min(TOP_K, logp.shape[1]), dim=1)
+    entropies = -(logp.exp() * logp).nan_to_num(0).sum(dim=1)
+    candidates = None
+    if request.candidates is not None:
+        candidates = tuple(
+            tuple(logp[t, list(ids)].tolist()) for t, ids in enumerate(request.candidates)
+        )
+    return ReplyScore(
+        logprobs=tuple(of_chosen[:, 0].tolist()),
+        ranks=tuple(((logp > of_chosen).sum(dim=1) + 1).tolist()),
+        entropies=tuple(entropies.tolist()),
+        top_ids=tuple(top_ids[:, 0].tolist()),
+        top_logprobs=tuple(tuple(row) for row in top.tolist()),
+        candidate_logprobs=candidates,
+    )
+
+
+class _Going:
+    """One reply while it is being generated."""
+
+    def __init__(
+        self,
+        request: GenerateRequest,
+        eos: frozenset[int],
+        decode: Callable[[Sequence[int]], str] | None,
+    ) -> None:
+        self._request = request
+        self._eos = eos
+        self._decode = decode
+        self._rng = torch.Generator()
+        if request.seed is None:
+            self._rng.seed()
+        else:
+            self._rng.manual_seed(request.seed)
+        self.token_ids: list[int] = []
+        self.finish_reason: Literal["stop", "length"] | None = None
+        self._logprobs: list[float] = []
+        self._top: list[tuple[tuple[int, float], ...]] = []
+
+    def extend(self, logits: torch.Tensor) -> None:
+        """Choose the next token from logits [V]."""
+        request = self._request
+        token = _sample(logits, request, self._rng)
+        logp = torch.log_softmax(logits, dim=-1)
+        self.token_ids.append(token)
+        self._logprobs.append(float(logp[token]))
+        if request.top_logprobs:
+            values, ids = logp.topk(request.top_logprobs)
+            self._top.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+        if token in self._eos or self._stopped():
+            self.finish_reason = "stop"
+        elif len(self.token_ids) >= request.max_tokens:
+            self.finish_reason = "length"
+
+    def _stopped(self) -> bool:
+        if not self._request.stop or self._decode is None:
+            return False
+        text = self._decode(self.token_ids)
+        return any(stop in text for stop in self._request.stop)
+
+    def generation(self) -> Generation:
+        assert self.finish_reason is not None
+        return Generation(
+            token_ids=tuple(self.token_ids),
+            finish_reason=self.finish_reason,
+            logprobs=tuple(self._logprobs),
+            top=tuple(self._top),
+        )
+
+
+def _sample(logits: torch.Tensor, request: GenerateRequest, rng: torch.Generator) -> int:
+    """Greedy at temperature 0, else temperature, then top-k, then top-p."""
+    if request.temperature == 0:
+        return int(logits.argmax())
+    probabilities = torch.softmax(logits / request.temperature, dim=-1)
+    values, ids = probabilities.sort(descending=True)
+    if request.top_k:
+        values[request.top_k :] = 0
+    if request.top_p < 1:
+        before = values.cumsum(0) - values
+        values[before >= request.top_p * values.sum()] = 0
+    return int(ids[torch.multinomial(values, 1, generator=rng)])

@@ -1,0 +1,113 @@
+"""The run folder: names of its files, and reading and writing them so that a kill loses nothing.
+
+Knows nothing of what the lines mean beyond the records they hold. Text only, never pickle.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from verifier.errors import ConfigError
+
+RUN: Final = "run.yaml"  # what was asked: the whole configuration, without secrets
+PLAN: Final = "plan.json"  # policy, columns, calibration, seed, versions, ceiling
+PROBES: Final = "probes.jsonl"  # every probe in the order it is asked
+EXCHANGES: Final = "exchanges.jsonl"  # every attempt, raw, append-only
+SCORES: Final = "scores.jsonl"  # one line per reply and weights, append-only
+LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis
+REPORT: Final = "report.json"  # the verdict
+PAGE: Final = "report.html"  # the verdict for people
+
+#: Larger lines or files are refused: a run folder may come from a stranger.
+MAX_LINE_BYTES: Final = 64 * 2**20
+MAX_FILE_BYTES: Final = 4 * 2**30
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line and force it to disk, so that a kill loses nothing that had arrived.
+
+    A torn last line, left by a kill in the middle of a write, is cut off first.
+    """
+    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    with path.open("ab") as file:
+        if file.tell() and not _ends_whole(path):
+            file.truncate(_whole_length(path))
+        file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _whole_length(path: Path) -> int:
+    """Bytes up to and including the last newline."""
+    return path.read_bytes().rfind(b"\n") + 1
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a JSON Lines file; a missing file has none, a torn last line is skipped.
+
+    Raises ConfigError for a line that is not a JSON object or is too large.
+    """
+    if not path.exists():
+        return
+    _refuse_unsafe(path)
+    with path.open("rb") as file:
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(raw) > MAX_LINE_BYTES:
+                raise ConfigError(f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes")
+            if not raw.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(raw.decode("utf-8", "surrogatepass"))
+            except ValueError as error:
+                raise ConfigError(
+                    f"{path}:{number}: not JSON ({error}); restore the run folder from a copy"
+                ) from error
+            if not isinstance(value, dict):
+                raise ConfigError(f"{path}:{number}: expected an object, got {type(value).__name__}")
+            yield value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Replace a file by indented JSON with a fixed byte form."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a run folder. Raises ConfigError when it is missing or not one."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file; run the step that writes it first")
+    _refuse_unsafe(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
+    except ValueError as error:
+        raise ConfigError(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _refuse_unsafe(path: Path) -> None:
+    if path.is_symlink():
+        raise ConfigError(f"{path}: is a link; a run folder holds plain files only")
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; refused")

@@ -1,0 +1,174 @@
+"""The ledger: log p(reply | hypothesis) in nats, one row per reply, one column per hypothesis.
+
+A column is weights x scale: the weights that score the reply, and the scale of the noise on their
+logits. Two channels fill cells: the greedy text, and the log-probabilities that the endpoint
+reports. Everything downstream reads this and knows nothing of models or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.errors import ConfigError
+from verifier.records import REFERENCE, ReplyScore
+
+Array = NDArray[np.float64]
+
+SCHEMA_VERSION = 1
+
+#: Scales of the logit noise for greedy text. At 1 the column is sampling at temperature 1.
+TEXT_SCALES: Array = 10.0 ** np.linspace(-2, 0, 41)
+
+#: Scales of the difference between reported and reference log-probabilities (nats).
+LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
+
+#: Share of the reference's own distribution mixed into every text column, so that no single
+#: position can contribute more than about log(1 / FLOOR) nats.
+FLOOR = 1e-3
+
+#: Degrees of freedom of the Student-t of reported log-probabilities.
+LOGPROB_DF = 4.0
+
+#: Reported log-probabilities whose slope on the reference's is further from 1 than this were
+#: processed (scaled by a temperature, or made one-hot) and say nothing about the weights.
+MAX_SLOPE_ERROR = 0.25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The cells of one reply."""
+
+    probe_id: str
+    tokens: int  # completion tokens scored
+    left_out: int  # completion tokens left out as ambiguous
+    text: dict[str, tuple[float, ...]]  # weights -> log p per scale of TEXT_SCALES
+    logprob: tuple[float, ...] | None  # reference weights, per scale of LOGPROB_SCALES
+    logprob_problem: str | None  # why `logprob` is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """All rows, in the order in which the probes were planned."""
+
+    rows: tuple[Row, ...]
+
+    def text(self, weights: str = REFERENCE) -> Array:
+        """Cells [n, S] of the text channel under `weights`, of the rows scored under them."""
+        found = [row.text[weights] for row in self.rows if weights in row.text]
+        return np.array(found, dtype=float).reshape(len(found), len(TEXT_SCALES))
+
+    def logprob(self) -> Array:
+        """Cells [m, S] of the logprob channel, of the rows that have it."""
+        found = [row.logprob for row in self.rows if row.logprob is not None]
+        return np.array(found, dtype=float).reshape(len(found), len(LOGPROB_SCALES))
+
+
+def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
+    """log p of a greedy reply at every scale, from the positions `kept`.
+
+    With Gumbel noise of scale s on the logits z, the likeliest token has probability
+    softmax(z / s)[y]. The k largest log-probabilities give its normaliser for s <= 1: the
+    remaining mass r contributes at most r * exp(l_k (1/s - 1)) with l_k the k-th largest, and that
+    bound is used; it is exact at s = 1 and negligible for small s. An overestimate lowers every
+    column's likelihood, never raises it.
+    """
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    chosen = np.array(score.logprobs)[at]  # [T]
+    top = np.array([score.top_logprobs[t] for t in at])  # [T, k]
+    inverse = 1 / TEXT_SCALES  # [S]
+    rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
+    tail = rest[:, None] + top[:, -1:] * (inverse - 1)  # [T, S]
+    scaled = top[:, :, None] * inverse  # [T, k, S]
+    normaliser = np.logaddexp(np.logaddexp.reduce(scaled, axis=1), tail)
+    log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
+    mixed = np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None])
+    return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def logprob_cells(
+    reported: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> tuple[float, ...] | str:
+    """log density of reported log-probabilities at every scale; or why they say nothing.
+
+    At each position the differences of the named tokens are centred (a shift of all logits
+    changes nothing) and follow a (k-1)-dimensional Student-t with LOGPROB_DF degrees of freedom:
+    heavy tails, one common factor per position. Positions that name fewer than two known tokens
+    are passed over.
+    """
+    pairs = [
+        (np.array(told), np.array(known))
+        for told, known in zip(reported, reference, strict=True)
+        if len(told) >= 2
+    ]
+    if not pairs:
+        return "fewer than two tokens named at every position"
+    problem = _processed(pairs)
+    if problem:
+        return problem
+    total = np.zeros(len(LOGPROB_SCALES))
+    for told, known in pairs:
+        centred = (told - known) - (told - known).mean()
+        df, free = LOGPROB_DF, len(told) - 1
+        square = float(centred @ centred) / LOGPROB_SCALES**2
+        total -= free * np.log(LOGPROB_SCALES) + (df + free) / 2 * np.log1p(square / df)
+    return tuple(float(v) for v in total)
+
+
+def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
+    """Whether the reported values are the model's own: their slope on the reference's is near 1."""
+    told = np.concatenate([t - t.mean() for t, _ in pairs])
+    known = np.concatenate([k - k.mean() for _, k in pairs])
+    slope = float(told @ known / max(known @ known, 1e-12))
+    if abs(slope - 1) > MAX_SLOPE_ERROR:
+        return f"reported log-probabilities are scaled by about {slope:.2f}, so not the model's own"
+    return None
+
+
+def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
+    """The wire form of a ledger."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "text_scales": [float(s) for s in TEXT_SCALES],
+        "logprob_scales": [float(s) for s in LOGPROB_SCALES],
+        "rows": [asdict(row) for row in ledger.rows],
+    }
+
+
+def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
+    """Read a ledger back. Raises ConfigError for another schema or other scales."""
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise ConfigError(
+            f"{where}: ledger schema {value.get('schema_version')!r}, expected {SCHEMA_VERSION}; "
+            "run `verifier score` again"
+        )
+    try:
+        rows = tuple(
+            Row(
+                probe_id=str(row["probe_id"]),
+                tokens=int(row["tokens"]),
+                left_out=int(row["left_out"]),
+                text={str(k): _floats(v, len(TEXT_SCALES)) for k, v in row["text"].items()},
+                logprob=None
+                if row["logprob"] is None
+                else _floats(row["logprob"], len(LOGPROB_SCALES)),
+                logprob_problem=row["logprob_problem"],
+            )
+            for row in value["rows"]
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{where}: malformed ledger ({error!r}); score again") from error
+    return Ledger(rows=rows)
+
+
+def _floats(values: Sequence[float], length: int) -> tuple[float, ...]:
+    found = tuple(float(v) for v in values)
+    if len(found) != length or not np.isfinite(found).all():
+        raise ValueError(f"expected {length} finite numbers")
+    return found

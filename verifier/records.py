@@ -1,0 +1,204 @@
+"""The values that flow from step to step: data only, frozen, standard library only.
+
+Knows nothing of files, HTTP, models or statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+Decision = Literal["consistent", "inconsistent", "inconclusive"]
+Status = Literal["detected", "excluded", "undecided", "not run"]
+Channel = Literal["text", "logprob"]
+
+#: The name of the published weights among the weights of a ledger.
+REFERENCE = "reference"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One chat message."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One question, asked once, at temperature 0."""
+
+    id: str
+    kind: str
+    messages: tuple[Message, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One HTTP exchange, whatever came of it. A retry is another attempt."""
+
+    probe_id: str
+    number: int  # 1 is the first attempt for this probe
+    started_at: str  # UTC, ISO 8601
+    elapsed_s: float
+    request: str  # the JSON body sent, without headers, so never a key
+    status: int | None  # None: no HTTP response at all
+    body: str  # response body as text; bytes that are not UTF-8 come as U+FFFD
+    error: str | None  # the transport error, when there was no response
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A token the endpoint named, with the log-probability it claims (nats)."""
+
+    token: str
+    bytes: bytes | None  # None: the endpoint did not send them
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportedToken:
+    """One position of the logprobs an endpoint returned."""
+
+    chosen: Candidate
+    top: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """One answer, exactly as the endpoint gave it."""
+
+    probe_id: str
+    text: str
+    finish_reason: str | None  # None: the endpoint sent none
+    prompt_tokens: int | None  # None: the endpoint sent no usage
+    completion_tokens: int | None
+    logprobs: tuple[ReportedToken, ...] | None  # None: not returned, or not finite everywhere
+    logprobs_problem: str | None  # why `logprobs` is None although they were asked for
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A probe that got no usable answer. Counted in the report, never scored."""
+
+    probe_id: str
+    status: int | None  # None: no HTTP response at all
+    reason: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NotJudged:
+    """An answer that says nothing about the weights (empty, refused, filtered)."""
+
+    probe_id: str
+    reason: str
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+Outcome = Reply | Failure | NotJudged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRequest:
+    """Token ids to score by teacher forcing: log p(reply | prompt), position by position."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    candidates: tuple[tuple[int, ...], ...] | None = None  # further ids to score, per position
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplyScore:
+    """What an engine says of one reply; every tuple has one entry per reply token (nats)."""
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...]  # 1 is the most likely token
+    entropies: tuple[float, ...]
+    top_ids: tuple[int, ...]  # the most likely token at each position
+    top_logprobs: tuple[tuple[float, ...], ...]  # the k largest, descending
+    candidate_logprobs: tuple[tuple[float, ...], ...] | None  # parallel to `candidates`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerateRequest:
+    """What to generate and how to sample. temperature 0 is greedy."""
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    seed: int | None = None  # None: the engine draws one
+    top_logprobs: int = 0  # how many alternatives to return per position
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """What an engine generated. `token_ids` includes the end-of-turn token when it stopped there."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: Literal["stop", "length"]
+    logprobs: tuple[float, ...]  # of the chosen tokens, at temperature 1
+    top: tuple[tuple[tuple[int, float], ...], ...]  # (id, logprob) per position; () when not asked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """What the evidence says of one departure that the policy names, or of the best name."""
+
+    aspect: str  # "noise" (a class of rounding), "weights" (one build), "logprobs", "cause"
+    decision: Status
+    name: str
+    log_e: float | None  # natural log of the e-value for the departure; None: not run
+    detail: str  # one readable sentence
+    tokens_needed: int | None  # further completion tokens to decide it; None: decided or unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoiseScale:
+    """The logit-noise scale (logits, nats) with a confidence sequence at its stopping time."""
+
+    estimate: float | None  # None: nothing was scored
+    lower: float | None
+    upper: float | None  # None: not bounded by this evidence
+    level: float  # coverage of the interval, e.g. 0.999
+    equivalent: str  # the rounding it is equivalent to on this model
+    honest: float  # the largest scale that honest serving reaches (calibrated)
+    marks: tuple[tuple[str, float], ...]  # (variant or class, its own scale), ascending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What was asked and spent."""
+
+    requests: int  # HTTP attempts
+    replies: int  # replies scored
+    failures: int  # probes without an answer
+    not_judged: int  # answers that say nothing about the weights
+    prompt_tokens: int
+    completion_tokens: int
+    tokens_scored: int
+    tokens_left_out: int  # ambiguous after re-tokenization
+    cost_usd: float | None  # None: no prices were given
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """The verdict of one audit: everything `report.json` holds."""
+
+    schema_version: int
+    decision: Decision
+    summary: str  # one line: what was found
+    findings: tuple[Finding, ...]
+    noise_scale: NoiseScale
+    usage: Usage
+    notes: tuple[str, ...]  # what a reader must know: channels not run, shares not judged
+    policy: str
+    alpha: float  # false-alarm rate of "inconsistent"
+    beta: float  # error rate of each exclusion
+    signature: dict[str, object]

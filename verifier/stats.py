@@ -1,0 +1,137 @@
+"""The statistics: likelihoods over a grid of scales in, e-values and confidence sequences out.
+
+Knows numbers only: an array of log-likelihoods has shape [n replies, S scales], in nats. Replies
+are the independent unit; nothing here sees a token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+
+Array = NDArray[np.float64]
+
+
+def log_mean_exp(values: Array) -> float:
+    """log of the mean of exp(values): a uniform mixture of likelihoods."""
+    return float(logsumexp(values) - np.log(values.size))
+
+
+def spread_rows(rows: Array, scales: Array, spread: float) -> Array:
+    """Let every reply have its own scale, log-normal around the endpoint's.
+
+    Row i, column s becomes log sum_j w_sj exp(rows[i, j]) with w_s a normal kernel of standard
+    deviation `spread` in log scale, cut to the grid: again the likelihood of a proper model.
+    Rounding shows more in some replies than in others, so one scale for all of them is too
+    narrow a model and its intervals miss. `spread` is calibrated; 0 keeps one scale for all.
+    """
+    if spread == 0 or len(rows) == 0:
+        return rows
+    log_scales = np.log(scales)
+    kernel = -0.5 * ((log_scales[:, None] - log_scales[None, :]) / spread) ** 2
+    kernel -= logsumexp(kernel, axis=1, keepdims=True)
+    return np.asarray(logsumexp(rows[:, None, :] + kernel[None], axis=2))
+
+
+def log_e_value(alternative: Array, null: Array) -> float:
+    """Log e-value of a composite null: mixture over the alternatives against the best null.
+
+    `alternative` [A] and `null` [N] are total log-likelihoods of the same replies.
+    Null: some member of `null` describes the replies. Under it the expectation of the e-value is
+    at most 1 at every stopping time, so crossing 1/alpha ever has probability at most alpha
+    (Ville 1939; Wasserman, Ramdas and Balakrishnan 2020, universal inference).
+    """
+    return log_mean_exp(alternative) - float(null.max())
+
+
+def mix_log_e(weighted: list[tuple[float, float]]) -> float:
+    """Log of the weighted mean of e-values, given (weight, log e) pairs: again an e-value.
+
+    Valid whatever the dependence between them (Vovk and Wang 2021). Weights must be fixed before
+    the data; they are normalised here.
+    """
+    if not weighted:
+        return 0.0
+    weights = np.array([w for w, _ in weighted], dtype=float)
+    logs = np.array([log_e for _, log_e in weighted], dtype=float)
+    return float(logsumexp(logs, b=weights / weights.sum()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A confidence sequence read at its stopping time."""
+
+    estimate: float  # the scale of largest likelihood
+    lower: float  # smallest scale of the grid not excluded
+    upper: float | None  # largest; None when the top of the grid is not excluded
+
+
+def confidence_sequence(rows: Array, scales: Array, *, level: float) -> Interval | None:
+    """Interval for the scale, valid at any stopping time; None without replies.
+
+    A scale is left out once the uniform mixture over the grid has 1 / (1 - level) times its
+    likelihood. Null for each scale s: the replies come from the model at s; then the ratio is a
+    test martingale and s is ever left out with probability at most 1 - level (Robbins 1970).
+    `rows` are [n, S] and already spread and tempered.
+    """
+    if len(rows) == 0:
+        return None
+    totals = rows.sum(axis=0)
+    evidence = log_mean_exp(totals) - totals
+    kept = np.flatnonzero(evidence < -np.log1p(-level))
+    top_kept = bool(kept[-1] == len(scales) - 1)
+    return Interval(
+        estimate=float(scales[totals.argmax()]),
+        lower=float(scales[kept[0]]),
+        upper=None if top_kept else float(scales[kept[-1]]),
+    )
+
+
+def log_e_against_scales(rows: Array, members: NDArray[np.bool_]) -> float:
+    """Log e-value against "the scale is one of `members`" (a mask [S] over the grid).
+
+    The mixture is over the whole grid, so this is the same evidence as the confidence sequence.
+    """
+    totals = rows.sum(axis=0)
+    return log_e_value(totals, totals[members])
+
+
+def best_scale(rows: Array, scales: Array) -> float:
+    """The scale of largest total likelihood."""
+    return float(scales[rows.sum(axis=0).argmax()])
+
+
+def fit_spread(stacks: list[Array], scales: Array, ladder: tuple[float, ...]) -> float:
+    """The `spread` of largest total likelihood over known stacks, each at its own best scale."""
+    totals = [
+        sum(float(spread_rows(rows, scales, value).sum(axis=0).max()) for rows in stacks)
+        for value in ladder
+    ]
+    return ladder[int(np.argmax(totals))]
+
+
+def fit_learning_rate(
+    stacks: list[Array], *, ladder: tuple[float, ...], standard_errors: float = 2.0
+) -> float:
+    """The largest power of the likelihood at which e-values keep their level on known stacks.
+
+    For a stack with best scale s* the mean over replies of (p_s / p_s*)^eta must not exceed 1 for
+    any s (the central condition: Grünwald and Mehta 2020, "Fast rates for general unbounded loss
+    functions"). Gumbel noise is a model; where real errors are heavier, eta < 1 pays for it. A
+    mean may exceed 1 by `standard_errors` of its own, since it is estimated. Raises ValueError
+    when no power of the ladder (descending) will do.
+    """
+    for eta in ladder:
+        if all(_central(rows, eta, standard_errors) for rows in stacks):
+            return eta
+    raise ValueError(f"no learning rate in {ladder} keeps the level on the calibration stacks")
+
+
+def _central(rows: Array, eta: float, standard_errors: float) -> bool:
+    best = rows[:, [int(rows.sum(axis=0).argmax())]]
+    ratios = np.exp(eta * (rows - best))
+    error = ratios.std(axis=0, ddof=1) / np.sqrt(len(rows))
+    return bool((ratios.mean(axis=0) <= 1 + standard_errors * error).all())

@@ -1,0 +1,381 @@
+"""A laboratory instrument: an OpenAI-compatible host whose weights, and so whose faults, are known.
+
+It exists so that audits can be measured against hosts of which the truth is known. It listens on
+the loopback interface only and is no server for people: a stream begins when the whole reply is
+generated, and a client that goes away does not stop its generation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import hmac
+import json
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from typing import Any, Final
+
+import uvicorn
+from jinja2 import TemplateError
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from verifier.bank import VARIANTS
+from verifier.engines import Engine
+from verifier.errors import ConfigError
+from verifier.records import GenerateRequest, Generation, Message
+from verifier.testbed_wire import (
+    Answer,
+    Body,
+    ChatBody,
+    CompletionBody,
+    ShownToken,
+    Stamp,
+    WireError,
+    parse_body,
+    reply_chunks,
+    request_of,
+    whole_reply,
+)
+from verifier.tokens import Tokenizer
+
+_LOOPBACK: Final = "127.0.0.1"
+_GRACE_S: Final = 5  # how long requests under way may go on once the server is told to stop
+_NOT_STARTED: Final = "the testbed host did not start: its app failed while starting"
+
+
+def list_faults() -> list[tuple[str, str]]:
+    """Name and one-line summary of everything the testbed can serve; "none" is honest."""
+    honest = ("none", "the published weights, as they are")
+    return [honest, *((variant.name, variant.summary) for variant in VARIANTS.values())]
+
+
+# -- from bodies to answers: the worker thread -------------------------------------------------
+
+
+def _answer_batch(
+    engine: Engine, tokenizer: Tokenizer, bodies: Sequence[Body]
+) -> list[Answer | WireError]:
+    """Answer a batch in the order given; a prompt that cannot be read fails alone."""
+    requests = [_read(body, tokenizer) for body in bodies]
+    ready = [request for request in requests if isinstance(request, GenerateRequest)]
+    found = iter(engine.generate(ready) if ready else [])
+    return [
+        request if isinstance(request, WireError) else _read_answer(request, next(found), tokenizer)
+        for request in requests
+    ]
+
+
+def _read(body: Body, tokenizer: Tokenizer) -> GenerateRequest | WireError:
+    if isinstance(body, ChatBody):
+        messages = [Message(role=m.role, content=m.text) for m in body.messages]
+        try:
+            return request_of(body, tokenizer.render(messages))
+        except TemplateError as error:
+            return WireError(f"messages: the chat template refused them: {error}", param="messages")
+    if isinstance(body.prompt, str):
+        return request_of(body, tokenizer.encode(body.prompt))
+    known = range(tokenizer.vocabulary_size)
+    strange = next((token_id for token_id in body.prompt if token_id not in known), None)
+    if strange is not None:
+        return WireError(f"prompt: no token has the id {strange}", param="prompt")
+    return request_of(body, body.prompt)
+
+
+def _read_answer(request: GenerateRequest, made: Generation, tokenizer: Tokenizer) -> Answer:
+    """Turn ids into text cut before the first stop string, and into the tokens in that text.
+
+    A token that the cut goes through is shown whole.
+    """
+    text = tokenizer.decode(made.token_ids)
+    cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=None)
+    tokens = tuple(_shown_tokens(made, tokenizer))
+    if cut is not None:
+        text, tokens = text[:cut], tuple(token for token in tokens if token.start < cut)
+    return Answer(
+        text=text,
+        tokens=tokens,
+        finish_reason=made.finish_reason if cut is None else "stop",
+        prompt_tokens=len(request.prompt_ids),
+        completion_tokens=len(made.token_ids),
+    )
+
+
+def _shown_tokens(made: Generation, tokenizer: Tokenizer) -> Iterator[ShownToken]:
+    hidden = tokenizer.special_ids
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
+    start = 0
+    for position, token_id in enumerate(made.token_ids):
+        if token_id in hidden:
+            continue
+        raw = tokenizer.token_bytes(token_id)
+        top = made.top[position] if made.top else ()
+        yield ShownToken(
+            raw=raw,
+            start=start,
+            logprob=made.logprobs[position],
+            top=tuple((tokenizer.token_bytes(other), logprob) for other, logprob in top),
+        )
+        start += len(characters.decode(raw))
+
+
+class _Batcher:
+    """Gathers requests into batches and answers them in one worker thread.
+
+    Neither the engine nor the tokenizer bears two threads, so both are used only there.
+    """
+
+    def __init__(
+        self, answer_batch: Callable[[Sequence[Body]], list[Answer | WireError]], *,
+        max_batch: int, window_s: float,
+    ) -> None:  # fmt: skip
+        self._answer_batch = answer_batch
+        self._max_batch = max_batch
+        self._window_s = window_s
+        self._waiting: asyncio.Queue[tuple[Body, asyncio.Future[Answer | WireError]]]
+        self._waiting = asyncio.Queue()
+
+    async def answer(self, body: Body) -> Answer:
+        """Wait for this request's answer. Raises WireError when it gets none."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiting.put_nowait((body, future))
+        found: Answer | WireError = await future
+        if isinstance(found, WireError):
+            raise found
+        return found
+
+    async def run(self) -> None:
+        """Answer batch after batch until cancelled; the batch under way is then finished first."""
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="testbed") as worker:
+            while True:
+                batch = await self._gather()
+                work = partial(self._answer_batch, [body for body, _ in batch])
+                try:
+                    found = await loop.run_in_executor(worker, work)
+                except Exception as error:  # noqa: BLE001 - a host outlives whatever its engine raises
+                    found = [_engine_failure(error) for _ in batch]
+                for (_, future), answer in zip(batch, found, strict=True):
+                    if not future.done():  # cancelled when the server was told to stop
+                        future.set_result(answer)
+
+    async def _gather(self) -> list[tuple[Body, asyncio.Future[Answer | WireError]]]:
+        """At least one request, and those that come within the window after it."""
+        batch = [await self._waiting.get()]
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._window_s):
+                while len(batch) < self._max_batch:
+                    batch.append(await self._waiting.get())
+        return batch
+
+
+def _engine_failure(error: Exception) -> WireError:
+    text = " ".join(str(error).split())
+    return WireError(f"the engine failed: {type(error).__name__}: {text}", status=500)
+
+
+# -- the app -----------------------------------------------------------------------------------
+
+
+def create_app(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    *,
+    model: str,
+    api_key: str | None = None,
+    max_batch: int = 16,
+    window_s: float = 0.02,
+) -> Starlette:
+    """An OpenAI-compatible app over the weights the engine holds, under the name `model`.
+
+    Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
+    as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
+    Fields it does not know are ignored, as most hosts do. A text prompt is encoded as it stands:
+    no control token is added or recognised.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
+        batcher = _Batcher(
+            partial(_answer_batch, engine, tokenizer), max_batch=max_batch, window_s=window_s
+        )
+        running_batches = asyncio.create_task(batcher.run())
+        yield {"batcher": batcher}
+        running_batches.cancel()
+        with suppress(asyncio.CancelledError):
+            await running_batches
+
+    async def list_models(request: Request) -> Response:
+        _check_key(request, api_key)
+        listed = {"id": model, "object": "model", "created": 0, "owned_by": "testbed"}
+        return JSONResponse({"object": "list", "data": [listed]})
+
+    async def chat(request: Request) -> Response:
+        _check_key(request, api_key)
+        return await reply(request, parse_body(ChatBody, await request.body()))
+
+    async def complete(request: Request) -> Response:
+        _check_key(request, api_key)
+        return await reply(request, parse_body(CompletionBody, await request.body()))
+
+    async def reply(request: Request, body: Body) -> Response:
+        if body.model != model:
+            raise WireError(
+                f"model: this host serves {model!r}, not {body.model!r}",
+                status=404, param="model", code="model_not_found",
+            )  # fmt: skip
+        answer = await request.state.batcher.answer(body)
+        stamp = Stamp(id=uuid.uuid4().hex, created=int(time.time()))
+        if not body.stream:
+            return JSONResponse(whole_reply(body, answer, stamp))
+        # made whole before the first is sent, so that an error here still has its status
+        events = [_event(chunk) for chunk in reply_chunks(body, answer, stamp)]
+        return StreamingResponse(
+            iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream"
+        )
+
+    return Starlette(
+        routes=[
+            Route("/v1/models", list_models),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", complete, methods=["POST"]),
+        ],
+        lifespan=lifespan,
+        exception_handlers={
+            WireError: _show_wire_error,
+            HTTPException: _show_http_error,
+        },
+    )
+
+
+def _check_key(request: Request, api_key: str | None) -> None:
+    if api_key is None:
+        return
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
+        raise WireError(
+            "Authorization: expected 'Bearer' and the key this host was started with",
+            status=401, code="invalid_api_key",
+        )  # fmt: skip
+
+
+def _event(chunk: dict[str, Any]) -> str:
+    # ASCII only: some clients break lines at U+2028 and its kin, which a reply may hold
+    return f"data: {json.dumps(chunk)}\n\n"
+
+
+async def _show_wire_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, WireError)
+    return JSONResponse(error.body, status_code=error.status)
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    shown = WireError(f"{request.method} {request.url.path}: {error.detail}")
+    return JSONResponse(shown.body, status_code=error.status_code, headers=error.headers)
+
+
+# -- the server --------------------------------------------------------------------------------
+
+
+class _Server(uvicorn.Server):
+    """Tells its base URL once it listens."""
+
+    def __init__(self, app: Starlette, listening: socket.socket, announce: Callable[[str], None]):
+        super().__init__(
+            uvicorn.Config(
+                app, lifespan="on", ws="none", log_config=None, log_level="critical",
+                access_log=False, timeout_keep_alive=60, timeout_graceful_shutdown=_GRACE_S,
+            )
+        )  # fmt: skip
+        self._listening = listening
+        self._announce = announce
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._announce(f"http://{_LOOPBACK}:{self._listening.getsockname()[1]}/v1")
+
+    def run_here(self) -> None:
+        """Serve until `should_exit` is set; returns at once, not `started`, if the app fails to."""
+        with suppress(SystemExit):  # uvicorn's answer to an app that does not start
+            self.run(sockets=[self._listening])
+
+
+def _listen(port: int) -> socket.socket:
+    # asyncio turns Nagle's algorithm off for sockets that name TCP; it costs 40 ms per reply
+    listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((_LOOPBACK, port))
+    except (OSError, OverflowError) as error:
+        listening.close()
+        raise ConfigError(
+            f"port: {_LOOPBACK}:{port} cannot be listened on ({error}); "
+            "choose another, or 0 for a free one"
+        ) from error
+    return listening
+
+
+def serve(app: Starlette, *, port: int, announce: Callable[[str], None]) -> None:
+    """Serve on the loopback interface until SIGTERM or SIGINT, then return.
+
+    Port 0 picks a free one; `announce` gets the base URL once the host listens. When told to stop,
+    requests under way have five seconds left and the batch being generated is finished. Call it
+    from the main thread, where signals arrive. Raises ConfigError when the port cannot be had.
+    """
+    with _listen(port) as listening:
+        server = _Server(app, listening, announce)
+
+        def stop(_signal: int, _frame: object) -> None:
+            server.should_exit = True
+
+        # uvicorn raises the signal again when it is done, and that would end the process
+        before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            server.run_here()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if not server.started:
+            raise RuntimeError(_NOT_STARTED)
+
+
+@contextmanager
+def running(app: Starlette) -> Iterator[str]:
+    """Serve on a free port in a background thread; yields the base URL, stops on leaving."""
+    with _listen(0) as listening:
+        urls: list[str] = []
+        started = threading.Event()
+
+        def announce(url: str) -> None:
+            urls.append(url)
+            started.set()
+
+        server = _Server(app, listening, announce)
+
+        def run() -> None:
+            try:
+                server.run_here()
+            finally:
+                started.set()
+
+        thread = threading.Thread(target=run, name="testbed-server")
+        thread.start()
+        try:
+            started.wait()
+            if not server.started:
+                raise RuntimeError(_NOT_STARTED)
+            yield urls[0]
+        finally:
+            server.should_exit = True
+            thread.join()

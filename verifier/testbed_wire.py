@@ -1,0 +1,278 @@
+"""What the testbed host reads and writes: request bodies, errors and replies in OpenAI's shapes.
+
+Knows nothing of tokenizers, engines or sockets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from verifier.records import GenerateRequest, Role
+
+DEFAULT_MAX_TOKENS: Final = 256
+_LOWEST_LOGPROB: Final = -9999.0  # JSON has no minus infinity; OpenAI and vLLM write this
+
+_NonEmpty = Annotated[str, Field(min_length=1)]
+_Alternatives = Annotated[int, Field(ge=0, le=20)]
+
+
+class WireError(Exception):
+    """A request that gets an error instead of an answer."""
+
+    def __init__(
+        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body: dict[str, Any] = {
+            "error": {
+                "message": message,
+                "type": "server_error" if status >= 500 else "invalid_request_error",
+                "param": param,
+                "code": code,
+            }
+        }
+
+
+class _Part(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One message; text parts are joined by line ends, as vLLM does for most templates."""
+
+    role: Role
+    content: str | tuple[_Part, ...]
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content)
+
+
+class _StreamOptions(BaseModel):
+    include_usage: bool | None = None
+
+
+class _Body(BaseModel):
+    """The fields both endpoints take. Null means the default; unknown fields are ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False)
+
+    model: str
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: _NonEmpty | tuple[_NonEmpty, ...] | None = None
+    n: Literal[1] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed when stream is true")
+        return self
+
+
+class ChatBody(_Body):
+    """Body of POST /v1/chat/completions."""
+
+    messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: _Alternatives | None = None
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> Self:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is only allowed when logprobs is true")
+        return self
+
+
+class CompletionBody(_Body):
+    """Body of POST /v1/completions."""
+
+    prompt: _NonEmpty | Annotated[tuple[int, ...], Field(min_length=1)]
+    logprobs: _Alternatives | None = None
+    echo: Literal[False] | None = None  # refused rather than ignored: it would change the text
+
+
+Body = ChatBody | CompletionBody
+_B = TypeVar("_B", ChatBody, CompletionBody)
+
+
+def parse_body(shape: type[_B], raw: bytes) -> _B:
+    """Read a request body. Raises WireError (400) that names the first field that is wrong."""
+    try:
+        return shape.model_validate_json(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(step) for step in first["loc"])
+        raise WireError(
+            f"{where or 'request body'}: {first['msg']}",
+            param=str(first["loc"][0]) if first["loc"] else None,
+        ) from error
+
+
+def alternatives_asked(body: Body) -> int | None:
+    """How many alternatives per position the client asked for; None: no log-probabilities."""
+    if isinstance(body, CompletionBody):
+        return body.logprobs
+    return (body.top_logprobs or 0) if body.logprobs else None
+
+
+def request_of(body: Body, prompt_ids: tuple[int, ...]) -> GenerateRequest:
+    """What to generate; the defaults are OpenAI's, but for `DEFAULT_MAX_TOKENS`."""
+    limit = body.max_completion_tokens if isinstance(body, ChatBody) else None
+    stop = (body.stop,) if isinstance(body.stop, str) else body.stop
+    return GenerateRequest(
+        prompt_ids=prompt_ids,
+        max_tokens=limit or body.max_tokens or DEFAULT_MAX_TOKENS,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=body.top_p or 1.0,
+        top_k=max(body.top_k or 0, 0),  # vLLM's -1 also means no limit
+        seed=body.seed,
+        top_logprobs=alternatives_asked(body) or 0,
+        stop=stop or (),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownToken:
+    """One token of a reply's text."""
+
+    raw: bytes
+    start: int  # characters of the reply's text before it
+    logprob: float
+    top: tuple[tuple[bytes, float], ...]  # alternatives, likeliest first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """One generated reply as a client sees it."""
+
+    text: str
+    tokens: tuple[ShownToken, ...]  # those in the text: no control tokens
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int  # all that were generated, control tokens too, as vLLM counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """What identifies one reply on the wire."""
+
+    id: str
+    created: int  # seconds since 1970, UTC
+
+
+def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
+    """The reply to a request that did not ask for a stream. Raises WireError (500) for a NaN."""
+    choice: dict[str, Any] = {
+        "index": 0,
+        "logprobs": _logprobs(body, answer.tokens),
+        "finish_reason": answer.finish_reason,
+    }
+    if isinstance(body, ChatBody):
+        choice["message"] = {"role": "assistant", "content": answer.text}
+    else:
+        choice["text"] = answer.text
+    return _head(body, stamp) | {"choices": [choice], "usage": _usage(answer)}
+
+
+def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str, Any]]:
+    """The events of a stream: one per token, whose texts and logprobs add up to the whole reply.
+
+    A token that does not complete a character comes with an empty text. Raises WireError (500)
+    for a NaN.
+    """
+    head = _head(body, stamp)
+    wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    if wants_usage:
+        head["usage"] = None
+
+    def chunk(
+        content: dict[str, Any], tokens: Sequence[ShownToken] = (), finish: str | None = None
+    ) -> dict[str, Any]:
+        logprobs = _logprobs(body, tokens) if tokens else None
+        choice = content | {"index": 0, "logprobs": logprobs, "finish_reason": finish}
+        return head | {"choices": [choice]}
+
+    chat = isinstance(body, ChatBody)
+    if chat:
+        yield chunk({"delta": {"role": "assistant", "content": ""}})
+    ends = [token.start for token in answer.tokens] + [len(answer.text)]
+    for token, (start, end) in zip(answer.tokens, pairwise(ends), strict=True):
+        piece = answer.text[start:end]
+        yield chunk({"delta": {"content": piece}} if chat else {"text": piece}, [token])
+    yield chunk({"delta": {}} if chat else {"text": ""}, finish=answer.finish_reason)
+    if wants_usage:
+        yield head | {"choices": [], "usage": _usage(answer)}
+
+
+def _head(body: Body, stamp: Stamp) -> dict[str, Any]:
+    chat = isinstance(body, ChatBody)
+    streamed = "chat.completion.chunk" if body.stream else "chat.completion"
+    return {
+        "id": f"{'chatcmpl' if chat else 'cmpl'}-{stamp.id}",
+        "object": streamed if chat else "text_completion",
+        "created": stamp.created,
+        "model": body.model,
+    }
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }
+
+
+def _logprobs(body: Body, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:
+    if alternatives_asked(body) is None:
+        return None
+    if isinstance(body, ChatBody):
+        return {
+            "content": [
+                _named(token.raw, token.logprob)
+                | {"top_logprobs": [_named(raw, logprob) for raw, logprob in token.top]}
+                for token in tokens
+            ]
+        }
+    return {
+        "tokens": [_text(token.raw) for token in tokens],
+        "token_logprobs": [_finite(token.logprob) for token in tokens],
+        "top_logprobs": [
+            # keyed by text, so of two tokens with one text only the likelier can be shown
+            {_text(raw): _finite(logprob) for raw, logprob in reversed(token.top)}
+            | {_text(token.raw): _finite(token.logprob)}
+            for token in tokens
+        ],
+        "text_offset": [token.start for token in tokens],
+    }
+
+
+def _named(raw: bytes, logprob: float) -> dict[str, Any]:
+    return {"token": _text(raw), "bytes": list(raw), "logprob": _finite(logprob)}
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace")
+
+
+def _finite(logprob: float) -> float:
+    if math.isnan(logprob):
+        raise WireError("the engine failed: a log-probability is not a number", status=500)
+    return max(logprob, _LOWEST_LOGPROB)

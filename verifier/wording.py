@@ -1,0 +1,126 @@
+"""How a report reads: the words, numbers and signs that the terminal and the page share.
+
+Knows nothing of layout. Text from a host is untrusted: `visible` disarms it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from verifier.records import Decision, Finding, NoiseScale, Report, Status, Usage
+
+#: What each decision says, in one line. Kept to what the evidence can carry.
+HEADLINES: Final[dict[Decision, str]] = {
+    "consistent": "every departure the policy names was excluded",
+    "inconsistent": "the replies differ from the published weights",
+    "inconclusive": "the evidence does not decide either way",
+}
+#: A sign beside each decision, so that colour is never the only signal.
+SIGNS: Final[dict[Decision, str]] = {"consistent": "=", "inconsistent": "≠", "inconclusive": "?"}
+_STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "not run")
+
+#: What a finding is about, by its aspect. One build excluded tells nothing of others.
+_KINDS: Final = {
+    "noise": "class of rounding",
+    "weights": "one exact build",
+    "logprobs": "reported logprobs",
+}
+#: The aspect of the best name, which is no departure of the policy.
+CAUSE: Final = "cause"
+
+# Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
+# separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
+# marks, lone surrogates. Joiners and variation selectors stay: scripts and emoji need them.
+_ACTING: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+def visible(text: str) -> str:
+    r"""Text with control and direction characters as escapes such as `\x1b`; \n and \t stay."""
+    return _ACTING.sub(
+        lambda found: found[0].encode("unicode_escape").decode("ascii"),
+        text.replace("\r\n", "\n"),
+    )
+
+
+def departures(report: Report) -> tuple[Finding, ...]:
+    """The findings on departures that the policy names, without the best name."""
+    return tuple(finding for finding in report.findings if finding.aspect != CAUSE)
+
+
+def causes(report: Report) -> tuple[Finding, ...]:
+    """The findings that give the best name for what was found."""
+    return tuple(finding for finding in report.findings if finding.aspect == CAUSE)
+
+
+def count_statuses(report: Report) -> str:
+    """How many departures ended in each status, in words; every status that occurs is named."""
+    found = [finding.decision for finding in departures(report)]
+    counts = (f"{found.count(status)} {status}" for status in _STATUSES if status in found)
+    return ", ".join(counts) or "none named"
+
+
+def describe_kind(finding: Finding) -> str:
+    """What a finding is about, in words."""
+    return _KINDS.get(finding.aspect, finding.aspect)
+
+
+def describe_cause(finding: Finding) -> str:
+    """The best name, how far it stands and why."""
+    evidence = "" if finding.log_e is None else f", log e {describe_evidence(finding)}"
+    detail = f": {finding.detail}" if finding.detail else ""
+    return f"{finding.name} ({finding.decision}{evidence}){detail}"
+
+
+def describe_evidence(finding: Finding) -> str:
+    """The log e-value in nats with its sign; a dash when the check did not run."""
+    return "-" if finding.log_e is None else f"{finding.log_e:+,.1f}"
+
+
+def describe_need(finding: Finding) -> str:
+    """Further completion tokens to decide a departure; only an undecided one needs any."""
+    if finding.decision != "undecided":
+        return "-"
+    return "unknown" if finding.tokens_needed is None else f"{finding.tokens_needed:,} more"
+
+
+def describe_scale(scale: NoiseScale) -> str:
+    """The noise scale with its interval and coverage, in one line."""
+    if scale.estimate is None:
+        return "nothing scored"
+    coverage = f"{describe_percent(scale.level)} interval"
+    return f"{describe_number(scale.estimate)} logits ({coverage} {describe_interval(scale)})"
+
+
+def list_spending(usage: Usage) -> list[tuple[str, str]]:
+    """What was asked and spent: label and one line each."""
+    requests = (
+        f"{usage.requests:,} sent; replies scored {usage.replies:,}, "
+        f"probes without an answer {usage.failures:,}, answers not judged {usage.not_judged:,}"
+    )
+    tokens = (
+        f"{usage.prompt_tokens:,} prompt, {usage.completion_tokens:,} completion; "
+        f"{usage.tokens_scored:,} scored, {usage.tokens_left_out:,} left out as ambiguous"
+    )
+    cost = usage.cost_usd
+    price = "not known: no prices were given" if cost is None else f"USD {cost:,.4f}"
+    return [("Requests", requests), ("Tokens", tokens), ("Cost", price)]
+
+
+def describe_number(scale: float) -> str:
+    """A noise scale to two digits."""
+    return f"{scale:.2g}"
+
+
+def describe_percent(rate: float) -> str:
+    """A rate in percent."""
+    return f"{100 * rate:.6g} %"
+
+
+def describe_interval(scale: NoiseScale) -> str:
+    """The interval in words and two digits, without its coverage."""
+    lower = "0" if scale.lower is None else describe_number(scale.lower)
+    return f"{lower} to {'unbounded' if scale.upper is None else describe_number(scale.upper)}"
