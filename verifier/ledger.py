@@ -34,9 +34,12 @@ FLOOR = 1e-3
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
 
-#: Reported log-probabilities whose slope on the reference's is further from 1 than this were
-#: processed (scaled by a temperature, or made one-hot) and say nothing about the weights.
+#: Reported log-probabilities were processed (divided by a temperature, made one-hot), and say
+#: nothing about the weights, when they correlate with the reference's above MIN_CORRELATION at a
+#: slope further than MAX_SLOPE_ERROR from 1, or at one above MAX_SLOPE, which no noise brings about.
+MIN_CORRELATION = 0.97
 MAX_SLOPE_ERROR = 0.25
+MAX_SLOPE = 2.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,11 +125,17 @@ def logprob_cells(
 
 
 def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
-    """Whether the reported values are the model's own: their slope on the reference's is near 1."""
+    """Whether the reported values were rescaled: in step with the reference's, at another slope.
+
+    Other weights add noise, which also flattens the slope, but then they are out of step.
+    """
     told = np.concatenate([t - t.mean() for t, _ in pairs])
     known = np.concatenate([k - k.mean() for _, k in pairs])
-    slope = float(told @ known / max(known @ known, 1e-12))
-    if abs(slope - 1) > MAX_SLOPE_ERROR:
+    shared, square = float(told @ known), float(known @ known)
+    slope = shared / max(square, 1e-12)
+    correlation = shared / max(float(np.sqrt((told @ told) * square)), 1e-12)
+    in_step = correlation > MIN_CORRELATION and abs(slope - 1) > MAX_SLOPE_ERROR
+    if slope > MAX_SLOPE or in_step:
         return f"reported log-probabilities are scaled by about {slope:.2f}, so not the model's own"
     return None
 

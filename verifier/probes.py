@@ -191,8 +191,7 @@ def draw(
     """
     wanted = _kinds(pool, kinds)
     decks = {
-        kind: _Deck([family for family in pool.families if family.kind == kind])
-        for kind in wanted
+        kind: _Deck([family for family in pool.families if family.kind == kind]) for kind in wanted
     }
     available = sum(family.size for family in pool.families if family.kind in decks)
     if not 0 <= count <= available:
@@ -347,7 +346,9 @@ def _parse(path: Path, raw: bytes) -> _File:
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{path.name}: {entry}: {reason}") from error
     except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path.name}: not YAML in UTF-8 ({' '.join(str(error).split())})") from error
+        raise ConfigError(
+            f"{path.name}: not YAML in UTF-8 ({' '.join(str(error).split())})"
+        ) from error
     finally:
         if loader is not None:
             loader.dispose()

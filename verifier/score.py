@@ -1,33 +1,49 @@
-"""The score step: replies of a run folder -> likelihoods under the weights in place -> ledger.
+"""The score step: replies of a run folder to likelihoods under each weights, and the ledger.
 
-Reads plan, probes and exchanges; appends to the scores and writes the ledger. Needs an engine.
+Reads probes and exchanges; appends to the scores and writes the ledger. Needs an engine.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from verifier import folder as files
 from verifier.align import Aligned, Vocabulary, align, reread
 from verifier.engines import Engine
 from verifier.errors import ConfigError
+from verifier.folder import LEDGER, SCORES, append_line, read_lines, write_json
 from verifier.ledger import Ledger, Row, ledger_to_json, logprob_cells, text_cells
-from verifier.records import REFERENCE, Outcome, Probe, Reply, ReplyScore, ScoreRequest
-from verifier.tokens import Tokenizer
+from verifier.records import (
+    REFERENCE,
+    Message,
+    Outcome,
+    Probe,
+    Reply,
+    ReplyScore,
+    ScoreRequest,
+)
 
 #: Replies scored between two writes.
 CHUNK = 16
 
-#: How often a text may be read anew before what is still doubtful is simply left out.
+#: How often a text is read anew; what is still doubtful then is left out whole.
 MAX_READINGS = 4
+
+#: Decimals kept of a log-probability: far below any noise, and half the bytes.
+DECIMALS = 6
+
+
+class Reader(Vocabulary, Protocol):
+    """What scoring needs of a tokenizer."""
+
+    def render(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scored:
-    """One line of the scores: a reply, the weights, and what they say of it."""
+    """One line of the scores: a reply as token ids, the weights, and what they say of it."""
 
     probe_id: str
     weights: str
@@ -41,39 +57,196 @@ def score_replies(
     outcomes: Mapping[str, Outcome],
     *,
     engine: Engine,
-    tokenizer: Tokenizer,
-    weights: Sequence[str],
+    tokenizer: Reader,
+    weights: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Score every reply that lacks a score under any of `weights`; append the scores.
+) -> Ledger:
+    """Score every reply that lacks a score under the reference or any of `weights`.
 
-    The reference comes first: it decides how a text is read. Nothing is scored twice.
+    The reference comes first: it decides how a text is read. Scores are appended as they come and
+    nothing is scored twice; then the ledger is written anew and returned.
     """
-    done = {(s.probe_id, s.weights): s for s in read_scores(run)}
+    done = {(scored.probe_id, scored.weights): scored for scored in read_scores(run)}
     replies = [(p, o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)]
-    missing = {
-        name: [(p, r) for p, r in replies if (p.id, name) not in done]
-        for name in dict.fromkeys((REFERENCE, *weights))
-    }
-    total = sum(map(len, missing.values()))
-    finished = 0
-    for name, todo in missing.items():
-        if todo:
-            engine.load_variant(name)
-        for start in range(0, len(todo), CHUNK):
-            for probe, reply in _chunk(todo, start):
-                known = done.get((probe.id, REFERENCE))
-                if known is None:
-                    scored = _score_reference(probe, reply, engine, tokenizer)
-                else:
-                    scored = None
-                if scored is not None:
-                    done[probe.id, REFERENCE] = scored
-                    files.append_line(run / files.SCORES, scored_to_json(scored))
-            if name != REFERENCE:
-                _score_variant(run, name, _chunk(todo, start), done, engine, tokenizer)
-            finished += len(_chunk(todo, start))
+    columns = tuple(dict.fromkeys((REFERENCE, *weights)))
+    todo = {name: [pair for pair in replies if (pair[0].id, name) not in done] for name in columns}
+    total, finished = sum(map(len, todo.values())), 0
+    for name, pairs in todo.items():
+        if not pairs:
+            continue
+        engine.load_variant(name)
+        for start in range(0, len(pairs), CHUNK):
+            chunk = pairs[start : start + CHUNK]
+            if name == REFERENCE:
+                found = _read_and_score(chunk, engine, tokenizer)
+            else:
+                known = [done[probe.id, REFERENCE].aligned for probe, _ in chunk]
+                found = _score([p for p, _ in chunk], known, name, engine, tokenizer)
+            for scored in found:
+                done[scored.probe_id, name] = scored
+                append_line(run / SCORES, _to_json(scored))
+            finished += len(chunk)
             if progress:
                 progress(finished, total)
-    if any(missing.values()):
-        engine.load_variant(REFERENCE)
+    engine.load_variant(REFERENCE)
+    ledger = build_ledger(probes, list(done.values()))
+    write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
+    return ledger
+
+
+def build_ledger(probes: Sequence[Probe], scores: Sequence[Scored]) -> Ledger:
+    """Cells of every scored reply, in the order of `probes`. A function of the scores alone."""
+    by_probe: dict[str, dict[str, Scored]] = {}
+    for scored in scores:
+        by_probe.setdefault(scored.probe_id, {})[scored.weights] = scored
+    rows = [_row(by_probe[p.id]) for p in probes if REFERENCE in by_probe.get(p.id, {})]
+    return Ledger(rows=tuple(rows))
+
+
+def _row(columns: Mapping[str, Scored]) -> Row:
+    reference = columns[REFERENCE]
+    aligned = reference.aligned
+    length = len(aligned.reply_ids)
+    kept = [t for t in range(length) if t not in aligned.left_out]
+    logprob, problem = None, aligned.problem
+    if aligned.reported is not None and reference.score.candidate_logprobs is not None:
+        cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
+        logprob, problem = (None, cells) if isinstance(cells, str) else (cells, None)
+    return Row(
+        probe_id=reference.probe_id,
+        tokens=len(kept),
+        left_out=length - len(kept),
+        text={name: text_cells(scored.score, kept) for name, scored in columns.items()},
+        logprob=logprob,
+        logprob_problem=problem,
+    )
+
+
+# -- reading a text as token ids ---------------------------------------------------------------
+
+
+def _read_and_score(
+    pairs: Sequence[tuple[Probe, Reply]], engine: Engine, tokenizer: Reader
+) -> list[Scored]:
+    probes = [probe for probe, _ in pairs]
+    readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in pairs]
+    found = _score(probes, readings, REFERENCE, engine, tokenizer)
+    doubtful = [i for i, scored in enumerate(found) if scored.aligned.by == "text"]
+    for reading in range(MAX_READINGS + 1):
+        better = {i: reread(found[i].aligned, found[i].score, tokenizer) for i in doubtful}
+        changed = {i: _cut(a, probes[i].max_tokens) for i, a in better.items() if a is not None}
+        if reading == MAX_READINGS:
+            changed = {i: _left_out_whole(aligned) for i, aligned in changed.items()}
+        again = _score(
+            [probes[i] for i in changed], list(changed.values()), REFERENCE, engine, tokenizer
+        )
+        for i, scored in zip(changed, again, strict=True):
+            found[i] = scored
+        doubtful = list(changed)
+    return found
+
+
+def _cut(aligned: Aligned, limit: int) -> Aligned:
+    """No more than was asked for: a host that ignores max_tokens must not cost hours."""
+    return replace(
+        aligned,
+        reply_ids=aligned.reply_ids[:limit],
+        left_out=frozenset(t for t in aligned.left_out if t < limit),
+        candidates=None if aligned.candidates is None else aligned.candidates[:limit],
+        reported=None if aligned.reported is None else aligned.reported[:limit],
+    )
+
+
+def _left_out_whole(aligned: Aligned) -> Aligned:
+    return replace(aligned, left_out=frozenset(range(len(aligned.reply_ids))))
+
+
+def _score(
+    probes: Sequence[Probe],
+    readings: Sequence[Aligned],
+    weights: str,
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Score readings under the weights in place, in the order given."""
+    requests = [
+        ScoreRequest(
+            prompt_ids=tokenizer.render(probe.messages),
+            reply_ids=aligned.reply_ids,
+            candidates=aligned.candidates if weights == REFERENCE else None,
+        )
+        for probe, aligned in zip(probes, readings, strict=True)
+    ]
+    return [
+        Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
+        for probe, aligned, score in zip(probes, readings, engine.score(requests), strict=True)
+    ]
+
+
+# -- the scores file ---------------------------------------------------------------------------
+
+
+def _rounded(score: ReplyScore) -> ReplyScore:
+    """As it will be read back, so that a resumed run computes with the same numbers."""
+
+    def rows(values: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
+        return tuple(tuple(round(v, DECIMALS) for v in row) for row in values)
+
+    candidates = score.candidate_logprobs
+    return replace(
+        score,
+        logprobs=tuple(round(v, DECIMALS) for v in score.logprobs),
+        entropies=tuple(round(v, DECIMALS) for v in score.entropies),
+        top_logprobs=rows(score.top_logprobs),
+        candidate_logprobs=None if candidates is None else rows(candidates),
+    )
+
+
+def _to_json(scored: Scored) -> dict[str, Any]:
+    aligned = asdict(scored.aligned) | {"left_out": sorted(scored.aligned.left_out)}
+    return {
+        "probe_id": scored.probe_id,
+        "weights": scored.weights,
+        "aligned": aligned,
+        "score": asdict(scored.score),
+    }
+
+
+def read_scores(run: Path) -> list[Scored]:
+    """Every score of a run folder, in the order of writing. Raises ConfigError for a bad line."""
+    path = run / SCORES
+    return [_from_json(value, f"{path}:{n}") for n, value in enumerate(read_lines(path), 1)]
+
+
+def _from_json(value: Mapping[str, Any], where: str) -> Scored:
+    try:
+        aligned, score = value["aligned"], value["score"]
+        return Scored(
+            probe_id=str(value["probe_id"]),
+            weights=str(value["weights"]),
+            aligned=Aligned(
+                **aligned
+                | {
+                    "reply_ids": tuple(aligned["reply_ids"]),
+                    "left_out": frozenset(aligned["left_out"]),
+                    "candidates": _nested(aligned["candidates"]),
+                    "reported": _nested(aligned["reported"]),
+                }
+            ),
+            score=ReplyScore(
+                logprobs=tuple(score["logprobs"]),
+                ranks=tuple(score["ranks"]),
+                entropies=tuple(score["entropies"]),
+                top_ids=tuple(score["top_ids"]),
+                top_logprobs=tuple(map(tuple, score["top_logprobs"])),
+                candidate_logprobs=_nested(score["candidate_logprobs"]),
+            ),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: malformed score ({error!r}); remove the file and run `verifier score` again"
+        ) from error
+
+
+def _nested(rows: Any) -> Any:
+    return None if rows is None else tuple(map(tuple, rows))

@@ -5,7 +5,6 @@ Templates are untrusted code and are rendered by transformers' sandbox only, nev
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -43,11 +42,6 @@ class Tokenizer:
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which never appear in a reply's text."""
         return frozenset(self._tokenizer.all_special_ids)
-
-    @property
-    def template_sha256(self) -> str:
-        """Digest of the chat template's source text."""
-        return hashlib.sha256((self._tokenizer.chat_template or "").encode()).hexdigest()
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt ids of a conversation, up to where the assistant's reply begins."""

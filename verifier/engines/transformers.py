@@ -14,9 +14,8 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from verifier.bank import VARIANTS
+from verifier.bank import find_variant
 from verifier.engines import TOP_K
-from verifier.errors import ConfigError
 from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -38,8 +37,8 @@ class TransformersEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
     ) -> None:
         """`decode` is only needed to honour stop strings when generating."""
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        cast(Any, transformers.logging).set_verbosity_error()
+        cast(Any, transformers.logging).disable_progress_bar()
         self._weights = weights
         self._dtype = dtype
         self._eos = frozenset(eos_ids)
@@ -50,6 +49,8 @@ class TransformersEngine:
             weights, dtype=getattr(torch, dtype), local_files_only=True
         )
         self._model.to(self._device).eval()
+        if self._device == "cpu" and dtype != "float32":
+            _accumulate_in_float32(self._model)
         self._loaded = REFERENCE
 
     @property
@@ -71,10 +72,9 @@ class TransformersEngine:
         """Stream the checkpoint's tensors through the variant into the loaded model."""
         if name == self._loaded:
             return
-        if name != REFERENCE and name not in VARIANTS:
-            raise ConfigError(f"no weights variant {name!r}; there are: {', '.join(VARIANTS)}")
         layers = self._model.config.num_hidden_layers
-        transform = VARIANTS[name].build(layers) if name != REFERENCE else None
+        variant = find_variant(name, layers=layers) if name != REFERENCE else None
+        transform = variant.build(layers) if variant else None
         parameters = dict(self._model.named_parameters())
         with torch.inference_mode():
             for shard in sorted(self._weights.glob("*.safetensors")):
@@ -85,7 +85,8 @@ class TransformersEngine:
                         tensor = tensors.get_tensor(key)
                         if transform is not None:
                             tensor = transform(key, tensor)
-                        parameters[key].copy_(tensor)
+                        # through the precision served in, which a parameter may be wider than
+                        parameters[key].copy_(tensor.to(getattr(torch, self._dtype)))
         self._loaded = name
 
     # -- scoring ---------------------------------------------------------------------------
@@ -158,6 +159,29 @@ class TransformersEngine:
             ids = torch.tensor([[reply.token_ids[-1]] for reply in going], device=self._device)
             mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
             positions = mask.sum(dim=1, keepdim=True) - 1
+
+
+def _accumulate_in_float32(model: torch.nn.Module) -> None:
+    """Multiply matrices in float32 and round the products to the model's own half precision.
+
+    That is what GPUs do. CPUs without half-precision instructions emulate them up to ten times
+    slower, and in ways that differ from one CPU to the next.
+    """
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
+            half = module.weight.dtype
+            module.weight.data = module.weight.data.float()
+            module.forward = _rounded_to(half, module.forward)  # type: ignore[method-assign]
+
+
+def _rounded_to(
+    half: torch.dtype, forward: Callable[[torch.Tensor], torch.Tensor]
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    def rounded(inputs: torch.Tensor) -> torch.Tensor:
+        wide = inputs.float() if inputs.is_floating_point() else inputs  # ids stay ids
+        return forward(wide).to(half)
+
+    return rounded
 
 
 def _reply_score(logp: torch.Tensor, request: ScoreRequest) -> ReplyScore:
