@@ -39,7 +39,7 @@ class Aligned:
 
 
 def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
-    """Token ids of a reply: by the bytes of reported tokens if they spell its text, else by text."""
+    """Token ids of a reply: by the reported tokens if they spell its text, else by the text."""
     if reply.logprobs is None:
         return _by_text(reply, vocabulary, reply.logprobs_problem)
     ids: list[int] = []

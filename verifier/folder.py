@@ -73,9 +73,8 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}:{number}: not JSON ({error}); restore the run folder from a copy"
                 ) from error
             if not isinstance(value, dict):
-                raise ConfigError(
-                    f"{path}:{number}: expected an object, got {type(value).__name__}"
-                )
+                kind = type(value).__name__
+                raise ConfigError(f"{path}:{number}: expected an object, got {kind}")
             yield value
 
 

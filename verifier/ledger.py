@@ -36,7 +36,8 @@ LOGPROB_DF = 4.0
 
 #: Reported log-probabilities were processed (divided by a temperature, made one-hot), and say
 #: nothing about the weights, when they correlate with the reference's above MIN_CORRELATION at a
-#: slope further than MAX_SLOPE_ERROR from 1, or at one above MAX_SLOPE, which no noise brings about.
+#: slope further than MAX_SLOPE_ERROR from 1, or at a slope above MAX_SLOPE, which noise never
+#: brings about.
 MIN_CORRELATION = 0.97
 MAX_SLOPE_ERROR = 0.25
 MAX_SLOPE = 2.0

@@ -139,7 +139,7 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """What an engine generated. `token_ids` includes the end-of-turn token when it stopped there."""
+    """What an engine generated. `token_ids` ends with the end-of-turn token if it stopped there."""
 
     token_ids: tuple[int, ...]
     finish_reason: Literal["stop", "length"]

@@ -59,12 +59,14 @@ def score_replies(
     engine: Engine,
     tokenizer: Reader,
     weights: Sequence[str] = (),
+    every: Sequence[Probe] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
-    nothing is scored twice; then the ledger is written anew and returned.
+    nothing is scored twice; then the ledger is written anew and returned. It has a row for each
+    scored reply of `every`, which is `probes` unless more are given.
     """
     done = {(scored.probe_id, scored.weights): scored for scored in read_scores(run)}
     replies = [(p, o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)]
@@ -89,7 +91,7 @@ def score_replies(
             if progress:
                 progress(finished, total)
     engine.load_variant(REFERENCE)
-    ledger = build_ledger(probes, list(done.values()))
+    ledger = build_ledger(probes if every is None else every, list(done.values()))
     write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
     return ledger
 

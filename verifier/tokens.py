@@ -20,7 +20,7 @@ class Tokenizer:
     def __init__(self, directory: Path) -> None:
         import transformers
 
-        transformers.logging.set_verbosity_error()
+        cast(Any, transformers.logging).set_verbosity_error()
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except (OSError, ValueError) as error:

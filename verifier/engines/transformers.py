@@ -171,7 +171,7 @@ def _accumulate_in_float32(model: torch.nn.Module) -> None:
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             half = module.weight.dtype
             module.weight.data = module.weight.data.float()
-            module.forward = _rounded_to(half, module.forward)  # type: ignore[method-assign]
+            cast(Any, module).forward = _rounded_to(half, module.forward)
 
 
 def _rounded_to(

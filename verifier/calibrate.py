@@ -1,0 +1,254 @@
+"""Calibration: what honest serving and each known variant look like on one card's model.
+
+Half of the honest stacks set the honest scale; the other half only check it. Every number comes
+from replies asked for over HTTP, as an audit asks. A calibration that was stopped goes on where it
+was, in the same work folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.bank import CLASS_MARGINS, find_variant
+from verifier.corpus import (
+    Progress,
+    Stack,
+    collect_corpus,
+    load_engine,
+    read_stack,
+    score_corpus,
+)
+from verifier.engines.transformers import Dtype
+from verifier.errors import ReferenceMismatch
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.probes import draw, load_pool
+from verifier.records import Probe
+from verifier.reference import (
+    CALIBRATION_SCHEMA,
+    Calibration,
+    Card,
+    Channel,
+    Estimate,
+    NoiseClass,
+    Role,
+)
+from verifier.reference import Stack as Measured
+from verifier.stats import (
+    confidence_sequence,
+    fit_learning_rate,
+    fit_spread,
+    spread_rows,
+)
+from verifier.tokens import Tokenizer
+
+Array = NDArray[np.float64]
+
+#: Coverage of the intervals in a calibration.
+LEVEL = 0.99
+
+SPREADS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+LEARNING_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+
+#: Variants are served in the arithmetic that hosts use most.
+SERVED_IN: Dtype = "bfloat16"
+SERVED_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How many replies each part of a calibration rests on."""
+
+    calibration: int = 128
+    held_out: int = 64
+    variant: int = 32
+    layer: int = 12
+    max_tokens: int = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One stack to measure and the probes to ask it."""
+
+    stack: Stack
+    role: Role
+    family: str | None
+    probes: tuple[Probe, ...]
+
+
+def calibrate(
+    card: Card,
+    weights: Path,
+    *,
+    work: Path,
+    seed: int,
+    versions: Mapping[str, str],
+    sizes: Sizes,
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> Calibration:
+    """Measure every stack of the card in `work` and fit the calibration.
+
+    Raises ReferenceMismatch when honest serving cannot be bounded or modelled.
+    """
+    tokenizer = Tokenizer(weights)
+    items = plan_items(card, seed=seed, sizes=sizes)
+    for dtype in dict.fromkeys(item.stack.dtype for item in items):
+        engine = load_engine(weights, tokenizer, dtype)
+        for item in [i for i in items if i.stack.dtype == dtype]:
+            tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
+            collect_corpus(
+                work / item.stack.name, item.stack, item.probes, engine=engine,
+                tokenizer=tokenizer, progress=progress,
+            )  # fmt: skip
+        del engine
+    engine = load_engine(weights, tokenizer, "float32")
+    texts: dict[str, Array] = {}
+    logprobs: dict[str, Array] = {}
+    tokens: dict[str, int] = {}
+    for item in items:
+        name = item.stack.name
+        tell(f"scoring {name}")
+        ledger = score_corpus(
+            work / name, item.probes, engine=engine, tokenizer=tokenizer, with_logprobs=False,
+            progress=progress,
+        )  # fmt: skip
+        texts[name] = ledger.text()
+        tokens[name] = sum(row.tokens for row in ledger.rows)
+        logprobs[name] = score_corpus(
+            work / name, item.probes, engine=engine, tokenizer=tokenizer, with_logprobs=True,
+            progress=progress,
+        ).logprob()  # fmt: skip
+    honest = [i.stack.name for i in items if i.role == "calibration"]
+    known = [i.stack.name for i in items if i.role != "held out"]
+    text = fit_channel(texts, TEXT_SCALES, honest=honest, known=known, what="greedy text")
+    logprob = fit_channel(
+        logprobs, LOGPROB_SCALES, honest=honest, known=known, what="log-probabilities"
+    )
+    stacks = tuple(
+        Measured(
+            name=item.stack.name if item.role != "variant" else item.stack.weights,
+            role=item.role,
+            family=item.family,
+            replies=len(texts[item.stack.name]),
+            tokens=tokens[item.stack.name],
+            text=estimate(texts[item.stack.name], TEXT_SCALES, text),
+            logprob=estimate(logprobs[item.stack.name], LOGPROB_SCALES, logprob),
+        )
+        for item in items
+    )
+    return Calibration(
+        schema_version=CALIBRATION_SCHEMA,
+        card=card.name,
+        tensors_sha256=card.digests.tensors_sha256,
+        seed=seed,
+        max_tokens=sizes.max_tokens,
+        level=LEVEL,
+        versions=dict(versions),
+        text=text,
+        logprob=logprob,
+        classes=noise_classes(stacks),
+        stacks=stacks,
+    )
+
+
+def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
+    """What to measure. Held-out stacks get probes that no other stack gets."""
+    pool = load_pool()
+    shared, own = sizes.calibration, sizes.held_out
+    held_out = [read_stack(name) for name in card.held_out_stacks]
+    probes = draw(pool, seed=seed, count=shared + own * len(held_out), max_tokens=sizes.max_tokens)
+    items = [
+        Item(stack=read_stack(name), role="calibration", family=None, probes=probes[:shared])
+        for name in card.calibration_stacks
+    ]
+    for n, stack in enumerate(held_out):
+        start = shared + n * own
+        items.append(
+            Item(stack=stack, role="held out", family=None, probes=probes[start : start + own])
+        )
+    for name in (*card.bank, *(f"drop-layer-{n}" for n in range(card.layers))):
+        variant = find_variant(name, layers=card.layers)
+        count = sizes.variant if name in card.bank else sizes.layer
+        stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH, weights=name)
+        items.append(
+            Item(stack=stack, role="variant", family=variant.family, probes=probes[:count])
+        )
+    return items
+
+
+def fit_channel(
+    rows: Mapping[str, Array],
+    scales: Array,
+    *,
+    honest: Sequence[str],
+    known: Sequence[str],
+    what: str,
+) -> Channel:
+    """Fit spread, learning rate and honest scale of one channel.
+
+    Spread and learning rate are fitted over all `known` stacks, so that intervals keep their
+    level for faults too; the honest scale is the next grid point above the largest upper limit of
+    the `honest` stacks.
+    """
+    enough = [rows[name] for name in known if len(rows[name]) > 1]
+    spread = fit_spread(enough, scales, SPREADS)
+    try:
+        rate = fit_learning_rate(
+            [spread_rows(r, scales, spread) for r in enough], ladder=LEARNING_RATES
+        )
+    except ValueError as error:
+        raise ReferenceMismatch(f"calibration of {what}: {error}") from error
+    channel = Channel(honest_scale=float(scales[-1]), spread=spread, learning_rate=rate)
+    uppers = [
+        found.upper if (found := estimate(rows[n], scales, channel)) else None for n in honest
+    ]
+    known_uppers = [upper for upper in uppers if upper is not None]
+    if len(known_uppers) < len(honest) or max(known_uppers) >= scales[-2]:
+        raise ReferenceMismatch(
+            f"calibration of {what}: honest serving is not bounded; ask for more replies"
+        )
+    above = int(np.searchsorted(scales, max(known_uppers) * (1 + 1e-9)))
+    return channel.model_copy(update={"honest_scale": float(scales[above])})
+
+
+def estimate(rows: Array, scales: Array, channel: Channel) -> Estimate | None:
+    """The scale of one stack with its interval at LEVEL; None without rows."""
+    read = channel.learning_rate * spread_rows(rows, scales, channel.spread)
+    found = confidence_sequence(read, scales, level=LEVEL)
+    if found is None:
+        return None
+    return Estimate(estimate=found.estimate, lower=found.lower, upper=found.upper)
+
+
+def noise_classes(stacks: Sequence[Measured]) -> tuple[NoiseClass, ...]:
+    """The scale below which each class of departures is excluded: a margin of its mildest member.
+
+    The margins and their reasons are in `bank`.
+    """
+    classes = []
+    for name, (families, margin) in CLASS_MARGINS.items():
+        members = [s for s in stacks if s.family in families and s.text is not None]
+        if not members:
+            continue
+        mildest = min(members, key=lambda s: s.text.estimate if s.text else np.inf)
+        assert mildest.text is not None
+        classes.append(
+            NoiseClass(
+                name=name,
+                scale=float(f"{margin * mildest.text.estimate:.4g}"),
+                basis=f"{margin:g} of {mildest.name}, the mildest of {len(members)} builds",
+            )
+        )
+    classes.append(
+        NoiseClass(
+            name="another model",
+            scale=1.0,
+            basis="at 1, greedy replies are as far off as samples at temperature 1",
+        )
+    )
+    return tuple(classes)

@@ -1,0 +1,533 @@
+"""The command line: arguments in, exit status out. The only place that prints, exits, and reads
+the environment.
+
+Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
+inconclusive, 4 a defect of this program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+import verifier
+from verifier.errors import ConfigError, VerifierError
+
+if TYPE_CHECKING:
+    from verifier.audit import LoadReference, Show
+    from verifier.config import RunFile
+    from verifier.records import Decision, Report
+
+EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
+_USAGE: Final = 2
+_DEFECT: Final = 4
+
+app = typer.Typer(
+    help="Tells whether a hosting endpoint serves the open weights it claims.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+testbed_app = typer.Typer(
+    help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(testbed_app, name="testbed")
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
+CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
+
+
+def main() -> None:
+    """Run the command line; every error becomes one line on stderr."""
+    try:
+        app()
+    except VerifierError as error:
+        _fail(str(error), _USAGE)
+    except KeyboardInterrupt:
+        _fail("stopped; the same command goes on where this one was", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception as error:
+        if os.environ.get("VERIFIER_TRACEBACK"):
+            raise
+        what = " ".join(str(error).split())[:300]
+        _fail(
+            f"defect in the verifier ({type(error).__name__}: {what}); what was collected is "
+            "kept; set VERIFIER_TRACEBACK=1 to see where, and report it",
+            _DEFECT,
+        )
+
+
+def _fail(message: str, status: int) -> None:
+    from verifier.wording import visible
+
+    print(f"verifier: {' '.join(visible(message).split())}", file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"verifier {verifier.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+# -- audit -------------------------------------------------------------------------------------
+
+
+@app.command()
+def audit(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUNFILE]", help="A run file; else use the flags.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="What comes before /chat/completions.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Card of the published weights.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="screen (default), standard or strict.")
+    ] = None,
+    budget_completion_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Completion tokens at most (6000).")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="False-alarm rate of 'inconsistent' (0.001).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the probes; drawn in secret when left out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit an endpoint against local reference weights.
+
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive.
+    An audit that was stopped goes on with the same command.
+
+    \b
+    Examples:
+      verifier audit configs/example.yaml
+      verifier audit --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-instruct \\
+          --reference smollm2-135m-instruct --out runs/first
+    """
+    from verifier.audit import audit as run_audit
+    from verifier.audit import reference_loader
+
+    flags = {
+        "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
+        "reference": {"card": reference},
+        "audit": {
+            "policy": policy,
+            "budget_completion_tokens": budget_completion_tokens,
+            "alpha": alpha,
+            "seed": seed,
+        },
+        "out": out,
+    }
+    config = _configure(run_file, flags)
+    with _showing() as show:
+        report = run_audit(
+            config,
+            api_key=_api_key(config),
+            load_reference=reference_loader(config, cache=_cache(), show=show),
+            show=show,
+        )
+    _print_report(report, config.out, as_json=as_json)
+    raise typer.Exit(EXIT[report.decision])
+
+
+def _configure(run_file: Path | None, flags: dict[str, Any]) -> RunFile:
+    """The run file, or the one that the flags describe; flags override the file."""
+    from verifier.config import RunFile, load_run_file, validated
+
+    base = {} if run_file is None else load_run_file(run_file).model_dump()
+    merged = _merge(base, flags)
+    if run_file is None:
+        for flag, found in (
+            ("--base-url", merged["endpoint"].get("base_url")),
+            ("--model", merged["endpoint"].get("model")),
+            ("--reference", merged["reference"].get("card")),
+            ("--out", merged.get("out")),
+        ):
+            if found is None:
+                raise ConfigError(f"audit: {flag} is missing; give it, or give a run file")
+    return validated(RunFile, merged, where="audit" if run_file is None else str(run_file))
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            merged[key] = _merge(base.get(key) or {}, value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _api_key(config: RunFile) -> str | None:
+    name = config.endpoint.api_key_env
+    if name is None:
+        return None
+    if not os.environ.get(name):
+        raise ConfigError(f"endpoint.api_key_env: the variable {name} is not set; export the key")
+    return os.environ[name]
+
+
+def _cache() -> Path:
+    """Where fetched weights are kept."""
+    if os.environ.get("VERIFIER_CACHE"):
+        return Path(os.environ["VERIFIER_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "verifier"
+
+
+# -- the steps of a run folder -----------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+) -> None:
+    """Write the run folder of a run file and print its ceiling. Sends nothing.
+
+    \b
+    Example:
+      verifier plan configs/example.yaml
+    """
+    from verifier.audit import start
+    from verifier.config import load_run_file
+
+    config = load_run_file(run_file)
+    made = start(config)
+    typer.echo(f"run folder: {config.out}")
+    typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
+    if made.prices is not None:
+        cost = made.budget_completion_tokens * made.prices.completion / 1e6
+        typer.echo(f"completion cost: at most USD {cost:,.4f}")
+
+
+@app.command()
+def collect(
+    run: RunFolder,
+    probes: Annotated[
+        int | None, typer.Option(metavar="N", help="Ask the first N probes; all when left out.")
+    ] = None,
+) -> None:
+    """Ask the probes of a planned run that have no answer yet, within its budget.
+
+    \b
+    Example:
+      verifier collect runs/first --probes 20
+    """
+    from verifier.audit import ask
+    from verifier.config import load_run_file
+    from verifier.folder import RUN
+
+    config = load_run_file(run / RUN)
+    with _showing() as show:
+        count = ask(run, api_key=_api_key(config), probes=probes, show=show)
+    typer.echo(f"{count} probes have an outcome in {run}")
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    builds: Annotated[
+        bool,
+        typer.Option("--builds", help="Also score the card's bank, so that a cause can be named."),
+    ] = False,
+) -> None:
+    """Score what has arrived under the reference weights, and write the ledger.
+
+    \b
+    Example:
+      verifier score runs/first
+    """
+    from verifier.audit import NAMING_REPLIES, reference_loader
+    from verifier.audit import score as score_run
+    from verifier.config import load_run_file
+    from verifier.folder import RUN
+    from verifier.plan import read_plan
+
+    made = read_plan(run)
+    config = load_run_file(run / RUN)
+    with _showing() as show:
+        loaded = reference_loader(config, cache=_cache(), show=show)()
+        weights = made.bank if builds else ()
+        score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
+    typer.echo(f"scored; the ledger is in {run}")
+
+
+@app.command()
+def decide(run: RunFolder, as_json: AsJson = False) -> None:
+    """Decide a scored run folder anew. Needs no model and no network; the bytes do not change.
+
+    \b
+    Example:
+      verifier decide runs/first
+    """
+    from verifier.decide import decide_folder
+
+    report = decide_folder(run)
+    _print_report(report, run, as_json=as_json)
+    raise typer.Exit(EXIT[report.decision])
+
+
+@app.command()
+def report(run: RunFolder, as_json: AsJson = False) -> None:
+    """Show the verdict of a run folder and write its HTML page.
+
+    \b
+    Example:
+      verifier report runs/first
+    """
+    from verifier.audit import write_page
+
+    found = write_page(run)
+    _print_report(found, run, as_json=as_json)
+    raise typer.Exit(EXIT[found.decision])
+
+
+# -- calibrate, demo, bench --------------------------------------------------------------------
+
+
+@app.command()
+def calibrate(
+    card: CardName,
+    work: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
+) -> None:
+    """Measure honest serving and every known variant, and write the card's calibration.
+
+    Takes about half an hour for the embedded model on two cores.
+
+    \b
+    Example:
+      verifier calibrate smollm2-135m-instruct
+    """
+    from verifier.calibrate import Sizes
+    from verifier.calibrate import calibrate as run_calibration
+    from verifier.plan import versions
+    from verifier.reference import check_weights, fetch_weights, load_card, write_calibration
+
+    found = load_card(card)
+    with _showing() as show:
+        weights = fetch_weights(found, cache=_cache(), tell=show.tell)
+        check_weights(found, weights)
+        made = run_calibration(
+            found,
+            weights,
+            work=work or _cache() / f"calibrate-{found.name}",
+            seed=seed,
+            versions=versions(),
+            sizes=Sizes(),
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    path = write_calibration(card, made)
+    typer.echo(f"{path}: honest scale {made.text.honest_scale:.2g}")
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Audit two local hosts: an honest one, and one that serves 4-bit weights.
+
+    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept.
+
+    \b
+    Example:
+      verifier demo
+    """
+    from verifier.demo import run_demo
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists; remove it or give another --out")
+    lines = []
+    with _showing() as show:
+        for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+            name = "the honest host" if fault == "none" else f"the host that serves {fault}"
+            typer.echo(f"\n== {name} ==\n")
+            _print_report(found, None, as_json=False)
+            lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
+    typer.echo("")
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"run folders and HTML reports: {out}/*/report.html")
+
+
+@app.command()
+def bench(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
+    ] = None,
+) -> None:
+    """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
+
+    \b
+    Example:
+      verifier bench runs/bench --part honest
+    """
+    from verifier.bench import run_bench
+
+    with _showing() as show:
+        path = run_bench(out, cache=_cache(), parts=tuple(part or ()), show=show)
+    typer.echo(f"results: {path}")
+
+
+# -- testbed -----------------------------------------------------------------------------------
+
+
+@testbed_app.command("list")
+def list_testbed_faults() -> None:
+    """List the faults that the testbed can serve.
+
+    \b
+    Example:
+      verifier testbed list
+    """
+    from verifier.testbed import list_faults
+
+    for name, summary in list_faults():
+        typer.echo(f"{name:20} {summary}")
+
+
+@testbed_app.command("serve")
+def serve_testbed(
+    fault: Annotated[str, typer.Option(help="A fault of `testbed list`.")] = "none",
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    card: Annotated[str, typer.Option(metavar="CARD")] = "smollm2-135m-instruct",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
+    max_batch: Annotated[int, typer.Option(help="Replies generated together at most.")] = 16,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
+    ] = None,
+) -> None:
+    """Serve a card's weights, with a fault of your choice, until stopped.
+
+    A laboratory instrument to measure audits with: it listens on the loopback interface only and
+    is no server for people.
+
+    \b
+    Example:
+      verifier testbed serve --fault int4-asym-g64 --port 8000
+    """
+    from verifier.bank import find_variant
+    from verifier.records import REFERENCE
+    from verifier.reference import check_weights, fetch_weights, load_card
+    from verifier.testbed import create_app, serve
+
+    found = load_card(card)
+    weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name
+    key = None
+    if api_key_env is not None:
+        key = os.environ.get(api_key_env)
+        if not key:
+            raise ConfigError(f"--api-key-env: the variable {api_key_env} is not set")
+    with _showing() as show:
+        directory = fetch_weights(found, cache=_cache(), tell=show.tell)
+        check_weights(found, directory)
+    from verifier.engines.transformers import TransformersEngine
+    from verifier.tokens import Tokenizer
+
+    tokenizer = Tokenizer(directory)
+    engine = TransformersEngine(
+        directory, eos_ids=(tokenizer.eos_id,), dtype=dtype, decode=tokenizer.decode
+    )
+    engine.load_variant(weights_name)
+    served = create_app(engine, tokenizer, model=found.name, api_key=key, max_batch=max_batch)
+    serve(
+        served,
+        port=port,
+        announce=lambda url: print(  # noqa: T201
+            f"serving {found.name} with fault {fault} at {url}", flush=True
+        ),
+    )
+
+
+# -- showing -----------------------------------------------------------------------------------
+
+
+def _embedded(show: Show) -> LoadReference:
+    """Loads the reference of the embedded model."""
+    from verifier.audit import reference_loader
+    from verifier.config import EndpointSection, ReferenceSection, RunFile
+    from verifier.demo import CARD
+
+    config = RunFile(
+        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
+        reference=ReferenceSection(card=CARD),
+        out=Path(),
+    )
+    return reference_loader(config, cache=_cache(), show=show)
+
+
+@contextmanager
+def _showing() -> Iterator[Show]:
+    """Progress on stderr: a bar on a terminal, and one line per step."""
+    from verifier.audit import Show
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("starting", total=None)
+
+        def step(name: str, done: int, of: int) -> None:
+            progress.update(bar, description=name, completed=done, total=of)
+
+        def tell(line: str) -> None:
+            progress.update(bar, description=line, completed=0, total=None)
+            console.print(line, style="dim", markup=False, highlight=False)
+
+        yield Show(tell=tell, step=step)
+
+
+def _print_report(found: Report, run: Path | None, *, as_json: bool) -> None:
+    from verifier.report import render_terminal, report_to_json
+
+    if as_json:
+        typer.echo(json.dumps(report_to_json(found), indent=2, ensure_ascii=False))
+        return
+    render_terminal(found, console=Console())
+    if run is not None:
+        Console().print(f"\nrun folder: {run}", markup=False, highlight=False)

@@ -1,0 +1,119 @@
+"""Replies of a testbed host whose truth is known, asked for over HTTP as an audit would.
+
+Calibration and benchmark both rest on such corpora. A corpus is a run folder without a verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast, get_args
+
+from verifier.collect import collect, read_outcomes
+from verifier.endpoint import Endpoint
+from verifier.engines import Engine
+from verifier.engines.transformers import Dtype, TransformersEngine
+from verifier.errors import ConfigError
+from verifier.ledger import Ledger
+from verifier.records import REFERENCE, Probe, Reply
+from verifier.score import score_replies
+from verifier.testbed import create_app, running
+from verifier.tokens import Tokenizer
+
+Progress = Callable[[int, int], None]
+
+MODEL = "reference"
+TOP_LOGPROBS = 5
+MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """How a host computes: the precision of its arithmetic and how many replies share a batch."""
+
+    dtype: Dtype
+    batch: int
+    weights: str = REFERENCE
+
+    @property
+    def name(self) -> str:
+        """E.g. bfloat16-batch16, or the variant's name in front of it."""
+        stack = f"{self.dtype}-batch{self.batch}"
+        return stack if self.weights == REFERENCE else f"{self.weights}-{stack}"
+
+
+def read_stack(name: str) -> Stack:
+    """A stack by its name in a card, such as bfloat16-batch16."""
+    dtype, _, batch = name.partition("-batch")
+    if dtype not in get_args(Dtype) or not batch.isdigit() or not int(batch):
+        raise ConfigError(
+            f"card: stack {name!r} is not one of {', '.join(get_args(Dtype))} followed by -batch "
+            "and a number"
+        )
+    return Stack(dtype=cast(Dtype, dtype), batch=int(batch))
+
+
+def load_engine(weights: Path, tokenizer: Tokenizer, dtype: Dtype) -> TransformersEngine:
+    """The weights of a directory, ready to score and to serve."""
+    return TransformersEngine(
+        weights, eos_ids=(tokenizer.eos_id,), dtype=dtype, decode=tokenizer.decode
+    )
+
+
+def collect_corpus(
+    folder: Path,
+    stack: Stack,
+    probes: Sequence[Probe],
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    progress: Progress | None = None,
+) -> None:
+    """Serve `stack` on a free port and ask it those of `probes` that have no reply yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settled = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    if all(probe.id in settled for probe in probes):
+        return
+    engine.load_variant(stack.weights)
+    app = create_app(engine, tokenizer, model=MODEL, max_batch=stack.batch)
+    with running(app) as base_url:
+        endpoint = Endpoint(
+            base_url=base_url,
+            model=MODEL,
+            concurrency=stack.batch,
+            timeout_s=600,
+            max_attempts=MAX_ATTEMPTS,
+            top_logprobs=TOP_LOGPROBS,
+        )
+        collect(folder, endpoint, probes, progress=progress)
+
+
+def score_corpus(
+    folder: Path,
+    probes: Sequence[Probe],
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    with_logprobs: bool,
+    weights: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Ledger:
+    """The ledger of a corpus, with or without what the host said of its own tokens.
+
+    The two ways of reading are kept in folders of their own.
+    """
+    outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    if not with_logprobs:
+        outcomes = {
+            name: replace(outcome, logprobs=None, logprobs_problem=None)
+            if isinstance(outcome, Reply)
+            else outcome
+            for name, outcome in outcomes.items()
+        }
+    scored = folder / ("with-logprobs" if with_logprobs else "text-only")
+    scored.mkdir(exist_ok=True)
+    return score_replies(
+        scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
+        progress=progress,
+    )  # fmt: skip

@@ -1,0 +1,528 @@
+"""The decision: plan and ledger to a verdict. Pure arithmetic, no models, no network.
+
+Null of "inconsistent": the replies come from the published weights with logit noise of a scale at
+most the calibrated honest one (and reported log-probabilities that differ by at most theirs). The
+evidence against it is a mixture, with weights fixed in advance, of e-processes: noise above the
+honest scale, each build that the policy names, and the reported log-probabilities. Assumptions:
+replies are independent, and the calibrated model of a row holds (`stats`). Its false-alarm rate is
+at most alpha at every stopping time (Ville 1939).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.bank import VARIANTS
+from verifier.collect import read_attempts, read_outcomes
+from verifier.folder import LEDGER, REPORT, read_json, write_json
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger, ledger_from_json
+from verifier.plan import Plan, cost_usd, read_plan
+from verifier.records import (
+    Attempt,
+    Decision,
+    Failure,
+    Finding,
+    NoiseScale,
+    NotJudged,
+    Outcome,
+    Reply,
+    Report,
+    Status,
+    Usage,
+)
+from verifier.reference import Channel
+from verifier.report import SCHEMA_VERSION, report_to_json
+from verifier.stats import (
+    Interval,
+    confidence_sequence,
+    log_e_against_scales,
+    log_e_value,
+    log_mean_exp,
+    mix_log_e,
+    spread_rows,
+)
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+#: More than this share of probes without a usable reply, and no verdict is "consistent".
+MAX_UNUSABLE = 0.5
+
+#: A build is named when its posterior probability reaches this.
+NAMED_AT = 0.95
+
+#: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
+SAMPLED_FROM = 0.8
+
+_ABOVE = 1 + 1e-9  # scales are compared with room for their decimal form
+
+
+def decide_folder(run: Path) -> Report:
+    """Decide a run folder from its plan, ledger and exchanges, and write its report."""
+    plan = read_plan(run)
+    raw = read_json(run / LEDGER)
+    report = decide(
+        plan,
+        ledger_from_json(raw, where=str(run / LEDGER)),
+        engine=raw.get("engine", {}),
+        attempts=read_attempts(run),
+        outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+    )
+    write_json(run / REPORT, report_to_json(report))
+    return report
+
+
+def decide(
+    plan: Plan,
+    ledger: Ledger,
+    *,
+    engine: Mapping[str, str],
+    attempts: Sequence[Attempt],
+    outcomes: Mapping[str, Outcome],
+) -> Report:
+    """The verdict on the rows of a ledger."""
+    evidence = weigh(plan, ledger)
+    usage = count_usage(plan, ledger, attempts, outcomes)
+    findings = [
+        *_noise_findings(plan, evidence, usage.tokens_scored),
+        *_build_findings(plan, ledger, usage.tokens_scored),
+        *_logprob_findings(plan, evidence),
+    ]
+    decision = _conclude(plan, evidence, findings, usage)
+    if decision == "inconsistent":
+        findings.append(_name_cause(plan, ledger, evidence))
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        decision=decision,
+        summary=_summarise(decision, plan, evidence, findings, usage),
+        findings=tuple(findings),
+        noise_scale=_noise_scale(plan, evidence),
+        usage=usage,
+        notes=tuple(_notes(plan, ledger, evidence, findings, usage, outcomes, decision)),
+        policy=plan.policy_name,
+        alpha=plan.alpha,
+        beta=plan.beta,
+        signature=_signature(plan, engine),
+    )
+
+
+# -- evidence ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the rows say, before any threshold."""
+
+    rows: int
+    text: Array  # [n, S], read as calibrated
+    interval: Interval | None  # of the noise scale
+    log_e_noise: float
+    log_e_builds: dict[str, float]
+    log_e_logprob: float
+    logprob_rows: int
+    logprob_interval: Interval | None
+    log_e: float  # of everything, against honest serving
+
+
+def weigh(plan: Plan, ledger: Ledger) -> Evidence:
+    """All evidence of a ledger against honest serving."""
+    text_channel, logprob_channel = plan.calibration.text, plan.calibration.logprob
+    text = _read(ledger.text(), TEXT_SCALES, text_channel)
+    logprob = _read(ledger.logprob(), LOGPROB_SCALES, logprob_channel)
+    noise = _log_e_noise(text, TEXT_SCALES, text_channel)
+    builds = {name: _log_e_build(plan, ledger, name) for name in plan.policy.builds}
+    of_text = noise
+    if builds:
+        share = 0.5 / len(builds)
+        of_text = mix_log_e([(0.5, noise), *((share, log_e) for log_e in builds.values())])
+    of_logprob = _log_e_noise(logprob, LOGPROB_SCALES, logprob_channel)
+    everything = mix_log_e([(0.5, of_text), (0.5, of_logprob)]) if plan.top_logprobs else of_text
+    level = 1 - plan.beta
+    return Evidence(
+        rows=len(text),
+        text=text,
+        interval=confidence_sequence(text, TEXT_SCALES, level=level),
+        log_e_noise=noise,
+        log_e_builds=builds,
+        log_e_logprob=of_logprob,
+        logprob_rows=len(logprob),
+        logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
+        log_e=everything,
+    )
+
+
+def _read(rows: Array, scales: Array, channel: Channel) -> Array:
+    """Rows as the calibration says they must be read: spread and tempered."""
+    return channel.learning_rate * spread_rows(rows, scales, channel.spread)
+
+
+def _honest(scales: Array, channel: Channel) -> Mask:
+    return np.asarray(scales <= channel.honest_scale * _ABOVE)
+
+
+def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
+    """Noise above the honest scale against the best scale up to it; 0 without rows."""
+    if len(rows) == 0:
+        return 0.0
+    totals, honest = rows.sum(axis=0), _honest(scales, channel)
+    return log_e_value(totals[~honest], totals[honest])
+
+
+def _build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
+    """Totals [S] under a build and under the reference, of the rows scored under both."""
+    rows = [row for row in ledger.rows if name in row.text]
+    if not rows:
+        return None
+    channel, both = plan.calibration.text, Ledger(rows=tuple(rows))
+    build = _read(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+    return build, _read(both.text(), TEXT_SCALES, channel).sum(axis=0)
+
+
+def _log_e_build(plan: Plan, ledger: Ledger, name: str) -> float:
+    """A build, served honestly, against the published weights, served honestly."""
+    totals = _build_totals(plan, ledger, name)
+    if totals is None:
+        return 0.0
+    honest = _honest(TEXT_SCALES, plan.calibration.text)
+    return log_e_value(totals[0][honest], totals[1][honest])
+
+
+# -- findings ----------------------------------------------------------------------------------
+
+
+def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding]:
+    """Each class of the policy, by the confidence sequence of the noise scale.
+
+    A class is excluded once every scale from its own upwards is outside the interval, detected
+    once every scale below is.
+    """
+    scales = {c.name: c.scale for c in plan.calibration.classes}
+    honest, found = plan.calibration.text.honest_scale, []
+    for name in plan.policy.noise:
+        scale = scales[name]
+        if scale <= honest * _ABOVE:
+            detail = (
+                f"its scale {scale:.2g} is within honest serving ({honest:.2g}) on this card: "
+                "greedy text cannot tell them apart"
+            )
+            found.append(_finding("noise", "not run", name, None, detail))
+            continue
+        if evidence.rows == 0:
+            found.append(_finding("noise", "undecided", name, 0.0, "no reply was scored"))
+            continue
+        members = np.asarray(scale <= TEXT_SCALES * _ABOVE)
+        against = log_e_against_scales(evidence.text, members)
+        towards = log_e_against_scales(evidence.text, ~members)
+        found.append(
+            _weighed(
+                plan, "noise", name, towards=towards, against=against, tokens=tokens,
+                excluded=f"the noise scale is below {scale:.2g}",
+                detected=f"the noise scale is at least {scale:.2g}",
+                undecided=f"the noise scale is not yet bounded below {scale:.2g}",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _build_findings(plan: Plan, ledger: Ledger, tokens: int) -> list[Finding]:
+    """Each exact build of the policy, by its own column.
+
+    Detected: it explains the replies better than the published weights with noise of any scale.
+    Excluded: the published weights, served honestly, explain them better. Other builds of its
+    kind stay open either way.
+    """
+    honest, found = _honest(TEXT_SCALES, plan.calibration.text), []
+    for name in plan.policy.builds:
+        totals = _build_totals(plan, ledger, name)
+        if totals is None:
+            found.append(_finding("weights", "undecided", name, 0.0, "no reply was scored"))
+            continue
+        build, reference = totals
+        found.append(
+            _weighed(
+                plan, "weights", name, tokens=tokens,
+                towards=log_e_value(build[honest], reference),
+                against=log_e_value(reference[honest], build[honest]),
+                excluded="the published weights explain the replies better than this build",
+                detected="this build explains the replies better than the published weights",
+                undecided="this build and the published weights explain the replies alike",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _logprob_findings(plan: Plan, evidence: Evidence) -> list[Finding]:
+    """What the endpoint says of its own tokens: it may accuse, never acquit: it can be forged."""
+    if not plan.top_logprobs or evidence.log_e_logprob < math.log(1 / plan.alpha):
+        return []
+    assert evidence.logprob_interval is not None
+    scale = evidence.logprob_interval.estimate
+    detail = (
+        f"they differ from the published weights' by a scale of {scale:.2g}; honest serving "
+        f"reaches {plan.calibration.logprob.honest_scale:.2g}"
+    )
+    name = "reported log-probabilities"
+    return [_finding("logprobs", "detected", name, evidence.log_e_logprob, detail)]
+
+
+def _weighed(
+    plan: Plan,
+    aspect: str,
+    name: str,
+    *,
+    towards: float,
+    against: float,
+    tokens: int,
+    excluded: str,
+    detected: str,
+    undecided: str,
+) -> Finding:
+    """A finding from the log e-values towards and against a departure."""
+    needed = math.log(1 / plan.beta)
+    if against >= needed:
+        return _finding(aspect, "excluded", name, -against, excluded)
+    if towards >= needed:
+        return _finding(aspect, "detected", name, towards, detected)
+    leading = max(against, towards)
+    more = math.ceil((needed - leading) * tokens / leading) if leading > 0 else None
+    log_e = towards if towards > against else -against
+    return _finding(aspect, "undecided", name, log_e, undecided, more)
+
+
+def _finding(
+    aspect: str,
+    decision: Status,
+    name: str,
+    log_e: float | None,
+    detail: str,
+    tokens_needed: int | None = None,
+) -> Finding:
+    return Finding(
+        aspect=aspect,
+        decision=decision,
+        name=name,
+        log_e=None if log_e is None else round(log_e + 0.0, 4),
+        detail=detail,
+        tokens_needed=tokens_needed,
+    )
+
+
+# -- the cause ---------------------------------------------------------------------------------
+
+
+def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
+    """The best name for an inconsistency: a build of the bank, or noise and what it is like.
+
+    Posterior over one half "noise of no known build" and one half the builds, evenly.
+    """
+    builds = [name for name in plan.bank if any(name in row.text for row in ledger.rows)]
+    shared = [row for row in ledger.rows if all(name in row.text for name in builds)]
+    scale = _noise_scale(plan, evidence)
+    like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
+    if not builds or not shared:
+        return _finding("cause", "undecided", like, None, "no build was scored")
+    channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
+    honest = _honest(TEXT_SCALES, channel)
+    noise = log_mean_exp(_read(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
+    scores = {"": noise}
+    for name in builds:
+        totals = _read(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+        scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    best, second = ranked[0], ranked[1]
+    odds = scores[best] - scores[second]
+    posterior = math.exp(scores[best] - log_mean_exp(np.array(list(scores.values())))) / len(scores)
+    if best and posterior >= NAMED_AT:
+        runner = second or "noise of no known build"
+        detail = (
+            f"{VARIANTS[best].summary}; fits {len(shared)} replies better than {runner}, "
+            f"odds {_odds(odds)} to 1"
+        )
+        return _finding("cause", "detected", best, odds, detail)
+    detail = f"no build of the bank fits better; the nearest is {best or second}"
+    if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
+        detail += "; another model, another prompt, or sampling in spite of temperature 0"
+    return _finding("cause", "undecided", like, None, detail)
+
+
+def _odds(log_odds: float) -> str:
+    return f"{math.exp(log_odds):,.0f}" if log_odds < math.log(1e6) else "over a million"
+
+
+# -- the verdict -------------------------------------------------------------------------------
+
+
+def _conclude(
+    plan: Plan, evidence: Evidence, findings: Sequence[Finding], usage: Usage
+) -> Decision:
+    if evidence.log_e >= math.log(1 / plan.alpha):
+        return "inconsistent"
+    required = [f for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"]
+    settled = usage.replies + usage.failures + usage.not_judged
+    earned = (
+        required
+        and all(finding.decision == "excluded" for finding in required)
+        and usage.replies >= plan.min_replies
+        and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
+    )
+    return "consistent" if earned else "inconclusive"
+
+
+def _summarise(
+    decision: Decision,
+    plan: Plan,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    usage: Usage,
+) -> str:
+    replies = f"{usage.replies} replies, {usage.completion_tokens} completion tokens"
+    if decision == "inconsistent":
+        cause = findings[-1]
+        return (
+            f"the replies differ from the published weights ({cause.name}): evidence log e "
+            f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
+        )
+    if decision == "consistent":
+        names = [f.name for f in findings if f.decision == "excluded"]
+        return f"excluded: {', '.join(names)}; {replies}"
+    opened = [f.name for f in findings if f.decision == "undecided"]
+    if usage.replies == 0:
+        return f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+    if opened:
+        return f"still open: {', '.join(opened)}; {replies}"
+    return f"too few probes were answered for a verdict; {replies}"
+
+
+def _noise_scale(plan: Plan, evidence: Evidence) -> NoiseScale:
+    honest = plan.calibration.text.honest_scale
+    marks = sorted(
+        (
+            (stack.name, stack.text.estimate)
+            for stack in plan.calibration.stacks
+            if stack.name in plan.bank and stack.text is not None
+        ),
+        key=lambda mark: (mark[1], mark[0]),
+    )
+    interval = evidence.interval
+    return NoiseScale(
+        estimate=None if interval is None else round(interval.estimate, 6),
+        lower=None if interval is None else round(interval.lower, 6),
+        upper=None if interval is None or interval.upper is None else round(interval.upper, 6),
+        level=1 - plan.beta,
+        equivalent=_equivalent(interval, honest, marks),
+        honest=round(honest, 6),
+        marks=tuple((name, round(scale, 6)) for name, scale in marks),
+    )
+
+
+def _equivalent(
+    interval: Interval | None, honest: float, marks: Sequence[tuple[str, float]]
+) -> str:
+    """What the estimate is like on this model, in the name of the nearest rounding."""
+    if interval is None:
+        return "nothing scored"
+    if interval.estimate <= honest * _ABOVE:
+        return "honest serving"
+    roundings = [m for m in marks if m[0] in VARIANTS and VARIANTS[m[0]].family != "layers"]
+    if not roundings:
+        return "unknown: no rounding is calibrated"
+    nearest = min(roundings, key=lambda m: abs(math.log(m[1] / interval.estimate)))[0]
+    return f"{VARIANTS[nearest].family} rounding ({nearest})"
+
+
+def _notes(
+    plan: Plan,
+    ledger: Ledger,
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    usage: Usage,
+    outcomes: Mapping[str, Outcome],
+    decision: Decision,
+) -> list[str]:
+    """What a reader must know beside the verdict."""
+    notes = [f"{f.name} was not judged: {f.detail}" for f in findings if f.decision == "not run"]
+    if not plan.top_logprobs:
+        notes.append("log-probabilities were not asked for: that channel was not run")
+    elif evidence.logprob_rows == 0 and evidence.rows:
+        problems = Counter(row.logprob_problem for row in ledger.rows if row.logprob_problem)
+        why = problems.most_common(1)[0][0] if problems else "none were returned"
+        notes.append(f"reported log-probabilities were not used: {why}")
+    elif evidence.logprob_interval is not None and evidence.log_e_logprob <= 0:
+        notes.append(
+            f"reported log-probabilities of {evidence.logprob_rows} replies agree with the "
+            f"published weights (scale {evidence.logprob_interval.estimate:.2g}); they can be "
+            "forged, so they count only against an endpoint"
+        )
+    failures = [o for o in outcomes.values() if isinstance(o, Failure)]
+    if failures:
+        common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
+        notes.append(f"{len(failures)} probes failed, most often: {common}")
+    unjudged = [o for o in outcomes.values() if isinstance(o, NotJudged)]
+    if unjudged:
+        common = Counter(outcome.reason for outcome in unjudged).most_common(1)[0][0]
+        notes.append(f"{len(unjudged)} answers say nothing about the weights, most often: {common}")
+    if usage.tokens_left_out:
+        notes.append(
+            f"{usage.tokens_left_out} of {usage.tokens_left_out + usage.tokens_scored} tokens "
+            "were left out: the text does not tell which tokens they were"
+        )
+    if decision == "inconclusive":
+        spent = usage.completion_tokens + plan.max_tokens > plan.budget_completion_tokens
+        if spent:
+            notes.append(
+                f"the budget of {plan.budget_completion_tokens} completion tokens ended first"
+            )
+        unusable = usage.failures + usage.not_judged
+        if unusable > MAX_UNUSABLE * max(1, unusable + usage.replies):
+            notes.append("most probes got no usable reply, so no endpoint is called consistent")
+    return notes
+
+
+def count_usage(
+    plan: Plan, ledger: Ledger, attempts: Sequence[Attempt], outcomes: Mapping[str, Outcome]
+) -> Usage:
+    """What was asked and spent. Where the endpoint does not count tokens, ours are counted."""
+    ours = {row.probe_id: row.tokens + row.left_out for row in ledger.rows}
+    answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
+    prompt = sum(answer.prompt_tokens or 0 for answer in answers)
+    completion = sum(
+        ours.get(answer.probe_id, 0)
+        if answer.completion_tokens is None
+        else answer.completion_tokens
+        for answer in answers
+    )
+    return Usage(
+        requests=len(attempts),
+        replies=len(ledger.rows),
+        failures=sum(isinstance(o, Failure) for o in outcomes.values()),
+        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+        tokens_scored=sum(row.tokens for row in ledger.rows),
+        tokens_left_out=sum(row.left_out for row in ledger.rows),
+        cost_usd=cost_usd(plan.prices, prompt_tokens=prompt, completion_tokens=completion),
+    )
+
+
+def _signature(plan: Plan, engine: Mapping[str, str]) -> dict[str, object]:
+    """Everything that two verdicts must share to be comparable, and what it takes to redo one."""
+    return {
+        "versions": dict(plan.versions),
+        "engine": dict(engine),
+        "card": plan.card,
+        "card_sha256": plan.card_sha256,
+        "tensors_sha256": plan.tensors_sha256,
+        "tokenizer_sha256": plan.tokenizer_sha256,
+        "template_sha256": plan.template_sha256,
+        "pool_sha256": plan.pool_sha256,
+        "pool_size": plan.pool_size,
+        "seed": plan.seed,
+        "configuration": plan.configuration,
+    }

@@ -1,0 +1,207 @@
+"""The plan of a run: everything that is decided before the first request.
+
+With the plan, the ledger and the exchanges, a verdict can be computed anywhere: policy, error
+rates, calibration, digests, seed and versions are all copied into it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import secrets
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, repeat
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+import verifier
+from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
+from verifier.errors import ConfigError
+from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
+from verifier.probes import Pool, draw
+from verifier.records import Message, Probe
+from verifier.reference import Calibration, Card
+
+#: Replies asked for between two looks at the evidence; the last size repeats. The first is a
+#: scout: it shows whether the endpoint answers at all before more is spent.
+BATCHES = (1, 1, 2, 2, 4, 4, 8)
+
+#: Probes drawn for each that the budget would pay at full length: many replies end early.
+SPARE_PROBES = 2
+
+_PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
+
+
+class Plan(BaseModel):
+    """The wire form of a plan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    schema_version: Literal[1]
+    policy_name: str
+    policy: Policy
+    alpha: float
+    beta: float
+    seed: int
+    max_tokens: int
+    min_replies: int
+    budget_completion_tokens: int
+    top_logprobs: int
+    max_attempts: int
+    prices: Prices | None
+    card: str
+    card_sha256: str
+    tensors_sha256: str
+    tokenizer_sha256: str
+    template_sha256: str
+    bank: tuple[str, ...]
+    pool_sha256: str
+    pool_size: int
+    versions: dict[str, str]
+    configuration: dict[str, Any]  # the run file with its defaults, less where it was written
+    calibration: Calibration
+
+
+def make_plan(
+    config: RunFile, card: Card, calibration: Calibration, pool: Pool
+) -> tuple[Plan, tuple[Probe, ...]]:
+    """Plan and probes of a run; the seed is drawn when the run file names none.
+
+    Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
+    """
+    audit = config.audit
+    name, policy = resolve_policy(audit.policy)
+    known = [c.name for c in calibration.classes]
+    for wanted in policy.noise:
+        if wanted not in known:
+            raise ConfigError(
+                f"audit.policy: noise: the card's calibration has no class {wanted!r}; it has "
+                f"{', '.join(known)}"
+            )
+    builds = card.bank if policy.builds == ("all",) else policy.builds
+    for wanted in builds:
+        if wanted not in card.bank:
+            raise ConfigError(
+                f"audit.policy: builds: the card's bank has no {wanted!r}; it has "
+                f"{', '.join(card.bank)}"
+            )
+    if not policy.noise and not builds:
+        raise ConfigError("audit.policy: names no departure; list some under noise or builds")
+    least = audit.min_replies * audit.max_tokens
+    if audit.budget_completion_tokens < least:
+        raise ConfigError(
+            f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot pay for "
+            f"{audit.min_replies} replies of {audit.max_tokens} tokens, the least for a verdict; "
+            f"allow {least} or more"
+        )
+    seed = secrets.randbits(63) if audit.seed is None else audit.seed
+    count = SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens)
+    probes = draw(pool, seed=seed, count=count, max_tokens=audit.max_tokens, kinds=audit.kinds)
+    plan = Plan(
+        schema_version=1,
+        policy_name=name,
+        policy=Policy(noise=policy.noise, builds=builds),
+        alpha=audit.alpha,
+        beta=audit.beta,
+        seed=seed,
+        max_tokens=audit.max_tokens,
+        min_replies=audit.min_replies,
+        budget_completion_tokens=audit.budget_completion_tokens,
+        top_logprobs=audit.top_logprobs,
+        max_attempts=config.endpoint.max_attempts,
+        prices=config.prices,
+        card=card.name,
+        card_sha256=card.digest,
+        tensors_sha256=card.digests.tensors_sha256,
+        tokenizer_sha256=card.digests.tokenizer_sha256,
+        template_sha256=card.digests.template_sha256,
+        bank=card.bank,
+        pool_sha256=pool.digest,
+        pool_size=pool.size,
+        versions=versions(),
+        configuration=config.model_dump(mode="json", exclude={"out"}),
+        calibration=calibration,
+    )
+    return plan, probes
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that could move a number."""
+    found = {"verifier": verifier.__version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def batch_ends(total: int) -> list[int]:
+    """How many of `total` probes have been asked at each look at the evidence."""
+    ends: list[int] = []
+    asked = 0
+    for size in chain(BATCHES, repeat(BATCHES[-1])):
+        if asked >= total:
+            return ends
+        asked = min(asked + size, total)
+        ends.append(asked)
+    return ends
+
+
+def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: int) -> float | None:
+    """Dollars for so many tokens; None without prices."""
+    if prices is None:
+        return None
+    micro = prompt_tokens * prices.prompt + completion_tokens * prices.completion
+    return round(micro / 1e6, 6)
+
+
+# -- in the run folder -------------------------------------------------------------------------
+
+
+def write_plan(run: Path, run_file: str, plan: Plan, probes: tuple[Probe, ...]) -> None:
+    """Write run file, probes and plan; the plan last, so that with it the others are there."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(run / RUN, run_file)
+    write_probes(run, probes)
+    write_json(run / PLAN, plan.model_dump(mode="json"))
+
+
+def write_probes(run: Path, probes: tuple[Probe, ...]) -> None:
+    """Write the probes in the order they are asked, one JSON line each."""
+    lines = (json.dumps(asdict(probe), ensure_ascii=False) for probe in probes)
+    write_whole(run / PROBES, "".join(f"{line}\n" for line in lines))
+
+
+def read_plan(run: Path) -> Plan:
+    """The plan of a run folder. Raises ConfigError when there is none that this version reads."""
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+    return validated(Plan, read_json(run / PLAN), where=str(run / PLAN))
+
+
+def read_probes(run: Path) -> tuple[Probe, ...]:
+    """The probes of a run folder, in the order they are asked."""
+    found = []
+    for number, line in enumerate(read_lines(run / PROBES), 1):
+        try:
+            messages = tuple(
+                Message(role=m["role"], content=str(m["content"])) for m in line["messages"]
+            )
+            found.append(
+                Probe(
+                    id=str(line["id"]),
+                    kind=str(line["kind"]),
+                    messages=messages,
+                    max_tokens=int(line["max_tokens"]),
+                )
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{run / PROBES}:{number}: malformed probe ({error!r}); restore the run folder "
+                "from a copy"
+            ) from error
+    return tuple(found)
