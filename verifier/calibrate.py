@@ -114,13 +114,13 @@ def calibrate(
         name = item.stack.name
         tell(f"scoring {name}")
         ledger = score_corpus(
-            work / name, item.probes, engine=engine, tokenizer=tokenizer, with_logprobs=False,
+            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=False,
             progress=progress,
         )  # fmt: skip
         texts[name] = ledger.text()
         tokens[name] = sum(row.tokens for row in ledger.rows)
         logprobs[name] = score_corpus(
-            work / name, item.probes, engine=engine, tokenizer=tokenizer, with_logprobs=True,
+            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=True,
             progress=progress,
         ).logprob()  # fmt: skip
     honest = [i.stack.name for i in items if i.role == "calibration"]

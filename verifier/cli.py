@@ -398,6 +398,7 @@ def bench(
     part: Annotated[
         list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
     ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
@@ -408,7 +409,14 @@ def bench(
     from verifier.bench import run_bench
 
     with _showing() as show:
-        path = run_bench(out, cache=_cache(), parts=tuple(part or ()), show=show)
+        path = run_bench(
+            out,
+            cache=_cache(),
+            parts=tuple(part or ()),
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
     typer.echo(f"results: {path}")
 
 

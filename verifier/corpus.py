@@ -15,7 +15,9 @@ from verifier.endpoint import Endpoint
 from verifier.engines import Engine
 from verifier.engines.transformers import Dtype, TransformersEngine
 from verifier.errors import ConfigError
+from verifier.folder import PROBES
 from verifier.ledger import Ledger
+from verifier.plan import read_probes, write_probes
 from verifier.records import REFERENCE, Probe, Reply
 from verifier.score import score_replies
 from verifier.testbed import create_app, running
@@ -68,10 +70,17 @@ def collect_corpus(
     *,
     engine: Engine,
     tokenizer: Tokenizer,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Serve `stack` on a free port and ask it those of `probes` that have no reply yet."""
+    """Serve `stack` on a free port and ask it those of `probes` that have no reply yet.
+
+    A corpus that was begun goes on with its own probes; `limit` asks only the first of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PROBES).exists():
+        write_probes(folder, tuple(probes))
+    probes = read_probes(folder)[:limit]
     settled = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
     if all(probe.id in settled for probe in probes):
         return
@@ -91,11 +100,11 @@ def collect_corpus(
 
 def score_corpus(
     folder: Path,
-    probes: Sequence[Probe],
     *,
     engine: Engine,
     tokenizer: Tokenizer,
     with_logprobs: bool,
+    limit: int | None = None,
     weights: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Ledger:
@@ -111,6 +120,7 @@ def score_corpus(
             else outcome
             for name, outcome in outcomes.items()
         }
+    probes = read_probes(folder)[:limit]
     scored = folder / ("with-logprobs" if with_logprobs else "text-only")
     scored.mkdir(exist_ok=True)
     return score_replies(

@@ -1,0 +1,340 @@
+"""The benchmark: error rates and tokens to a verdict, on hosts whose truth is known.
+
+For each host one corpus of replies is collected over HTTP; disjoint consecutive slices of it are
+then replayed as audits, each with the batches, the budget and the stopping rule of a real one. No
+reply serves two audits of one figure. Thresholds come from the card's calibration alone, whose
+replies are to other probes.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from verifier.bank import BANK
+from verifier.collect import read_outcomes
+from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
+from verifier.corpus import (
+    MAX_ATTEMPTS,
+    Stack,
+    collect_corpus,
+    load_engine,
+    read_stack,
+    score_corpus,
+)
+from verifier.decide import decide, weigh
+from verifier.engines.transformers import Dtype, TransformersEngine
+from verifier.folder import write_json
+from verifier.ledger import TEXT_SCALES, Ledger
+from verifier.plan import Plan, batch_ends, make_plan, versions
+from verifier.probes import draw, load_pool
+from verifier.records import REFERENCE, Decision, Outcome, Reply
+from verifier.reference import check_weights, fetch_weights, load_calibration, load_card
+from verifier.stats import best_scale
+from verifier.tokens import Tokenizer
+
+BENCH_SCHEMA = 1
+CARD = "smollm2-135m-instruct"
+RESULTS = "results.json"
+
+#: Replies collected between two looks at how many audits a corpus gives.
+CHUNK = 64
+
+#: Replies of a corpus at most.
+MOST_REPLIES = 1024
+
+#: Audits of each fault for which the cause is named: every reply is scored under the whole bank.
+NAMED_AUDITS = 6
+
+SERVED_IN: Dtype = "bfloat16"
+SERVED_BATCH = 32
+
+_HONEST = {
+    "float32-batch32": 30,
+    "bfloat16-batch32": 30,
+    "float16-batch32": 20,
+    "float32-batch1": 10,
+    "bfloat16-batch1": 10,
+}
+_IN_BANK = (
+    "int4-sym-g64", "int4-asym-g64", "int4-sym-g96", "int4-asym-g96", "int4-sym-g192",
+    "int4-asym-g192", "int4-sym-channel", "int4-asym-channel", "nf4-g64", "int3-g64", "drop-1",
+)  # fmt: skip
+_OUT_OF_BANK = ("int4-asym-g48", "int4-rotated-g64")
+_FP8 = ("fp8-channel", "fp8-tensor")
+_FAULT_AUDITS = 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure: a host, what is read of its replies, and the policy."""
+
+    part: str
+    stack: Stack
+    policy: str
+    with_logprobs: bool
+    audits: int
+
+    @property
+    def name(self) -> str:
+        channel = "logprobs" if self.with_logprobs else "text"
+        return f"{self.stack.name}/{self.policy}/{channel}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """How one replayed audit ended."""
+
+    first: int  # index of its first reply in the corpus
+    replies: int
+    completion_tokens: int
+    decision: Decision
+    log_e: float
+    lower: float | None  # of the noise scale
+    upper: float | None  # None: not bounded
+
+
+def list_figures() -> list[Figure]:
+    """Every figure of the benchmark, in the order they are measured."""
+
+    def served(name: str) -> Stack:
+        return Stack(dtype=SERVED_IN, batch=SERVED_BATCH, weights=name)
+
+    def figure(part: str, stack: Stack, policy: str, audits: int, *, logprobs: bool) -> Figure:
+        return Figure(part=part, stack=stack, policy=policy, with_logprobs=logprobs, audits=audits)
+
+    found = []
+    for logprobs in (False, True):
+        for name, audits in _HONEST.items():
+            found.append(figure("honest", read_stack(name), "screen", audits, logprobs=logprobs))
+        for name in (*_IN_BANK, *_OUT_OF_BANK):
+            found.append(figure("faults", served(name), "screen", _FAULT_AUDITS, logprobs=logprobs))
+        for name in _FP8:
+            found.append(figure("fp8", served(name), "standard", _FAULT_AUDITS, logprobs=logprobs))
+    return found
+
+
+def run_bench(
+    out: Path,
+    *,
+    cache: Path,
+    parts: Sequence[str],
+    seed: int,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Measure the figures of `parts` (all when empty) in `out`; the path of the results.
+
+    Goes on where an earlier run with the same `out` and seed was stopped.
+    """
+    card = load_card(CARD)
+    weights = fetch_weights(card, cache=cache, tell=tell)
+    check_weights(card, weights)
+    bench = _Bench(
+        out=out, weights=weights, tokenizer=Tokenizer(weights), seed=seed, tell=tell,
+        progress=progress,
+    )  # fmt: skip
+    results: dict[str, Any] = {
+        "schema_version": BENCH_SCHEMA,
+        "card": card.name,
+        "tensors_sha256": card.digests.tensors_sha256,
+        "pool_sha256": load_pool().digest,
+        "seed": seed,
+        "versions": versions(),
+        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        "figures": [],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for figure in list_figures():
+        if parts and figure.part not in parts:
+            continue
+        tell(f"measuring {figure.name}")
+        results["figures"].append(bench.measure(figure))
+        write_json(out / RESULTS, results)
+    return out / RESULTS
+
+
+class _Bench:
+    """Engines, loaded once each, and the corpora."""
+
+    def __init__(
+        self,
+        *,
+        out: Path,
+        weights: Path,
+        tokenizer: Tokenizer,
+        seed: int,
+        tell: Callable[[str], None],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self._out = out
+        self._weights = weights
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._tell = tell
+        self._progress = progress
+        self._reference = load_engine(weights, tokenizer, "float32")
+        self._host: tuple[Dtype, TransformersEngine] | None = None
+
+    def measure(self, figure: Figure) -> dict[str, Any]:
+        """Collect until the corpus gives the audits wanted, and sum them up."""
+        plan = make_bench_plan(figure, seed=self._seed)
+        folder = self._out / figure.stack.name
+        wanted = CHUNK
+        while True:
+            ledger, outcomes = self._corpus(folder, figure, wanted)
+            audits = replay(plan, ledger, outcomes, most=figure.audits)
+            if len(audits) >= figure.audits or wanted >= MOST_REPLIES:
+                break
+            self._tell(f"{figure.name}: {len(audits)} audits from {len(ledger.rows)} replies")
+            wanted += CHUNK if figure.stack.batch > 1 else CHUNK // 4
+        names = {}
+        if figure.part in ("faults", "fp8"):
+            names = self._name(figure, plan, folder, audits, outcomes)
+        return sum_up(figure, plan, audits, ledger, names)
+
+    def _corpus(
+        self, folder: Path, figure: Figure, wanted: int
+    ) -> tuple[Ledger, Mapping[str, Outcome]]:
+        probes = draw(load_pool(), seed=self._seed, count=MOST_REPLIES, max_tokens=48)
+        collect_corpus(
+            folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack.dtype),
+            tokenizer=self._tokenizer, progress=self._progress,
+        )  # fmt: skip
+        ledger = score_corpus(
+            folder, engine=self._reference, tokenizer=self._tokenizer,
+            with_logprobs=figure.with_logprobs, limit=wanted, progress=self._progress,
+        )  # fmt: skip
+        return ledger, read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+
+    def _engine(self, dtype: Dtype) -> TransformersEngine:
+        if self._host is None or self._host[0] != dtype:
+            self._host = None  # freed before the next is loaded
+            self._host = (dtype, load_engine(self._weights, self._tokenizer, dtype))
+        return self._host[1]
+
+    def _name(
+        self,
+        figure: Figure,
+        plan: Plan,
+        folder: Path,
+        audits: Sequence[Audit],
+        outcomes: Mapping[str, Outcome],
+    ) -> dict[str, int]:
+        """How often each cause was named, over the first audits that ended inconsistent."""
+        chosen = [a for a in audits if a.decision == "inconsistent"][:NAMED_AUDITS]
+        if figure.with_logprobs or not chosen:
+            return {}
+        last = max(audit.first + audit.replies for audit in chosen)
+        ledger = score_corpus(
+            folder, engine=self._reference, tokenizer=self._tokenizer, with_logprobs=False,
+            limit=last, weights=BANK, progress=self._progress,
+        )  # fmt: skip
+        named: dict[str, int] = {}
+        for audit in chosen:
+            rows = ledger.rows[audit.first : audit.first + audit.replies]
+            report = decide(
+                plan, Ledger(rows=rows), engine={}, attempts=(),
+                outcomes={row.probe_id: outcomes[row.probe_id] for row in rows},
+            )  # fmt: skip
+            cause = report.findings[-1]
+            name = cause.name if cause.decision == "detected" else f"unnamed: {cause.name}"
+            named[name] = named.get(name, 0) + 1
+        return named
+
+
+def make_bench_plan(figure: Figure, *, seed: int) -> Plan:
+    """The plan that a real audit of this figure would have."""
+    card = load_card(CARD)
+    config = RunFile(
+        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
+        reference=ReferenceSection(card=CARD),
+        audit=AuditSection(
+            policy=figure.policy, seed=seed, top_logprobs=5 if figure.with_logprobs else 0
+        ),
+        out=Path(),
+    )
+    plan, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
+    return plan
+
+
+def replay(
+    plan: Plan, ledger: Ledger, outcomes: Mapping[str, Outcome], *, most: int
+) -> list[Audit]:
+    """Audits from disjoint consecutive slices of a corpus; one that runs out of it is dropped."""
+    audits: list[Audit] = []
+    first = 0
+    while len(audits) < most:
+        audit = _replay_one(plan, ledger, outcomes, first)
+        if audit is None:
+            return audits
+        audits.append(audit)
+        first += audit.replies
+    return audits
+
+
+def _replay_one(
+    plan: Plan, ledger: Ledger, outcomes: Mapping[str, Outcome], first: int
+) -> Audit | None:
+    for end in batch_ends(len(ledger.rows) - first):
+        rows = ledger.rows[first : first + end]
+        asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
+        slice_ = Ledger(rows=rows)
+        report = decide(plan, slice_, engine={}, attempts=(), outcomes=asked)
+        spent = sum(o.completion_tokens or 0 for o in asked.values() if isinstance(o, Reply))
+        ended = spent + plan.max_tokens > plan.budget_completion_tokens
+        if report.decision == "inconclusive" and not ended:
+            continue
+        return Audit(
+            first=first,
+            replies=len(rows),
+            completion_tokens=spent,
+            decision=report.decision,
+            log_e=round(weigh(plan, slice_).log_e, 3),
+            lower=report.noise_scale.lower,
+            upper=report.noise_scale.upper,
+        )
+    return None
+
+
+def sum_up(
+    figure: Figure, plan: Plan, audits: Sequence[Audit], ledger: Ledger, named: Mapping[str, int]
+) -> dict[str, Any]:
+    """One figure with its audits, so that it can be summed up anew."""
+    tokens = [audit.completion_tokens for audit in audits]
+    scale = best_scale(weigh(plan, ledger).text, TEXT_SCALES)
+    covered = [
+        (audit.lower or 0) <= scale * 1.0001
+        and (audit.upper is None or scale <= audit.upper * 1.0001)
+        for audit in audits
+    ]
+    return {
+        "figure": figure.name,
+        "part": figure.part,
+        "fault": None if figure.stack.weights == REFERENCE else figure.stack.weights,
+        "in_bank": figure.stack.weights in plan.bank,
+        "policy": figure.policy,
+        "channels": ["text", "logprob"] if figure.with_logprobs else ["text"],
+        "alpha": plan.alpha,
+        "audits": len(audits),
+        "decisions": {
+            decision: sum(audit.decision == decision for audit in audits)
+            for decision in ("consistent", "inconsistent", "inconclusive")
+        },
+        "completion_tokens": {
+            "median": float(np.median(tokens)) if tokens else None,
+            "p90": float(np.percentile(tokens, 90)) if tokens else None,
+            "max": max(tokens, default=None),
+        },
+        "corpus_replies": len(ledger.rows),
+        "noise_scale": round(scale, 5),
+        "noise_scale_covered": sum(covered),
+        "named": dict(named),
+        "each": [asdict(audit) for audit in audits],
+    }
