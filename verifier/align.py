@@ -98,10 +98,11 @@ def _id(candidate: Candidate, vocabulary: Vocabulary) -> int | None:
 
 
 def _by_text(reply: Reply, vocabulary: Vocabulary, problem: str | None) -> Aligned:
-    text = reply.text.rstrip(_REPLACEMENT)
+    # bytes that are no character cannot be read back: what follows them is not judged
+    text, broken, _ = reply.text.partition(_REPLACEMENT)
     ids = vocabulary.encode(text)
     left_out: set[int] = set()
-    if reply.finish_reason == "stop":
+    if reply.finish_reason == "stop" and not broken:
         ids = (*ids, vocabulary.eos_id)
     elif ids:
         # cut in mid-word: the last pieces of the text need not be the last tokens

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from verifier.collect import collect, read_attempts, read_outcomes
+from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder
 from verifier.endpoint import Endpoint
@@ -238,9 +238,11 @@ def _spent(outcomes: dict[str, Outcome], *, max_tokens: int) -> int:
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
-    """Whether every probe of a batch was settled: if not, the host or the budget has ended."""
+    """Whether to ask the next batch: not when probes were left unasked, or all fail of late."""
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    return all(probe.id in outcomes for probe in probes)
+    latest = list(outcomes.values())[-STOP_AFTER_FAILURES:]
+    dead = len(latest) == STOP_AFTER_FAILURES and all(isinstance(o, Failure) for o in latest)
+    return not dead and all(probe.id in outcomes for probe in probes)
 
 
 def _standing(report: Report) -> str:

@@ -58,8 +58,8 @@ class AuditSection(_Section):
     """How to ask and how sure to be."""
 
     policy: str | Policy = "screen"
-    alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
-    beta: Annotated[float, Field(gt=0, lt=0.5)] = 0.001
+    alpha: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
+    beta: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
     seed: Annotated[int, Field(ge=0)] | None = None  # None: drawn, kept secret until the report
     budget_completion_tokens: Annotated[int, Field(ge=1)] = 6000
     max_tokens: Annotated[int, Field(ge=8, le=4096)] = 48

@@ -1,0 +1,370 @@
+"""Whole audits over HTTP on a model small enough to follow: verdicts, files, kills, budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes_engine import FakeEngine, FakeTokenizer
+from fakes_host import Answer, FakeHost, chat, error
+from simulate import make_calibration
+
+from verifier.audit import Reference, Show, ask, audit, score, start, write_page
+from verifier.collect import read_attempts, read_outcomes
+from verifier.config import RunFile
+from verifier.decide import decide_folder
+from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
+from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
+from verifier.plan import read_plan, read_probes
+from verifier.records import Report
+from verifier.reference import NoiseClass
+from verifier.report import report_from_json, report_to_json
+from verifier.testbed import create_app, running
+
+KEY = "sk-invented-5f2b9c1d"
+FAULT = "int4-sym-g64"
+QUIET = Show(tell=lambda _line: None, step=lambda _name, _done, _of: None)
+CARD = {
+    "name": "tiny",
+    "model": "tiny",
+    "publisher": "nobody",
+    "licence": "none",
+    "precision": "float32",
+    "layers": 2,
+    "source": {"kind": "directory", "path": "weights"},
+    "digests": {
+        "tensors_sha256": "0" * 64,
+        "tokenizer_sha256": "0" * 64,
+        "template_sha256": "0" * 64,
+    },
+    "bank": [FAULT, "fp8-channel"],
+    "calibration_stacks": ["float32-batch1"],
+    "held_out_stacks": [],
+}
+
+
+def make_engine(weights: str = "reference") -> FakeEngine:
+    engine = FakeEngine(margin=3.5, noise={FAULT: 1.5, "fp8-channel": 1.5})
+    engine.load_variant(weights)
+    return engine
+
+
+def load_reference() -> Reference:
+    return Reference(engine=make_engine(), tokenizer=FakeTokenizer())
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    """A calibrated card of the tiny model."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CARD))
+    calibration = make_calibration().model_dump(mode="json")
+    write_json(tmp_path / "tiny.calibration.json", calibration)
+    return path
+
+
+@contextmanager
+def host(weights: str = "reference", *, api_key: str | None = None) -> Iterator[str]:
+    app = create_app(
+        make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001
+    )
+    with running(app) as url:
+        yield url
+
+
+def configure(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
+    """A run file; `changes` go into its audit section, `endpoint` into that one."""
+    endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1} | changes.pop("endpoint", {})
+    settings = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 1200} | changes
+    policy = {"noise": ["4-bit-class rounding", "another model"]}
+    return RunFile.model_validate(
+        {
+            "endpoint": endpoint,
+            "reference": {"card": str(card)},
+            "audit": {"policy": policy} | settings,
+            "out": out,
+        }
+    )
+
+
+def run(config: RunFile, *, key: str | None = None, show: Show = QUIET) -> Report:
+    return audit(config, api_key=key, load_reference=load_reference, show=show)
+
+
+def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(
+    card: Path, tmp_path: Path
+) -> None:
+    """Every file of the folder is there, and the report is the one returned."""
+    out = tmp_path / "run"
+    with host() as url:
+        report = run(configure(url, card, out))
+
+    assert report.decision == "consistent"
+    names = {RUN, PLAN, PROBES, EXCHANGES, SCORES, LEDGER, REPORT, PAGE}
+    assert {path.name for path in out.iterdir()} == names
+    assert report_to_json(report) == report_to_json(
+        report_from_json(yaml.safe_load((out / REPORT).read_text()))
+    )
+
+
+def test_a_faulty_host_ends_inconsistent_with_the_build_named(card: Path, tmp_path: Path) -> None:
+    """The bank is scored once the verdict is there, and the served build fits best."""
+    with host(FAULT) as url:
+        report = run(configure(url, card, tmp_path / "run"))
+
+    assert report.decision == "inconsistent"
+    assert report.findings[-1].aspect == "cause"
+    assert report.findings[-1].name == FAULT
+
+
+def test_text_alone_gives_the_same_verdicts(card: Path, tmp_path: Path) -> None:
+    """Without log-probabilities the texts are tokenized again."""
+    with host() as honest, host(FAULT) as faulty:
+        reports = [
+            run(configure(url, card, tmp_path / name, top_logprobs=0))
+            for name, url in (("honest", honest), ("faulty", faulty))
+        ]
+
+    assert [report.decision for report in reports] == ["consistent", "inconsistent"]
+    assert all(row.get("logprobs") is None for row in _requests(tmp_path / "honest"))
+
+
+def _requests(out: Path) -> list[dict[str, Any]]:
+    return [yaml.safe_load(attempt.request) for attempt in read_attempts(out)]
+
+
+class Killed(BaseException):
+    """Stands for a signal: nothing in the program may catch it."""
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 9, 14])
+def test_an_audit_killed_at_any_step_goes_on_and_repeats_nothing(
+    card: Path, tmp_path: Path, after: int
+) -> None:
+    """What had arrived stays as it was, no probe is asked twice, and the verdict is the same."""
+    out, steps = tmp_path / "run", 0
+
+    def step(_name: str, _done: int, _of: int) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == after:
+            raise Killed
+
+    with host() as url:
+        config = configure(url, card, out, endpoint={"concurrency": 1})
+        with pytest.raises(Killed):
+            run(config, show=Show(tell=lambda _line: None, step=step))
+        before = (out / EXCHANGES).read_bytes() if (out / EXCHANGES).exists() else b""
+        resumed = run(config)
+        whole = run(configure(url, card, tmp_path / "whole", endpoint={"concurrency": 1}))
+
+    asked = [attempt.probe_id for attempt in read_attempts(out)]
+    assert (out / EXCHANGES).read_bytes().startswith(before)
+    assert len(asked) == len(set(asked))
+    assert resumed.findings == whole.findings
+    assert resumed.noise_scale == whole.noise_scale
+
+
+def test_a_finished_audit_is_not_asked_again(card: Path, tmp_path: Path) -> None:
+    """The same command on a finished folder sends nothing and gives the same bytes."""
+    out = tmp_path / "run"
+    with host() as url:
+        config = configure(url, card, out)
+        run(config)
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        run(config)
+
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_every_step_can_be_redone_alone(card: Path, tmp_path: Path) -> None:
+    """Collect, score, decide and report on the folder give what the audit gave."""
+    out = tmp_path / "run"
+    with host() as url:
+        config = configure(url, card, out)
+        start(config)
+        assert ask(out, api_key=None, probes=14, show=QUIET) == 14
+        score(out, load_reference(), show=QUIET)
+        first = decide_folder(out)
+        write_page(out)
+    derived = (SCORES, LEDGER, REPORT, PAGE)
+    before = {name: (out / name).read_bytes() for name in derived}
+    for name in derived:
+        (out / name).unlink()
+    score(out, load_reference(), show=QUIET)
+    second = decide_folder(out)
+    write_page(out)
+
+    assert first == second
+    assert {name: (out / name).read_bytes() for name in derived} == before
+
+
+def test_deciding_a_published_folder_gives_the_same_bytes(card: Path, tmp_path: Path) -> None:
+    """Without the card, the calibration, the model or the endpoint."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        run(configure(url, card, out))
+    before = (out / REPORT).read_bytes()
+    card.unlink()
+    (tmp_path / "tiny.calibration.json").unlink()
+    published = out.rename(tmp_path / "published")
+    decide_folder(published)
+
+    assert (published / REPORT).read_bytes() == before
+
+
+def test_a_folder_of_another_run_is_refused(card: Path, tmp_path: Path) -> None:
+    """Two runs are never mixed."""
+    with host() as url:
+        run(configure(url, card, tmp_path / "run"))
+        with pytest.raises(ConfigError, match="holds another run"):
+            run(configure(url, card, tmp_path / "run", seed=6))
+
+
+def test_a_folder_of_something_else_is_refused(card: Path, tmp_path: Path) -> None:
+    """No stranger's files are written over."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("mine")
+
+    with pytest.raises(ConfigError, match="no run folder"):
+        run(configure("http://127.0.0.1:1/v1", card, tmp_path / "run"))
+
+
+def test_the_budget_is_never_crossed(card: Path, tmp_path: Path) -> None:
+    """Each request is counted at full length before it is sent."""
+    near = NoiseClass(name="hardly above honest", scale=0.105, basis="test")
+    calibration = make_calibration(classes=(near,)).model_dump(mode="json")
+    write_json(tmp_path / "tiny.calibration.json", calibration)
+    with host() as url:
+        config = configure(
+            url, card, tmp_path / "run", beta=1e-9, budget_completion_tokens=125,
+            policy={"noise": [near.name]},
+        )  # fmt: skip
+        report = run(config)
+
+    assert report.decision == "inconclusive"
+    assert 125 - 12 < report.usage.completion_tokens <= 125
+    assert any("budget of 125" in note for note in report.notes)
+    assert all(f.tokens_needed for f in report.findings if f.decision == "undecided")
+
+
+def test_a_host_that_fails_most_requests_ends_inconclusive(card: Path, tmp_path: Path) -> None:
+    """It is asked no more once it fails twenty times in a row, and nothing is held against it."""
+
+    def script(asked: Any) -> Any:
+        return chat("") if asked.index == 0 else error(500, "boom")
+
+    with FakeHost(script) as fake:
+        config = configure(fake.url, card, tmp_path / "run", top_logprobs=0)
+        report = run(config)
+
+    assert report.decision == "inconclusive"
+    assert report.usage.failures >= 20
+    assert report.usage.requests < 40
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"<html>busy</html>",
+        {"choices": []},
+        {"choices": [{"message": {}}]},
+        chat(""),
+        chat(None, refusal="I cannot help with that."),
+    ],
+    ids=["not JSON", "no choice", "no content", "empty", "refusal"],
+)
+def test_a_host_that_never_answers_properly_earns_no_verdict(
+    card: Path, tmp_path: Path, body: Any
+) -> None:
+    """Nothing scored, nothing claimed, everything kept."""
+    with FakeHost(lambda _asked: Answer(body=body)) as fake:
+        config = configure(
+            fake.url, card, tmp_path / "run", top_logprobs=0, budget_completion_tokens=240
+        )
+        report = run(config)
+
+    assert report.decision == "inconclusive"
+    assert report.usage.replies == 0
+    assert len(read_attempts(tmp_path / "run")) == report.usage.requests > 0
+
+
+def test_an_unknown_model_is_the_operators_and_costs_no_verdict(card: Path, tmp_path: Path) -> None:
+    """One line that names what the host does serve."""
+    with host() as url, pytest.raises(EndpointError, match="it lists tiny"):
+        run(configure(url, card, tmp_path / "run", endpoint={"model": "other"}))
+
+
+def test_the_key_is_in_no_file_of_the_run_folder(card: Path, tmp_path: Path) -> None:
+    """Neither after success nor after a refusal."""
+    out = tmp_path / "run"
+    with host(api_key=KEY) as url:
+        config = configure(url, card, out, endpoint={"api_key_env": "SOME_KEY"})
+        with pytest.raises(EndpointError, match="SOME_KEY") as refused:
+            run(config, key="sk-wrong-000000000")
+        report = run(config, key=KEY)
+
+    assert report.decision == "consistent"
+    assert KEY not in str(refused.value)
+    for path in out.iterdir():
+        written = path.read_bytes()
+        assert KEY.encode() not in written
+        assert b"sk-wrong-000000000" not in written
+        assert b"SOME_KEY" in written or path.name not in (RUN, PLAN)
+
+
+def test_a_card_without_a_calibration_is_refused(card: Path, tmp_path: Path) -> None:
+    """The message says how to make one."""
+    (tmp_path / "tiny.calibration.json").unlink()
+
+    with pytest.raises(ReferenceMismatch, match="verifier calibrate"):
+        run(configure("http://127.0.0.1:1/v1", card, tmp_path / "run"))
+
+
+def test_a_calibration_of_other_weights_is_refused(card: Path, tmp_path: Path) -> None:
+    """It would say nothing of these."""
+    other = make_calibration(tensors_sha256="1" * 64).model_dump(mode="json")
+    write_json(tmp_path / "tiny.calibration.json", other)
+
+    with pytest.raises(ReferenceMismatch, match="made for weights 111111111111"):
+        run(configure("http://127.0.0.1:1/v1", card, tmp_path / "run"))
+
+
+def test_the_seed_is_drawn_when_none_is_given_and_the_report_reveals_it(
+    card: Path, tmp_path: Path
+) -> None:
+    """Two runs ask different probes; each report holds its seed."""
+    plans = [
+        start(configure("http://127.0.0.1:1/v1", card, tmp_path / name, seed=None))
+        for name in ("one", "two")
+    ]
+
+    assert plans[0].seed != plans[1].seed
+    assert read_probes(tmp_path / "one") != read_probes(tmp_path / "two")
+    assert read_plan(tmp_path / "one") == plans[0]
+
+
+def test_replies_of_a_host_that_ignores_max_tokens_are_scored_no_further(
+    card: Path, tmp_path: Path
+) -> None:
+    """It can neither cost hours nor count for more than was asked."""
+    with FakeHost(lambda _asked: chat("the model says more " * 500)) as fake:
+        config = configure(
+            fake.url, card, tmp_path / "run", top_logprobs=0, budget_completion_tokens=120
+        )
+        report = run(config)
+
+    assert report.usage.tokens_scored <= 12 * report.usage.replies
+
+
+def test_outcomes_are_those_of_the_exchanges(card: Path, tmp_path: Path) -> None:
+    """The folder alone tells what came of each probe."""
+    with host() as url:
+        report = run(configure(url, card, tmp_path / "run"))
+    outcomes = read_outcomes(tmp_path / "run", max_attempts=1)
+
+    assert len(outcomes) == report.usage.replies
