@@ -40,7 +40,7 @@ class Aligned:
 
 def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
     """Token ids of a reply: by the reported tokens if they spell its text, else by the text."""
-    if reply.logprobs is None:
+    if not reply.logprobs:
         return _by_text(reply, vocabulary, reply.logprobs_problem)
     ids: list[int] = []
     spelled = b""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from verifier.errors import ConfigError
@@ -66,7 +67,7 @@ def round_symmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> to
     rows = _groups(weight.float(), group)
     top = 2 ** (bits - 1) - 1
     scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / top
-    rounded = (rows / scale).round().clamp(-top - 1, top) * scale
+    rounded: torch.Tensor = (rows / scale).round().clamp(-top - 1, top) * scale
     return rounded.reshape(weight.shape).to(weight.dtype)
 
 
@@ -77,7 +78,7 @@ def round_asymmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> t
     high = rows.amax(dim=1, keepdim=True).clamp_min(0)
     scale = (high - low).clamp_min(1e-12) / (2**bits - 1)
     zero = (-low / scale).round()
-    rounded = (((rows / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale
+    rounded: torch.Tensor = (((rows / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale
     return rounded.reshape(weight.shape).to(weight.dtype)
 
 
@@ -111,8 +112,8 @@ def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torc
     gaussian = torch.randn(weight.shape[-1], weight.shape[-1], generator=generator)
     rotation, _ = torch.linalg.qr(gaussian)
     turned = weight.float() @ rotation
-    rounded = round_symmetric(turned, bits=bits, group=group)
-    return (rounded @ rotation.T).to(weight.dtype)
+    back: torch.Tensor = round_symmetric(turned, bits=bits, group=group) @ rotation.T
+    return back.to(weight.dtype)
 
 
 def _rounding(round_weight: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], Transform]:
@@ -149,19 +150,19 @@ def _bank() -> dict[str, Variant]:
             name="int8-channel",
             family="int8",
             summary="8-bit integers, one scale per output channel",
-            build=_rounding(lambda w: round_symmetric(w, bits=8, group=None)),
+            build=_rounding(partial(round_symmetric, bits=8, group=None)),
         ),
         Variant(
             name="fp8-channel",
             family="fp8",
             summary="float8 e4m3, one scale per output channel",
-            build=_rounding(lambda w: round_fp8(w, per_channel=True)),
+            build=_rounding(partial(round_fp8, per_channel=True)),
         ),
         Variant(
             name="fp8-tensor",
             family="fp8",
             summary="float8 e4m3, one scale per tensor",
-            build=_rounding(lambda w: round_fp8(w, per_channel=False)),
+            build=_rounding(partial(round_fp8, per_channel=False)),
         ),
     ]
     for group in (64, 96, 192, None):
@@ -172,13 +173,13 @@ def _bank() -> dict[str, Variant]:
                 name=f"int4-sym-{where}",
                 family="4-bit",
                 summary=f"symmetric 4-bit integers, {words}",
-                build=_rounding(lambda w, g=group: round_symmetric(w, bits=4, group=g)),
+                build=_rounding(partial(round_symmetric, bits=4, group=group)),
             ),
             Variant(
                 name=f"int4-asym-{where}",
                 family="4-bit",
                 summary=f"4-bit integers with a zero point, {words}",
-                build=_rounding(lambda w, g=group: round_asymmetric(w, bits=4, group=g)),
+                build=_rounding(partial(round_asymmetric, bits=4, group=group)),
             ),
         ]
     found += [
@@ -186,19 +187,19 @@ def _bank() -> dict[str, Variant]:
             name="nf4-g64",
             family="4-bit",
             summary="4-bit NormalFloat, groups of 64",
-            build=_rounding(lambda w: round_nf4(w, group=64)),
+            build=_rounding(partial(round_nf4, group=64)),
         ),
         Variant(
             name="int3-g64",
             family="3-bit",
             summary="3-bit integers with a zero point, groups of 64",
-            build=_rounding(lambda w: round_asymmetric(w, bits=3, group=64)),
+            build=_rounding(partial(round_asymmetric, bits=3, group=64)),
         ),
         Variant(
             name="int2-g64",
             family="2-bit",
             summary="2-bit integers with a zero point, groups of 64",
-            build=_rounding(lambda w: round_asymmetric(w, bits=2, group=64)),
+            build=_rounding(partial(round_asymmetric, bits=2, group=64)),
         ),
         Variant(
             name="drop-1",
@@ -216,14 +217,14 @@ def _bank() -> dict[str, Variant]:
             name="int4-asym-g48",
             family="4-bit",
             summary="4-bit integers with a zero point, groups of 48; in no bank",
-            build=_rounding(lambda w: round_asymmetric(w, bits=4, group=48)),
+            build=_rounding(partial(round_asymmetric, bits=4, group=48)),
             in_bank=False,
         ),
         Variant(
             name="int4-rotated-g64",
             family="4-bit",
             summary="symmetric 4-bit integers after a random rotation, groups of 64; in no bank",
-            build=_rounding(lambda w: round_rotated(w, bits=4, group=64)),
+            build=_rounding(partial(round_rotated, bits=4, group=64)),
             in_bank=False,
         ),
     ]

@@ -22,6 +22,7 @@ from verifier.collect import read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.corpus import (
     MAX_ATTEMPTS,
+    RememberingEngine,
     Stack,
     collect_corpus,
     load_engine,
@@ -30,9 +31,10 @@ from verifier.corpus import (
 )
 from verifier.decide import decide, weigh
 from verifier.engines.transformers import Dtype, TransformersEngine
+from verifier.errors import ConfigError
 from verifier.folder import write_json
 from verifier.ledger import TEXT_SCALES, Ledger
-from verifier.plan import Plan, batch_ends, make_plan, versions
+from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes, versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
 from verifier.reference import check_weights, fetch_weights, load_calibration, load_card
@@ -106,17 +108,24 @@ def list_figures() -> list[Figure]:
     def served(name: str) -> Stack:
         return Stack(dtype=SERVED_IN, batch=SERVED_BATCH, weights=name)
 
-    def figure(part: str, stack: Stack, policy: str, audits: int, *, logprobs: bool) -> Figure:
-        return Figure(part=part, stack=stack, policy=policy, with_logprobs=logprobs, audits=audits)
-
     found = []
-    for logprobs in (False, True):
-        for name, audits in _HONEST.items():
-            found.append(figure("honest", read_stack(name), "screen", audits, logprobs=logprobs))
-        for name in (*_IN_BANK, *_OUT_OF_BANK):
-            found.append(figure("faults", served(name), "screen", _FAULT_AUDITS, logprobs=logprobs))
-        for name in _FP8:
-            found.append(figure("fp8", served(name), "standard", _FAULT_AUDITS, logprobs=logprobs))
+    for part, policy, stacks in (
+        ("honest", "screen", {read_stack(name): audits for name, audits in _HONEST.items()}),
+        ("faults", "screen", {served(n): _FAULT_AUDITS for n in (*_IN_BANK, *_OUT_OF_BANK)}),
+        ("fp8", "standard", {served(name): _FAULT_AUDITS for name in _FP8}),
+    ):
+        for stack, audits in stacks.items():
+            # with log-probabilities first: scores made for them serve the text alone too
+            for with_logprobs in (True, False):
+                found.append(
+                    Figure(
+                        part=part,
+                        stack=stack,
+                        policy=policy,
+                        with_logprobs=with_logprobs,
+                        audits=audits,
+                    )
+                )
     return found
 
 
@@ -131,8 +140,14 @@ def run_bench(
 ) -> Path:
     """Measure the figures of `parts` (all when empty) in `out`; the path of the results.
 
-    Goes on where an earlier run with the same `out` and seed was stopped.
+    Goes on where an earlier run with the same `out` and seed was stopped. Raises ConfigError for
+    a part that there is not.
     """
+    figures = list_figures()
+    known = list(dict.fromkeys(figure.part for figure in figures))
+    for part in parts:
+        if part not in known:
+            raise ConfigError(f"bench: no part {part!r}; there are {', '.join(known)}")
     card = load_card(CARD)
     weights = fetch_weights(card, cache=cache, tell=tell)
     check_weights(card, weights)
@@ -151,7 +166,7 @@ def run_bench(
         "figures": [],
     }
     out.mkdir(parents=True, exist_ok=True)
-    for figure in list_figures():
+    for figure in figures:
         if parts and figure.part not in parts:
             continue
         tell(f"measuring {figure.name}")
@@ -179,7 +194,7 @@ class _Bench:
         self._seed = seed
         self._tell = tell
         self._progress = progress
-        self._reference = load_engine(weights, tokenizer, "float32")
+        self._reference = RememberingEngine(load_engine(weights, tokenizer, "float32"))
         self._host: tuple[Dtype, TransformersEngine] | None = None
 
     def measure(self, figure: Figure) -> dict[str, Any]:
@@ -196,7 +211,7 @@ class _Bench:
             wanted += CHUNK if figure.stack.batch > 1 else CHUNK // 4
         names = {}
         if figure.part in ("faults", "fp8"):
-            names = self._name(figure, plan, folder, audits, outcomes)
+            names = self._name(figure, plan, folder, audits, ledger, outcomes)
         return sum_up(figure, plan, audits, ledger, names)
 
     def _corpus(
@@ -225,16 +240,18 @@ class _Bench:
         plan: Plan,
         folder: Path,
         audits: Sequence[Audit],
+        replayed: Ledger,
         outcomes: Mapping[str, Outcome],
     ) -> dict[str, int]:
         """How often each cause was named, over the first audits that ended inconsistent."""
         chosen = [a for a in audits if a.decision == "inconsistent"][:NAMED_AUDITS]
         if figure.with_logprobs or not chosen:
             return {}
-        last = max(audit.first + audit.replies for audit in chosen)
+        last = replayed.rows[max(audit.first + audit.replies for audit in chosen) - 1].probe_id
+        asked = [probe.id for probe in read_probes(folder)]
         ledger = score_corpus(
             folder, engine=self._reference, tokenizer=self._tokenizer, with_logprobs=False,
-            limit=last, weights=BANK, progress=self._progress,
+            limit=asked.index(last) + 1, weights=BANK, progress=self._progress,
         )  # fmt: skip
         named: dict[str, int] = {}
         for audit in chosen:
@@ -282,14 +299,18 @@ def replay(
 def _replay_one(
     plan: Plan, ledger: Ledger, outcomes: Mapping[str, Outcome], first: int
 ) -> Audit | None:
-    for end in batch_ends(len(ledger.rows) - first):
-        rows = ledger.rows[first : first + end]
+    available = len(ledger.rows) - first
+    taken = spent = 0
+    whole = batch_ends(available + BATCHES[-1])  # the last may be cut short
+    for end in (end for end in whole if end <= available):
+        affordable = (plan.budget_completion_tokens - spent) // plan.max_tokens
+        taken = min(end, taken + affordable)
+        rows = ledger.rows[first : first + taken]
         asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
         slice_ = Ledger(rows=rows)
         report = decide(plan, slice_, engine={}, attempts=(), outcomes=asked)
-        spent = sum(o.completion_tokens or 0 for o in asked.values() if isinstance(o, Reply))
-        ended = spent + plan.max_tokens > plan.budget_completion_tokens
-        if report.decision == "inconclusive" and not ended:
+        spent = sum(_tokens(outcome, plan) for outcome in asked.values())
+        if report.decision == "inconclusive" and taken == end:
             continue
         return Audit(
             first=first,
@@ -301,6 +322,12 @@ def _replay_one(
             upper=report.noise_scale.upper,
         )
     return None
+
+
+def _tokens(outcome: Outcome, plan: Plan) -> int:
+    """What a reply cost; without a count, its full length."""
+    found = outcome.completion_tokens if isinstance(outcome, Reply) else 0
+    return plan.max_tokens if found is None else found
 
 
 def sum_up(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from verifier.bank import CLASS_MARGINS, find_variant
 from verifier.corpus import (
     Progress,
+    RememberingEngine,
     Stack,
     collect_corpus,
     load_engine,
@@ -24,8 +25,9 @@ from verifier.corpus import (
     score_corpus,
 )
 from verifier.engines.transformers import Dtype
-from verifier.errors import ReferenceMismatch
+from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.plan import read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import Probe
 from verifier.reference import (
@@ -64,9 +66,9 @@ class Sizes:
     """How many replies each part of a calibration rests on."""
 
     calibration: int = 128
-    held_out: int = 64
-    variant: int = 32
-    layer: int = 12
+    held_out: int = 48
+    variant: int = 24
+    layer: int = 8
     max_tokens: int = 48
 
 
@@ -100,29 +102,30 @@ def calibrate(
     for dtype in dict.fromkeys(item.stack.dtype for item in items):
         engine = load_engine(weights, tokenizer, dtype)
         for item in [i for i in items if i.stack.dtype == dtype]:
+            _refuse_other_probes(work / item.stack.name, item.probes)
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             collect_corpus(
                 work / item.stack.name, item.stack, item.probes, engine=engine,
                 tokenizer=tokenizer, progress=progress,
             )  # fmt: skip
         del engine
-    engine = load_engine(weights, tokenizer, "float32")
+    reference = RememberingEngine(load_engine(weights, tokenizer, "float32"))
     texts: dict[str, Array] = {}
     logprobs: dict[str, Array] = {}
     tokens: dict[str, int] = {}
     for item in items:
         name = item.stack.name
         tell(f"scoring {name}")
+        logprobs[name] = score_corpus(
+            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=True,
+            progress=progress,
+        ).logprob()  # fmt: skip
         ledger = score_corpus(
-            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=False,
+            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=False,
             progress=progress,
         )  # fmt: skip
         texts[name] = ledger.text()
         tokens[name] = sum(row.tokens for row in ledger.rows)
-        logprobs[name] = score_corpus(
-            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=True,
-            progress=progress,
-        ).logprob()  # fmt: skip
     honest = [i.stack.name for i in items if i.role == "calibration"]
     known = [i.stack.name for i in items if i.role != "held out"]
     text = fit_channel(texts, TEXT_SCALES, honest=honest, known=known, what="greedy text")
@@ -154,6 +157,17 @@ def calibrate(
         classes=noise_classes(stacks),
         stacks=stacks,
     )
+
+
+def _refuse_other_probes(folder: Path, probes: Sequence[Probe]) -> None:
+    """Replies to the probes of another seed would be passed off as those of this one."""
+    begun = read_probes(folder)
+    common = min(len(begun), len(probes))
+    if begun[:common] != tuple(probes[:common]):
+        raise ConfigError(
+            f"{folder}: holds replies to other probes (another seed, pool or size); remove it or "
+            "give another --work"
+        )
 
 
 def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:

@@ -2,18 +2,20 @@
 the environment.
 
 Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
-inconclusive, 4 a defect of this program.
+inconclusive, 4 a defect of this program, 130 interrupted, 141 nobody read on.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
@@ -30,10 +32,15 @@ if TYPE_CHECKING:
 EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
 _USAGE: Final = 2
 _DEFECT: Final = 4
+_INTERRUPTED: Final = 130  # as a shell says it: 128 and the number of the signal
+_BROKEN_PIPE: Final = 141
+
+#: What a command line that cannot be read raises; typer offers no name for it.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     help="Tells whether a hosting endpoint serves the open weights it claims.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -41,7 +48,7 @@ app = typer.Typer(
 )
 testbed_app = typer.Typer(
     help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
-    no_args_is_help=True,
+    invoke_without_command=True,
     rich_markup_mode=None,
 )
 app.add_typer(testbed_app, name="testbed")
@@ -54,15 +61,25 @@ CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or 
 
 def main() -> None:
     """Run the command line; every error becomes one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a host may send any sign
     try:
-        app()
+        status = _run(sys.argv[1:])
+        sys.stdout.flush()
     except VerifierError as error:
         _fail(str(error), _USAGE)
     except KeyboardInterrupt:
-        _fail("stopped; the same command goes on where this one was", 130)
+        _fail("stopped; the same command goes on where this one was", _INTERRUPTED)
     except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+        with suppress(OSError):  # what is left to write goes nowhere, without a word
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = _BROKEN_PIPE
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        _fail(f"{where}{error.strerror or error}; mend that and run the same command again", _USAGE)
+    except ModuleNotFoundError as error:
+        _fail(f"this step needs the package {error.name}; install it with pip", _USAGE)
     except Exception as error:
         if os.environ.get("VERIFIER_TRACEBACK"):
             raise
@@ -72,9 +89,25 @@ def main() -> None:
             "kept; set VERIFIER_TRACEBACK=1 to see where, and report it",
             _DEFECT,
         )
+    sys.exit(status)
 
 
-def _fail(message: str, status: int) -> None:
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status. Errors are left to `main`."""
+    try:
+        # not app(): that ends an interrupt and a broken pipe with the status of a verdict
+        with typer.main.get_command(app).make_context("verifier", list(arguments)) as context:
+            context.command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except _UsageError as error:
+        at = getattr(getattr(error, "ctx", None), "command_path", "verifier")
+        said = getattr(error, "format_message", error.__str__)().rstrip(".")
+        raise ConfigError(f"{said} (see `{at} --help`)") from error
+    return 0
+
+
+def _fail(message: str, status: int) -> NoReturn:
     from verifier.wording import visible
 
     print(f"verifier: {' '.join(visible(message).split())}", file=sys.stderr)  # noqa: T201
@@ -89,12 +122,25 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _global(
-    version: Annotated[
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback reads it
         bool,
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
-    pass
+    _help_when_bare(context)
+
+
+@testbed_app.callback()
+def _testbed(context: typer.Context) -> None:
+    _help_when_bare(context)
+
+
+def _help_when_bare(context: typer.Context) -> None:
+    """A command is missing: that is no status for a script to read as a verdict."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(_USAGE)
 
 
 # -- audit -------------------------------------------------------------------------------------
@@ -103,7 +149,7 @@ def _global(
 @app.command()
 def audit(
     run_file: Annotated[
-        Path | None, typer.Argument(metavar="[RUNFILE]", help="A run file; else use the flags.")
+        Path | None, typer.Argument(metavar="RUNFILE", help="A run file; else use the flags.")
     ] = None,
     base_url: Annotated[
         str | None, typer.Option(help="What comes before /chat/completions.")
@@ -138,11 +184,12 @@ def audit(
     \b
     Examples:
       verifier audit configs/example.yaml
-      verifier audit --base-url http://127.0.0.1:8000/v1 --model smollm2-135m-instruct \\
-          --reference smollm2-135m-instruct --out runs/first
+      verifier audit --base-url http://127.0.0.1:8000/v1 \\
+          --model smollm2-135m-instruct --reference smollm2-135m-instruct \\
+          --out runs/first
     """
     from verifier.audit import audit as run_audit
-    from verifier.audit import reference_loader
+    from verifier.audit import make_endpoint, reference_loader
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
@@ -156,10 +203,12 @@ def audit(
         "out": out,
     }
     config = _configure(run_file, flags)
+    api_key = _api_key(config)
+    make_endpoint(config, api_key=api_key)  # what it refuses should leave no run folder behind
     with _showing() as show:
         report = run_audit(
             config,
-            api_key=_api_key(config),
+            api_key=api_key,
             load_reference=reference_loader(config, cache=_cache(), show=show),
             show=show,
         )
@@ -199,9 +248,16 @@ def _api_key(config: RunFile) -> str | None:
     name = config.endpoint.api_key_env
     if name is None:
         return None
-    if not os.environ.get(name):
-        raise ConfigError(f"endpoint.api_key_env: the variable {name} is not set; export the key")
-    return os.environ[name]
+    return _read_key(name, where="endpoint.api_key_env")
+
+
+def _read_key(name: str, *, where: str) -> str:
+    """The key that a variable holds. What looks like a key, given by mistake, is not shown."""
+    key = os.environ.get(name)
+    if not key:
+        shown = name if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else "that it names"
+        raise ConfigError(f"{where}: the variable {shown} is not set; export the key in it")
+    return key
 
 
 def _cache() -> Path:
@@ -225,10 +281,11 @@ def plan(
     Example:
       verifier plan configs/example.yaml
     """
-    from verifier.audit import start
+    from verifier.audit import make_endpoint, start
     from verifier.config import load_run_file
 
     config = load_run_file(run_file)
+    make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
     made = start(config)
     typer.echo(f"run folder: {config.out}")
     typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
@@ -241,7 +298,8 @@ def plan(
 def collect(
     run: RunFolder,
     probes: Annotated[
-        int | None, typer.Option(metavar="N", help="Ask the first N probes; all when left out.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Ask the first N probes; all when left out."),
     ] = None,
 ) -> None:
     """Ask the probes of a planned run that have no answer yet, within its budget.
@@ -253,7 +311,9 @@ def collect(
     from verifier.audit import ask
     from verifier.config import load_run_file
     from verifier.folder import RUN
+    from verifier.plan import read_plan
 
+    read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN)
     with _showing() as show:
         count = ask(run, api_key=_api_key(config), probes=probes, show=show)
@@ -338,12 +398,13 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
-    from verifier.calibrate import Sizes
-    from verifier.calibrate import calibrate as run_calibration
     from verifier.plan import versions
     from verifier.reference import check_weights, fetch_weights, load_card, write_calibration
 
     found = load_card(card)
+    from verifier.calibrate import Sizes
+    from verifier.calibrate import calibrate as run_calibration
+
     with _showing() as show:
         weights = fetch_weights(found, cache=_cache(), tell=show.tell)
         check_weights(found, weights)
@@ -441,9 +502,11 @@ def list_testbed_faults() -> None:
 def serve_testbed(
     fault: Annotated[str, typer.Option(help="A fault of `testbed list`.")] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
-    card: Annotated[str, typer.Option(metavar="CARD")] = "smollm2-135m-instruct",
+    card: Annotated[
+        str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
+    ] = "smollm2-135m-instruct",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
-    max_batch: Annotated[int, typer.Option(help="Replies generated together at most.")] = 16,
+    max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
     ] = None,
@@ -464,11 +527,7 @@ def serve_testbed(
 
     found = load_card(card)
     weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name
-    key = None
-    if api_key_env is not None:
-        key = os.environ.get(api_key_env)
-        if not key:
-            raise ConfigError(f"--api-key-env: the variable {api_key_env} is not set")
+    key = None if api_key_env is None else _read_key(api_key_env, where="--api-key-env")
     with _showing() as show:
         directory = fetch_weights(found, cache=_cache(), tell=show.tell)
         check_weights(found, directory)
@@ -512,7 +571,7 @@ def _showing() -> Iterator[Show]:
     """Progress on stderr: a bar on a terminal, and one line per step."""
     from verifier.audit import Show
 
-    console = Console(stderr=True)
+    console = _Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True,
@@ -525,7 +584,7 @@ def _showing() -> Iterator[Show]:
 
         def tell(line: str) -> None:
             progress.update(bar, description=line, completed=0, total=None)
-            console.print(line, style="dim", markup=False, highlight=False)
+            console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
         yield Show(tell=tell, step=step)
 
@@ -534,8 +593,16 @@ def _print_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     from verifier.report import render_terminal, report_to_json
 
     if as_json:
-        typer.echo(json.dumps(report_to_json(found), indent=2, ensure_ascii=False))
+        text = json.dumps(report_to_json(found), indent=2, ensure_ascii=False)
+        typer.echo(f"{text}\n".encode(), nl=False)  # UTF-8 whatever the terminal: as in the file
         return
-    render_terminal(found, console=Console())
+    console = _Console()
+    render_terminal(found, console=console)
     if run is not None:
-        Console().print(f"\nrun folder: {run}", markup=False, highlight=False)
+        console.print(f"\nrun folder: {run}", markup=False, highlight=False, soft_wrap=True)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would end with status 1, which is a verdict."""
+        raise BrokenPipeError

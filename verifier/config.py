@@ -5,11 +5,24 @@ Reads the folder `configs/`. Holds no secrets: a key is named by its environment
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from verifier.errors import ConfigError
 from verifier.shipped import shipped
@@ -19,16 +32,47 @@ T = TypeVar("T", bound=BaseModel)
 POLICIES = "policies.yaml"
 
 
+def _without_secret(url: str) -> str:
+    """Refuse a key in the URL here already: the run folder would keep it."""
+    try:
+        parts = urlsplit(url)
+        has_secret = "@" in parts.netloc or bool(parts.query or parts.fragment)
+    except ValueError:
+        return url  # the endpoint says what is wrong with it
+    if has_secret:
+        raise PydanticCustomError(
+            "secret",
+            "must not hold a user name, a password, ? or #; a key is named by endpoint.api_key_env",
+        )
+    return url
+
+
+def _variable(name: str) -> str:
+    if not (name.isascii() and name.isidentifier()):
+        raise PydanticCustomError(
+            "secret",
+            "expected the name of an environment variable: letters, digits and _; never the key",
+        )
+    return name
+
+
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_or_no(cls, value: object) -> object:
+        if isinstance(value, bool):  # pydantic would take yes for the number 1
+            raise PydanticCustomError("bool", "takes no yes or no")
+        return value
 
 
 class EndpointSection(_Section):
     """Where to ask. `api_key_env` names the variable that holds the key."""
 
-    base_url: str
+    base_url: Annotated[str, AfterValidator(_without_secret)]
     model: str
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
@@ -54,14 +98,21 @@ class Policy(_Section):
     builds: tuple[str, ...] = ()
 
 
+def _form_of_policy(value: object) -> str:
+    return "written out" if isinstance(value, dict | Policy) else "name"
+
+
 class AuditSection(_Section):
     """How to ask and how sure to be."""
 
-    policy: str | Policy = "screen"
+    policy: Annotated[
+        Annotated[str, Tag("name")] | Annotated[Policy, Tag("written out")],
+        Discriminator(_form_of_policy),
+    ] = "screen"
     alpha: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
     beta: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
     seed: Annotated[int, Field(ge=0)] | None = None  # None: drawn, kept secret until the report
-    budget_completion_tokens: Annotated[int, Field(ge=1)] = 6000
+    budget_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 6000
     max_tokens: Annotated[int, Field(ge=8, le=4096)] = 48
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
     min_replies: Annotated[int, Field(ge=5)] = 10
@@ -88,7 +139,7 @@ class RunFile(_Section):
 def load_run_file(path: Path) -> RunFile:
     """A run file. Raises ConfigError that names the file, the key and what is wrong."""
     if not path.is_file():
-        raise ConfigError(f"{path}: no such run file")
+        raise ConfigError(f"{path}: {'is not a' if path.exists() else 'no such'} run file")
     return validated(RunFile, _read_yaml(path), where=str(path))
 
 
@@ -124,33 +175,81 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"]) or "the whole file"
+        first = error.errors(include_url=False)[0]
+        key, known = _place(kind, first["loc"], first["type"])
         match first["type"]:
             case "extra_forbidden":
-                known = ", ".join(_keys_beside(kind, first["loc"]))
-                raise ConfigError(f"{where}: {key}: unknown key; known are {known}") from error
+                complaint = f"unknown key; known are {', '.join(known)}"
             case "missing":
-                raise ConfigError(f"{where}: {key}: missing; add it") from error
+                complaint = "missing; add it"
+            case "secret" | "value_error":  # what was got is not shown
+                complaint = first["msg"].removeprefix("Value error, ")
             case _:
-                got = repr(first["input"])[:80]
-                raise ConfigError(f"{where}: {key}: {first['msg']}; got {got}") from error
+                wrong = first["msg"].replace("Input should be", "expected")
+                wrong = wrong.replace("a valid tuple", "a list")
+                complaint = f"{wrong}; got {_shown(first['input'])}"
+        raise ConfigError(f"{where}: {key or 'the whole file'}: {complaint}") from error
 
 
-def _keys_beside(kind: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that may stand where an unknown one stood."""
-    fields: Any = kind.model_fields
-    for step in loc[:-1]:
-        section = fields[step].annotation if step in fields else None
-        fields = getattr(section, "model_fields", {})
-    return list(fields)
+def _shown(value: object) -> str:
+    """A value in short: aliases make a small file endless."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    return short.repr(value)[:80]
+
+
+def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tuple[str, list[str]]:
+    """The key that pydantic complains of, as the file spells it, and the keys that may stand there.
+
+    Pydantic also counts the members of a union as steps; a file has no such keys.
+    """
+    steps: list[str] = []
+    here: list[type[BaseModel]] = [kind]
+    strange = len(loc) - 1 if wrong in ("extra_forbidden", "invalid_key") else None
+    for number, step in enumerate(loc):
+        fields = {name: field for model in here for name, field in model.model_fields.items()}
+        if step in fields:
+            here = list(_models_in(fields[str(step)].annotation))
+        elif here and number != strange:
+            continue  # which member of a union was tried
+        steps.append(str(step))
+    names = dict.fromkeys(name for model in here for name in model.model_fields)
+    return ".".join(steps), list(names)
+
+
+def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
+    """The records that a value of this type may be made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models_in(part)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice: YAML would keep the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: set[str] = set()
+        for key in keys:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        # without the text around it, where a key may stand
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        raise ConfigError(f"{path}: not YAML ({error.problem}{line})") from error
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
     if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(raw).__name__}")
+        got = "nothing" if raw is None else type(raw).__name__
+        raise ConfigError(f"{path}: expected keys and values, got {got}")
     return raw

@@ -18,7 +18,15 @@ from verifier.errors import ConfigError
 from verifier.folder import PROBES
 from verifier.ledger import Ledger
 from verifier.plan import read_probes, write_probes
-from verifier.records import REFERENCE, Probe, Reply
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    Probe,
+    Reply,
+    ReplyScore,
+    ScoreRequest,
+)
 from verifier.score import score_replies
 from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
@@ -48,12 +56,50 @@ class Stack:
 def read_stack(name: str) -> Stack:
     """A stack by its name in a card, such as bfloat16-batch16."""
     dtype, _, batch = name.partition("-batch")
-    if dtype not in get_args(Dtype) or not batch.isdigit() or not int(batch):
+    if dtype not in get_args(Dtype) or not batch.isdecimal() or not int(batch):
         raise ConfigError(
             f"card: stack {name!r} is not one of {', '.join(get_args(Dtype))} followed by -batch "
             "and a number"
         )
     return Stack(dtype=cast(Dtype, dtype), batch=int(batch))
+
+
+class RememberingEngine:
+    """An engine that scores no reply twice: the two ways of reading a corpus mostly agree.
+
+    Ask with candidates first: what is remembered with them also serves a request without.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._weights = REFERENCE
+        self._known: dict[tuple[str, tuple[int, ...], tuple[int, ...]], ReplyScore] = {}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return self._engine.versions
+
+    def load_variant(self, name: str) -> None:
+        self._engine.load_variant(name)
+        self._weights = name
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        return self._engine.generate(requests)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        keys = [(self._weights, request.prompt_ids, request.reply_ids) for request in requests]
+        new = [
+            n for n, request in enumerate(requests)
+            if request.candidates is not None or keys[n] not in self._known
+        ]  # fmt: skip
+        found = self._engine.score([requests[n] for n in new])
+        self._known |= {keys[n]: score for n, score in zip(new, found, strict=True)}
+        return [
+            self._known[key]
+            if request.candidates is not None
+            else replace(self._known[key], candidate_logprobs=None)
+            for key, request in zip(keys, requests, strict=True)
+        ]
 
 
 def load_engine(weights: Path, tokenizer: Tokenizer, dtype: Dtype) -> TransformersEngine:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final, NoReturn
 
 from verifier.errors import ConfigError
 
@@ -33,6 +34,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     A torn last line, left by a kill in the middle of a write, is cut off first.
     """
     line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    _is_there(path)
     with path.open("ab") as file:
         if file.tell() and not _ends_whole(path):
             file.truncate(_whole_length(path))
@@ -57,31 +59,28 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ConfigError for a line that is not a JSON object or is too large.
     """
-    if not path.exists():
+    if not _is_there(path):
         return
-    _refuse_unsafe(path)
     with path.open("rb") as file:
-        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+        for number, raw in enumerate(_raw_lines(file), 1):
+            where = f"{path}:{number}"
             if len(raw) > MAX_LINE_BYTES:
-                raise ConfigError(f"{path}:{number}: line longer than {MAX_LINE_BYTES} bytes")
+                raise ConfigError(f"{where}: line longer than {MAX_LINE_BYTES} bytes; refused")
             if not raw.endswith(b"\n"):
                 return
-            try:
-                value = json.loads(raw.decode("utf-8", "surrogatepass"))
-            except ValueError as error:
-                raise ConfigError(
-                    f"{path}:{number}: not JSON ({error}); restore the run folder from a copy"
-                ) from error
-            if not isinstance(value, dict):
-                kind = type(value).__name__
-                raise ConfigError(f"{path}:{number}: expected an object, got {kind}")
-            yield value
+            yield _parse(raw, where=where, advice="restore the run folder from a copy")
+
+
+def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
+    """Lines with their ends; a longer one is cut just past the limit."""
+    return iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
 
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", errors="surrogatepass") as file:
+    partial.unlink(missing_ok=True)  # left by a kill; or a link, which must not be written through
+    with partial.open("x", encoding="utf-8", errors="surrogatepass") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -95,20 +94,36 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder. Raises ConfigError when it is missing or not one."""
-    if not path.exists():
+    if not _is_there(path):
         raise ConfigError(f"{path}: no such file; run the step that writes it first")
-    _refuse_unsafe(path)
+    advice = "restore it from a copy, or run the step that writes it again"
+    return _parse(path.read_bytes(), where=str(path), advice=advice)
+
+
+def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8", errors="surrogatepass"))
-    except ValueError as error:
-        raise ConfigError(f"{path}: not JSON ({error})") from error
+        value = json.loads(raw.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not JSON ({error}); {advice}") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected an object, got {type(value).__name__}")
+        raise ConfigError(f"{where}: expected an object, got {type(value).__name__}; {advice}")
     return value
 
 
-def _refuse_unsafe(path: Path) -> None:
-    if path.is_symlink():
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _is_there(path: Path) -> bool:
+    """Whether a file is there; one that is no plain file, or too large, is refused."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISLNK(found.st_mode):
         raise ConfigError(f"{path}: is a link; a run folder holds plain files only")
-    if path.stat().st_size > MAX_FILE_BYTES:
+    if not stat.S_ISREG(found.st_mode):
+        raise ConfigError(f"{path}: is no plain file; a run folder holds plain files only")
+    if found.st_size > MAX_FILE_BYTES:
         raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; refused")
+    return True

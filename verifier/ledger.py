@@ -37,7 +37,7 @@ LOGPROB_DF = 4.0
 #: Reported log-probabilities were processed (divided by a temperature, made one-hot), and say
 #: nothing about the weights, when they correlate with the reference's above MIN_CORRELATION at a
 #: slope further than MAX_SLOPE_ERROR from 1, or at a slope above MAX_SLOPE, which noise never
-#: brings about.
+#: brings about. So were values that are all alike: a filler.
 MIN_CORRELATION = 0.97
 MAX_SLOPE_ERROR = 0.25
 MAX_SLOPE = 2.0
@@ -132,6 +132,8 @@ def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
     """
     told = np.concatenate([t - t.mean() for t, _ in pairs])
     known = np.concatenate([k - k.mean() for _, k in pairs])
+    if np.abs(told).max() < 1e-9:
+        return "reported log-probabilities are all alike, so not the model's own"
     shared, square = float(told @ known), float(known @ known)
     slope = shared / max(square, 1e-12)
     correlation = shared / max(float(np.sqrt((told @ told) * square)), 1e-12)
@@ -158,6 +160,12 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
             f"{where}: ledger schema {value.get('schema_version')!r}, expected {SCHEMA_VERSION}; "
             "run `verifier score` again"
         )
+    for name, scales in (("text_scales", TEXT_SCALES), ("logprob_scales", LOGPROB_SCALES)):
+        if not _same(value.get(name), scales):
+            raise ConfigError(
+                f"{where}: {name} are not the {len(scales)} from {scales[0]:.3g} to "
+                f"{scales[-1]:.3g} of this version; run `verifier score` again"
+            )
     try:
         rows = tuple(
             Row(
@@ -182,3 +190,11 @@ def _floats(values: Sequence[float], length: int) -> tuple[float, ...]:
     if len(found) != length or not np.isfinite(found).all():
         raise ValueError(f"expected {length} finite numbers")
     return found
+
+
+def _same(values: object, scales: Array) -> bool:
+    """Whether these are the scales of a grid, but for the last digits of another machine."""
+    if not isinstance(values, list) or len(values) != len(scales):
+        return False
+    numbers = all(isinstance(v, int | float) for v in values)
+    return numbers and bool(np.allclose(np.array(values, dtype=float), scales, rtol=1e-9, atol=0))

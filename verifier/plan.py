@@ -13,17 +13,20 @@ from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import verifier
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.probes import Pool, draw
-from verifier.records import Message, Probe
+from verifier.records import Message, Probe, Role
 from verifier.reference import Calibration, Card
+
+#: Version of the plan file.
+PLAN_SCHEMA: Final = 1
 
 #: Replies asked for between two looks at the evidence; the last size repeats. The first is a
 #: scout: it shows whether the endpoint answers at all before more is spent.
@@ -35,22 +38,26 @@ SPARE_PROBES = 2
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
 class Plan(BaseModel):
     """The wire form of a plan."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     schema_version: Literal[1]
     policy_name: str
     policy: Policy
-    alpha: float
-    beta: float
+    alpha: Rate
+    beta: Rate
     seed: int
-    max_tokens: int
-    min_replies: int
-    budget_completion_tokens: int
-    top_logprobs: int
-    max_attempts: int
+    max_tokens: Annotated[int, Field(ge=1)]
+    min_replies: Count
+    budget_completion_tokens: Count
+    top_logprobs: Count
+    max_attempts: Annotated[int, Field(ge=1)]
     prices: Prices | None
     card: str
     card_sha256: str
@@ -63,6 +70,14 @@ class Plan(BaseModel):
     versions: dict[str, str]
     configuration: dict[str, Any]  # the run file with its defaults, less where it was written
     calibration: Calibration
+
+    @model_validator(mode="after")
+    def _policy_is_known(self) -> Self:
+        classes = {known.name for known in self.calibration.classes}
+        unknown = {*self.policy.noise} - classes | {*self.policy.builds} - {*self.bank}
+        if unknown:
+            raise ValueError(f"the policy names {min(unknown)!r}, of which nothing is known")
+        return self
 
 
 def make_plan(
@@ -98,10 +113,14 @@ def make_plan(
             f"allow {least} or more"
         )
     seed = secrets.randbits(63) if audit.seed is None else audit.seed
-    count = SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens)
+    kinds = pool.kinds if audit.kinds is None else audit.kinds
+    count = min(
+        SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens),
+        sum(family.size for family in pool.families if family.kind in kinds),
+    )
     probes = draw(pool, seed=seed, count=count, max_tokens=audit.max_tokens, kinds=audit.kinds)
     plan = Plan(
-        schema_version=1,
+        schema_version=PLAN_SCHEMA,
         policy_name=name,
         policy=Policy(noise=policy.noise, builds=builds),
         alpha=audit.alpha,
@@ -180,28 +199,41 @@ def read_plan(run: Path) -> Plan:
     """The plan of a run folder. Raises ConfigError when there is none that this version reads."""
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder")
-    return validated(Plan, read_json(run / PLAN), where=str(run / PLAN))
+    raw, where = read_json(run / PLAN), run / PLAN
+    if raw.get("schema_version") != PLAN_SCHEMA:
+        raise ConfigError(
+            f"{where}: plan schema {raw.get('schema_version')!r}, but this version reads "
+            f"{PLAN_SCHEMA}; use the version of the verifier that wrote the folder"
+        )
+    return validated(Plan, raw, where=str(where))
 
 
 def read_probes(run: Path) -> tuple[Probe, ...]:
     """The probes of a run folder, in the order they are asked."""
-    found = []
-    for number, line in enumerate(read_lines(run / PROBES), 1):
-        try:
-            messages = tuple(
-                Message(role=m["role"], content=str(m["content"])) for m in line["messages"]
-            )
-            found.append(
-                Probe(
-                    id=str(line["id"]),
-                    kind=str(line["kind"]),
-                    messages=messages,
-                    max_tokens=int(line["max_tokens"]),
-                )
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{run / PROBES}:{number}: malformed probe ({error!r}); restore the run folder "
-                "from a copy"
-            ) from error
-    return tuple(found)
+    return tuple(
+        _read_probe(line, where=f"{run / PROBES}:{number}")
+        for number, line in enumerate(read_lines(run / PROBES), 1)
+    )
+
+
+def _read_probe(line: dict[str, Any], *, where: str) -> Probe:
+    try:
+        messages = tuple(
+            Message(role=_role(m["role"]), content=str(m["content"])) for m in line["messages"]
+        )
+        return Probe(
+            id=str(line["id"]),
+            kind=str(line["kind"]),
+            messages=messages,
+            max_tokens=int(line["max_tokens"]),
+        )
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{where}: malformed probe ({error!r}); restore the run folder from a copy"
+        ) from error
+
+
+def _role(name: object) -> Role:
+    if name not in get_args(Role):
+        raise ValueError(f"no role {name!r}")
+    return cast(Role, name)

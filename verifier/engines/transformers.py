@@ -20,6 +20,10 @@ from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore,
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
+#: A beginning of at least so many tokens that rows share, such as a default system prompt, is
+#: computed once.
+_WORTH_SHARING = 16
+
 
 class TransformersEngine:
     """A causal language model from a directory of safetensors, held in memory once.
@@ -51,7 +55,7 @@ class TransformersEngine:
         self._model.to(self._device).eval()
         if self._device == "cpu" and dtype != "float32":
             _accumulate_in_float32(self._model)
-        self._loaded = REFERENCE
+        self._loaded: str | None = REFERENCE
 
     @property
     def versions(self) -> dict[str, str]:
@@ -64,8 +68,8 @@ class TransformersEngine:
         }
 
     @property
-    def loaded(self) -> str:
-        """The name of the weights in place."""
+    def loaded(self) -> str | None:
+        """The name of the weights in place; None after a variant that failed half-way."""
         return self._loaded
 
     def load_variant(self, name: str) -> None:
@@ -76,6 +80,7 @@ class TransformersEngine:
         variant = find_variant(name, layers=layers) if name != REFERENCE else None
         transform = variant.build(layers) if variant else None
         parameters = dict(self._model.named_parameters())
+        self._loaded = None
         with torch.inference_mode():
             for shard in sorted(self._weights.glob("*.safetensors")):
                 with safe_open(shard, framework="pt") as tensors:
@@ -91,51 +96,71 @@ class TransformersEngine:
 
     # -- scoring ---------------------------------------------------------------------------
 
+    @torch.inference_mode()
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         scores: dict[int, ReplyScore] = {}
-        for batch in self._batches([len(r.prompt_ids) + len(r.reply_ids) for r in requests]):
+        for batch in self._batches([r.prompt_ids + r.reply_ids for r in requests]):
             for index, found in zip(batch, self._score([requests[i] for i in batch]), strict=True):
                 scores[index] = found
         return [scores[i] for i in range(len(requests))]
 
-    def _batches(self, lengths: Sequence[int]) -> list[list[int]]:
-        """Group indices of similar length so that a padded batch stays within the limit."""
+    def _batches(self, rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Group indices of rows that begin alike and are of similar length, within the limit."""
         batches: list[list[int]] = []
-        for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-            if batches and lengths[index] * (len(batches[-1]) + 1) <= self._tokens_per_batch:
+        for index in sorted(
+            range(len(rows)), key=lambda i: (rows[i][:_WORTH_SHARING], len(rows[i]))
+        ):
+            size = (len(batches[-1]) + 1) * len(rows[index]) if batches else 0
+            alike = (
+                batches and rows[batches[-1][0]][:_WORTH_SHARING] == rows[index][:_WORTH_SHARING]
+            )
+            if alike and size <= self._tokens_per_batch:
                 batches[-1].append(index)
             else:
                 batches.append([index])
         return batches
 
-    @torch.inference_mode()
     def _score(self, batch: Sequence[ScoreRequest]) -> list[ReplyScore]:
         rows = [r.prompt_ids + r.reply_ids for r in batch]
-        ids, mask, positions = self._padded(rows)
         keep = max(len(r.reply_ids) for r in batch) + 1
-        logits = self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, logits_to_keep=keep,
-            use_cache=False,
-        ).logits  # fmt: skip  # [B, keep, V]; left padding aligns every reply to the right edge
+        logits, _, _ = self._run(rows, keep=keep, apart=min(len(r.prompt_ids) for r in batch) - 1)
         found = []
         for row, request in zip(logits, batch, strict=True):
             length = len(request.reply_ids)
-            logp = torch.log_softmax(row[-length - 1 : -1].float(), dim=-1)  # [T, V]
+            logp = torch.log_softmax(row[len(row) - length - 1 : -1].float(), dim=-1)  # [T, V]
             found.append(_reply_score(logp, request))
         return found
 
-    def _padded(
-        self, rows: Sequence[Sequence[int]]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Left-padded ids, attention mask and positions, each [B, L]."""
-        width = max(map(len, rows))
+    def _run(
+        self, rows: Sequence[tuple[int, ...]], *, keep: int, apart: int
+    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Logits [B, keep, V] of the last positions, the cache, and the mask [B, L] over it.
+
+        A beginning that all rows share, of at most `apart` tokens, is computed once. The rest is
+        padded on the left, so that every row ends at the right edge.
+        """
+        cache = DynamicCache(config=self._model.config)
+        shared = min(apart, _common(rows))
+        if shared < _WORTH_SHARING or len(rows) == 1:
+            shared = 0
+        else:
+            beginning = torch.tensor([rows[0][:shared]], device=self._device)
+            self._model(input_ids=beginning, past_key_values=cache, logits_to_keep=1)
+            cache.batch_repeat_interleave(len(rows))
+        width = max(map(len, rows)) - shared
         ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros(len(rows), width, dtype=torch.long)
+        mask = torch.ones(len(rows), shared + width, dtype=torch.long)
         for i, row in enumerate(rows):
-            ids[i, width - len(row) :] = torch.tensor(row)
-            mask[i, width - len(row) :] = 1
-        positions = (mask.cumsum(1) - 1).clamp_min(0)
-        return ids.to(self._device), mask.to(self._device), positions.to(self._device)
+            rest = row[shared:]
+            ids[i, width - len(rest) :] = torch.tensor(rest)
+            mask[i, shared : shared + width - len(rest)] = 0
+        ids, mask = ids.to(self._device), mask.to(self._device)
+        positions = (mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
+        logits = self._model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+            logits_to_keep=keep,
+        ).logits  # fmt: skip
+        return logits, cache, mask
 
     # -- generating ------------------------------------------------------------------------
 
@@ -143,22 +168,65 @@ class TransformersEngine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         if not requests:
             return []
-        ids, mask, positions = self._padded([r.prompt_ids for r in requests])
-        cache = DynamicCache(config=self._model.config)
+        logits, cache, mask = self._read([r.prompt_ids for r in requests])
         going = [_Going(request, self._eos, self._decode) for request in requests]
         while True:
-            logits = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions,
-                past_key_values=cache, logits_to_keep=1,
-            ).logits[:, -1].float().cpu()  # fmt: skip  # [B, V]
-            for row, reply in zip(logits, going, strict=True):
+            for row, reply in zip(logits[:, -1].float().cpu(), going, strict=True):
                 if reply.finish_reason is None:
                     reply.extend(row)
             if all(reply.finish_reason is not None for reply in going):
                 return [reply.generation() for reply in going]
             ids = torch.tensor([[reply.token_ids[-1]] for reply in going], device=self._device)
             mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
-            positions = mask.sum(dim=1, keepdim=True) - 1
+            logits = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=mask.sum(dim=1, keepdim=True) - 1,
+                past_key_values=cache, logits_to_keep=1,
+            ).logits  # fmt: skip
+
+    def _read(
+        self, prompts: Sequence[tuple[int, ...]]
+    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor]:
+        """Logits [B, 1, V] after each prompt, one cache of all, and its mask [B, L].
+
+        Prompts are read in batches of similar length, which wastes less on padding than one would.
+        """
+        batches = self._batches(prompts)
+        parts = [
+            self._run(rows, keep=1, apart=min(map(len, rows)) - 1)
+            for rows in ([prompts[i] for i in batch] for batch in batches)
+        ]
+        if len(parts) == 1:
+            logits, cache, mask = parts[0]
+        else:
+            longest = max(mask.shape[1] for _, _, mask in parts)
+            logits = torch.cat([logits for logits, _, _ in parts])
+            mask = torch.cat([_padded(mask, longest, dim=1) for _, _, mask in parts])
+            cache = DynamicCache(config=self._model.config)
+            for n in range(self._model.config.num_hidden_layers):
+                keys, values = (
+                    torch.cat(
+                        [_padded(getattr(c.layers[n], kind), longest, dim=2) for _, c, _ in parts]
+                    )
+                    for kind in ("keys", "values")
+                )
+                cache.update(keys, values, n)
+        order = torch.tensor([i for batch in batches for i in batch], device=self._device).argsort()
+        cache.batch_select_indices(order)
+        return logits[order], cache, mask[order]
+
+
+def _common(rows: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all rows begin with."""
+    first, last = min(rows), max(rows)  # the two that differ earliest
+    same = zip(first, last, strict=False)
+    return next((n for n, (a, b) in enumerate(same) if a != b), min(len(first), len(last)))
+
+
+def _padded(tensor: torch.Tensor, length: int, *, dim: int) -> torch.Tensor:
+    """Zeros in front of a dimension, up to a length."""
+    shape = list(tensor.shape)
+    shape[dim] = length - shape[dim]
+    return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
 def _accumulate_in_float32(model: torch.nn.Module) -> None:

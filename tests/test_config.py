@@ -1,0 +1,377 @@
+"""Run files and policies: what is taken, what is refused, and how the refusal reads."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from verifier.config import (
+    AuditSection,
+    EndpointSection,
+    Policy,
+    Prices,
+    ReferenceSection,
+    RunFile,
+    dump_run_file,
+    load_policies,
+    load_run_file,
+    resolve_policy,
+    validated,
+)
+from verifier.errors import ConfigError
+from verifier.shipped import shipped
+
+KEY = "sk-invented-5f2b9c1d"
+LEAST: dict[str, Any] = {
+    "endpoint": {"base_url": "http://127.0.0.1:8000/v1", "model": "tiny"},
+    "reference": {"card": "tiny"},
+    "out": "runs/x",
+}
+LEAST_YAML = yaml.safe_dump(LEAST)
+FULL: dict[str, Any] = {
+    "endpoint": LEAST["endpoint"]
+    | {
+        "api_key_env": "SOME_KEY",
+        "concurrency": 2,
+        "timeout_s": 7.5,
+        "max_attempts": 3,
+        "requests_per_minute": 20.0,
+    },
+    "reference": {"card": "tiny", "weights": "weights/tiny", "dtype": "bfloat16"},
+    "audit": {
+        "policy": {"noise": ["4-bit-class rounding"], "builds": ["nf4-g64"]},
+        "alpha": 0.01,
+        "beta": 0.02,
+        "seed": 12,
+        "budget_completion_tokens": 900,
+        "max_tokens": 32,
+        "top_logprobs": 0,
+        "min_replies": 6,
+        "kinds": ["code", "list"],
+    },
+    "prices": {"prompt": 0.5, "completion": 1.5},
+    "out": "runs/é",
+}
+
+
+def write(tmp_path: Path, content: object) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """`base` with single keys of its sections replaced."""
+    result = dict(base)
+    for key, value in changes.items():
+        inner = base.get(key, {})
+        both = isinstance(value, dict) and isinstance(inner, dict)
+        result[key] = merged(inner, value) if both else value
+    return result
+
+
+def refusal(path: Path) -> str:
+    """What loading a run file complains of, after the file's name, on one line."""
+    with pytest.raises(ConfigError) as refused:
+        load_run_file(path)
+    message = str(refused.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.parametrize("content", [LEAST, FULL], ids=["least", "full"])
+def test_a_run_file_comes_back_from_its_dump(tmp_path: Path, content: dict[str, Any]) -> None:
+    """The dump holds every key, and loads to the same run."""
+    config = load_run_file(write(tmp_path, content))
+    dumped = dump_run_file(config)
+
+    assert load_run_file(write(tmp_path, dumped)) == config
+    assert dump_run_file(load_run_file(write(tmp_path, dumped))) == dumped
+    assert yaml.safe_load(dumped).keys() == RunFile.model_fields.keys()
+    assert "é" in dumped or content is LEAST
+
+
+def test_every_key_of_a_full_run_file_is_read(tmp_path: Path) -> None:
+    """No section loses a value on the way."""
+    config = load_run_file(write(tmp_path, FULL))
+
+    assert config.model_dump(mode="json") == FULL
+
+
+def keys_and_values(value: object, prefix: str = "") -> dict[str, object]:
+    """Every leaf of nested keys, by its dotted name."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    found: dict[str, object] = {}
+    for key, inner in value.items():
+        found |= keys_and_values(inner, f"{prefix}.{key}".removeprefix("."))
+    return found
+
+
+def test_the_example_shows_every_key_with_its_default() -> None:
+    """What has no default is filled in, and every key has a word on it."""
+    path = shipped("configs") / "example.yaml"
+    shown = keys_and_values(yaml.safe_load(path.read_text()))
+    least = {
+        "endpoint": {"base_url": "http://127.0.0.1/v1", "model": "m"},
+        "reference": {"card": "c"},
+        "out": "o",
+    }
+    defaults = keys_and_values(RunFile.model_validate(least).model_dump(mode="json"))
+    required = {"endpoint.base_url", "endpoint.model", "reference.card", "out"}
+
+    assert load_run_file(path)
+    assert shown.keys() == defaults.keys()
+    assert {key: shown[key] for key in shown.keys() - required} == {
+        key: defaults[key] for key in defaults.keys() - required
+    }
+    comments = path.read_text()
+    for name in (*Policy.model_fields, *Prices.model_fields):
+        assert f"{name}:" in comments  # the forms that null and screen stand for
+
+
+@pytest.mark.parametrize(
+    ("changes", "place", "section"),
+    [
+        ({"endpiont": 1}, "endpiont", RunFile),
+        ({"endpoint": {"api_key": KEY}}, "endpoint.api_key", EndpointSection),
+        ({"reference": {"crad": 1}}, "reference.crad", ReferenceSection),
+        ({"audit": {"alhpa": 0.1}}, "audit.alhpa", AuditSection),
+        (
+            {"audit": {"policy": {"noise": [], "build": []}}},
+            "audit.policy.build",
+            Policy,
+        ),
+        ({"prices": {"prompt": 1, "completion": 1, "input": 1}}, "prices.input", Prices),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_unknown_key_is_refused_with_the_known_ones(
+    tmp_path: Path, changes: dict[str, Any], place: str, section: Any
+) -> None:
+    """In every section; the value beside it, which may be a key, is not repeated."""
+    complaint = refusal(write(tmp_path, merged(LEAST, changes)))
+
+    assert complaint == f"{place}: unknown key; known are {', '.join(section.model_fields)}"
+
+
+@pytest.mark.parametrize(
+    "missing", ["endpoint", "endpoint.base_url", "endpoint.model", "reference.card", "out"]
+)
+def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
+    """With the sections it lies in."""
+    content = merged(LEAST, {})
+    *sections, key = missing.split(".")
+    place = content
+    for section in sections:
+        place[section] = dict(place[section])
+        place = place[section]
+    del place[key]
+
+    assert refusal(write(tmp_path, content)) == f"{missing}: missing; add it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"endpoint": 3}, "endpoint: expected a valid dictionary"),
+        ({"endpoint": {"model": 3}}, "endpoint.model: expected a valid string; got 3"),
+        ({"endpoint": {"concurrency": 0}}, "endpoint.concurrency: expected greater than or equal"),
+        ({"endpoint": {"timeout_s": float("inf")}}, "endpoint.timeout_s: expected a finite number"),
+        ({"endpoint": {"max_attempts": True}}, "endpoint.max_attempts: takes no yes or no"),
+        ({"reference": {"dtype": "int8"}}, "reference.dtype: expected 'float32', 'bfloat16' or"),
+        ({"audit": None}, "audit: expected a valid dictionary"),
+        (
+            {"audit": {"alpha": 0}},
+            "audit.alpha: expected greater than or equal to 0.000000001",
+        ),
+        ({"audit": {"alpha": 0.5}}, "audit.alpha: expected less than 0.5; got 0.5"),
+        ({"audit": {"alpha": float("nan")}}, "audit.alpha: expected a finite number; got nan"),
+        ({"audit": {"alpha": float("inf")}}, "audit.alpha: expected a finite number; got inf"),
+        ({"audit": {"beta": -1}}, "audit.beta: expected greater"),
+        ({"audit": {"seed": -1}}, "audit.seed: expected greater than or equal to 0; got -1"),
+        ({"audit": {"seed": 1.5}}, "audit.seed: expected a valid integer"),
+        ({"audit": {"seed": "today"}}, "audit.seed: expected a valid integer"),
+        ({"audit": {"budget_completion_tokens": 0}}, "audit.budget_completion_tokens: expected"),
+        ({"audit": {"budget_completion_tokens": 10**9}}, "audit.budget_completion_tokens: expec"),
+        ({"audit": {"max_tokens": 7}}, "audit.max_tokens: expected greater than or equal to 8"),
+        ({"audit": {"top_logprobs": 21}}, "audit.top_logprobs: expected less than or equal to 20"),
+        ({"audit": {"kinds": "code"}}, "audit.kinds: expected a list; got 'code'"),
+        ({"audit": {"policy": 5}}, "audit.policy: expected a valid string; got 5"),
+        ({"audit": {"policy": {}}}, "audit.policy.noise: missing; add it"),
+        ({"audit": {"policy": {"noise": [1]}}}, "audit.policy.noise.0: expected a valid string"),
+        ({"prices": {"prompt": 1}}, "prices.completion: missing; add it"),
+        ({"prices": {"prompt": float("inf"), "completion": 1}}, "prices.prompt: expected a finite"),
+        ({"prices": {"prompt": -1, "completion": 1}}, "prices.prompt: expected greater"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_a_wrong_value_is_refused_with_its_key(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    """The key as the file spells it, what was expected, and what came."""
+    assert refusal(write(tmp_path, merged(LEAST, changes))).startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("", "expected keys and values, got nothing"),
+        ("~", "expected keys and values, got nothing"),
+        ("- a\n- b\n", "expected keys and values, got list"),
+        ("just words", "expected keys and values, got str"),
+        ("out: [", "not YAML (expected the node content, but found '<stream end>', line 1)"),
+        ("out: a\nout: b\n", "not YAML (the key 'out' is there twice, line 2)"),
+        ("audit: {seed: 1, seed: 2}\n", "not YAML (the key 'seed' is there twice, line 1)"),
+        ("? [1]\n: 2\n", "not YAML (found unhashable key, line 1)"),
+        ("out: 2020-13-45\n", "not YAML (month must be in 1..12)"),
+        ("out: !!python/object/apply:os.getcwd []", "not YAML (could not determine a constructor"),
+        ("1: 2\n" + LEAST_YAML, "1: Keys should be strings"),
+        ("a: &a [*a]\n" + LEAST_YAML, "a: unknown key"),
+        ("out: " + "[" * 1000, "not YAML (maximum recursion depth"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_a_file_that_is_no_run_file_is_refused(
+    tmp_path: Path, content: str, complaint: str
+) -> None:
+    """Whatever else it is, in one line."""
+    assert refusal(write(tmp_path, content)).startswith(complaint)
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    """A binary file given by mistake."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+
+    assert refusal(path).startswith("not YAML ('utf-8' codec can't decode")
+
+
+def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
+    """Each by what it is."""
+    assert refusal(tmp_path / "none.yaml") == "no such run file"
+    assert refusal(tmp_path) == "is not a run file"
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [f"http://me:{KEY}@host/v1", f"http://{KEY}@host/v1", f"http://host/v1?key={KEY}",
+     f"http://host/v1#{KEY}"],
+    ids=["password", "user", "query", "fragment"],
+)  # fmt: skip
+def test_a_key_in_the_base_url_is_refused_and_not_repeated(tmp_path: Path, base_url: str) -> None:
+    """Before anything is written: the run folder would publish it."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"endpoint": {"base_url": base_url}})))
+
+    assert complaint.startswith("endpoint.base_url: must not hold")
+    assert KEY not in complaint
+
+
+def test_a_key_given_as_the_name_of_its_variable_is_not_repeated(tmp_path: Path) -> None:
+    """An easy mistake."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"endpoint": {"api_key_env": KEY}})))
+
+    assert complaint.startswith("endpoint.api_key_env: expected the name of an environment")
+    assert KEY not in complaint
+
+
+def test_what_surrounds_a_mistake_is_not_repeated(tmp_path: Path) -> None:
+    """A line that cannot be read may hold a key."""
+    complaint = refusal(write(tmp_path, f'api_key: "{KEY}\nout: x\n'))
+
+    assert complaint.startswith("not YAML (")
+    assert KEY not in complaint
+
+
+def test_a_value_that_explodes_is_shown_short(tmp_path: Path) -> None:
+    """Aliases can make a small file endless; nobody waits for it to be printed."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 40)]
+    lines.append("endpoint: *a39")
+
+    assert len(refusal(write(tmp_path, "\n".join(lines)))) < 300
+
+
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.dates() | st.binary(max_size=3)
+)  # fmt: skip
+KEYS = st.sampled_from(
+    [
+        *RunFile.model_fields, *EndpointSection.model_fields, *ReferenceSection.model_fields,
+        *AuditSection.model_fields, *Policy.model_fields, *Prices.model_fields,
+    ]
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(KEYS | st.integers(), inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(KEYS, VALUES, max_size=4), section=st.none() | KEYS)
+def test_any_keys_and_values_load_or_are_refused(
+    tmp_path: Path, changes: dict[str, Any], section: str | None
+) -> None:
+    """Nothing but ConfigError comes out; what loads also comes back from its dump."""
+    content = merged(LEAST, changes if section is None else {section: changes})
+    path = write(tmp_path, yaml.dump(content))
+
+    with suppress(ConfigError):
+        config = load_run_file(path)
+
+        assert load_run_file(write(tmp_path, dump_run_file(config))) == config
+
+
+YAML_SIGNS = st.text(st.sampled_from(list("abc019 :-?[]{},&*#!|>'\"%@`~\n\t.\\é\x00\ud800")))
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(text=YAML_SIGNS)
+def test_any_text_loads_or_is_refused(tmp_path: Path, text: str) -> None:
+    """The parser's own exceptions stay inside."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+
+    with pytest.raises(ConfigError):
+        load_run_file(path)
+
+
+def test_three_policies_ship_each_stricter_than_the_last() -> None:
+    """Whoever passes strict passes standard, and so on."""
+    policies = load_policies()
+
+    assert list(policies) == ["screen", "standard", "strict"]
+    noise = [set(policy.noise) for policy in policies.values()]
+    assert noise[0] < noise[1] < noise[2]
+    assert [policy.builds for policy in policies.values()] == [(), (), ("all",)]
+
+
+def test_a_policy_is_found_by_name_or_taken_as_written() -> None:
+    """A policy of one's own is called custom."""
+    own = Policy(noise=("another model",))
+
+    assert resolve_policy("screen") == ("screen", load_policies()["screen"])
+    assert resolve_policy(own) == ("custom", own)
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones() -> None:
+    """And with the other way out."""
+    with pytest.raises(ConfigError, match="no policy 'lax'; there are screen, standard, strict"):
+        resolve_policy("lax")
+
+
+def test_a_flag_is_complained_of_under_the_name_given() -> None:
+    """`where` stands in front, whether it is a file or a command."""
+    with pytest.raises(ConfigError, match=r"^audit: endpoint: missing; add it$"):
+        validated(RunFile, {"reference": {"card": "c"}, "out": "o"}, where="audit")

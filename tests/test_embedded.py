@@ -1,0 +1,306 @@
+"""The whole product on the embedded model: it answers, every fault shows, and audits are right."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import EMBEDDED
+
+from verifier.audit import Reference, Show, audit
+from verifier.bank import BANK
+from verifier.cli import _cache
+from verifier.config import RunFile
+from verifier.engines.transformers import TransformersEngine
+from verifier.folder import PAGE, REPORT
+from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
+from verifier.reference import calibration_path, find_card, load_card
+from verifier.testbed import create_app, list_faults, running
+from verifier.tokens import Tokenizer
+
+pytestmark = pytest.mark.slow
+
+FAULTS = [name for name, _ in list_faults() if name != "none"]
+
+#: Mean absolute shift of the log-probabilities below that a fault must not stay (nats). The mildest
+#: of them, int8-channel, shifts these replies by 0.03; another order of summation by 1e-5.
+LEAST_SHIFT = 0.01
+
+#: Replies that leave the model in some doubt at most positions, by question.
+REPLIES = {
+    "Why is the sky blue?": (
+        "Sunlight holds every colour, and air scatters the short waves of blue light far more "
+        "than the long waves of red, so blue reaches our eyes from all over the sky."
+    ),
+    "Name three things to take on a hike.": (
+        "Water, a map of the trail, and warm clothes: the weather in the hills changes quickly."
+    ),
+}
+QUIET = Show(tell=lambda _line: None, step=lambda _name, _done, _of: None)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(embedded: Path) -> Tokenizer:
+    return Tokenizer(embedded)
+
+
+@pytest.fixture(scope="module")
+def engine(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
+    """The reference, in float32."""
+    return TransformersEngine(embedded, eos_ids=(tokenizer.eos_id,))
+
+
+@pytest.fixture(scope="module")
+def served(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
+    """What hosts run, in bfloat16."""
+    return TransformersEngine(
+        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    )
+
+
+# -- the model ---------------------------------------------------------------------------------
+
+
+def test_the_model_knows_the_capital_of_france(
+    engine: TransformersEngine, tokenizer: Tokenizer
+) -> None:
+    """Conversion, tokenizer, template and engine together give the answer known of this model."""
+    question = [Message(role="user", content="What is the capital of France?")]
+    request = GenerateRequest(prompt_ids=tokenizer.render(question), max_tokens=24)
+    (made,) = engine.generate([request])
+
+    assert tokenizer.decode(made.token_ids) == "The capital of France is Paris."
+    assert made.token_ids[-1] == tokenizer.eos_id
+    assert made.finish_reason == "stop"
+
+
+# -- faults ------------------------------------------------------------------------------------
+
+
+def score_replies(engine: TransformersEngine, tokenizer: Tokenizer) -> list[ReplyScore]:
+    return engine.score(
+        [
+            ScoreRequest(
+                prompt_ids=tokenizer.render([Message(role="user", content=question)]),
+                reply_ids=tokenizer.encode(reply),
+            )
+            for question, reply in REPLIES.items()
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def shifts(engine: TransformersEngine, tokenizer: Tokenizer) -> dict[str, float]:
+    """Mean absolute shift of the replies' log-probabilities by fault; `REFERENCE`: taken back."""
+    before = score_replies(engine, tokenizer)
+
+    def shift(name: str) -> float:
+        engine.load_variant(name)
+        pairs = zip(before, score_replies(engine, tokenizer), strict=True)
+        moved = [np.subtract(a.logprobs, b.logprobs) for a, b in pairs]
+        return float(np.abs(np.concatenate(moved)).mean())
+
+    return {name: shift(name) for name in (*FAULTS, REFERENCE)}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_fault_moves_the_log_probabilities(shifts: dict[str, float], fault: str) -> None:
+    """No name of the testbed's list is an empty one on these weights."""
+    assert shifts[fault] > LEAST_SHIFT
+
+
+def test_coarser_roundings_move_them_further(shifts: dict[str, float]) -> None:
+    """Any 8-bit integer less than any fp8, that less than any 4 bits, then 3 bits, then 2."""
+    families = (
+        ["int8-channel"],
+        ["fp8-channel", "fp8-tensor"],
+        [n for n in FAULTS if n.startswith(("int4-", "nf4-"))],
+        ["int3-g64"],
+        ["int2-g64"],
+    )
+    for milder, coarser in pairwise(families):
+        assert max(shifts[n] for n in milder) < min(shifts[n] for n in coarser)
+
+
+def test_after_all_faults_the_reference_is_taken_back_whole(
+    shifts: dict[str, float], engine: TransformersEngine, embedded: Path
+) -> None:
+    """Every parameter has the bits of a fresh load, and the scores are the same to the last bit."""
+    fresh = TransformersEngine(embedded, eos_ids=())
+    pairs = zip(engine._model.parameters(), fresh._model.parameters(), strict=True)
+
+    assert engine.loaded == REFERENCE
+    assert shifts[REFERENCE] == 0
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+# -- audits over HTTP --------------------------------------------------------------------------
+
+
+def run_audit(
+    card: str,
+    out: Path,
+    *,
+    fault: str,
+    served: TransformersEngine,
+    engine: TransformersEngine,
+    tokenizer: Tokenizer,
+) -> Report:
+    """Audit a host in bfloat16 that serves `fault`, with the reference in float32."""
+    served.load_variant(fault)
+    app = create_app(served, tokenizer, model=EMBEDDED)
+    with running(app) as url:
+        config = RunFile.model_validate(
+            {
+                "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
+                "reference": {"card": card},
+                "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                "out": out,
+            }
+        )
+        return audit(
+            config,
+            api_key=None,
+            load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+            show=QUIET,
+        )
+
+
+def test_an_honest_host_in_bfloat16_is_consistent(
+    tmp_path: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """Every departure of the policy is excluded, and nothing else is held against the host."""
+    report = run_audit(
+        EMBEDDED, tmp_path / "run", fault=REFERENCE, served=served, engine=engine,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+    assert report.decision == "consistent"
+    assert {f.decision for f in report.findings if f.aspect == "noise"} == {"excluded"}
+    assert not any(f.decision == "detected" for f in report.findings)
+    assert report.noise_scale.estimate is not None
+    assert report.noise_scale.estimate <= report.noise_scale.honest
+
+
+def test_a_4_bit_host_outside_the_bank_is_inconsistent(
+    tmp_path: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """No column describes its rounding, and its noise gives it away; no build is excluded by it."""
+    fault = "int4-asym-g48"
+    assert fault not in BANK
+    # the shipped card with a bank of two, so that naming a cause takes seconds
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": ["fp8-channel", "int4-asym-g64"]}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    report = run_audit(
+        str(card), tmp_path / "run", fault=fault, served=served, engine=engine,
+        tokenizer=tokenizer,
+    )  # fmt: skip
+
+    assert report.decision == "inconsistent"
+    assert report.noise_scale.lower is not None
+    assert report.noise_scale.lower > report.noise_scale.honest
+    assert report.usage.completion_tokens < 800
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+@contextmanager
+def verifier(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """A command of its own process group, ended with all its children when the test is over."""
+    environment = os.environ | {"NO_COLOR": "1", "VERIFIER_CACHE": str(_cache())}
+    with subprocess.Popen(
+        [sys.executable, "-m", "verifier", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            yield process
+        finally:
+            if is_alive(process.pid):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def is_alive(group: int) -> bool:
+    """Whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_the_demo_tells_its_two_hosts_apart(tmp_path: Path, embedded: Path) -> None:
+    """One line per verdict, two run folders with report and page; a second run is refused."""
+    out = tmp_path / "demo"
+    with verifier("demo", "--out", str(out)) as demo:
+        printed, said = demo.communicate(timeout=550)
+        left = is_alive(demo.pid)
+
+    assert demo.returncode == 0, said
+    assert not left
+    assert re.findall(r"^the honest host: CONSISTENT - .+$", printed, re.MULTILINE)
+    assert re.findall(
+        r"^the host that serves int4-asym-g64: INCONSISTENT - .+$", printed, re.MULTILINE
+    )
+    assert "\x1b" not in printed + said
+    assert sorted(path.name for path in out.iterdir()) == ["honest", "int4"]
+    decisions = [json.loads((out / n / REPORT).read_text())["decision"] for n in ("honest", "int4")]
+    assert decisions == ["consistent", "inconsistent"]
+    for name in ("honest", "int4"):
+        assert (out / name / PAGE).read_text().startswith("<!DOCTYPE html>")
+
+    with verifier("demo", "--out", str(out)) as again:
+        printed, said = again.communicate(timeout=60)
+    assert (again.returncode, printed) == (2, "")
+    assert re.fullmatch(r"verifier: .+ exists; .+\n", said)
+
+
+def test_the_testbed_serves_until_it_is_told_to_stop(embedded: Path) -> None:
+    """One line once it listens, an answer, and on SIGTERM an end without a trace."""
+    with verifier("testbed", "serve", "--port", "0") as host:
+        assert host.stdout is not None
+        line = host.stdout.readline()
+        url = line.split()[-1]
+        body = {
+            "model": EMBEDDED,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
+            "temperature": 0,
+            "max_tokens": 12,
+        }
+        reply = httpx.post(f"{url}/chat/completions", json=body, timeout=120)
+        host.send_signal(signal.SIGTERM)
+        rest, _ = host.communicate(timeout=60)
+        left = is_alive(host.pid)
+
+    assert re.fullmatch(
+        rf"serving {EMBEDDED} with fault none at http://127\.0\.0\.1:\d+/v1\n", line
+    )
+    assert reply.status_code == 200
+    assert reply.json()["choices"][0]["message"]["content"] == "The capital of France is Paris."
+    assert (host.returncode, rest) == (0, "")
+    assert not left
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/models", timeout=10)
+
+
+def test_the_card_of_the_embedded_model_names_its_bank() -> None:
+    """Every build that ships as a column is one that the card measures."""
+    assert set(load_card(EMBEDDED).bank) == set(BANK)

@@ -1,0 +1,419 @@
+"""The shape of the whole: layers, homes of heavy imports, start-up, help, documents, packaging."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import entry_points, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from simulate import make_plan, simulate_row
+
+import verifier
+from verifier import cli
+from verifier.folder import LEDGER, PAGE, REPORT, write_json
+from verifier.ledger import Ledger, ledger_to_json
+from verifier.plan import write_plan
+from verifier.records import Message, Probe
+from verifier.shipped import shipped
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "verifier"
+FOLDERS = ("probes", "reference", "configs")
+
+#: Rows from top to bottom; a module imports from rows below its own only.
+LAYERS = (
+    {"__main__"},
+    {"cli"},
+    {"demo"},
+    {"audit", "bench"},
+    {"decide", "calibrate"},
+    {"report", "corpus"},
+    {"plan", "collect", "score", "page", "testbed"},
+    {"reference", "endpoint", "dial", "engines.transformers"},
+    {
+        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
+        "testbed_wire", "wording", "engines", "engines.gguf",
+    },
+    {"records", "errors", "shipped", "verifier"},
+)  # fmt: skip
+
+#: Packages that are slow to load or reach outside, and the modules that may import them.
+HOMES = {
+    "httpx": {"endpoint"},
+    "aiolimiter": {"endpoint"},
+    "torch": {"bank", "engines.gguf", "engines.transformers"},
+    "transformers": {"tokens", "engines.gguf", "engines.transformers"},
+    "safetensors": {"engines.transformers"},
+    "gguf": {"engines.gguf"},
+    "vllm": set(),
+    "matplotlib": {"dial"},
+    "scipy": {"stats"},
+    "starlette": {"testbed"},
+    "uvicorn": {"testbed"},
+    "typer": {"cli"},
+    "rich": {"cli", "report"},
+    "jinja2": {"page", "testbed"},
+    "yaml": {"config", "probes", "reference"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(parts) or "verifier"
+
+
+MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imported(path: Path) -> frozenset[str]:
+    """Dotted names that a module imports anywhere, also inside functions and for types alone."""
+    return frozenset(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            assert node.module
+            inside = (f"{node.module}.{alias.name}" for alias in node.names)
+            yield from (
+                name if name.removeprefix("verifier.") in MODULES else node.module
+                for name in inside
+            )
+
+
+def siblings(path: Path) -> set[str]:
+    """Modules of this package that a module imports."""
+    names = {name for name in imported(path) if name.split(".")[0] == "verifier"}
+    return {name.removeprefix("verifier.") for name in names}
+
+
+# -- layers ------------------------------------------------------------------------------------
+
+
+def test_every_module_has_one_place() -> None:
+    """A new module is put into a row when it is made."""
+    placed = [name for row in LAYERS for name in row]
+
+    assert sorted(placed) == sorted(MODULES)
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_point_downward(name: str) -> None:
+    """Data flows one way, so imports do too."""
+    depth = next(n for n, row in enumerate(LAYERS) if name in row)
+    below = set().union(*LAYERS[depth + 1 :])
+
+    assert siblings(MODULES[name]) - below == set()
+
+
+def test_the_lowest_row_needs_the_standard_library_only() -> None:
+    """Values and errors can be read without anything installed."""
+    for name in LAYERS[-1]:
+        outside = {module.split(".")[0] for module in imported(MODULES[name])}
+        assert outside <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("package", sorted(HOMES))
+def test_a_heavy_package_has_one_home(package: str) -> None:
+    """What loads slowly or reaches outside can be found, and replaced, in one place."""
+    users = {
+        name
+        for name, path in MODULES.items()
+        if package in {imported_name.split(".")[0] for imported_name in imported(path)}
+    }
+
+    assert users <= HOMES[package]
+
+
+def effects(path: Path) -> Iterator[str]:
+    """Where a module prints, reads the environment or ends the process."""
+    for node in ast.walk(parsed(path)):
+        match node:
+            case ast.Call(func=ast.Name(id="print" | "exit" | "quit" | "SystemExit")):
+                yield ast.unparse(node)
+            case ast.Attribute(
+                value=ast.Name(id="os"), attr="environ" | "environb" | "getenv" | "_exit"
+            ):
+                yield ast.unparse(node)
+            case ast.Attribute(value=ast.Name(id="sys"), attr="exit" | "stdout" | "stderr"):
+                yield ast.unparse(node)
+            case ast.ImportFrom(module="os" | "sys", names=names):
+                yield from (n.name for n in names if n.name in ("environ", "getenv", "exit"))
+
+
+def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
+    """Everything below it can be used as a library."""
+    found = {name: list(effects(path)) for name, path in MODULES.items()}
+
+    assert {name for name, what in found.items() if what} == {"cli"}
+
+
+def test_each_folder_of_inputs_is_read_by_one_module() -> None:
+    """`probes/` by `probes`, and so on: a reader knows where to look."""
+    for folder in FOLDERS:
+        readers = set()
+        for name, path in MODULES.items():
+            for node in ast.walk(parsed(path)):
+                match node:
+                    case ast.Call(func=ast.Name(id="shipped"), args=[ast.Constant(value=value)]):
+                        readers |= {name} if value == folder else set()
+        assert readers == {"config" if folder == "configs" else folder}
+
+
+# -- start-up ----------------------------------------------------------------------------------
+
+WITHOUT = ("torch", "transformers", "vllm")
+
+STARTED = """
+import json, sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in WITHOUT:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name.split(".")[0])
+
+sys.meta_path.insert(0, Missing())
+import verifier
+from verifier.cli import main
+
+def run(*arguments):
+    sys.argv = ["verifier", *arguments]
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+
+statuses = [run("--help")]
+loaded = [name for name in SLOW if name in sys.modules]
+statuses += [run("decide", RUN), run("report", RUN), run("bench", "out")]
+print(json.dumps({"statuses": statuses, "loaded": loaded}))
+"""
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """A process in which heavy packages are missing ran help, decide, report and bench.
+
+    The run folder, what the process says of itself in its last line, and its stderr.
+    """
+    run = tmp_path_factory.mktemp("start") / "run"
+    rng = np.random.default_rng(1)
+    rows = tuple(simulate_row(rng, f"p{n}", scale=0.05) for n in range(14))
+    probes = tuple(
+        Probe(
+            id=row.probe_id, kind="code", messages=(Message(role="user", content="Hi."),),
+            max_tokens=30,
+        )
+        for row in rows
+    )  # fmt: skip
+    write_plan(run, "", make_plan(), probes)
+    write_json(run / LEDGER, ledger_to_json(Ledger(rows=rows)))
+    slow = ["torch", "transformers", "matplotlib", "pydantic", "scipy", "numpy", "httpx"]
+    given = f"WITHOUT = {WITHOUT!r}\nSLOW = {slow!r}\nRUN = {str(run)!r}\n"
+    done = subprocess.run(
+        [sys.executable, "-c", given + STARTED],
+        capture_output=True, text=True, check=True, cwd=run.parent,
+    )  # fmt: skip
+    return run, json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+def test_deciding_and_reporting_need_no_model_library(
+    started: tuple[Path, dict[str, Any], str],
+) -> None:
+    """On a laptop that neither serves nor scores: both end with the verdict's status."""
+    run, said, _ = started
+
+    assert said["statuses"][:3] == [0, 0, 0]
+    assert json.loads((run / REPORT).read_text())["decision"] == "consistent"
+    assert (run / PAGE).exists()
+
+
+def test_a_missing_package_is_named_with_what_to_do(
+    started: tuple[Path, dict[str, Any], str],
+) -> None:
+    """One line and the status of a usage error, for a step that does need it."""
+    _, said, stderr = started
+
+    assert said["statuses"][3] == 2
+    assert "verifier: this step needs the package torch; install it with pip" in stderr
+    assert "Traceback" not in stderr
+
+
+def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], str]) -> None:
+    """Whoever asks for help should not wait."""
+    assert started[1]["loaded"] == []
+
+
+# -- help and documents ------------------------------------------------------------------------
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """Every command that does something, by the words that call it."""
+    inner = getattr(command, "commands", None)
+    if inner is None:
+        yield " ".join(path), command
+    for name, one in (inner or {}).items():
+        yield from commands(one, (*path, name))
+
+
+COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+
+
+def examples(command: Any) -> list[list[str]]:
+    """The words of each example in a command's help."""
+    text = (command.help or "").replace("\\\n", " ")
+    lines = [line.strip() for line in text.splitlines()]
+    return [shlex.split(line) for line in lines if line.startswith("verifier ")]
+
+
+def test_the_commands_are_those_of_the_design() -> None:
+    """So that the tests below do not pass over nothing."""
+    assert set(COMMANDS) >= {
+        "audit", "plan", "collect", "score", "decide", "report", "calibrate", "demo", "bench",
+        "testbed list", "testbed serve",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_explains_a_command_and_gives_an_example(name: str) -> None:
+    """Every option and argument has a word on it, and the example's options exist."""
+    command = COMMANDS[name]
+    options = {option for parameter in command.params for option in parameter.opts}
+    shown = examples(command)
+
+    assert len(command.help.split("\b")[0].split()) >= 5
+    assert shown
+    for words in shown:
+        assert words[: len(name.split()) + 1] == ["verifier", *name.split()]
+        assert {word for word in words if word.startswith("-")} <= options
+    assert [p.name for p in command.params if not p.help] == []
+
+
+def test_the_readme_names_every_command() -> None:
+    """What cannot be found is not used."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+
+    assert [name for name in COMMANDS if f"verifier {name}" not in readme] == []
+
+
+def test_the_readme_and_the_help_name_the_example_run_file() -> None:
+    """And it is there."""
+    assert "configs/example.yaml" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "configs/example.yaml" in COMMANDS["audit"].help
+    assert (ROOT / "configs" / "example.yaml").is_file()
+
+
+def test_the_readme_shows_every_module_and_folder() -> None:
+    """Its tree is the architecture: a line for each file of the package."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    tree = readme.partition("## The tree")[2].partition("\n## ")[0]
+    names = [path.name for path in MODULES.values() if not path.name.startswith("__")]
+
+    assert [name for name in names if not re.search(rf"\b{re.escape(name)}\b", tree)] == []
+    assert [f for f in (*FOLDERS, "verifier", "tests") if f"{f}/" not in tree] == []
+
+
+def test_the_changelog_knows_this_version_or_what_comes() -> None:
+    """Keep a Changelog: a heading for the version at hand, or for the unreleased."""
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+    assert f"[{verifier.__version__}]" in changelog or "Unreleased" in changelog
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_module_says_what_it_is(name: str) -> None:
+    """A docstring first, and annotations that cost nothing at run time."""
+    module = parsed(MODULES[name])
+
+    assert ast.get_docstring(module)
+    code = [node for node in module.body[1:] if not isinstance(node, ast.Expr)]
+    assert name in ("verifier", "__main__") or (
+        isinstance(code[0], ast.ImportFrom) and code[0].module == "__future__"
+    )
+
+
+# -- packaging ---------------------------------------------------------------------------------
+
+
+def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    """Installed metadata, the package, and what the command line prints."""
+    with pytest.raises(typer.Exit):
+        cli._version(True)
+
+    assert version("hosted-model-verifier") == verifier.__version__
+    assert capsys.readouterr().out == f"verifier {verifier.__version__}\n"
+
+
+def test_the_command_is_the_one_that_is_tested() -> None:
+    """`verifier` on the path is `cli.main`."""
+    (found,) = entry_points(group="console_scripts", name="verifier")
+
+    assert found.load() is cli.main
+
+
+def test_the_wheel_carries_the_reviewable_inputs() -> None:
+    """Each folder of inputs travels to where `shipped` looks first."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
+
+    assert wheel["force-include"] == {name: f"verifier/_shipped/{name}" for name in FOLDERS}
+    assert wheel["packages"] == ["verifier"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"),
+    [
+        ("probes", "code.yaml"),
+        ("reference", "smollm2-135m-instruct.yaml"),
+        ("configs", "policies.yaml"),
+    ],
+)
+def test_inputs_are_found_in_a_checkout_and_in_a_wheel(
+    folder: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the package, or inside it where there is such a folder."""
+    in_checkout = shipped(folder)
+    inside = tmp_path / "verifier" / "_shipped" / folder
+    inside.mkdir(parents=True)
+    monkeypatch.setattr("verifier.shipped._PACKAGE", tmp_path / "verifier")
+
+    assert (in_checkout / file).is_file()
+    assert shipped(folder) == inside
+
+
+def test_nothing_names_the_machine_it_was_written_on() -> None:
+    """No absolute path of a home or a workspace, no package index of someone's own."""
+    hosts = ("pypi" + ".org", "pythonhosted" + ".org", "index" + "-url")
+    telling = re.compile(rf"(?<![\w.])/(?:work|root|home)/\w|{'|'.join(map(re.escape, hosts))}")
+    tops = [path for path in ROOT.iterdir() if path.is_file()]
+    folders = [ROOT / name for name in (*FOLDERS, "verifier", "tests", ".ci")]
+    files = [*tops, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
+    found = {}
+    for path in files:
+        if "__pycache__" not in path.parts:
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            found[path.name] = [line.strip()[:80] for line in lines if telling.search(line)]
+
+    assert {name: lines for name, lines in found.items() if lines} == {}
