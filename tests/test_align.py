@@ -275,14 +275,14 @@ def test_a_preferred_longer_token_leaves_out_only_itself() -> None:
 def test_another_reading_of_a_text_that_was_cut_leaves_out_its_new_last_token() -> None:
     """And all that was left out before the change."""
     before = Aligned(
-        reply_ids=(IS, OF, THE, THE), left_out=frozenset({0, 3}), by="text", candidates=None,
+        reply_ids=(IS, OF, THE, THE, THE), left_out=frozenset({0, 4}), by="text", candidates=None,
         reported=None, problem=None,
     )  # fmt: skip
-    found = reread(before, preferring(THE, SPACE, THE, THE), TOKENIZER)
+    found = reread(before, preferring(THE, SPACE, THE, THE, THE), TOKENIZER)
 
     assert found is not None
-    assert found.reply_ids == (IS, SPACE, token("o"), token("f"), THE, THE)
-    assert found.left_out == {0, 1, 2, 3, 5}
+    assert found.reply_ids == (IS, SPACE, token("o"), token("f"), THE, THE, THE)
+    assert found.left_out == {0, 1, 2, 3, 6}
 
 
 def test_positions_left_out_are_not_read_again() -> None:
@@ -328,9 +328,10 @@ def test_white_space_that_hosts_trim_at_the_end_leaves_the_end_of_turn_out(wante
     assert found.left_out == {2}
 
 
-def test_a_model_that_had_more_to_say_is_not_trimmed_white_space() -> None:
+@pytest.mark.parametrize("wanted", [THE, TURN], ids=["word", "control"])
+def test_a_model_that_would_not_have_stopped_is_not_trimmed_white_space(wanted: int) -> None:
     """An early end of turn is evidence."""
-    assert reread(read_text(" is of"), preferring(IS, OF, THE), TOKENIZER) is None
+    assert reread(read_text(" is of"), preferring(IS, OF, wanted), TOKENIZER) is None
 
 
 # -- any reply ---------------------------------------------------------------------------------
@@ -359,7 +360,7 @@ def model_of(seed: int, aligned: Aligned) -> ReplyScore:
     return preferring(*found)
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(token_ids, finishes, st.integers(0, 2**32))
 @example([*"日本".encode()[:4]], "stop", 0)
 @example([], "stop", 0)
@@ -383,7 +384,7 @@ def test_any_text_is_read_and_read_again_without_losing_a_byte(
             assert len(reading.reply_ids) - 1 in reading.left_out
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(deadline=None, derandomize=True, max_examples=100)
 @given(token_ids, finishes, st.booleans())
 def test_any_reported_tokens_that_spell_their_text_are_taken(
     ids: list[int], finish: str | None, trimmed: bool

@@ -28,6 +28,7 @@ from verifier import cli
 from verifier.audit import Reference
 from verifier.bank import VARIANTS
 from verifier.config import load_policies
+from verifier.errors import EndpointError
 from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
 from verifier.records import GenerateRequest, Message
 from verifier.reference import NoiseClass
@@ -308,11 +309,15 @@ def test_colours_are_for_terminals_and_can_be_turned_off(honest: Finished) -> No
     assert not colour.search(turned_off.out)
 
 
-def test_a_terminal_that_lacks_a_sign_shows_it_escaped(faulty: Finished) -> None:
-    """Rather than failing on what a host or a table holds."""
-    raw = json.loads((faulty.folder / REPORT).read_text())
-    assert call("report", faulty.folder, encoding="ascii").status == 1
-    assert raw["decision"] == "inconsistent"
+def test_a_terminal_that_lacks_a_sign_shows_it_escaped(honest: Finished, tmp_path: Path) -> None:
+    """Rather than failing on what a host has sent."""
+    run = honest.copied(tmp_path)
+    report = json.loads((run / REPORT).read_text())
+    write_json(run / REPORT, report | {"notes": ["most often: déjà vu"]})
+    ended = call("report", run, encoding="ascii")
+
+    assert ended.status == 0
+    assert r"most often: d\xe9j\xe0 vu" in ended.out
 
 
 @pytest.mark.parametrize("missing", ["--base-url", "--model", "--reference", "--out"])
@@ -758,6 +763,15 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     monkeypatch.setattr("verifier.decide.decide_folder", fail)
 
 
+def test_an_error_is_one_printable_line_whatever_it_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host or a file may hold signs that act on a screen."""
+    fail_with(monkeypatch, EndpointError("the host said 'a\x1b[2J\u202eb\n\tc'"))
+    ended = call("decide", "run")
+
+    assert (ended.status, ended.out) == (2, "")
+    assert ended.complaint == r"the host said 'a\x1b[2J\u202eb c'"
+
+
 def test_a_defect_is_one_line_and_no_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own status, and how to see where it was."""
     fail_with(monkeypatch, ZeroDivisionError("division\nby zero"))
@@ -800,7 +814,11 @@ def test_what_the_machine_lacks_is_no_defect(
 
 def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "verifier", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    # with a buffer, as usual: what is left in it must not be complained of at the end
+    environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    )
 
 
 def test_an_interrupt_stops_at_once_and_loses_nothing(tmp_path: Path) -> None:

@@ -299,6 +299,9 @@ def test_a_value_that_explodes_is_shown_short(tmp_path: Path) -> None:
     assert len(refusal(write(tmp_path, "\n".join(lines)))) < 300
 
 
+#: A machine under load is no failure, and `tmp_path` may serve every example.
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
     | st.dates() | st.binary(max_size=3)
@@ -318,7 +321,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=SLOW)
 @given(changes=st.dictionaries(KEYS, VALUES, max_size=4), section=st.none() | KEYS)
 def test_any_keys_and_values_load_or_are_refused(
     tmp_path: Path, changes: dict[str, Any], section: str | None
@@ -336,7 +339,7 @@ def test_any_keys_and_values_load_or_are_refused(
 YAML_SIGNS = st.text(st.sampled_from(list("abc019 :-?[]{},&*#!|>'\"%@`~\n\t.\\é\x00\ud800")))
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=150, suppress_health_check=SLOW)
 @given(text=YAML_SIGNS)
 def test_any_text_loads_or_is_refused(tmp_path: Path, text: str) -> None:
     """The parser's own exceptions stay inside."""

@@ -9,11 +9,12 @@ import pytest
 from simulate import make_calibration, make_plan, make_reply, replies, simulate_row
 
 from verifier.config import Policy, Prices
-from verifier.decide import decide, weigh
+from verifier.decide import decide
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
 from verifier.records import Failure, Finding, NotJudged, Outcome, Report
 from verifier.reference import Channel
+from verifier.weigh import weigh
 
 
 def rows_at(scale: float, count: int, *, seed: int, **more: Any) -> list[Row]:

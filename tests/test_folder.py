@@ -15,6 +15,9 @@ from verifier import folder
 from verifier.errors import ConfigError
 from verifier.folder import append_line, read_json, read_lines, write_json, write_whole
 
+#: A machine under load is no failure, and `tmp_path` may serve every example.
+SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
 #: A host may send anything, half of a surrogate pair too.
 TEXT = st.text(st.sampled_from('a"\\ \n\r\x00\x1b\x85\u2028é日😀\ud800\udc00'), max_size=6)
 JSON = st.recursive(
@@ -25,7 +28,7 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=50, suppress_health_check=SLOW)
 @given(values=st.lists(st.dictionaries(TEXT, JSON, max_size=3), min_size=1, max_size=4))
 def test_lines_come_back_as_they_were_appended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: list[dict[str, Any]]

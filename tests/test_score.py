@@ -527,7 +527,7 @@ def test_a_folder_without_scores_has_none(tmp_path: Path) -> None:
         lambda line: line["aligned"].__setitem__("colour", "red"),
         lambda line: line["aligned"].__setitem__("reply_ids", "ab"),
         lambda line: line["aligned"].__setitem__("left_out", 3),
-        lambda line: line["score"].__setitem__("logprobs", ["a", "b"]),
+        lambda line: line["score"].update(logprobs=["a" for _ in line["score"]["ranks"]]),
         lambda line: line["score"]["logprobs"].pop(),
         lambda line: line["score"]["top_logprobs"].pop(),
         lambda line: line["score"]["top_logprobs"][0].pop(),

@@ -39,7 +39,7 @@ LAYERS = (
     {"demo"},
     {"audit", "bench"},
     {"decide", "calibrate"},
-    {"report", "corpus"},
+    {"weigh", "report", "corpus"},
     {"plan", "collect", "score", "page", "testbed"},
     {"reference", "endpoint", "dial", "engines.transformers"},
     {

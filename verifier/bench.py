@@ -29,7 +29,7 @@ from verifier.corpus import (
     read_stack,
     score_corpus,
 )
-from verifier.decide import decide, weigh
+from verifier.decide import decide
 from verifier.engines.transformers import Dtype, TransformersEngine
 from verifier.errors import ConfigError
 from verifier.folder import write_json
@@ -40,6 +40,7 @@ from verifier.records import REFERENCE, Decision, Outcome, Reply
 from verifier.reference import check_weights, fetch_weights, load_calibration, load_card
 from verifier.stats import best_scale
 from verifier.tokens import Tokenizer
+from verifier.weigh import weigh
 
 BENCH_SCHEMA = 1
 CARD = "smollm2-135m-instruct"
@@ -365,3 +366,24 @@ def sum_up(
         "named": dict(named),
         "each": [asdict(audit) for audit in audits],
     }
+
+
+def tabulate(results: Mapping[str, Any]) -> str:
+    """The figures of a results file as a Markdown table, a row each."""
+    head = ("host", "policy", "read", "audits", "consistent", "inconsistent", "inconclusive",
+            "median tokens (90 % within)", "scale", "in its interval")  # fmt: skip
+    rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for figure in results["figures"]:
+        decisions, tokens = figure["decisions"], figure["completion_tokens"]
+        cells = [
+            figure["figure"].split("/")[0],
+            figure["policy"],
+            "text, logprobs" if "logprob" in figure["channels"] else "text",
+            figure["audits"],
+            *(decisions[name] for name in ("consistent", "inconsistent", "inconclusive")),
+            f"{tokens['median']:.0f} ({tokens['p90']:.0f})" if figure["audits"] else "-",
+            f"{figure['noise_scale']:.2g}",
+            f"{figure['noise_scale_covered']} of {figure['audits']}",
+        ]
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(rows)

@@ -467,7 +467,8 @@ def bench(
     Example:
       verifier bench runs/bench --part honest
     """
-    from verifier.bench import run_bench
+    from verifier.bench import run_bench, tabulate
+    from verifier.folder import read_json
 
     with _showing() as show:
         path = run_bench(
@@ -478,6 +479,7 @@ def bench(
             tell=show.tell,
             progress=lambda done, of: show.step("replies", done, of),
         )
+    typer.echo(tabulate(read_json(path)))
     typer.echo(f"results: {path}")
 
 

@@ -1,11 +1,8 @@
-"""The decision: plan and ledger to a verdict. Pure arithmetic, no models, no network.
+"""The decision: evidence to findings and a verdict. Pure arithmetic, no models, no network.
 
-Null of "inconsistent": the replies come from the published weights with logit noise of a scale at
-most the calibrated honest one (and reported log-probabilities that differ by at most theirs). The
-evidence against it is a mixture, with weights fixed in advance, of e-processes: noise above the
-honest scale, each build that the policy names, and the reported log-probabilities. Assumptions:
-replies are independent, and the calibrated model of a row holds (`stats`). Its false-alarm rate is
-at most alpha at every stopping time (Ville 1939).
+"Inconsistent" is said when the evidence against honest serving (`weigh`) reaches 1/alpha: its
+false-alarm rate is at most alpha at every stopping time (Ville 1939). A departure is excluded or
+detected at 1/beta, and "consistent" needs every one that the policy names excluded.
 """
 
 from __future__ import annotations
@@ -13,16 +10,14 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.bank import VARIANTS
 from verifier.collect import read_attempts, read_outcomes
 from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger, ledger_from_json
+from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
     Attempt,
@@ -37,20 +32,9 @@ from verifier.records import (
     Status,
     Usage,
 )
-from verifier.reference import Channel
 from verifier.report import SCHEMA_VERSION, report_to_json
-from verifier.stats import (
-    Interval,
-    confidence_sequence,
-    log_e_against_scales,
-    log_e_value,
-    log_mean_exp,
-    mix_log_e,
-    spread_rows,
-)
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
+from verifier.weigh import ABOVE, Evidence, build_totals, honest_scales, read_rows, weigh
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
 MAX_UNUSABLE = 0.5
@@ -60,8 +44,6 @@ NAMED_AT = 0.95
 
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
-
-_ABOVE = 1 + 1e-9  # scales are compared with room for their decimal form
 
 
 def decide_folder(run: Path) -> Report:
@@ -113,87 +95,6 @@ def decide(
     )
 
 
-# -- evidence ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
-    """What the rows say, before any threshold."""
-
-    rows: int
-    text: Array  # [n, S], read as calibrated
-    interval: Interval | None  # of the noise scale
-    log_e_noise: float
-    log_e_builds: dict[str, float]
-    log_e_logprob: float
-    logprob_rows: int
-    logprob_interval: Interval | None
-    log_e: float  # of everything, against honest serving
-
-
-def weigh(plan: Plan, ledger: Ledger) -> Evidence:
-    """All evidence of a ledger against honest serving."""
-    text_channel, logprob_channel = plan.calibration.text, plan.calibration.logprob
-    text = _read(ledger.text(), TEXT_SCALES, text_channel)
-    logprob = _read(ledger.logprob(), LOGPROB_SCALES, logprob_channel)
-    noise = _log_e_noise(text, TEXT_SCALES, text_channel)
-    builds = {name: _log_e_build(plan, ledger, name) for name in plan.policy.builds}
-    of_text = noise
-    if builds:
-        share = 0.5 / len(builds)
-        of_text = mix_log_e([(0.5, noise), *((share, log_e) for log_e in builds.values())])
-    of_logprob = _log_e_noise(logprob, LOGPROB_SCALES, logprob_channel)
-    everything = mix_log_e([(0.5, of_text), (0.5, of_logprob)]) if plan.top_logprobs else of_text
-    level = 1 - plan.beta
-    return Evidence(
-        rows=len(text),
-        text=text,
-        interval=confidence_sequence(text, TEXT_SCALES, level=level),
-        log_e_noise=noise,
-        log_e_builds=builds,
-        log_e_logprob=of_logprob,
-        logprob_rows=len(logprob),
-        logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
-        log_e=everything,
-    )
-
-
-def _read(rows: Array, scales: Array, channel: Channel) -> Array:
-    """Rows as the calibration says they must be read: spread and tempered."""
-    return channel.learning_rate * spread_rows(rows, scales, channel.spread)
-
-
-def _honest(scales: Array, channel: Channel) -> Mask:
-    return np.asarray(scales <= channel.honest_scale * _ABOVE)
-
-
-def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
-    """Noise above the honest scale against the best scale up to it; 0 without rows."""
-    if len(rows) == 0:
-        return 0.0
-    totals, honest = rows.sum(axis=0), _honest(scales, channel)
-    return log_e_value(totals[~honest], totals[honest])
-
-
-def _build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
-    """Totals [S] under a build and under the reference, of the rows scored under both."""
-    rows = [row for row in ledger.rows if name in row.text]
-    if not rows:
-        return None
-    channel, both = plan.calibration.text, Ledger(rows=tuple(rows))
-    build = _read(both.text(name), TEXT_SCALES, channel).sum(axis=0)
-    return build, _read(both.text(), TEXT_SCALES, channel).sum(axis=0)
-
-
-def _log_e_build(plan: Plan, ledger: Ledger, name: str) -> float:
-    """A build, served honestly, against the published weights, served honestly."""
-    totals = _build_totals(plan, ledger, name)
-    if totals is None:
-        return 0.0
-    honest = _honest(TEXT_SCALES, plan.calibration.text)
-    return log_e_value(totals[0][honest], totals[1][honest])
-
-
 # -- findings ----------------------------------------------------------------------------------
 
 
@@ -207,7 +108,7 @@ def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding
     honest, found = plan.calibration.text.honest_scale, []
     for name in plan.policy.noise:
         scale = scales[name]
-        if scale <= honest * _ABOVE:
+        if scale <= honest * ABOVE:
             detail = (
                 f"its scale {scale:.2g} is within honest serving ({honest:.2g}) on this card: "
                 "greedy text cannot tell them apart"
@@ -217,7 +118,7 @@ def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding
         if evidence.rows == 0:
             found.append(_finding("noise", "undecided", name, 0.0, "no reply was scored"))
             continue
-        members = np.asarray(scale <= TEXT_SCALES * _ABOVE)
+        members = np.asarray(scale <= TEXT_SCALES * ABOVE)
         against = log_e_against_scales(evidence.text, members)
         towards = log_e_against_scales(evidence.text, ~members)
         found.append(
@@ -238,9 +139,9 @@ def _build_findings(plan: Plan, ledger: Ledger, tokens: int) -> list[Finding]:
     Excluded: the published weights, served honestly, explain them better. Other builds of its
     kind stay open either way.
     """
-    honest, found = _honest(TEXT_SCALES, plan.calibration.text), []
+    honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
     for name in plan.policy.builds:
-        totals = _build_totals(plan, ledger, name)
+        totals = build_totals(plan, ledger, name)
         if totals is None:
             found.append(_finding("weights", "undecided", name, 0.0, "no reply was scored"))
             continue
@@ -329,11 +230,11 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     if not builds or not shared:
         return _finding("cause", "undecided", like, None, "no build was scored")
     channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
-    honest = _honest(TEXT_SCALES, channel)
-    noise = log_mean_exp(_read(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
+    honest = honest_scales(TEXT_SCALES, channel)
+    noise = log_mean_exp(read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
     scores = {"": noise}
     for name in builds:
-        totals = _read(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+        totals = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
         scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
     ranked = sorted(scores, key=lambda name: -scores[name])
     best, second = ranked[0], ranked[1]
@@ -428,7 +329,7 @@ def _equivalent(
     """What the estimate is like on this model, in the name of the nearest rounding."""
     if interval is None:
         return "nothing scored"
-    if interval.estimate <= honest * _ABOVE:
+    if interval.estimate <= honest * ABOVE:
         return "honest serving"
     roundings = [m for m in marks if m[0] in VARIANTS and VARIANTS[m[0]].family != "layers"]
     if not roundings:

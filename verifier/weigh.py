@@ -1,0 +1,105 @@
+"""The evidence: plan and ledger to e-values against honest serving, before any threshold.
+
+Null: the replies come from the published weights with logit noise of a scale at most the calibrated
+honest one (and reported log-probabilities that differ by at most theirs). The evidence against it
+is a mixture, with weights fixed in advance, of e-processes: noise above the honest scale, each
+build that the policy names, and the reported log-probabilities. Assumptions: replies are
+independent, and the calibrated model of a row holds (`stats`). Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
+from verifier.plan import Plan
+from verifier.reference import Channel
+from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+#: Scales are compared with room for their decimal form.
+ABOVE = 1 + 1e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the rows say, before any threshold."""
+
+    rows: int
+    text: Array  # [n, S], read as calibrated
+    interval: Interval | None  # of the noise scale
+    log_e_noise: float
+    log_e_builds: dict[str, float]
+    log_e_logprob: float
+    logprob_rows: int
+    logprob_interval: Interval | None
+    log_e: float  # of everything, against honest serving
+
+
+def weigh(plan: Plan, ledger: Ledger) -> Evidence:
+    """All evidence of a ledger against honest serving."""
+    text_channel, logprob_channel = plan.calibration.text, plan.calibration.logprob
+    text = read_rows(ledger.text(), TEXT_SCALES, text_channel)
+    logprob = read_rows(ledger.logprob(), LOGPROB_SCALES, logprob_channel)
+    noise = _log_e_noise(text, TEXT_SCALES, text_channel)
+    builds = {name: _log_e_build(plan, ledger, name) for name in plan.policy.builds}
+    of_text = noise
+    if builds:
+        share = 0.5 / len(builds)
+        of_text = mix_log_e([(0.5, noise), *((share, log_e) for log_e in builds.values())])
+    of_logprob = _log_e_noise(logprob, LOGPROB_SCALES, logprob_channel)
+    everything = mix_log_e([(0.5, of_text), (0.5, of_logprob)]) if plan.top_logprobs else of_text
+    level = 1 - plan.beta
+    return Evidence(
+        rows=len(text),
+        text=text,
+        interval=confidence_sequence(text, TEXT_SCALES, level=level),
+        log_e_noise=noise,
+        log_e_builds=builds,
+        log_e_logprob=of_logprob,
+        logprob_rows=len(logprob),
+        logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
+        log_e=everything,
+    )
+
+
+def read_rows(rows: Array, scales: Array, channel: Channel) -> Array:
+    """Rows as the calibration says they must be read: spread and tempered."""
+    return channel.learning_rate * spread_rows(rows, scales, channel.spread)
+
+
+def honest_scales(scales: Array, channel: Channel) -> Mask:
+    """Which scales [S] of a grid honest serving may have."""
+    return np.asarray(scales <= channel.honest_scale * ABOVE)
+
+
+def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
+    """Noise above the honest scale against the best scale up to it; 0 without rows."""
+    if len(rows) == 0:
+        return 0.0
+    totals, honest = rows.sum(axis=0), honest_scales(scales, channel)
+    return log_e_value(totals[~honest], totals[honest])
+
+
+def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
+    """Totals [S] under a build and under the reference, of the rows scored under both."""
+    rows = [row for row in ledger.rows if name in row.text]
+    if not rows:
+        return None
+    channel, both = plan.calibration.text, Ledger(rows=tuple(rows))
+    build = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+    return build, read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)
+
+
+def _log_e_build(plan: Plan, ledger: Ledger, name: str) -> float:
+    """A build, served honestly, against the published weights, served honestly."""
+    totals = build_totals(plan, ledger, name)
+    if totals is None:
+        return 0.0
+    honest = honest_scales(TEXT_SCALES, plan.calibration.text)
+    return log_e_value(totals[0][honest], totals[1][honest])
