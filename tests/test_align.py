@@ -109,7 +109,7 @@ class Knowing(FakeTokenizer):
         return (THE,) if raw == "�".encode() else super().ids_of_bytes(raw)
 
 
-def test_a_replacement_sign_without_bytes_could_be_any_token() -> None:
+def test_a_replacement_sign_without_bytes_could_be_many_tokens() -> None:
     """It is not taken for the token of that sign."""
     unclear = ReportedToken(
         chosen=named(" of"), top=(Candidate(token="�", bytes=None, logprob=-2.0),)
@@ -311,6 +311,14 @@ def test_white_space_that_hosts_trim_at_the_start_leaves_the_first_token_out(wan
     assert found is not None
     assert found.reply_ids == (token("the"), OF, EOS)
     assert found.left_out == {0}
+
+
+def test_the_first_token_is_left_out_besides_the_last_of_a_text_that_was_cut() -> None:
+    """What was left out before stays so."""
+    found = reread(read_text("the of", finish="length"), preferring(SPACE, OF), TOKENIZER)
+
+    assert found is not None
+    assert found.left_out == {0, 1}
 
 
 def test_another_first_word_is_not_trimmed_white_space() -> None:

@@ -380,6 +380,7 @@ def test_scales_that_differ_in_their_last_digits_are_the_same_scales() -> None:
         (["schema_version"], 2, "ledger schema 2, expected 1"),
         (["schema_version"], None, "ledger schema None, expected 1"),
         (["text_scales", 3], 0.5, "text_scales are not the 41 from 0.01 to 1"),
+        (["text_scales", 3], 0.0142, "text_scales"),
         (["text_scales"], [0.01, 1.0], "text_scales"),
         (["text_scales"], None, "text_scales"),
         (["text_scales", 3], "wide", "text_scales"),

@@ -272,10 +272,10 @@ def test_one_flipped_bit_changes_the_digest(tmp_path: Path, position: int) -> No
 @pytest.mark.parametrize(
     "change",
     [
-        lambda t: t | {"model.norm.weight": t["model.norm.weight"].half()},
+        lambda t: t | {"model.norm.weight": t["model.norm.weight"].view(torch.float16)},
         lambda t: t | {"model.layers.0.q_proj.weight": t["model.layers.0.q_proj.weight"].T},
         lambda t: t | {"model.layers.0.q_proj.weight": t["model.layers.0.q_proj.weight"].flatten()},
-        lambda t: {k.replace("norm", "gnorm"): v for k, v in t.items()},
+        lambda t: {k.replace("norm", "normal"): v for k, v in t.items()},
         lambda t: t | {"model.bias": torch.zeros(1)},
         lambda t: {k: v for k, v in t.items() if "norm" not in k},
         lambda t: (

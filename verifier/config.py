@@ -187,15 +187,8 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
             case _:
                 wrong = first["msg"].replace("Input should be", "expected")
                 wrong = wrong.replace("a valid tuple", "a list")
-                complaint = f"{wrong}; got {_shown(first['input'])}"
+                complaint = f"{wrong}; got {reprlib.repr(first['input'])[:80]}"
         raise ConfigError(f"{where}: {key or 'the whole file'}: {complaint}") from error
-
-
-def _shown(value: object) -> str:
-    """A value in short: aliases make a small file endless."""
-    short = reprlib.Repr()
-    short.maxlevel = 2
-    return short.repr(value)[:80]
 
 
 def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tuple[str, list[str]]:
