@@ -141,17 +141,14 @@ def test_an_audit_that_runs_out_of_replies_is_dropped() -> None:
 
 
 def test_a_batch_that_the_corpus_cuts_short_is_no_look() -> None:
-    """An audit sees its evidence after whole batches only, wherever the corpus ends."""
-    looks = set(batch_ends(200))
+    """These replies decide from the twelfth on, but an audit looks after 10 and 14 only."""
+    rows = make_rows(14, tokens=3)
+    plan, twelve = make_plan(), Ledger(rows=tuple(rows[:12]))
+    then = decide(plan, twelve, engine={}, attempts=(), outcomes=replies(rows))
 
-    ends = [
-        audit.replies
-        for length in range(10, 40)
-        for audit in replayed(make_rows(length, tokens=9), most=1)
-    ]
-
-    assert ends
-    assert set(ends) <= looks
+    assert then.decision == "consistent"
+    assert replayed(rows[:12]) == replayed(rows[:13]) == []
+    assert [audit.replies for audit in replayed(rows)] == [14]
 
 
 def test_an_audit_whose_budget_ends_is_inconclusive_and_counts() -> None:

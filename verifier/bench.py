@@ -53,7 +53,7 @@ CHUNK = 64
 MOST_REPLIES = 1024
 
 #: Audits of each fault for which the cause is named: every reply is scored under the whole bank.
-NAMED_AUDITS = 6
+NAMED_AUDITS = 3
 
 SERVED_IN: Dtype = "bfloat16"
 SERVED_BATCH = 32

@@ -42,8 +42,7 @@ from verifier.reference import (
 from verifier.reference import Stack as Measured
 from verifier.stats import (
     confidence_sequence,
-    fit_learning_rate,
-    fit_spread,
+    fit_reading,
     spread_rows,
 )
 from verifier.tokens import Tokenizer
@@ -210,11 +209,8 @@ def fit_channel(
     the `honest` stacks.
     """
     enough = [rows[name] for name in known if len(rows[name]) > 1]
-    spread = fit_spread(enough, scales, SPREADS)
     try:
-        rate = fit_learning_rate(
-            [spread_rows(r, scales, spread) for r in enough], ladder=LEARNING_RATES
-        )
+        spread, rate = fit_reading(enough, scales, spreads=SPREADS, rates=LEARNING_RATES)
     except ValueError as error:
         raise ReferenceMismatch(f"calibration of {what}: {error}") from error
     channel = Channel(honest_scale=float(scales[-1]), spread=spread, learning_rate=rate)

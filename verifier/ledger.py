@@ -27,8 +27,8 @@ TEXT_SCALES: Array = 10.0 ** np.linspace(-2, 0, 41)
 #: Scales of the difference between reported and reference log-probabilities (nats).
 LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
 
-#: Share of the reference's own distribution mixed into every text column, so that no single
-#: position can contribute more than about log(1 / FLOOR) nats.
+#: Share of a column's own distribution at scale 1 mixed into it, so that no single position can
+#: contribute more than about log(1 / FLOOR) nats between two scales of the same weights.
 FLOOR = 1e-3
 
 #: Degrees of freedom of the Student-t of reported log-probabilities.
@@ -78,8 +78,9 @@ def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
     With Gumbel noise of scale s on the logits z, the likeliest token has probability
     softmax(z / s)[y]. The k largest log-probabilities give its normaliser for s <= 1: the
     remaining mass r contributes at most r * exp(l_k (1/s - 1)) with l_k the k-th largest, and that
-    bound is used; it is exact at s = 1 and negligible for small s. An overestimate lowers every
-    column's likelihood, never raises it.
+    bound is used. It is exact at s = 1 and negligible below s = 0.25; between, it lowers the
+    likelihood of a column: on the embedded model by at most 0.002 nats per token at s = 0.32 and
+    0.03 at 0.63 to 0.8, which the margins of the classes (`bank`) exceed by far.
     """
     at = list(kept)
     if not at:

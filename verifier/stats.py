@@ -6,6 +6,7 @@ are the independent unit; nothing here sees a token.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,13 @@ from scipy.special import logsumexp
 
 Array = NDArray[np.float64]
 
+#: Shares of its wealth that a bet on a mean above 1 puts at stake; small ones see small excesses.
+_STAKES = (0.01, 0.03, 0.1, 0.3, 0.6)
+
 
 def log_mean_exp(values: Array) -> float:
     """log of the mean of exp(values): a uniform mixture of likelihoods."""
-    return float(logsumexp(values) - np.log(values.size))
+    return float(np.logaddexp.reduce(values) - np.log(values.size))
 
 
 def spread_rows(rows: Array, scales: Array, spread: float) -> Array:
@@ -114,25 +118,50 @@ def fit_spread(stacks: list[Array], scales: Array, ladder: tuple[float, ...]) ->
 
 
 def fit_learning_rate(
-    stacks: list[Array], *, ladder: tuple[float, ...], standard_errors: float = 2.0
+    stacks: list[Array], *, ladder: tuple[float, ...], evidence: float = 20.0
 ) -> float:
     """The largest power of the likelihood at which e-values keep their level on known stacks.
 
     For a stack with best scale s* the mean over replies of (p_s / p_s*)^eta must not exceed 1 for
     any s (the central condition: Grünwald and Mehta 2020, "Fast rates for general unbounded loss
     functions"). Gumbel noise is a model; where real errors are heavier, eta < 1 pays for it. A
-    mean may exceed 1 by `standard_errors` of its own, since it is estimated. Raises ValueError
-    when no power of the ladder (descending) will do.
+    power is turned down once a bet on a mean above 1 has multiplied its stake by `evidence`: under
+    a mean of at most 1 that happens with probability at most 1 / evidence, per stack and scale,
+    and one reply that is extreme enough will do (Waudby-Smith and Ramdas 2024, "Estimating means of
+    bounded random variables by betting"). Raises ValueError when no power of the ladder
+    (descending) will do.
     """
     for eta in ladder:
-        if all(_central(rows, eta, standard_errors) for rows in stacks):
+        if all(_winnings(rows, eta) < evidence for rows in stacks):
             return eta
     raise ValueError(f"no learning rate in {ladder} keeps the level on the calibration stacks")
 
 
-def _central(rows: Array, eta: float, standard_errors: float) -> bool:
+def fit_reading(
+    stacks: list[Array], scales: Array, *, spreads: tuple[float, ...], rates: tuple[float, ...]
+) -> tuple[float, float]:
+    """How rows are to be read: spread and learning rate.
+
+    The rate is the largest at which e-values keep their level under some spread, the spread the
+    likeliest of those that allow it. Raises ValueError when no pair will do.
+    """
+    allowed: dict[float, list[float]] = {}
+    for spread in spreads:
+        read = [spread_rows(rows, scales, spread) for rows in stacks]
+        with suppress(ValueError):  # too narrow a spread may allow no rate at all
+            allowed.setdefault(fit_learning_rate(read, ladder=rates), []).append(spread)
+    if not allowed:
+        raise ValueError(f"no learning rate in {rates} keeps the level on the calibration stacks")
+    rate = max(allowed)
+    return fit_spread(stacks, scales, tuple(allowed[rate])), rate
+
+
+def _winnings(rows: Array, eta: float) -> float:
+    """The most that any scale's bets win: mean over stakes of prod(1 + stake (ratio - 1))."""
     best = rows[:, [int(rows.sum(axis=0).argmax())]]
-    with np.errstate(over="ignore", invalid="ignore"):  # too large for a number is above 1
-        ratios = np.exp(eta * (rows - best))
-        error = ratios.std(axis=0, ddof=1) / np.sqrt(len(rows))
-        return bool((ratios.mean(axis=0) <= 1 + standard_errors * error).all())
+    log_ratios = eta * (rows - best)  # [n, S]
+    # log(1 - stake + stake * ratio), for ratios of any size
+    logs = np.array(
+        [np.logaddexp(np.log1p(-s), np.log(s) + log_ratios).sum(axis=0) for s in _STAKES]
+    )  # [stakes, S]
+    return float(np.exp(np.minimum(logsumexp(logs, axis=0) - np.log(len(_STAKES)), 700.0)).max())
