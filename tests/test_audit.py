@@ -225,6 +225,32 @@ def test_a_folder_of_another_run_is_refused(card: Path, tmp_path: Path) -> None:
             run(configure(url, card, tmp_path / "run", seed=6))
 
 
+def test_a_plan_that_was_killed_while_it_was_written_is_made_anew(
+    card: Path, tmp_path: Path
+) -> None:
+    """What it left is no reason to refuse the same command."""
+    out = tmp_path / "run"
+    out.mkdir()
+    for name in (RUN, PROBES, f"{PLAN}.partial"):
+        (out / name).write_text("half")
+    start(configure("http://127.0.0.1:1/v1", card, out))
+
+    assert read_plan(out).card == "tiny"
+    assert read_probes(out)
+
+
+def test_a_ledger_without_its_engine_is_refused(card: Path, tmp_path: Path) -> None:
+    """One line that says what to run."""
+    out = tmp_path / "run"
+    start(configure("http://127.0.0.1:1/v1", card, out))
+    score(out, load_reference(), show=QUIET)
+    ledger = yaml.safe_load((out / LEDGER).read_text())
+    write_json(out / LEDGER, ledger | {"engine": "fake"})
+
+    with pytest.raises(ConfigError, match=r"engine: expected an object"):
+        decide_folder(out)
+
+
 def test_a_folder_of_something_else_is_refused(card: Path, tmp_path: Path) -> None:
     """No stranger's files are written over."""
     (tmp_path / "run").mkdir()

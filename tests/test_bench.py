@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from simulate import make_plan, make_reply, replies, simulate_row
 
-from verifier.bench import Audit, Figure, list_figures, replay, run_bench, sum_up
+from verifier.bench import Audit, Figure, list_figures, replay, run_bench, sum_up, tabulate
 from verifier.config import Policy
 from verifier.corpus import Stack
 from verifier.decide import decide
 from verifier.errors import ConfigError
+from verifier.folder import read_json
 from verifier.ledger import Ledger, Row
 from verifier.plan import batch_ends
 from verifier.records import Reply
@@ -277,3 +278,31 @@ def test_a_figure_can_be_summed_up_anew_from_its_audits() -> None:
 
     assert [Audit(**kept) for kept in found["each"]] == audits
     assert summed([Audit(**kept) for kept in found["each"]]) == found
+
+
+# -- what is committed -------------------------------------------------------------------------
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    """Figures are never written by hand."""
+    root = Path(__file__).resolve().parent.parent
+    results = read_json(root / "reference" / "smollm2-135m-instruct.benchmark.json")
+
+    assert results["figures"]
+    assert tabulate(results) in (root / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_committed_results_can_be_summed_up_anew() -> None:
+    """Counts and medians are those of the audits listed, and no reply serves two of a figure."""
+    root = Path(__file__).resolve().parent.parent
+    for figure in read_json(root / "reference" / "smollm2-135m-instruct.benchmark.json")["figures"]:
+        audits = figure["each"]
+        decisions = Counter(audit["decision"] for audit in audits)
+        tokens = [audit["completion_tokens"] for audit in audits]
+        ends = [audit["first"] + audit["replies"] for audit in audits]
+
+        assert figure["audits"] == len(audits)
+        assert {k: v for k, v in figure["decisions"].items() if v} == dict(decisions)
+        assert figure["completion_tokens"]["median"] == np.median(tokens)
+        assert [audit["first"] for audit in audits] == [0, *ends[:-1]]
+        assert ends[-1] <= figure["corpus_replies"]

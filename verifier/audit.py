@@ -18,7 +18,7 @@ from verifier.decide import decide_folder
 from verifier.endpoint import Endpoint
 from verifier.engines import Engine
 from verifier.errors import ConfigError
-from verifier.folder import PAGE, PLAN, REPORT, RUN, read_json, write_whole
+from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_whole
 from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, write_plan
 from verifier.probes import load_pool
 from verifier.records import Failure, Outcome, Probe, Reply, Report
@@ -100,13 +100,18 @@ def start(config: RunFile) -> Plan:
                 "on with it"
             )
         return read_plan(run)
-    if run.exists() and (not run.is_dir() or any(p.name != RUN for p in run.iterdir())):
+    if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
     card = load_card(config.reference.card)
     calibration = load_calibration(config.reference.card, card)
     plan, probes = make_plan(config, card, calibration, load_pool())
     write_plan(run, dump_run_file(config), plan, probes)
     return plan
+
+
+def _is_of_a_plan(path: Path) -> bool:
+    """Whether a kill while a plan was written may have left this file."""
+    return path.name.removesuffix(".partial") in (RUN, PROBES, PLAN)
 
 
 def make_endpoint(config: RunFile, *, api_key: str | None) -> Endpoint:

@@ -65,7 +65,7 @@ class Sizes:
     """How many replies each part of a calibration rests on."""
 
     calibration: int = 128
-    held_out: int = 48
+    held_out: int = 32
     variant: int = 24
     layer: int = 8
     max_tokens: int = 48

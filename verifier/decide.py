@@ -16,6 +16,7 @@ import numpy as np
 
 from verifier.bank import VARIANTS
 from verifier.collect import read_attempts, read_outcomes
+from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
@@ -50,10 +51,13 @@ def decide_folder(run: Path) -> Report:
     """Decide a run folder from its plan, ledger and exchanges, and write its report."""
     plan = read_plan(run)
     raw = read_json(run / LEDGER)
+    engine = raw.get("engine")
+    if not isinstance(engine, dict):
+        raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
     report = decide(
         plan,
         ledger_from_json(raw, where=str(run / LEDGER)),
-        engine=raw.get("engine", {}),
+        engine=engine,
         attempts=read_attempts(run),
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
     )

@@ -181,7 +181,7 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
             )
             for row in value["rows"]
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{where}: malformed ledger ({error!r}); score again") from error
     return Ledger(rows=rows)
 

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from verifier.bank import find_variant
 from verifier.engines import TOP_K
+from verifier.errors import ConfigError
 from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -54,7 +55,7 @@ class TransformersEngine:
         )
         self._model.to(self._device).eval()
         if self._device == "cpu" and dtype != "float32":
-            _accumulate_in_float32(self._model)
+            _accumulate_in_float32(self._model, half=getattr(torch, dtype))
         self._loaded: str | None = REFERENCE
 
     @property
@@ -73,25 +74,35 @@ class TransformersEngine:
         return self._loaded
 
     def load_variant(self, name: str) -> None:
-        """Stream the checkpoint's tensors through the variant into the loaded model."""
+        """Stream the checkpoint's tensors through the variant into the loaded model.
+
+        Raises ConfigError for a variant that changes nothing.
+        """
         if name == self._loaded:
             return
         layers = self._model.config.num_hidden_layers
         variant = find_variant(name, layers=layers) if name != REFERENCE else None
         transform = variant.build(layers) if variant else None
         parameters = dict(self._model.named_parameters())
-        self._loaded = None
+        self._loaded, moved = None, False
         with torch.inference_mode():
             for shard in sorted(self._weights.glob("*.safetensors")):
                 with safe_open(shard, framework="pt") as tensors:
                     for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
                         if key not in parameters:
                             continue  # tied weights may be stored under one name only
-                        tensor = tensors.get_tensor(key)
-                        if transform is not None:
-                            tensor = transform(key, tensor)
+                        published = tensors.get_tensor(key)
+                        tensor = published if transform is None else transform(key, published)
+                        moved = moved or (
+                            tensor is not published and not torch.equal(tensor, published)
+                        )
                         # through the precision served in, which a parameter may be wider than
                         parameters[key].copy_(tensor.to(getattr(torch, self._dtype)))
+        if transform is not None and not moved:
+            raise ConfigError(
+                f"weights variant {name!r} changes nothing in this checkpoint: its linear layers "
+                "have other names, or lie on the grid of the rounding; leave it out of the bank"
+            )
         self._loaded = name
 
     # -- scoring ---------------------------------------------------------------------------
@@ -229,15 +240,14 @@ def _padded(tensor: torch.Tensor, length: int, *, dim: int) -> torch.Tensor:
     return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
-def _accumulate_in_float32(model: torch.nn.Module) -> None:
-    """Multiply matrices in float32 and round the products to the model's own half precision.
+def _accumulate_in_float32(model: torch.nn.Module, *, half: torch.dtype) -> None:
+    """Multiply matrices in float32 and round the products, logits too, to half precision.
 
     That is what GPUs do. CPUs without half-precision instructions emulate them up to ten times
     slower, and in ways that differ from one CPU to the next.
     """
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            half = module.weight.dtype
             module.weight.data = module.weight.data.float()
             cast(Any, module).forward = _rounded_to(half, module.forward)
 
