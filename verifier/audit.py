@@ -70,8 +70,7 @@ def audit(
     reference = load_reference()
     report = None
     for end in batch_ends(len(probes)):
-        affordable = _affordable(plan, probes[:end], run)
-        collect(run, endpoint, affordable, progress=lambda done, of: show.step("asking", done, of))
+        _collect_within_budget(run, plan, endpoint, probes[:end], show)
         score(run, reference, show=show)
         report = decide_folder(run)
         show.tell(_standing(report))
@@ -164,11 +163,9 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     """
     plan, config = read_plan(run), load_run_file(run / RUN)
     asked = read_probes(run)[:probes]
+    endpoint = make_endpoint(config, api_key=api_key)
     for end in batch_ends(len(asked)):
-        collect(
-            run, make_endpoint(config, api_key=api_key), _affordable(plan, asked[:end], run),
-            progress=lambda done, of: show.step("asking", done, of),
-        )  # fmt: skip
+        _collect_within_budget(run, plan, endpoint, asked[:end], show)
         if not _goes_on(run, plan, asked[:end]):
             break
     return len(read_outcomes(run, max_attempts=plan.max_attempts))
@@ -217,6 +214,16 @@ def write_page(run: Path) -> Report:
 
 
 # -- the budget --------------------------------------------------------------------------------
+
+
+def _collect_within_budget(
+    run: Path, plan: Plan, endpoint: Endpoint, probes: tuple[Probe, ...], show: Show
+) -> None:
+    """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
+    before = None
+    while (affordable := _affordable(plan, probes, run)) != before:
+        collect(run, endpoint, affordable, progress=lambda done, of: show.step("asking", done, of))
+        before = affordable
 
 
 def _affordable(plan: Plan, probes: tuple[Probe, ...], run: Path) -> tuple[Probe, ...]:
