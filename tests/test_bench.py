@@ -55,7 +55,7 @@ def test_every_figure_is_measured_once_with_and_without_logprobs() -> None:
     for with_logprobs in (True, False):
         some = [figure for figure in figures if figure.with_logprobs == with_logprobs]
         honest = [figure for figure in some if figure.part == "honest"]
-        faults = [figure for figure in some if figure.part != "honest"]
+        faults = [figure for figure in some if figure.part in ("faults", "fp8")]
         assert sum(figure.audits for figure in honest) >= 100
         assert {figure.stack.dtype for figure in honest} == {"float32", "bfloat16", "float16"}
         assert {figure.audits for figure in faults} == {40}
@@ -71,9 +71,28 @@ def test_faults_in_and_out_of_the_bank_are_measured() -> None:
     assert {"nf4-g64", "int3-g64", "drop-1", "int4-asym-g48", "int4-rotated-g64"} < served
 
 
+def test_causes_are_named_from_text_alone_in_and_out_of_the_bank() -> None:
+    """Of a few faults: every reply is scored under the whole bank."""
+    causes = [figure for figure in list_figures() if figure.part == "causes"]
+
+    assert {figure.with_logprobs for figure in causes} == {False}
+    assert {"int4-asym-g64", "int4-asym-g48"} < {figure.stack.weights for figure in causes}
+
+
+def test_figures_become_a_table_of_verdicts_and_one_of_names() -> None:
+    """Counts, medians and names as they are in the results."""
+    rows = make_rows(20)
+    verdict = summed(replayed(rows))
+    cause = summed(replayed(rows), part="causes") | {"named": {"int4-sym-g64": 3, "drop-1": 1}}
+    lines = tabulate({"figures": [verdict, cause]}).splitlines()
+
+    assert lines[2].startswith("| float32-batch32 | screen | text | 2 | 2 | 0 | 0 | 300 (300) |")
+    assert lines[-1] == "| float32-batch32 | screen | 2 | int4-sym-g64 3, drop-1 1 |"
+
+
 def test_an_unknown_part_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     """It would measure nothing, after hours or at once."""
-    with pytest.raises(ConfigError, match="no part 'fp16'; there are honest, faults, fp8"):
+    with pytest.raises(ConfigError, match="no part 'fp16'; there are honest, faults, fp8, causes"):
         run_bench(
             tmp_path / "out", cache=tmp_path / "cache", parts=("honest", "fp16"), seed=1,
             tell=lambda _line: None,

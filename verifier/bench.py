@@ -47,23 +47,20 @@ CARD = "smollm2-135m-instruct"
 RESULTS = "results.json"
 
 #: Replies collected between two looks at how many audits a corpus gives.
-CHUNK = 64
+CHUNK = 32
 
 #: Replies of a corpus at most.
 MOST_REPLIES = 1024
-
-#: Audits of each fault for which the cause is named: every reply is scored under the whole bank.
-NAMED_AUDITS = 3
 
 SERVED_IN: Dtype = "bfloat16"
 SERVED_BATCH = 32
 
 _HONEST = {
-    "float32-batch32": 30,
-    "bfloat16-batch32": 30,
-    "float16-batch32": 20,
-    "float32-batch1": 10,
-    "bfloat16-batch1": 10,
+    "bfloat16-batch32": 40,
+    "float32-batch32": 32,
+    "float16-batch32": 22,
+    "bfloat16-batch1": 4,  # slow: one reply at a time
+    "float32-batch1": 4,
 }
 _IN_BANK = (
     "int4-sym-g64", "int4-asym-g64", "int4-sym-g96", "int4-asym-g96", "int4-sym-g192",
@@ -72,6 +69,10 @@ _IN_BANK = (
 _OUT_OF_BANK = ("int4-asym-g48", "int4-rotated-g64")
 _FP8 = ("fp8-channel", "fp8-tensor")
 _FAULT_AUDITS = 40
+
+#: Faults whose cause is named, in a few audits each: every reply is scored under the whole bank.
+_NAMED = ("int4-asym-g64", "nf4-g64", "drop-1", "int4-asym-g48", "fp8-channel")
+_NAMED_AUDITS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +88,8 @@ class Figure:
     @property
     def name(self) -> str:
         channel = "logprobs" if self.with_logprobs else "text"
-        return f"{self.stack.name}/{self.policy}/{channel}"
+        causes = "/causes" if self.part == "causes" else ""
+        return f"{self.stack.name}/{self.policy}/{channel}{causes}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +129,16 @@ def list_figures() -> list[Figure]:
                         audits=audits,
                     )
                 )
+    for name in _NAMED:
+        found.append(
+            Figure(
+                part="causes",
+                stack=served(name),
+                policy="standard",
+                with_logprobs=False,
+                audits=_NAMED_AUDITS,
+            )
+        )
     return found
 
 
@@ -202,7 +214,7 @@ class _Bench:
         """Collect until the corpus gives the audits wanted, and sum them up."""
         plan = make_bench_plan(figure, seed=self._seed)
         folder = self._out / figure.stack.name
-        wanted = CHUNK
+        wanted = max(CHUNK, len(read_outcomes(folder, max_attempts=MAX_ATTEMPTS)))
         while True:
             ledger, outcomes = self._corpus(folder, figure, wanted)
             audits = replay(plan, ledger, outcomes, most=figure.audits)
@@ -210,10 +222,10 @@ class _Bench:
                 break
             self._tell(f"{figure.name}: {len(audits)} audits from {len(ledger.rows)} replies")
             wanted += CHUNK if figure.stack.batch > 1 else CHUNK // 4
-        names = {}
-        if figure.part in ("faults", "fp8"):
-            names = self._name(figure, plan, folder, audits, ledger, outcomes)
-        return sum_up(figure, plan, audits, ledger, names)
+        named = {}
+        if figure.part == "causes":
+            named = self._name_causes(plan, folder, audits, ledger, outcomes)
+        return sum_up(figure, plan, audits, ledger, named)
 
     def _corpus(
         self, folder: Path, figure: Figure, wanted: int
@@ -235,18 +247,17 @@ class _Bench:
             self._host = (dtype, load_engine(self._weights, self._tokenizer, dtype))
         return self._host[1]
 
-    def _name(
+    def _name_causes(
         self,
-        figure: Figure,
         plan: Plan,
         folder: Path,
         audits: Sequence[Audit],
         replayed: Ledger,
         outcomes: Mapping[str, Outcome],
     ) -> dict[str, int]:
-        """How often each cause was named, over the first audits that ended inconsistent."""
-        chosen = [a for a in audits if a.decision == "inconsistent"][:NAMED_AUDITS]
-        if figure.with_logprobs or not chosen:
+        """How often each cause was named, over the audits that ended inconsistent."""
+        chosen = [audit for audit in audits if audit.decision == "inconsistent"]
+        if not chosen:
             return {}
         last = replayed.rows[max(audit.first + audit.replies for audit in chosen) - 1].probe_id
         asked = [probe.id for probe in read_probes(folder)]
@@ -369,21 +380,35 @@ def sum_up(
 
 
 def tabulate(results: Mapping[str, Any]) -> str:
-    """The figures of a results file as a Markdown table, a row each."""
+    """The figures of a results file as Markdown tables: verdicts, then the causes named."""
     head = ("host", "policy", "read", "audits", "consistent", "inconsistent", "inconclusive",
             "median tokens (90 % within)", "scale", "in its interval")  # fmt: skip
-    rows = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    verdicts, causes = _table(head), _table(("host", "policy", "audits", "named"))
     for figure in results["figures"]:
         decisions, tokens = figure["decisions"], figure["completion_tokens"]
-        cells = [
-            figure["figure"].split("/")[0],
-            figure["policy"],
-            "text, logprobs" if "logprob" in figure["channels"] else "text",
-            figure["audits"],
-            *(decisions[name] for name in ("consistent", "inconsistent", "inconclusive")),
-            f"{tokens['median']:.0f} ({tokens['p90']:.0f})" if figure["audits"] else "-",
-            f"{figure['noise_scale']:.2g}",
-            f"{figure['noise_scale_covered']} of {figure['audits']}",
-        ]
-        rows.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(rows)
+        host, policy, audits = figure["figure"].split("/")[0], figure["policy"], figure["audits"]
+        if figure["part"] == "causes":
+            named = ", ".join(f"{name} {count}" for name, count in figure["named"].items())
+            causes.append(_row(host, policy, audits, named or "-"))
+            continue
+        verdicts.append(
+            _row(
+                host,
+                policy,
+                "text, logprobs" if "logprob" in figure["channels"] else "text",
+                audits,
+                *(decisions[name] for name in ("consistent", "inconsistent", "inconclusive")),
+                f"{tokens['median']:.0f} ({tokens['p90']:.0f})" if audits else "-",
+                f"{figure['noise_scale']:.2g}",
+                f"{figure['noise_scale_covered']} of {audits}",
+            )
+        )
+    return "\n".join([*verdicts, "", *causes])
+
+
+def _table(head: Sequence[str]) -> list[str]:
+    return [_row(*head), "|" + "---|" * len(head)]
+
+
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
