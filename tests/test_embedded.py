@@ -33,7 +33,8 @@ from verifier.reference import calibration_path, find_card, load_card
 from verifier.testbed import create_app, list_faults, running
 from verifier.tokens import Tokenizer
 
-pytestmark = pytest.mark.slow
+#: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 FAULTS = [name for name, _ in list_faults() if name != "none"]
 
@@ -251,7 +252,7 @@ def test_the_demo_tells_its_two_hosts_apart(tmp_path: Path, embedded: Path) -> N
     """One line per verdict, two run folders with report and page; a second run is refused."""
     out = tmp_path / "demo"
     with verifier("demo", "--out", str(out)) as demo:
-        printed, said = demo.communicate(timeout=550)
+        printed, said = demo.communicate(timeout=3500)
         left = is_alive(demo.pid)
 
     assert demo.returncode == 0, said
@@ -268,7 +269,7 @@ def test_the_demo_tells_its_two_hosts_apart(tmp_path: Path, embedded: Path) -> N
         assert (out / name / PAGE).read_text().startswith("<!DOCTYPE html>")
 
     with verifier("demo", "--out", str(out)) as again:
-        printed, said = again.communicate(timeout=60)
+        printed, said = again.communicate(timeout=600)
     assert (again.returncode, printed) == (2, "")
     assert re.fullmatch(r"verifier: .+ exists; .+\n", said)
 
@@ -285,9 +286,9 @@ def test_the_testbed_serves_until_it_is_told_to_stop(embedded: Path) -> None:
             "temperature": 0,
             "max_tokens": 12,
         }
-        reply = httpx.post(f"{url}/chat/completions", json=body, timeout=120)
+        reply = httpx.post(f"{url}/chat/completions", json=body, timeout=600)
         host.send_signal(signal.SIGTERM)
-        rest, _ = host.communicate(timeout=60)
+        rest, _ = host.communicate(timeout=600)
         left = is_alive(host.pid)
 
     assert re.fullmatch(

@@ -144,6 +144,17 @@ def test_a_file_that_is_no_card_is_one_line(tmp_path: Path, content: bytes) -> N
     assert "\n" not in str(refused.value)
 
 
+def test_the_digest_of_a_card_does_not_depend_on_where_it_lies(tmp_path: Path) -> None:
+    """Two copies of one run folder are of the same card."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+
+    assert (
+        load_card(str(write_card(tmp_path / "a"))).digest
+        == load_card(str(write_card(tmp_path / "b"))).digest
+    )
+
+
 def test_the_digest_of_a_card_is_that_of_what_it_says(tmp_path: Path) -> None:
     """Comments and the order of keys change nothing; any value does."""
     first = load_card(str(write_card(tmp_path))).digest

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Literal
 
 from verifier.errors import ConfigError
@@ -104,13 +104,18 @@ def round_nf4(weight: torch.Tensor, *, group: int | None) -> torch.Tensor:
     return rounded.reshape(weight.shape).to(weight.dtype)
 
 
-def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
-    """Round after a fixed random rotation of the inputs, and rotate back (as QuaRot does)."""
+@cache
+def _rotation(width: int) -> torch.Tensor:
+    """An orthogonal matrix [width, width], random but always the same."""
     import torch
 
-    generator = torch.Generator().manual_seed(weight.shape[-1])
-    gaussian = torch.randn(weight.shape[-1], weight.shape[-1], generator=generator)
-    rotation, _ = torch.linalg.qr(gaussian)
+    generator = torch.Generator().manual_seed(width)
+    return torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+
+
+def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
+    """Round after a fixed random rotation of the inputs, and rotate back (as QuaRot does)."""
+    rotation = _rotation(weight.shape[-1])
     turned = weight.float() @ rotation
     back: torch.Tensor = round_symmetric(turned, bits=bits, group=group) @ rotation.T
     return back.to(weight.dtype)

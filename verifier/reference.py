@@ -78,8 +78,8 @@ class Card(_Record):
 
     @property
     def digest(self) -> str:
-        """sha256 of everything the card says, for the signature."""
-        return _sha256_of(self.model_dump(mode="json"))
+        """sha256 of everything the card says, but for where files lie here; for the signature."""
+        return _sha256_of(self.model_dump(mode="json", exclude={"source": {"path"}}))
 
 
 class Estimate(_Record):
