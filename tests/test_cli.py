@@ -816,9 +816,14 @@ def start(*arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "verifier", *map(str, arguments)]
     # with a buffer, as usual: what is left in it must not be complained of at the end
     environment = {name: v for name, v in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    )
+    # a shell makes its background jobs ignore interrupts, and children would inherit that
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_stops_at_once_and_loses_nothing(tmp_path: Path) -> None:

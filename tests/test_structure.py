@@ -229,7 +229,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         for row in rows
     )  # fmt: skip
     write_plan(run, "", make_plan(), probes)
-    write_json(run / LEDGER, ledger_to_json(Ledger(rows=rows)))
+    write_json(run / LEDGER, ledger_to_json(Ledger(rows=rows)) | {"engine": {}})
     slow = ["torch", "transformers", "matplotlib", "pydantic", "scipy", "numpy", "httpx"]
     given = f"WITHOUT = {WITHOUT!r}\nSLOW = {slow!r}\nRUN = {str(run)!r}\n"
     done = subprocess.run(

@@ -110,7 +110,8 @@ def _rotation(width: int) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(width)
-    return torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    rotation: torch.Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
+    return rotation
 
 
 def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
