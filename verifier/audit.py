@@ -30,6 +30,7 @@ from verifier.reference import (
 )
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
+from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES = 24
@@ -264,4 +265,6 @@ def _standing(report: Report) -> str:
         for status in ("detected", "excluded", "undecided")
     ]
     usage = report.usage
-    return f"{usage.replies} replies, {usage.completion_tokens} tokens: {', '.join(counts)}"
+    return (
+        f"{describe_replies(usage.replies)}, {usage.completion_tokens} tokens: {', '.join(counts)}"
+    )

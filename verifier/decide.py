@@ -36,6 +36,7 @@ from verifier.records import (
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
 from verifier.weigh import ABOVE, Evidence, build_totals, honest_scales, read_rows, weigh
+from verifier.wording import describe_replies
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
 MAX_UNUSABLE = 0.5
@@ -247,7 +248,7 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     if best and posterior >= NAMED_AT:
         runner = second or "noise of no known build"
         detail = (
-            f"{VARIANTS[best].summary}; fits {len(shared)} replies better than {runner}, "
+            f"{VARIANTS[best].summary}; fits {describe_replies(len(shared))} better than {runner}, "
             f"odds {_odds(odds)} to 1"
         )
         return _finding("cause", "detected", best, odds, detail)
@@ -287,7 +288,7 @@ def _summarise(
     findings: Sequence[Finding],
     usage: Usage,
 ) -> str:
-    replies = f"{usage.replies} replies, {usage.completion_tokens} completion tokens"
+    replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
         cause = findings[-1]
         return (

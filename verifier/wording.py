@@ -110,6 +110,11 @@ def list_spending(usage: Usage) -> list[tuple[str, str]]:
     return [("Requests", requests), ("Tokens", tokens), ("Cost", price)]
 
 
+def describe_replies(count: int) -> str:
+    """How many replies, in words."""
+    return "1 reply" if count == 1 else f"{count} replies"
+
+
 def describe_number(scale: float) -> str:
     """A noise scale to two digits."""
     return f"{scale:.2g}"
