@@ -292,7 +292,7 @@ def test_on_a_terminal_progress_is_a_bar(honest: Finished) -> None:
     ended = call("audit", honest.run_file, "--json", terminal=True)
 
     assert "\x1b[" in ended.err
-    assert "asking" in ended.err
+    assert "━" in ended.err  # which step it names depends on how fast it runs
     assert "\x1b" not in ended.out
 
 
