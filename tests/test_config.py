@@ -43,7 +43,15 @@ FULL: dict[str, Any] = {
         "max_attempts": 3,
         "requests_per_minute": 20.0,
     },
-    "reference": {"card": "tiny", "weights": "weights/tiny", "dtype": "bfloat16"},
+    "reference": {
+        "card": "tiny",
+        "engine": "remote",
+        "weights": "weights/tiny",
+        "dtype": "bfloat16",
+        "engine_args": {"tensor_parallel_size": 4, "enable_expert_parallel": True},
+        "url": "http://127.0.0.1:8001/v1",
+        "url_key_env": "OTHER_KEY",
+    },
     "audit": {
         "policy": {"noise": ["4-bit-class rounding"], "builds": ["nf4-g64"]},
         "alpha": 0.01,

@@ -29,6 +29,9 @@ from verifier.shipped import shipped
 
 T = TypeVar("T", bound=BaseModel)
 
+#: What computes the reference's likelihoods; auto is vLLM on a GPU, else transformers.
+EngineName = Literal["auto", "vllm", "transformers", "remote"]
+
 POLICIES = "policies.yaml"
 
 
@@ -83,8 +86,12 @@ class ReferenceSection(_Section):
     """What to hold the endpoint to."""
 
     card: str
+    engine: EngineName = "auto"
     weights: Path | None = None  # a directory that already holds the card's weights
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    engine_args: dict[str, Any] = {}  # passed to vLLM as they are, over the card's own
+    url: Annotated[str, AfterValidator(_without_secret)] | None = None  # of the remote engine
+    url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
 
 
 class Policy(_Section):
