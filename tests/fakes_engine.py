@@ -141,6 +141,9 @@ class FakeEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         return [self._score(request) for request in requests]
 
+    def close(self) -> None:
+        self.closed = True
+
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         if not self._busy.acquire(blocking=False):
             raise AssertionError("two callers at once")

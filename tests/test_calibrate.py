@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import EOS_ID
 from simulate import SHA, simulate_row
 
 from verifier.bank import CLASS_MARGINS
@@ -24,6 +25,7 @@ from verifier.calibrate import (
 )
 from verifier.collect import read_attempts
 from verifier.corpus import RememberingEngine, Stack, read_stack
+from verifier.engines.transformers import TransformersEngine
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.folder import EXCHANGES
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
@@ -355,6 +357,7 @@ class Whole:
             self.card,
             self.weights,
             work=self.work,
+            load_reference=lambda: TransformersEngine(self.weights, eos_ids=(EOS_ID,)),
             seed=seed,
             versions={"verifier": "test"},
             sizes=Sizes(calibration=6, held_out=4, variant=3, layer=2, max_tokens=24),

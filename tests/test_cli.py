@@ -743,7 +743,9 @@ def test_weights_are_kept_where_the_surroundings_say(
     """Our own variable first, then the desktop's, then the home."""
     asked: list[Path] = []
 
-    def loader(_config: object, *, cache: Path, show: object) -> Callable[[], Reference]:
+    def loader(
+        _config: object, *, cache: Path, show: object, api_key: str | None
+    ) -> Callable[[], Reference]:
         asked.append(cache)
         return lambda: Reference(engine=make_engine(), tokenizer=FakeTokenizer())
 

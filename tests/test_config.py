@@ -194,7 +194,10 @@ def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
         ({"endpoint": {"concurrency": 0}}, "endpoint.concurrency: expected greater than or equal"),
         ({"endpoint": {"timeout_s": float("inf")}}, "endpoint.timeout_s: expected a finite number"),
         ({"endpoint": {"max_attempts": True}}, "endpoint.max_attempts: takes no yes or no"),
-        ({"reference": {"dtype": "int8"}}, "reference.dtype: expected 'float32', 'bfloat16' or"),
+        (
+            {"reference": {"dtype": "int8"}},
+            "reference.dtype: expected 'auto', 'float32', 'bfloat16' or",
+        ),
         ({"audit": None}, "audit: expected a valid dictionary"),
         (
             {"audit": {"alpha": 0}},

@@ -41,7 +41,13 @@ LAYERS = (
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
     {"plan", "collect", "score", "page", "testbed"},
-    {"reference", "endpoint", "dial", "engines.transformers"},
+    {"engines.load"},
+    {"engines.vllm", "engines.remote"},
+    {
+        "reference", "endpoint", "dial", "engines.transformers", "engines.vllm_worker",
+        "engines.prompt_logprobs",
+    },
+    {"checkpoint"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
         "testbed_wire", "wording", "engines", "engines.gguf",
@@ -51,13 +57,21 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint"},
+    "httpx": {"endpoint", "engines.remote"},
     "aiolimiter": {"endpoint"},
-    "torch": {"bank", "engines.gguf", "engines.transformers"},
+    "torch": {
+        "bank",
+        "checkpoint",
+        "engines.gguf",
+        "engines.load",
+        "engines.transformers",
+        "engines.vllm",
+        "engines.vllm_worker",
+    },
     "transformers": {"tokens", "engines.gguf", "engines.transformers"},
     "safetensors": {"engines.transformers"},
     "gguf": {"engines.gguf"},
-    "vllm": set(),
+    "vllm": {"engines.vllm", "engines.vllm_worker"},
     "matplotlib": {"dial"},
     "scipy": {"stats"},
     "starlette": {"testbed"},
@@ -257,7 +271,7 @@ def test_a_missing_package_is_named_with_what_to_do(
     _, said, stderr = started
 
     assert said["statuses"][3] == 2
-    assert "verifier: this step needs the package torch; install it with pip" in stderr
+    assert "verifier: this step needs the package transformers; install it with pip" in stderr
     assert "Traceback" not in stderr
 
 

@@ -130,25 +130,33 @@ def make_endpoint(config: RunFile, *, api_key: str | None) -> Endpoint:
     )
 
 
-def reference_loader(config: RunFile, *, cache: Path, show: Show) -> LoadReference:
-    """Loads the card's weights with transformers, once they are fetched and checked."""
+def reference_loader(
+    config: RunFile, *, cache: Path, show: Show, api_key: str | None = None
+) -> LoadReference:
+    """Loads the card's weights with the engine asked for, once they are fetched and checked.
+
+    `api_key` is the remote engine's. What it scores with is taken on its word: only the tokenizer
+    and the template are checked here.
+    """
+    section = config.reference
 
     def load() -> Reference:
-        card = load_card(config.reference.card)
-        weights = config.reference.weights
+        card = load_card(section.card)
+        weights = section.weights
         if weights is None:
             weights = fetch_weights(card, cache=cache, tell=show.tell)
         elif not weights.is_dir():
             raise ConfigError(f"reference.weights: no directory {weights}")
-        check_weights(card, weights)
+        check_weights(card, weights, tensors=section.engine != "remote")
         show.tell(f"loading {card.name}")
-        from verifier.engines.transformers import TransformersEngine
+        from verifier.engines.load import load_engine
         from verifier.tokens import Tokenizer
 
         tokenizer = Tokenizer(weights)
-        engine = TransformersEngine(
-            weights, eos_ids=(tokenizer.eos_id,), dtype=config.reference.dtype
-        )
+        engine = load_engine(
+            section.engine, weights, tokenizer, dtype=section.dtype,
+            engine_args=section.engine_args, url=section.url, api_key=api_key,
+        )  # fmt: skip
         return Reference(engine=engine, tokenizer=tokenizer)
 
     return load

@@ -22,7 +22,22 @@ Family = Literal["int8", "fp8", "4-bit", "3-bit", "2-bit", "layers"]
 Transform = Callable[[str, "torch.Tensor"], "torch.Tensor"]
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
-_LINEAR = re.compile(r"\.(q|k|v|o|qkv|gate|up|down|gate_up)_proj\.weight$")
+#: Projections of attention and feed-forward layers, as checkpoints name them: Llama's and those
+#: after it (q_proj, down_proj, fused qkv_proj), DeepSeek's latent ones (q_a_proj,
+#: kv_a_proj_with_mqa), linear attention's (in_proj_qkvz, out_proj), Mixtral's and MiniMax's
+#: experts (w1, w2, w3), and experts fused into one tensor without ".weight" (gate_up_proj).
+#: Routers (mlp.gate) stay as published, as in the builds that hosts serve.
+_LINEAR = re.compile(
+    r"\.(?:(?:\w+_)?proj(?:_with_mqa|_qkvz|_ba|_qkv|_[abz])?|w[123])\.weight$"
+    r"|\.experts\.(?:gate_up|gate|up|down)_proj$"
+)
+#: Parts of a model that read pictures and sounds, which hosts leave as published.
+_TOWERS = ("vision", "visual", "audio")
+
+#: Those that write into the residual stream, with their biases.
+_WRITES = re.compile(r"\.(?:o_proj|out_proj|down_proj|w2)(?:\.weight|\.bias|_bias)?$")
+#: Experts' projections that read from it.
+_READS = re.compile(r"\.experts\.(?:gate_up|gate|up)_proj$")
 
 #: NF4 levels, QLoRA (Dettmers et al. 2023), appendix E.
 NF4_LEVELS = (
@@ -51,7 +66,14 @@ class Variant:
 
 def is_linear(name: str) -> bool:
     """Whether a checkpoint tensor is the weight of a linear layer inside a decoder block."""
-    return bool(_LAYER.search(name) and _LINEAR.search(name))
+    of_text = not any(tower in name for tower in _TOWERS)
+    return of_text and bool(_LAYER.search(name) and _LINEAR.search(name))
+
+
+def reads_hidden(name: str) -> bool:
+    """Whether a tensor of fused experts reads from the residual stream, so its inputs are hidden
+    channels; the other kind writes to it."""
+    return bool(_READS.search(name))
 
 
 def _groups(weight: torch.Tensor, group: int | None) -> torch.Tensor:
@@ -97,7 +119,7 @@ def round_nf4(weight: torch.Tensor, *, group: int | None) -> torch.Tensor:
     import torch
 
     rows = _groups(weight.float(), group)
-    levels = torch.tensor(NF4_LEVELS)
+    levels = torch.tensor(NF4_LEVELS, device=weight.device)
     edges = (levels[1:] + levels[:-1]) / 2
     scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
     rounded = levels[torch.bucketize(rows / scale, edges)] * scale
@@ -116,7 +138,7 @@ def _rotation(width: int) -> torch.Tensor:
 
 def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
     """Round after a fixed random rotation of the inputs, and rotate back (as QuaRot does)."""
-    rotation = _rotation(weight.shape[-1])
+    rotation = _rotation(weight.shape[-1]).to(weight.device)
     turned = weight.float() @ rotation
     back: torch.Tensor = round_symmetric(turned, bits=bits, group=group) @ rotation.T
     return back.to(weight.dtype)
@@ -142,8 +164,7 @@ def _dropping(count: int, *, first: int | None = None) -> Callable[[int], Transf
         def transform(name: str, tensor: torch.Tensor) -> torch.Tensor:
             layer = _LAYER.search(name)
             silent = layer is not None and int(layer[1]) in dropped
-            ends = name.endswith(("o_proj.weight", "down_proj.weight"))
-            return tensor * 0 if silent and ends else tensor
+            return tensor * 0 if silent and _WRITES.search(name) else tensor
 
         return transform
 

@@ -22,15 +22,17 @@ from verifier.collect import read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.corpus import (
     MAX_ATTEMPTS,
+    Dtype,
     RememberingEngine,
     Stack,
     collect_corpus,
-    load_engine,
+    load_host,
     read_stack,
     score_corpus,
 )
 from verifier.decide import decide
-from verifier.engines.transformers import Dtype, TransformersEngine
+from verifier.engines import Engine
+from verifier.engines.load import load_engine
 from verifier.errors import ConfigError
 from verifier.folder import write_json
 from verifier.ledger import TEXT_SCALES, Ledger
@@ -207,8 +209,8 @@ class _Bench:
         self._seed = seed
         self._tell = tell
         self._progress = progress
-        self._reference = RememberingEngine(load_engine(weights, tokenizer, "float32"))
-        self._host: tuple[Dtype, TransformersEngine] | None = None
+        self._reference = RememberingEngine(load_engine("transformers", weights, tokenizer))
+        self._host: tuple[tuple[str, str], Engine] | None = None
 
     def measure(self, figure: Figure) -> dict[str, Any]:
         """Collect until the corpus gives the audits wanted, and sum them up."""
@@ -232,7 +234,7 @@ class _Bench:
     ) -> tuple[Ledger, Mapping[str, Outcome]]:
         probes = draw(load_pool(), seed=self._seed, count=MOST_REPLIES, max_tokens=48)
         collect_corpus(
-            folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack.dtype),
+            folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack),
             tokenizer=self._tokenizer, progress=self._progress,
         )  # fmt: skip
         ledger = score_corpus(
@@ -241,10 +243,12 @@ class _Bench:
         )  # fmt: skip
         return ledger, read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
 
-    def _engine(self, dtype: Dtype) -> TransformersEngine:
-        if self._host is None or self._host[0] != dtype:
-            self._host = None  # freed before the next is loaded
-            self._host = (dtype, load_engine(self._weights, self._tokenizer, dtype))
+    def _engine(self, stack: Stack) -> Engine:
+        kind = (stack.engine, stack.dtype)
+        if self._host is None or self._host[0] != kind:
+            if self._host is not None:
+                self._host[1].close()  # freed before the next is loaded
+            self._host = (kind, load_host(self._weights, self._tokenizer, stack))
         return self._host[1]
 
     def _name_causes(

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from verifier.bank import CLASS_MARGINS, find_variant
 from verifier.corpus import (
+    Dtype,
     Progress,
     RememberingEngine,
     Stack,
     collect_corpus,
-    load_engine,
+    load_host,
     read_stack,
     score_corpus,
 )
-from verifier.engines.transformers import Dtype
+from verifier.engines import Engine
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.plan import read_probes
@@ -86,6 +87,7 @@ def calibrate(
     weights: Path,
     *,
     work: Path,
+    load_reference: Callable[[], Engine],
     seed: int,
     versions: Mapping[str, str],
     sizes: Sizes,
@@ -94,21 +96,23 @@ def calibrate(
 ) -> Calibration:
     """Measure every stack of the card in `work` and fit the calibration.
 
+    `load_reference` loads the engine that audits will score with, once the hosts are done.
     Raises ReferenceMismatch when honest serving cannot be bounded or modelled.
     """
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
-    for dtype in dict.fromkeys(item.stack.dtype for item in items):
-        engine = load_engine(weights, tokenizer, dtype)
-        for item in [i for i in items if i.stack.dtype == dtype]:
+    for kind in dict.fromkeys((i.stack.engine, i.stack.dtype) for i in items):
+        alike = [i for i in items if (i.stack.engine, i.stack.dtype) == kind]
+        engine = load_host(weights, tokenizer, alike[0].stack)
+        for item in alike:
             _refuse_other_probes(work / item.stack.name, item.probes)
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             collect_corpus(
                 work / item.stack.name, item.stack, item.probes, engine=engine,
                 tokenizer=tokenizer, progress=progress,
             )  # fmt: skip
-        del engine
-    reference = RememberingEngine(load_engine(weights, tokenizer, "float32"))
+        engine.close()
+    reference = RememberingEngine(load_reference())
     texts: dict[str, Array] = {}
     logprobs: dict[str, Array] = {}
     tokens: dict[str, int] = {}

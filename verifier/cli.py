@@ -54,6 +54,7 @@ testbed_app = typer.Typer(
 app.add_typer(testbed_app, name="testbed")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Literal["auto", "vllm", "transformers", "remote"]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
 CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
@@ -64,6 +65,9 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a host may send any sign
+    # read by vLLM when it is imported: it would report to its makers, and log a page
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     try:
         status = _run(sys.argv[1:])
         sys.stdout.flush()
@@ -158,6 +162,13 @@ def audit(
     reference: Annotated[
         str | None, typer.Option(metavar="CARD", help="Card of the published weights.")
     ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="What computes the reference: vllm, transformers or remote."),
+    ] = None,
+    reference_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The remote engine's vLLM server.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
@@ -193,7 +204,7 @@ def audit(
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
-        "reference": {"card": reference},
+        "reference": {"card": reference, "engine": engine, "url": reference_url},
         "audit": {
             "policy": policy,
             "budget_completion_tokens": budget_completion_tokens,
@@ -209,7 +220,9 @@ def audit(
         report = run_audit(
             config,
             api_key=api_key,
-            load_reference=reference_loader(config, cache=_cache(), show=show),
+            load_reference=reference_loader(
+                config, cache=_cache(), show=show, api_key=_reference_key(config)
+            ),
             show=show,
         )
     _print_report(report, config.out, as_json=as_json)
@@ -249,6 +262,12 @@ def _api_key(config: RunFile) -> str | None:
     if name is None:
         return None
     return _read_key(name, where="endpoint.api_key_env")
+
+
+def _reference_key(config: RunFile) -> str | None:
+    """The key of the remote engine's server."""
+    name = config.reference.url_key_env
+    return None if name is None else _read_key(name, where="reference.url_key_env")
 
 
 def _read_key(name: str, *, where: str) -> str:
@@ -343,7 +362,8 @@ def score(
     made = read_plan(run)
     config = load_run_file(run / RUN)
     with _showing() as show:
-        loaded = reference_loader(config, cache=_cache(), show=show)()
+        key = _reference_key(config)
+        loaded = reference_loader(config, cache=_cache(), show=show, api_key=key)()
         weights = made.bank if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
     typer.echo(f"scored; the ledger is in {run}")
@@ -388,6 +408,9 @@ def calibrate(
     work: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
     ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What audits will score with: vllm or transformers.")
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
@@ -404,6 +427,8 @@ def calibrate(
     found = load_card(card)
     from verifier.calibrate import Sizes
     from verifier.calibrate import calibrate as run_calibration
+    from verifier.engines.load import load_engine
+    from verifier.tokens import Tokenizer
 
     with _showing() as show:
         weights = fetch_weights(found, cache=_cache(), tell=show.tell)
@@ -412,6 +437,7 @@ def calibrate(
             found,
             weights,
             work=work or _cache() / f"calibrate-{found.name}",
+            load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
             seed=seed,
             versions=versions(),
             sizes=Sizes(),
@@ -507,6 +533,9 @@ def serve_testbed(
     card: Annotated[
         str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
     ] = "smollm2-135m-instruct",
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
+    ] = "transformers",
     dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
     max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
     api_key_env: Annotated[
@@ -533,15 +562,13 @@ def serve_testbed(
     with _showing() as show:
         directory = fetch_weights(found, cache=_cache(), tell=show.tell)
         check_weights(found, directory)
-    from verifier.engines.transformers import TransformersEngine
+    from verifier.engines.load import load_engine
     from verifier.tokens import Tokenizer
 
     tokenizer = Tokenizer(directory)
-    engine = TransformersEngine(
-        directory, eos_ids=(tokenizer.eos_id,), dtype=dtype, decode=tokenizer.decode
-    )
-    engine.load_variant(weights_name)
-    served = create_app(engine, tokenizer, model=found.name, api_key=key, max_batch=max_batch)
+    loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
+    loaded.load_variant(weights_name)
+    served = create_app(loaded, tokenizer, model=found.name, api_key=key, max_batch=max_batch)
     serve(
         served,
         port=port,

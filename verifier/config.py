@@ -32,6 +32,9 @@ T = TypeVar("T", bound=BaseModel)
 #: What computes the reference's likelihoods; auto is vLLM on a GPU, else transformers.
 EngineName = Literal["auto", "vllm", "transformers", "remote"]
 
+#: Precision of an engine's arithmetic; auto: float32 for transformers, as published for vLLM.
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 POLICIES = "policies.yaml"
 
 
@@ -88,7 +91,7 @@ class ReferenceSection(_Section):
     card: str
     engine: EngineName = "auto"
     weights: Path | None = None  # a directory that already holds the card's weights
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Dtype = "auto"
     engine_args: dict[str, Any] = {}  # passed to vLLM as they are, over the card's own
     url: Annotated[str, AfterValidator(_without_secret)] | None = None  # of the remote engine
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None

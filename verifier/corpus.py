@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from verifier.collect import collect, read_outcomes
 from verifier.endpoint import Endpoint
 from verifier.engines import Engine
-from verifier.engines.transformers import Dtype, TransformersEngine
+from verifier.engines.load import load_engine
 from verifier.errors import ConfigError
 from verifier.folder import PROBES
 from verifier.ledger import Ledger
@@ -32,6 +32,8 @@ from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
 
 Progress = Callable[[int, int], None]
+Dtype = Literal["float32", "bfloat16", "float16"]
+HostEngine = Literal["transformers", "vllm"]
 
 MODEL = "reference"
 TOP_LOGPROBS = 5
@@ -45,23 +47,28 @@ class Stack:
     dtype: Dtype
     batch: int
     weights: str = REFERENCE
+    engine: HostEngine = "transformers"
 
     @property
     def name(self) -> str:
-        """E.g. bfloat16-batch16, or the variant's name in front of it."""
+        """E.g. bfloat16-batch16, vllm-bfloat16-batch16, or the variant's name in front of it."""
         stack = f"{self.dtype}-batch{self.batch}"
+        if self.engine != "transformers":
+            stack = f"{self.engine}-{stack}"
         return stack if self.weights == REFERENCE else f"{self.weights}-{stack}"
 
 
 def read_stack(name: str) -> Stack:
-    """A stack by its name in a card, such as bfloat16-batch16."""
-    dtype, _, batch = name.partition("-batch")
+    """A stack by its name in a card, such as bfloat16-batch16 or vllm-bfloat16-batch16."""
+    rest = name.removeprefix("vllm-")
+    dtype, _, batch = rest.partition("-batch")
     if dtype not in get_args(Dtype) or not batch.isdecimal() or not int(batch):
         raise ConfigError(
             f"card: stack {name!r} is not one of {', '.join(get_args(Dtype))} followed by -batch "
-            "and a number"
+            "and a number, nor that after vllm-"
         )
-    return Stack(dtype=cast(Dtype, dtype), batch=int(batch))
+    engine: HostEngine = "transformers" if rest == name else "vllm"
+    return Stack(dtype=cast(Dtype, dtype), batch=int(batch), engine=engine)
 
 
 class RememberingEngine:
@@ -83,6 +90,9 @@ class RememberingEngine:
         self._engine.load_variant(name)
         self._weights = name
 
+    def close(self) -> None:
+        self._engine.close()
+
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         return self._engine.generate(requests)
 
@@ -102,11 +112,9 @@ class RememberingEngine:
         ]
 
 
-def load_engine(weights: Path, tokenizer: Tokenizer, dtype: Dtype) -> TransformersEngine:
-    """The weights of a directory, ready to score and to serve."""
-    return TransformersEngine(
-        weights, eos_ids=(tokenizer.eos_id,), dtype=dtype, decode=tokenizer.decode
-    )
+def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:
+    """The weights of a directory, ready to be served as a stack says."""
+    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype)
 
 
 def collect_corpus(

@@ -117,7 +117,7 @@ class ReplyScore:
 
     logprobs: tuple[float, ...]
     ranks: tuple[int, ...]  # 1 is the most likely token
-    entropies: tuple[float, ...]
+    entropies: tuple[float, ...]  # exact, or a lower bound where an engine sees the k largest only
     top_ids: tuple[int, ...]  # the most likely token at each position
     top_logprobs: tuple[tuple[float, ...], ...]  # the k largest, descending
     candidate_logprobs: tuple[tuple[float, ...], ...] | None  # parallel to `candidates`

@@ -33,6 +33,10 @@ class Engine(Protocol):
         """Score replies by teacher forcing under the weights in place, in the order given."""
         ...
 
+    def close(self) -> None:
+        """Free what the engine holds; it is of no use afterwards."""
+        ...
+
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Generate replies as one batch under the weights in place, in the order given."""
         ...

@@ -5,7 +5,8 @@ The home of transformers' models. Works on CPU or one GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,7 +15,8 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from verifier.bank import find_variant
+from verifier.bank import Transform, find_variant, is_linear
+from verifier.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
 from verifier.engines import TOP_K
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
@@ -80,30 +82,48 @@ class TransformersEngine:
         """
         if name == self._loaded:
             return
-        layers = self._model.config.num_hidden_layers
-        variant = find_variant(name, layers=layers) if name != REFERENCE else None
-        transform = variant.build(layers) if variant else None
+        layout = read_layout(self._model.config)
+        transform = None
+        if name != REFERENCE:
+            transform = find_variant(name, layers=layout.layers).build(layout.layers)
         parameters = dict(self._model.named_parameters())
         self._loaded, moved = None, False
         with torch.inference_mode():
-            for shard in sorted(self._weights.glob("*.safetensors")):
-                with safe_open(shard, framework="pt") as tensors:
-                    for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-                        if key not in parameters:
-                            continue  # tied weights may be stored under one name only
-                        published = tensors.get_tensor(key)
-                        tensor = published if transform is None else transform(key, published)
-                        moved = moved or (
-                            tensor is not published and not torch.equal(tensor, published)
+            for streamed in self._stream(transform, layout):
+                if streamed.name not in parameters:
+                    if is_linear(streamed.name):
+                        raise ConfigError(
+                            f"weights variant {name!r}: the model has no parameter "
+                            f"{streamed.name}, because transformers fuses it on loading; use "
+                            "--engine vllm, or leave weights variants out of the bank"
                         )
-                        # through the precision served in, which a parameter may be wider than
-                        parameters[key].copy_(tensor.to(getattr(torch, self._dtype)))
+                    continue  # tied weights may be stored under one name only
+                moved = moved or streamed.moved
+                # through the precision served in, which a parameter may be wider than
+                served = streamed.tensor.to(getattr(torch, self._dtype))
+                parameters[streamed.name].copy_(served)
         if transform is not None and not moved:
-            raise ConfigError(
-                f"weights variant {name!r} changes nothing in this checkpoint: its linear layers "
-                "have other names, or lie on the grid of the rounding; leave it out of the bank"
-            )
+            raise ConfigError(NOTHING_MOVED.format(name=name))
         self._loaded = name
+
+    def _stream(self, transform: Transform | None, layout: Layout) -> Iterator[Streamed]:
+        """The checkpoint's tensors, as published or under a variant."""
+        published = self._published()
+        if transform is not None:
+            yield from transformed(published, transform, layout)
+            return
+        yield from (Streamed(key, tensor, False) for key, tensor in published)
+
+    def _published(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for shard in sorted(self._weights.glob("*.safetensors")):
+            with safe_open(shard, framework="pt") as tensors:
+                for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                    yield key, tensors.get_tensor(key)
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = self._loaded = None
+        gc.collect()
 
     # -- scoring ---------------------------------------------------------------------------
 

