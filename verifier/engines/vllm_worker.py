@@ -31,9 +31,22 @@ class VariantWorker:
         Returns whether any tensor moved. Raises ConfigError for a tensor that cannot be rounded.
         """
         self._moved = False
+        if self.device.type == "cpu":
+            self._forget_expert_kernels()
         tensors = self._published() if name == REFERENCE else self._transformed(name)
         self.model_runner.reload_weights(weights_iterator=tensors)
         return self._moved
+
+    def _forget_expert_kernels(self) -> None:
+        """Have experts packed anew.
+
+        vLLM 0.32 packs them for its CPU kernels on the first load only, and takes the plain tensors
+        of a reload for packed ones.
+        """
+        for module in self.model_runner.get_model().modules():
+            method = getattr(module, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None
 
     def _published(self) -> Iterator[tuple[str, torch.Tensor]]:
         """The checkpoint's tensors, read as vLLM itself reads them."""
