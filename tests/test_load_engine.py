@@ -106,12 +106,24 @@ def test_two_builds_of_vllm_are_refused(monkeypatch: pytest.MonkeyPatch) -> None
         ("User-specified max_model_len (9000) is greater than", "lower max_model_len"),
         ("operator torchvision::nms does not exist", "pip uninstall torchvision"),
         ("Model architectures ['Foo'] are not supported for now", "use --engine transformers"),
-        ("something new", "VLLM_LOGGING_LEVEL=INFO"),
+        ("something new", "vllm.log"),
     ],
 )
-def test_a_refusal_says_in_one_line_what_to_do(said: str, advice: str) -> None:
-    """vLLM's own reason, its last line, and the remedy."""
-    line = _refusal("weights/x", RuntimeError(f"Engine core initialization failed.\n\n{said}\n"))
+@pytest.mark.parametrize("logged", [True, False], ids=["in the log", "in the error"])
+def test_a_refusal_says_in_one_line_what_to_do(
+    said: str, advice: str, logged: bool, tmp_path: Path
+) -> None:
+    """vLLM's own reason, which its workers only log, and the remedy."""
+    log = tmp_path / "vllm.log"
+    log.write_text(
+        f"(Worker pid=1) ERROR [x.py:1] ValueError: {said}\n"
+        "(EngineCore pid=1) ERROR [core.py:1] RuntimeError: Worker failed with error\n"
+        if logged
+        else ""
+    )
+    told = "See root cause above." if logged else said
+    error = RuntimeError(f"Engine core initialization failed.\n\n{told}\n")
+    line = _refusal("weights/x", "did not start", error, log)
 
     assert line.startswith("weights/x: vLLM did not start (")
     assert said[:40] in line

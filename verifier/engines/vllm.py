@@ -9,7 +9,12 @@ from __future__ import annotations
 
 import gc
 import json
+import os
+import re
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
@@ -83,29 +88,48 @@ class VllmEngine:
         dtype = _dtype(weights, dtype)
         self._args = {**DEFAULTS, **of_cpu, "dtype": dtype, **(engine_args or {})}
         self._llm: Any = None
+        self._log = Path(tempfile.mkstemp(prefix="verifier-vllm-", suffix=".log")[1])
         self._reloads = False  # whether a reload has been seen to bring back the same numbers
         self._loaded: str | None = None
         self._start(weights)
         self._loaded = REFERENCE
 
     def _start(self, weights: Path | str) -> None:
-        import vllm
-
         try:
-            self._llm = vllm.LLM(
-                model=str(weights),
-                worker_extension_cls="verifier.engines.vllm_worker.VariantWorker",
-                **self._args,
-            )
+            with _logging_to(self._log):
+                import vllm
+
+                self._llm = vllm.LLM(
+                    model=str(weights),
+                    worker_extension_cls="verifier.engines.vllm_worker.VariantWorker",
+                    **self._args,
+                )
         except Exception as error:  # vLLM raises whatever it met
-            raise ConfigError(_refusal(weights, error)) from error
+            raise ConfigError(_refusal(weights, "did not start", error, self._log)) from error
 
     def close(self) -> None:
         """Stop vLLM's processes and free their memory."""
+        self._stop()
+        self._log.unlink(missing_ok=True)
+
+    def _stop(self) -> None:
         if self._llm is not None:
             self._llm.llm_engine.engine_core.shutdown()
         self._llm = self._loaded = None
         gc.collect()
+
+    def _generate(self, prompts: Sequence[Sequence[int]], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs, in the order given. Raises ConfigError when vLLM breaks down."""
+        if self._llm is None:
+            self.load_variant(REFERENCE)  # an engine that broke down before
+        try:
+            outputs: list[Any] = self._llm.generate(
+                [{"prompt_token_ids": list(ids)} for ids in prompts], list(params), use_tqdm=False
+            )
+        except Exception as error:  # out of memory, a missing kernel: whatever vLLM met
+            self._stop()
+            raise ConfigError(_refusal(self._weights, "broke down", error, self._log)) from error
+        return outputs
 
     @property
     def versions(self) -> dict[str, str]:
@@ -147,7 +171,7 @@ class VllmEngine:
                 find_variant(name, layers=config.num_hidden_layers)  # refuses an unknown name
         before, self._loaded = self._loaded, None
         if name in self._checkpoints or before in self._checkpoints or self._llm is None:
-            self.close()
+            self._stop()
             self._start(self._checkpoints.get(name, self._weights))
             if name in self._checkpoints or name == REFERENCE:
                 self._loaded = name
@@ -164,8 +188,9 @@ class VllmEngine:
         try:
             moved = any(self._llm.collective_rpc("load_variant", args=(name,)))
         except Exception as error:  # what a worker raised comes as vLLM's own error
-            self.close()  # half-loaded weights are no engine; the next variant starts a fresh one
-            raise ConfigError(f"weights variant {name!r}: {_last_line(error)}") from error
+            self._stop()  # half-loaded weights are no engine; the next variant starts a fresh one
+            said = _reason(error, self._log)
+            raise ConfigError(f"weights variant {name!r}: {said}") from error
         self._llm.reset_prefix_cache()
         return moved
 
@@ -180,7 +205,7 @@ class VllmEngine:
         after = self.score([_SAMPLE])[0].top_logprobs
         off = float(np.abs(np.array(after) - np.array(before)).max())
         if off > RELOAD_TOLERANCE:
-            self.close()
+            self._stop()
             raise ConfigError(
                 f"{self._weights}: this vLLM does not reload the checkpoint faithfully "
                 f"(log-probabilities are off by {off:.2g}); leave weights variants out of the bank"
@@ -201,19 +226,15 @@ class VllmEngine:
         questions = [
             Question(prompt_ids=r.prompt_ids, reply_ids=r.reply_ids, k=k) for r in requests
         ]
-        self._llm.generate(
-            [{"prompt_token_ids": [*q.prompt_ids, *q.reply_ids]} for q in questions],
-            [self._scoring(q) for q in questions],
-            use_tqdm=False,
+        self._generate(
+            [q.prompt_ids + q.reply_ids for q in questions], [self._scoring(q) for q in questions]
         )
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         answers: list[Answer] = []
         for chunk in _chunks(questions):
-            outputs = self._llm.generate(
-                [{"prompt_token_ids": [*q.prompt_ids, *q.reply_ids]} for q in chunk],
-                [self._scoring(q) for q in chunk],
-                use_tqdm=False,
+            outputs = self._generate(
+                [q.prompt_ids + q.reply_ids for q in chunk], [self._scoring(q) for q in chunk]
             )
             answers += [
                 _read(output.prompt_logprobs, question, _given(output))
@@ -257,10 +278,8 @@ class VllmEngine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         longest = max((len(r.prompt_ids) + r.max_tokens for r in requests), default=0)
         self._refuse_longer(longest)
-        outputs = self._llm.generate(
-            [{"prompt_token_ids": list(r.prompt_ids)} for r in requests],
-            [self._sampling(r) for r in requests],
-            use_tqdm=False,
+        outputs = self._generate(
+            [r.prompt_ids for r in requests], [self._sampling(r) for r in requests]
         )
         return [_generation(o.outputs[0], r) for o, r in zip(outputs, requests, strict=True)]
 
@@ -331,20 +350,46 @@ _ADVICE = {
 }
 
 
-def _refusal(weights: Path | str, error: BaseException) -> str:
-    said = _last_line(error)
-    whole = f"{error!r} {said}".lower()
-    advice = next((todo for word, todo in _ADVICE.items() if word in whole), None)
-    advice = advice or "set VLLM_LOGGING_LEVEL=INFO to see its log"
-    return f"{weights}: vLLM did not start ({said}); {advice}"
+def _refusal(weights: Path | str, what: str, error: BaseException, log: Path) -> str:
+    said = _reason(error, log)
+    advice = next((todo for word, todo in _ADVICE.items() if word in said.lower()), None)
+    return f"{weights}: vLLM {what} ({said}); {advice or f'its log is {log}'}"
 
 
-def _last_line(error: BaseException) -> str:
-    """The innermost reason, in one line."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+#: An error as Python prints it, at the end of a line of a log.
+_ERROR = re.compile(r"\b[\w.]*(?:Error|Exception)\b: (?!Engine core init|Worker failed).+")
+
+
+def _reason(error: BaseException, log: Path) -> str:
+    """The innermost reason in one line: what a worker said in the log, else the error itself."""
+    lines = [*_ERROR.findall(log.read_text(encoding="utf-8", errors="replace"))]
+    if not lines:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        lines = [line for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).strip()[:300]
+
+
+@contextmanager
+def _logging_to(log: Path) -> Iterator[None]:
+    """Send what is printed here, and by processes started here for all their lives, to a file.
+
+    vLLM logs to the standard streams, where a verdict is read.
+    """
+    with suppress(ValueError, AttributeError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    kept = [os.dup(stream) for stream in (1, 2)]
+    target = os.open(log, os.O_WRONLY | os.O_APPEND)
+    try:
+        for stream in (1, 2):
+            os.dup2(target, stream)
+        yield
+    finally:
+        for stream, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, stream)
+            os.close(before)
+        os.close(target)
 
 
 def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
