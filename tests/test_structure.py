@@ -40,11 +40,12 @@ LAYERS = (
     {"audit", "bench"},
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
-    {"plan", "collect", "score", "page", "testbed"},
+    {"plan", "collect", "score", "page", "testbed", "pin", "sheets"},
+    {"calibration", "weights", "memory"},
     {"reference", "endpoint", "dial", "engines.transformers"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
-        "testbed_wire", "wording", "engines", "engines.gguf",
+        "testbed_wire", "wording", "engines", "engines.gguf", "hub",
     },
     {"records", "errors", "shipped", "verifier"},
 )  # fmt: skip
@@ -63,9 +64,11 @@ HOMES = {
     "starlette": {"testbed"},
     "uvicorn": {"testbed"},
     "typer": {"cli"},
-    "rich": {"cli", "report"},
+    "rich": {"cli", "report", "sheets"},
     "jinja2": {"page", "testbed"},
     "yaml": {"config", "probes", "reference"},
+    "ruamel": {"pin"},
+    "huggingface_hub": {"hub"},
 }
 
 

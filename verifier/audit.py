@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.calibration import load_calibration
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder
@@ -22,14 +23,10 @@ from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_wh
 from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, write_plan
 from verifier.probes import load_pool
 from verifier.records import Failure, Outcome, Probe, Reply, Report
-from verifier.reference import (
-    check_weights,
-    fetch_weights,
-    load_calibration,
-    load_card,
-)
+from verifier.reference import load_card
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
+from verifier.weights import check_weights, fetch_weights
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.

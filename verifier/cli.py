@@ -398,8 +398,10 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
+    from verifier.calibration import write_calibration
     from verifier.plan import versions
-    from verifier.reference import check_weights, fetch_weights, load_card, write_calibration
+    from verifier.reference import load_card
+    from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
     from verifier.calibrate import Sizes
@@ -524,8 +526,9 @@ def serve_testbed(
     """
     from verifier.bank import find_variant
     from verifier.records import REFERENCE
-    from verifier.reference import check_weights, fetch_weights, load_card
+    from verifier.reference import load_card
     from verifier.testbed import create_app, serve
+    from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
     weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name

@@ -354,6 +354,7 @@ def _notes(
 ) -> list[str]:
     """What a reader must know beside the verdict."""
     notes = [f"{f.name} was not judged: {f.detail}" for f in findings if f.decision == "not run"]
+    notes.extend(plan.card_notes)
     if not plan.top_logprobs:
         notes.append("log-probabilities were not asked for: that channel was not run")
     elif evidence.logprob_rows == 0 and evidence.rows:

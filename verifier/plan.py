@@ -18,12 +18,13 @@ from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import verifier
+from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role
-from verifier.reference import Calibration, Card
+from verifier.reference import Card, card_notes
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -61,9 +62,10 @@ class Plan(BaseModel):
     prices: Prices | None
     card: str
     card_sha256: str
-    tensors_sha256: str
-    tokenizer_sha256: str
-    template_sha256: str
+    card_notes: tuple[str, ...] = ()  # what nobody has checked of it, and terms that limit hosting
+    tensors_sha256: str | None  # None: the card does not pin it
+    tokenizer_sha256: str | None
+    template_sha256: str | None
     bank: tuple[str, ...]
     pool_sha256: str
     pool_size: int
@@ -134,6 +136,7 @@ def make_plan(
         prices=config.prices,
         card=card.name,
         card_sha256=card.digest,
+        card_notes=card_notes(card),
         tensors_sha256=card.digests.tensors_sha256,
         tokenizer_sha256=card.digests.tokenizer_sha256,
         template_sha256=card.digests.template_sha256,
