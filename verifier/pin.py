@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.folder import write_whole
@@ -87,6 +89,7 @@ def _licence_sha256(directory: Path) -> str | None:
 def _write(path: Path, values: Mapping[str, str]) -> None:
     """Set values by dotted key in a YAML file whose comments and order stay."""
     yaml = YAML()
+    yaml.Representer = _WithNull
     yaml.preserve_quotes = True
     yaml.width = 4096  # never breaks a line
     yaml.indent(mapping=2, sequence=4, offset=2)
@@ -97,3 +100,13 @@ def _write(path: Path, values: Mapping[str, str]) -> None:
     text = io.StringIO()
     yaml.dump(raw, text)
     write_whole(path, text.getvalue())
+
+
+class _WithNull(RoundTripRepresenter):
+    """Writes null as the cards do; ruamel would leave the place empty."""
+
+    def represent_null(self, _: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_WithNull.add_representer(type(None), _WithNull.represent_null)

@@ -123,11 +123,12 @@ class Architecture(_Record):
     intermediate_size: Count | None = None  # of dense layers
     attention_heads: Count | None = None
     kv_heads: Count | None = None
-    head_dim: Count | None = None
+    head_dim: Count | None = None  # of a query; with rotary part where attention is latent
     vocabulary: Count | None = None
     tied_embeddings: bool = False
     context_length: Count | None = None
     weight_bytes: Count | None = None  # of the checkpoint as published
+    bits: Annotated[float, Field(gt=0)] | None = None  # stored per weight, experts aside
     experts: Experts | None = None
     latent_attention: LatentAttention | None = None
     window: Window | None = None
