@@ -39,8 +39,8 @@ LAYERS = (
     {"demo"},
     {"audit", "bench"},
     {"decide", "calibrate"},
-    {"weigh", "report", "corpus"},
-    {"plan", "collect", "score", "page", "testbed", "pin", "sheets"},
+    {"weigh", "report", "corpus", "sheets"},
+    {"plan", "collect", "score", "page", "testbed", "pin", "fit"},
     {"calibration", "weights", "memory"},
     {"reference", "endpoint", "dial", "engines.transformers"},
     {
@@ -295,7 +295,7 @@ def test_the_commands_are_those_of_the_design() -> None:
     """So that the tests below do not pass over nothing."""
     assert set(COMMANDS) >= {
         "audit", "plan", "collect", "score", "decide", "report", "calibrate", "demo", "bench",
-        "testbed list", "testbed serve",
+        "testbed list", "testbed serve", "reference list", "reference show", "reference pin",
     }  # fmt: skip
 
 

@@ -52,6 +52,12 @@ testbed_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(testbed_app, name="testbed")
+reference_app = typer.Typer(
+    help="Cards: the published models that an endpoint can be held to.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+app.add_typer(reference_app, name="reference")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
@@ -128,6 +134,11 @@ def _global(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
+    _help_when_bare(context)
+
+
+@reference_app.callback()
+def _reference(context: typer.Context) -> None:
     _help_when_bare(context)
 
 
@@ -277,6 +288,9 @@ def plan(
 ) -> None:
     """Write the run folder of a run file and print its ceiling. Sends nothing.
 
+    For a reference on vLLM it first prints the memory that each GPU needs, and refuses a run that
+    cannot fit the run file's reference.hardware.
+
     \b
     Example:
       verifier plan configs/example.yaml
@@ -286,12 +300,34 @@ def plan(
 
     config = load_run_file(run_file)
     make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
+    _check_memory(config)
     made = start(config)
     typer.echo(f"run folder: {config.out}")
     typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
     if made.prices is not None:
         cost = made.budget_completion_tokens * made.prices.completion / 1e6
         typer.echo(f"completion cost: at most USD {cost:,.4f}")
+
+
+def _check_memory(config: RunFile) -> None:
+    """Print the memory that a reference on vLLM needs; refuse what cannot fit."""
+    from verifier.fit import check_fit, plan_memory, uses_gpus
+    from verifier.memory import missing_facts
+    from verifier.reference import load_card
+    from verifier.sheets import print_memory
+
+    section = config.reference
+    if not uses_gpus(section):
+        return
+    card = load_card(section.card)
+    missing = missing_facts(card)
+    if missing:
+        typer.echo(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        return
+    memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
+    print_memory(memory, section.hardware, _Console())
+    if section.hardware is not None:
+        check_fit(memory, section.hardware)
 
 
 @app.command()
@@ -483,6 +519,61 @@ def bench(
         )
     typer.echo(tabulate(read_json(path)))
     typer.echo(f"results: {path}")
+
+
+# -- reference ---------------------------------------------------------------------------------
+
+
+@reference_app.command("list")
+def list_reference() -> None:
+    """List the cards that ship, and whether their licences let the model be hosted for money.
+
+    \b
+    Example:
+      verifier reference list
+    """
+    from verifier.sheets import print_cards
+
+    print_cards(_Console())
+
+
+@reference_app.command("show")
+def show_reference(card: CardName) -> None:
+    """Print everything that a card says, the terms of its licence first.
+
+    \b
+    Example:
+      verifier reference show minimax-m2.7
+    """
+    from verifier.sheets import print_card
+
+    print_card(card, _Console())
+
+
+@reference_app.command("pin")
+def pin_reference(
+    card: CardName,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
+    ],
+) -> None:
+    """Fill the digests that a card leaves open, from a snapshot, and write them into its file.
+
+    Refuses a snapshot that differs from what is pinned already.
+
+    \b
+    Example:
+      verifier reference pin qwen3-8b --weights Qwen/Qwen3-8B@main
+    """
+    from verifier.pin import pin_card
+
+    with _showing() as show:
+        written = pin_card(card, weights, tell=show.tell)
+    for key, value in written.items():
+        typer.echo(f"{key}: {value}")
+    if not written:
+        typer.echo("nothing to fill: all that this snapshot shows is pinned, and agrees")
 
 
 # -- testbed -----------------------------------------------------------------------------------

@@ -27,8 +27,10 @@ GIB: Final = 2**30
 #: vLLM's default share of a GPU's memory (config/cache.py).
 UTILIZATION: Final = 0.92
 
-#: CUDA context, NCCL buffers and CUDA graphs of one GPU: a round figure, not derived.
-RESERVE: Final = 2 * GIB
+#: CUDA context and CUDA graphs of one GPU, and what NCCL takes beside other GPUs: round figures,
+#: not derived.
+RESERVE_ALONE: Final = GIB
+RESERVE_AMONG: Final = 2 * GIB
 
 #: Replies scored at once, unless max_num_seqs says otherwise: the largest batch of an audit.
 SEQUENCES: Final = 8
@@ -65,6 +67,13 @@ class Memory:
         return self.weights + self.activations + self.reserve + self.kv_cache
 
 
+def uses_gpus(reference: ReferenceSection) -> bool:
+    """Whether a run file speaks of vLLM on GPUs, so that its memory is worth planning."""
+    if reference.engine == "auto":
+        return bool(reference.engine_args) or reference.hardware is not None
+    return reference.engine == "vllm"
+
+
 def plan_memory(card: Card, reference: ReferenceSection, *, max_tokens: int) -> Memory:
     """What each GPU needs to score replies of `max_tokens` under a card's weights.
 
@@ -93,7 +102,7 @@ def plan_memory(card: Card, reference: ReferenceSection, *, max_tokens: int) -> 
         layout=layout,
         weights=weight_bytes(card, layout, element=element),
         activations=activation_bytes(card, layout, element=element, batched=batched),
-        reserve=RESERVE,
+        reserve=RESERVE_ALONE if layout.gpus == 1 else RESERVE_AMONG,
         # vLLM starts only if one sequence of full length fits
         kv_cache=max(cache(longest), math.ceil(sequences / layout.data) * cache(tokens)),
         scoring=scoring_bytes(
@@ -129,8 +138,9 @@ def check_fit(memory: Memory, hardware: Hardware) -> None:
     if memory.inside > share:
         raise ConfigError(
             f"reference.hardware: the KV cache needs {_gib(memory.kv_cache)} of each GPU, "
-            f"{_gib(memory.inside - share)} more than weights leave of {_gib(share)}; lower "
-            f"max_model_len ({memory.max_model_len:,}) or max_num_seqs ({memory.sequences})"
+            f"{_gib(memory.inside - share)} more than the rest leaves of {_gib(share)}, which holds "
+            f"{room_for_tokens(memory, hardware):,} tokens; lower max_model_len "
+            f"({memory.max_model_len:,}) or max_num_seqs ({memory.sequences})"
         )
     beside = total - share
     if memory.scoring > beside:

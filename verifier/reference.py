@@ -189,7 +189,7 @@ class Card(_Record):
     @property
     def digest(self) -> str:
         """sha256 of everything the card says, but for where files lie here; for the signature."""
-        here = {"source": {"path"}, "variants": {"__all__": {"path"}}}
+        here: dict[str, Any] = {"source": {"path"}, "variants": {"__all__": {"path"}}}
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 
