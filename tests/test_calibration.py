@@ -41,6 +41,15 @@ def test_a_calibration_of_other_weights_is_refused(tmp_path: Path) -> None:
         load_calibration(name, load_card(name))
 
 
+def test_a_card_that_pins_no_weights_takes_what_was_measured(tmp_path: Path) -> None:
+    """There is nothing to compare; the report says that the card pins nothing."""
+    digests = {"tensors_sha256": None, "tokenizer_sha256": None, "template_sha256": None}
+    name = str(write_card(tmp_path, digests=digests))
+    write_calibration(name, make_calibration(tensors_sha256="1" * 64))
+
+    assert load_calibration(name, load_card(name)).tensors_sha256 == "1" * 64
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

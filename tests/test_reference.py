@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fakes_card import CARD, write_card
 from simulate import SHA
 
 from verifier.errors import ConfigError
-from verifier.reference import list_cards, load_card
+from verifier.reference import Card, card_notes, list_cards, load_card
 
 
 def test_every_shipped_card_loads() -> None:
@@ -71,6 +72,13 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     [
         ("name", "Tiny Model"),
         ("name", "../tiny"),
+        ("licence", "MIT"),
+        ("licence", {"name": "MIT", "hosting": "perhaps"}),
+        ("source", {"kind": "hub", "repo": "no-owner"}),
+        ("source", {"kind": "hub", "repo": "someone/tiny", "revision": "main"}),
+        ("template_source", "by hand"),
+        ("architecture", {"hidden_size": 0}),
+        ("variants", [{"name": "awq", "method": "zip", "repo": "someone/tiny-awq"}]),
         ("layers", 0),
         ("digests", CARD["digests"] | {"tensors_sha256": "abc"}),
         ("source", {"kind": "torrent", "path": "x"}),
@@ -121,3 +129,167 @@ def test_the_digest_of_a_card_is_that_of_what_it_says(tmp_path: Path) -> None:
     other = load_card(str(write_card(tmp_path, publisher="someone else"))).digest
 
     assert first == again != other
+
+
+# -- variants ----------------------------------------------------------------------------------
+
+AWQ = {"name": "awq", "method": "awq", "repo": "someone/tiny-awq"}
+
+
+def test_a_variant_on_disk_lies_beside_its_card(tmp_path: Path) -> None:
+    """Its directory is taken from where the card lies, and is no part of the card's digest."""
+    variants = [AWQ, {"name": "fp8", "method": "fp8", "path": "fp8-weights"}]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = load_card(str(write_card(tmp_path / "a", variants=variants)))
+    second = load_card(str(write_card(tmp_path / "b", variants=variants)))
+
+    assert [v.path for v in first.variants] == [None, tmp_path / "a" / "fp8-weights"]
+    assert first.digest == second.digest
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"variants": [AWQ | {"path": "here"}]}, "names a repo or a path, one of them"),
+        ({"variants": [{"name": "awq", "method": "awq"}]}, "names a repo or a path, one of them"),
+        (
+            {"variants": [{"name": "a", "method": "awq", "path": "x", "revision": "0" * 40}]},
+            "a path has no revision",
+        ),
+        ({"variants": [AWQ, AWQ]}, "bank and variants name 'awq' twice"),
+        ({"bank": ["awq"], "variants": [AWQ]}, "bank and variants name 'awq' twice"),
+        ({"sources": {"precison": "https://x"}}, "know no field 'precison'"),
+        ({"unchecked": ["architecture.heads"]}, "know no field 'architecture.heads'"),
+    ],
+    ids=["both", "neither", "revision", "twice", "as a build", "source of nothing", "unchecked"],
+)
+def test_a_card_that_contradicts_itself_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    """In one line, before anything is downloaded."""
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        load_card(str(write_card(tmp_path, **changes)))
+
+    assert "\n" not in str(refused.value)
+
+
+# -- what a reader must know -------------------------------------------------------------------
+
+
+def test_a_card_that_is_pinned_checked_and_free_needs_no_note(tmp_path: Path) -> None:
+    """Nor does the embedded model's own card."""
+    assert card_notes(load_card(str(write_card(tmp_path)))) == ()
+    assert card_notes(load_card("smollm2-135m-instruct")) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "note"),
+    [
+        (
+            {"digests": CARD["digests"] | {"tokenizer_sha256": None, "template_sha256": None}},
+            (
+                "the card pins no digest of its tokenizer, template: that the local files are "
+                "the published ones was not checked"
+            ),
+        ),
+        (
+            {"unchecked": ["sampling", "precision"]},
+            "nobody has checked what the card says of sampling, precision",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "unchecked"}},
+            "whether the licence (Mine) allows hosting was not checked",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "conditional"}},
+            "the licence of the weights (Mine) allows hosting on conditions",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "written authorization"}},
+            (
+                "the licence of the weights (Mine) asks for written authorization to host the "
+                "model for money"
+            ),
+        ),
+    ],
+    ids=["not pinned", "unchecked", "licence unread", "conditions", "authorization"],
+)
+def test_what_nobody_has_checked_is_a_note(
+    tmp_path: Path, changes: dict[str, Any], note: str
+) -> None:
+    """One line each, for the report."""
+    assert card_notes(load_card(str(write_card(tmp_path, **changes)))) == (note,)
+
+
+# -- the cards that ship -----------------------------------------------------------------------
+
+HUB_CARDS = [name for name in list_cards() if load_card(name).source.kind == "hub"]
+
+
+def stated(value: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything that a section of a card states."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from stated(inner, f"{prefix}.{key}" if prefix else key)
+    elif value not in (None, False) and value != []:
+        yield prefix
+
+
+@pytest.mark.parametrize("name", HUB_CARDS)
+def test_every_fact_of_a_hosted_model_has_a_source_or_is_unchecked(name: str) -> None:
+    """Nothing on a card is a guess that looks like a fact."""
+    card = load_card(name)
+    sections = {
+        "licence", "precision", "layers", "sampling", "template_source", "parsers", "engine_args",
+        "architecture", "variants",
+    }  # fmt: skip
+    known = (*card.sources, *card.unchecked)
+    facts = set(stated(card.model_dump(mode="json", include=sections)))
+
+    assert card.sources
+    assert {f for f in facts if not any(f == k or f.startswith(f"{k}.") for k in known)} == set()
+
+
+def test_the_models_that_people_host_have_cards() -> None:
+    """By the names that their hosts use."""
+    assert set(HUB_CARDS) >= {
+        "minimax-m2.7", "minimax-m2.5", "kimi-k2.6", "deepseek-v3.2", "deepseek-v4-flash",
+        "glm-5.2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b",
+        "qwen3-30b-a3b", "qwen3-235b-a22b", "gpt-oss-20b", "gpt-oss-120b", "llama-3.1-8b-instruct",
+        "llama-3.1-70b-instruct", "mistral-small-4-119b-2603",
+    }  # fmt: skip
+
+
+def test_the_card_of_minimax_says_what_its_publisher_says() -> None:
+    """Its licence text, its README and its deploy guide."""
+    card = load_card("minimax-m2.7")
+
+    assert card.licence.hosting == "written authorization"
+    assert card.sampling == {"temperature": 1.0, "top_p": 0.95, "top_k": 40}
+    assert card.parsers.reasoning == card.parsers.tool == "minimax_m2"
+    assert card.precision.startswith("fp8 e4m3")
+
+
+def parameters(card: Card) -> int:
+    """Of a dense decoder with grouped-query attention and a gated feed-forward layer."""
+    a = card.architecture
+    attention = 2 * a.hidden_size * a.head_dim * (a.attention_heads + a.kv_heads)
+    norms = 2 * a.hidden_size + (2 * a.head_dim if card.name.startswith("qwen3") else 0)
+    layer = attention + 3 * a.hidden_size * a.intermediate_size + norms
+    tables = (1 if a.tied_embeddings else 2) * a.vocabulary * a.hidden_size
+    return card.layers * layer + tables + a.hidden_size
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("smollm2-135m-instruct", 32), ("qwen3-0.6b", 16), ("qwen3-4b", 16), ("qwen3-8b", 16),
+     ("qwen3-14b", 16), ("qwen3-32b", 16), ("llama-3.1-8b-instruct", 16),
+     ("llama-3.1-70b-instruct", 16)],
+)  # fmt: skip
+def test_the_weights_of_a_dense_card_are_its_parameters(name: str, bits: int) -> None:
+    """To the byte; Llama-3.1-8B's index of shards says 16,060,522,496."""
+    card = load_card(name)
+
+    assert card.architecture.weight_bytes == parameters(card) * bits // 8
+    assert load_card("llama-3.1-8b-instruct").architecture.weight_bytes == 16_060_522_496

@@ -18,7 +18,9 @@ from safetensors.torch import save_file
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.reference import Card, load_card
 from verifier.weights import (
+    NOTHING,
     check_weights,
+    digests_of,
     fetch_weights,
     template_sha256,
     tensors_sha256,
@@ -173,8 +175,21 @@ def test_the_digest_of_a_tokenizer_does_not_depend_on_the_layout(tmp_path: Path)
         lambda raw: raw["model"]["vocab"].__setitem__("new", 999),
         lambda raw: raw["added_tokens"][0].__setitem__("special", False),
         lambda raw: raw["added_tokens"][1].__setitem__("content", "<|user|>"),
+        lambda raw: raw.__setitem__("normalizer", {"type": "NFC"}),
+        lambda raw: raw["pre_tokenizer"].__setitem__("add_prefix_space", True),
+        lambda raw: raw.__setitem__("pre_tokenizer", None),
     ],
-    ids=["one merge less", "order", "one merge", "vocabulary", "not special", "renamed"],
+    ids=[
+        "one merge less",
+        "order",
+        "one merge",
+        "vocabulary",
+        "not special",
+        "renamed",
+        "normalizer",
+        "pre-tokenizer",
+        "no pre-tokenizer",
+    ],
 )
 def test_one_merge_or_token_changes_the_digest(
     tmp_path: Path, change: Callable[[dict[str, Any]], object]
@@ -195,6 +210,35 @@ def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path, content: str |
     with pytest.raises(ReferenceMismatch, match=r"tokenizer(\.json| file)") as refused:
         tokenizer_sha256(tmp_path)
     assert str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["tekken.json", "tiktoken.model", "tokenizer.model"])
+def test_a_tokenizer_of_another_kind_is_digested_whole(tmp_path: Path, name: str) -> None:
+    """Name and bytes; a `tokenizer.json` beside it comes first."""
+    (tmp_path / name).write_bytes(b"ranks")
+    first = tokenizer_sha256(tmp_path)
+    (tmp_path / name).write_bytes(b"ranked")
+    changed = tokenizer_sha256(tmp_path)
+    save_tokenizer(tmp_path / "both")
+    alone = tokenizer_sha256(tmp_path / "both")
+    (tmp_path / "both" / name).write_bytes(b"ranks")
+
+    assert first != changed
+    assert tokenizer_sha256(tmp_path / "both") == alone
+
+
+def test_scripts_that_stand_for_a_template_are_digested(tmp_path: Path) -> None:
+    """Where there is no Jinja text: names and bytes of `encoding/*.py`."""
+    (tmp_path / "encoding").mkdir()
+    script = tmp_path / "encoding" / "encode.py"
+    script.write_text("def encode(messages): ...")
+    first = template_sha256(tmp_path)
+    script.write_text("def encode(messages, tools): ...")
+    changed = template_sha256(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(TEMPLATE)
+
+    assert len({first, changed, NOTHING}) == 3
+    assert template_sha256(tmp_path) == hashlib.sha256(TEMPLATE.encode()).hexdigest()
 
 
 def test_the_digest_of_a_template_is_that_of_its_text(tmp_path: Path) -> None:
@@ -248,6 +292,28 @@ def test_a_refusal_names_what_differs_and_what_to_do(tmp_path: Path, name: str) 
     assert "card 'tiny' pins ffffffffffff…" in message
     assert "remove the directory to fetch it anew, or mend the card" in message
     assert "\n" not in message
+
+
+def test_what_is_not_pinned_is_not_compared(tmp_path: Path) -> None:
+    """What is pinned still is."""
+    found = save_weights(tmp_path)
+    opened = {"tensors_sha256": None, "template_sha256": None}
+    card = Card.model_validate(CARD | {"digests": found | opened})
+    other = Card.model_validate(CARD | {"digests": found | opened | {"tokenizer_sha256": "f" * 64}})
+
+    check_weights(card, tmp_path)
+    with pytest.raises(ReferenceMismatch, match="tokenizer_sha256 is"):
+        check_weights(other, tmp_path)
+
+
+def test_a_template_that_is_not_there_has_no_digest_to_pin(tmp_path: Path) -> None:
+    """The digest of nothing would say that there is none, which a part of a snapshot cannot."""
+    found = save_weights(tmp_path)
+    whole = digests_of(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+
+    assert whole.model_dump() == found
+    assert digests_of(tmp_path).model_dump() == found | {"template_sha256": None}
 
 
 # -- fetching ----------------------------------------------------------------------------------
@@ -429,4 +495,23 @@ def test_a_card_of_a_directory_needs_the_directory(tmp_path: Path) -> None:
     wanted.mkdir()
 
     assert fetch(card, tmp_path / "cache") == wanted
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_card_of_the_hub_takes_its_snapshot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the revision that it pins, in the hub's own cache."""
+    asked: list[tuple[str, str | None]] = []
+
+    def snapshot(repo: str, revision: str | None, **_others: object) -> str:
+        asked.append((repo, revision))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    source = {"kind": "hub", "repo": "someone/tiny", "revision": "a" * 40}
+
+    found = fetch(Card.model_validate(CARD | {"source": source}), tmp_path / "cache")
+    assert found == tmp_path / "snapshot"
+    assert asked == [("someone/tiny", "a" * 40)]
     assert not (tmp_path / "cache").exists()

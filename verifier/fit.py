@@ -138,7 +138,7 @@ def check_fit(memory: Memory, hardware: Hardware) -> None:
     if memory.inside > share:
         raise ConfigError(
             f"reference.hardware: the KV cache needs {_gib(memory.kv_cache)} of each GPU, "
-            f"{_gib(memory.inside - share)} more than the rest leaves of {_gib(share)}, which holds "
+            f"{_gib(memory.inside - share)} more than the rest leaves of {_gib(share)}; it holds "
             f"{room_for_tokens(memory, hardware):,} tokens; lower max_model_len "
             f"({memory.max_model_len:,}) or max_num_seqs ({memory.sequences})"
         )
