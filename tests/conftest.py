@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from verifier.cli import _cache
-from verifier.reference import check_weights, fetch_weights, load_card
+from verifier.reference import load_card
+from verifier.weights import check_weights, fetch_weights
 
 EMBEDDED = "smollm2-135m-instruct"
 

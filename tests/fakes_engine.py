@@ -133,6 +133,9 @@ class FakeEngine:
     def versions(self) -> dict[str, str]:
         return {"engine": "fake"}
 
+    def can_load(self, name: str) -> bool:
+        return name == REFERENCE or name in VARIANTS
+
     def load_variant(self, name: str) -> None:
         if name != REFERENCE and name not in VARIANTS:
             raise ConfigError(f"no weights variant {name!r}")

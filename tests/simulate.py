@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from verifier.calibration import Calibration, Channel, Estimate, NoiseClass, Stack
 from verifier.config import Policy
 from verifier.ledger import Row, logprob_cells, text_cells
 from verifier.plan import Plan
 from verifier.records import REFERENCE, Outcome, Reply, ReplyScore
-from verifier.reference import Calibration, Channel, Estimate, NoiseClass, Stack
 
 VOCABULARY = 40
 SHA = "0" * 64

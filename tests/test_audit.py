@@ -14,6 +14,7 @@ from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
 from verifier.audit import Reference, Show, ask, audit, score, start, write_page
+from verifier.calibration import NoiseClass
 from verifier.collect import read_attempts, read_outcomes
 from verifier.config import RunFile
 from verifier.decide import decide_folder
@@ -21,7 +22,6 @@ from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
 from verifier.plan import read_plan, read_probes
 from verifier.records import Report
-from verifier.reference import NoiseClass
 from verifier.report import report_from_json, report_to_json
 from verifier.testbed import create_app, running
 
@@ -32,7 +32,7 @@ CARD = {
     "name": "tiny",
     "model": "tiny",
     "publisher": "nobody",
-    "licence": "none",
+    "licence": {"name": "none", "hosting": "allowed"},
     "precision": "float32",
     "layers": 2,
     "source": {"kind": "directory", "path": "weights"},

@@ -23,6 +23,8 @@ from verifier.calibrate import (
     noise_classes,
     plan_items,
 )
+from verifier.calibration import Calibration, Channel, Estimate
+from verifier.calibration import Stack as Measured
 from verifier.collect import read_attempts
 from verifier.corpus import RememberingEngine, Stack, read_stack
 from verifier.engines.transformers import TransformersEngine
@@ -30,15 +32,15 @@ from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.folder import EXCHANGES
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.records import REFERENCE, ScoreRequest
-from verifier.reference import Calibration, Card, Channel, Estimate, tensors_sha256
-from verifier.reference import Stack as Measured
+from verifier.reference import Card
+from verifier.weights import tensors_sha256
 
 BUILDS = ("fp8-channel", "int4-sym-g64")
 CARD: dict[str, Any] = {
     "name": "tiny",
     "model": "tiny",
     "publisher": "nobody",
-    "licence": "none",
+    "licence": {"name": "none", "hosting": "allowed"},
     "precision": "float32",
     "layers": 3,
     "source": {"kind": "directory", "path": "weights"},

@@ -27,11 +27,11 @@ import verifier
 from verifier import cli
 from verifier.audit import Reference
 from verifier.bank import VARIANTS
+from verifier.calibration import NoiseClass
 from verifier.config import load_policies
 from verifier.errors import EndpointError
 from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
 from verifier.records import GenerateRequest, Message
-from verifier.reference import NoiseClass
 from verifier.testbed import create_app, running
 
 KEY = "sk-invented-5f2b9c1d"
@@ -41,7 +41,7 @@ CARD = {
     "name": "tiny",
     "model": "tiny",
     "publisher": "nobody",
-    "licence": "none",
+    "licence": {"name": "none", "hosting": "allowed"},
     "precision": "float32",
     "layers": 2,
     "source": {"kind": "directory", "path": "weights"},

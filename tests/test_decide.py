@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from simulate import make_calibration, make_plan, make_reply, replies, simulate_row
 
+from verifier.calibration import Channel
 from verifier.config import Policy, Prices
 from verifier.decide import decide
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
 from verifier.records import Failure, Finding, NotJudged, Outcome, Report
-from verifier.reference import Channel
 from verifier.weigh import weigh
 
 

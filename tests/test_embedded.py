@@ -24,12 +24,13 @@ from conftest import EMBEDDED
 
 from verifier.audit import Reference, Show, audit
 from verifier.bank import BANK
+from verifier.calibration import calibration_path
 from verifier.cli import _cache
 from verifier.config import RunFile
 from verifier.engines.transformers import TransformersEngine
 from verifier.folder import PAGE, REPORT
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
-from verifier.reference import calibration_path, find_card, load_card
+from verifier.reference import find_card, load_card
 from verifier.testbed import create_app, list_faults, running
 from verifier.tokens import Tokenizer
 

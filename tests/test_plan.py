@@ -42,7 +42,7 @@ def make_card() -> Card:
             "name": "tiny",
             "model": "tiny",
             "publisher": "nobody",
-            "licence": "none",
+            "licence": {"name": "none", "hosting": "allowed"},
             "precision": "float32",
             "layers": 2,
             "source": {"kind": "directory", "path": "weights"},

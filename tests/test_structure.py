@@ -39,10 +39,11 @@ LAYERS = (
     {"demo"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
-    {"weigh", "report", "corpus"},
-    {"plan", "collect", "score", "page", "testbed"},
+    {"weigh", "report", "corpus", "sheets"},
+    {"plan", "collect", "score", "page", "testbed", "pin", "fit"},
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
+    {"calibration", "weights", "memory"},
     {
         "reference", "endpoint", "dial", "engines.transformers", "engines.vllm_worker",
         "engines.prompt_logprobs",
@@ -50,7 +51,7 @@ LAYERS = (
     {"checkpoint"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
-        "testbed_wire", "wording", "engines", "engines.gguf",
+        "testbed_wire", "wording", "engines", "engines.gguf", "hub",
     },
     {"records", "errors", "shipped", "verifier"},
 )  # fmt: skip
@@ -78,9 +79,11 @@ HOMES = {
     "starlette": {"testbed"},
     "uvicorn": {"testbed"},
     "typer": {"cli"},
-    "rich": {"cli", "report"},
+    "rich": {"cli", "report", "sheets"},
     "jinja2": {"page", "testbed"},
     "yaml": {"config", "probes", "reference"},
+    "ruamel": {"pin"},
+    "huggingface_hub": {"hub"},
 }
 
 
@@ -307,7 +310,7 @@ def test_the_commands_are_those_of_the_design() -> None:
     """So that the tests below do not pass over nothing."""
     assert set(COMMANDS) >= {
         "audit", "plan", "collect", "score", "decide", "report", "calibrate", "demo", "bench",
-        "testbed list", "testbed serve",
+        "testbed list", "testbed serve", "reference list", "reference show", "reference pin",
     }  # fmt: skip
 
 

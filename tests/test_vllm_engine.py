@@ -81,7 +81,10 @@ def packed(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(embedded: Path, tokenizer: Tokenizer, packed: Path) -> Iterator[VllmEngine]:
     made = VllmEngine(
-        embedded, eos_ids=(tokenizer.eos_id,), engine_args=SMALL, checkpoints={"packed": packed}
+        embedded,
+        eos_ids=(tokenizer.eos_id,),
+        engine_args=SMALL,
+        checkpoints={"packed": lambda: packed},
     )
     yield made
     made.close()

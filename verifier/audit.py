@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from verifier.calibration import load_calibration
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder
@@ -22,14 +24,10 @@ from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_wh
 from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, write_plan
 from verifier.probes import load_pool
 from verifier.records import Failure, Outcome, Probe, Reply, Report
-from verifier.reference import (
-    check_weights,
-    fetch_weights,
-    load_calibration,
-    load_card,
-)
+from verifier.reference import load_card
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
+from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
@@ -69,6 +67,7 @@ def audit(
     endpoint = make_endpoint(config, api_key=api_key)
     probes = read_probes(run)
     reference = load_reference()
+    _refuse_unknown_builds(plan, reference.engine)
     report = None
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
@@ -79,10 +78,21 @@ def audit(
             break
     assert report is not None  # a plan has at least one probe
     if report.decision == "inconsistent":
-        score(run, reference, weights=plan.bank, limit=NAMING_REPLIES, show=show)
+        known = tuple(name for name in plan.bank if reference.engine.can_load(name))
+        score(run, reference, weights=known, limit=NAMING_REPLIES, show=show)
         report = decide_folder(run)
     write_page(run)
     return report
+
+
+def _refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
+    """Before anything is spent on an audit whose policy cannot be scored."""
+    unknown = [name for name in plan.policy.builds if not engine.can_load(name)]
+    if unknown:
+        raise ConfigError(
+            f"audit.policy: builds: {', '.join(unknown)} cannot be loaded by the engine "
+            f"{engine.versions['engine']}; take a policy without builds, or another --engine"
+        )
 
 
 def start(config: RunFile) -> Plan:
@@ -155,7 +165,11 @@ def reference_loader(
         tokenizer = Tokenizer(weights)
         engine = load_engine(
             section.engine, weights, tokenizer, dtype=section.dtype,
-            engine_args=section.engine_args, url=section.url, api_key=api_key,
+            engine_args={**card.engine_args, **section.engine_args},
+            checkpoints={
+                v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants
+            },
+            url=section.url, api_key=api_key,
         )  # fmt: skip
         return Reference(engine=engine, tokenizer=tokenizer)
 

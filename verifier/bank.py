@@ -280,13 +280,19 @@ CLASS_MARGINS: dict[str, tuple[tuple[Family, ...], float]] = {
 _ONE_LAYER = re.compile(r"drop-layer-(\d+)")
 
 
+def is_variant(name: str, *, layers: int) -> bool:
+    """Whether `find_variant` knows a name."""
+    found = _ONE_LAYER.fullmatch(name)
+    return name in VARIANTS or (found is not None and int(found[1]) < layers)
+
+
 def find_variant(name: str, *, layers: int) -> Variant:
     """A variant of `VARIANTS`, or `drop-layer-N` for N below `layers`.
 
     Raises ConfigError for any other name.
     """
     found = _ONE_LAYER.fullmatch(name)
-    if found and int(found[1]) < layers:
+    if found and is_variant(name, layers=layers):
         return Variant(
             name=name,
             family="layers",

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from verifier.bank import BANK
+from verifier.calibration import load_calibration
 from verifier.collect import read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.corpus import (
@@ -39,10 +40,11 @@ from verifier.ledger import TEXT_SCALES, Ledger
 from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes, versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
-from verifier.reference import check_weights, fetch_weights, load_calibration, load_card
+from verifier.reference import load_card
 from verifier.stats import best_scale
 from verifier.tokens import Tokenizer
 from verifier.weigh import weigh
+from verifier.weights import check_weights, fetch_weights
 
 BENCH_SCHEMA = 1
 CARD = "smollm2-135m-instruct"

@@ -15,6 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.bank import CLASS_MARGINS, find_variant
+from verifier.calibration import (
+    CALIBRATION_SCHEMA,
+    Calibration,
+    Channel,
+    Estimate,
+    NoiseClass,
+    Role,
+)
+from verifier.calibration import Stack as Measured
 from verifier.corpus import (
     Dtype,
     Progress,
@@ -31,22 +40,14 @@ from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.plan import read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import Probe
-from verifier.reference import (
-    CALIBRATION_SCHEMA,
-    Calibration,
-    Card,
-    Channel,
-    Estimate,
-    NoiseClass,
-    Role,
-)
-from verifier.reference import Stack as Measured
+from verifier.reference import Card
 from verifier.stats import (
     confidence_sequence,
     fit_reading,
     spread_rows,
 )
 from verifier.tokens import Tokenizer
+from verifier.weights import tensors_sha256
 
 Array = NDArray[np.float64]
 
@@ -150,7 +151,7 @@ def calibrate(
     return Calibration(
         schema_version=CALIBRATION_SCHEMA,
         card=card.name,
-        tensors_sha256=card.digests.tensors_sha256,
+        tensors_sha256=card.digests.tensors_sha256 or tensors_sha256(weights),
         seed=seed,
         max_tokens=sizes.max_tokens,
         level=LEVEL,

@@ -52,6 +52,12 @@ testbed_app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(testbed_app, name="testbed")
+reference_app = typer.Typer(
+    help="Cards: the published models that an endpoint can be held to.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+app.add_typer(reference_app, name="reference")
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "vllm", "transformers", "remote"]
@@ -132,6 +138,11 @@ def _global(
         typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
     ] = False,
 ) -> None:
+    _help_when_bare(context)
+
+
+@reference_app.callback()
+def _reference(context: typer.Context) -> None:
     _help_when_bare(context)
 
 
@@ -296,6 +307,9 @@ def plan(
 ) -> None:
     """Write the run folder of a run file and print its ceiling. Sends nothing.
 
+    For a reference on vLLM it first prints the memory that each GPU needs, and refuses a run that
+    cannot fit the run file's reference.hardware.
+
     \b
     Example:
       verifier plan configs/example.yaml
@@ -305,12 +319,34 @@ def plan(
 
     config = load_run_file(run_file)
     make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
+    _check_memory(config)
     made = start(config)
     typer.echo(f"run folder: {config.out}")
     typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
     if made.prices is not None:
         cost = made.budget_completion_tokens * made.prices.completion / 1e6
         typer.echo(f"completion cost: at most USD {cost:,.4f}")
+
+
+def _check_memory(config: RunFile) -> None:
+    """Print the memory that a reference on vLLM needs; refuse what cannot fit."""
+    from verifier.fit import check_fit, plan_memory, uses_gpus
+    from verifier.memory import missing_facts
+    from verifier.reference import load_card
+    from verifier.sheets import print_memory
+
+    section = config.reference
+    if not uses_gpus(section):
+        return
+    card = load_card(section.card)
+    missing = missing_facts(card)
+    if missing:
+        typer.echo(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        return
+    memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
+    print_memory(memory, section.hardware, _Console())
+    if section.hardware is not None:
+        check_fit(memory, section.hardware)
 
 
 @app.command()
@@ -364,7 +400,8 @@ def score(
     with _showing() as show:
         key = _reference_key(config)
         loaded = reference_loader(config, cache=_cache(), show=show, api_key=key)()
-        weights = made.bank if builds else ()
+        known = tuple(name for name in made.bank if loaded.engine.can_load(name))
+        weights = known if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
     typer.echo(f"scored; the ledger is in {run}")
 
@@ -421,8 +458,10 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
+    from verifier.calibration import write_calibration
     from verifier.plan import versions
-    from verifier.reference import check_weights, fetch_weights, load_card, write_calibration
+    from verifier.reference import load_card
+    from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
     from verifier.calibrate import Sizes
@@ -524,7 +563,8 @@ def bench_engine(
       verifier bench-engine results.json
     """
     from verifier.plan import versions
-    from verifier.reference import check_weights, fetch_weights, load_card
+    from verifier.reference import load_card
+    from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
     with _showing() as show:
@@ -536,6 +576,61 @@ def bench_engine(
             found, weights, out, seed=seed, versions=dict(versions()), tell=show.tell
         )
     typer.echo(path.read_text(encoding="utf-8"))
+
+
+# -- reference ---------------------------------------------------------------------------------
+
+
+@reference_app.command("list")
+def list_reference() -> None:
+    """List the cards that ship, and whether their licences let the model be hosted for money.
+
+    \b
+    Example:
+      verifier reference list
+    """
+    from verifier.sheets import print_cards
+
+    print_cards(_Console())
+
+
+@reference_app.command("show")
+def show_reference(card: CardName) -> None:
+    """Print everything that a card says, the terms of its licence first.
+
+    \b
+    Example:
+      verifier reference show minimax-m2.7
+    """
+    from verifier.sheets import print_card
+
+    print_card(card, _Console())
+
+
+@reference_app.command("pin")
+def pin_reference(
+    card: CardName,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
+    ],
+) -> None:
+    """Fill the digests that a card leaves open, from a snapshot, and write them into its file.
+
+    Refuses a snapshot that differs from what is pinned already.
+
+    \b
+    Example:
+      verifier reference pin qwen3-8b --weights Qwen/Qwen3-8B@main
+    """
+    from verifier.pin import pin_card
+
+    with _showing() as show:
+        written = pin_card(card, weights, tell=show.tell)
+    for key, value in written.items():
+        typer.echo(f"{key}: {value}")
+    if not written:
+        typer.echo("nothing to fill: all that this snapshot shows is pinned, and agrees")
 
 
 # -- testbed -----------------------------------------------------------------------------------
@@ -582,8 +677,9 @@ def serve_testbed(
     """
     from verifier.bank import find_variant
     from verifier.records import REFERENCE
-    from verifier.reference import check_weights, fetch_weights, load_card
+    from verifier.reference import load_card
     from verifier.testbed import create_app, serve
+    from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
     weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name

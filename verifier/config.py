@@ -85,6 +85,14 @@ class EndpointSection(_Section):
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
 
 
+class Hardware(_Section):
+    """The GPUs that the reference will run on, so that `verifier plan` can say what fits."""
+
+    gpus: Annotated[int, Field(ge=1)]  # of one machine
+    memory_gib: Annotated[float, Field(gt=0)]  # of one GPU
+    nodes: Annotated[int, Field(ge=1)] = 1  # machines
+
+
 class ReferenceSection(_Section):
     """What to hold the endpoint to."""
 
@@ -95,6 +103,7 @@ class ReferenceSection(_Section):
     engine_args: dict[str, Any] = {}  # passed to vLLM as they are, over the card's own
     url: Annotated[str, AfterValidator(_without_secret)] | None = None  # of the remote engine
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    hardware: Hardware | None = None  # None: nothing is refused for want of memory
 
 
 class Policy(_Section):

@@ -86,6 +86,9 @@ class RememberingEngine:
     def versions(self) -> dict[str, str]:
         return self._engine.versions
 
+    def can_load(self, name: str) -> bool:
+        return self._engine.can_load(name)
+
     def load_variant(self, name: str) -> None:
         self._engine.load_variant(name)
         self._weights = name

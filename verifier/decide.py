@@ -247,8 +247,9 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     posterior = math.exp(scores[best] - log_mean_exp(np.array(list(scores.values())))) / len(scores)
     if best and posterior >= NAMED_AT:
         runner = second or "noise of no known build"
+        what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
         detail = (
-            f"{VARIANTS[best].summary}; fits {describe_replies(len(shared))} better than {runner}, "
+            f"{what}; fits {describe_replies(len(shared))} better than {runner}, "
             f"odds {_odds(odds)} to 1"
         )
         return _finding("cause", "detected", best, odds, detail)
@@ -354,6 +355,7 @@ def _notes(
 ) -> list[str]:
     """What a reader must know beside the verdict."""
     notes = [f"{f.name} was not judged: {f.detail}" for f in findings if f.decision == "not run"]
+    notes.extend(plan.card_notes)
     if not plan.top_logprobs:
         notes.append("log-probabilities were not asked for: that channel was not run")
     elif evidence.logprob_rows == 0 and evidence.rows:

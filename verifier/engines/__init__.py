@@ -22,6 +22,10 @@ class Engine(Protocol):
         """Names and versions of what computes the numbers, for the signature."""
         ...
 
+    def can_load(self, name: str) -> bool:
+        """Whether `load_variant` knows these weights."""
+        ...
+
     def load_variant(self, name: str) -> None:
         """Put the weights called `name` in place (`reference`, or a variant of `bank`).
 

@@ -5,7 +5,7 @@ Imports an engine's own library only once that engine is chosen.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ def load_engine(
     *,
     dtype: Dtype = "auto",
     engine_args: Mapping[str, Any] | None = None,
-    checkpoints: Mapping[str, Path | str] | None = None,
+    checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     url: str | None = None,
     api_key: str | None = None,
 ) -> Engine:

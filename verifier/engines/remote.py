@@ -74,6 +74,9 @@ class RemoteEngine:
             "weights": "as the server says; not checked",
         }
 
+    def can_load(self, name: str) -> bool:
+        return name == REFERENCE
+
     def load_variant(self, name: str) -> None:
         """Raises ConfigError for anything but the reference weights."""
         if name != REFERENCE:

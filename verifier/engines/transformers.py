@@ -15,7 +15,7 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from verifier.bank import Transform, find_variant, is_linear
+from verifier.bank import Transform, find_variant, is_linear, is_variant
 from verifier.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
 from verifier.engines import TOP_K
 from verifier.errors import ConfigError
@@ -74,6 +74,9 @@ class TransformersEngine:
     def loaded(self) -> str | None:
         """The name of the weights in place; None after a variant that failed half-way."""
         return self._loaded
+
+    def can_load(self, name: str) -> bool:
+        return name == REFERENCE or is_variant(name, layers=self._model.config.num_hidden_layers)
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint's tensors through the variant into the loaded model.

@@ -11,18 +11,17 @@ import gc
 import json
 import os
 import re
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from verifier.bank import find_variant
-from verifier.checkpoint import NOTHING_MOVED
+from verifier.bank import find_variant, is_variant
+from verifier.checkpoint import NOTHING_MOVED, read_layout
 from verifier.engines import prompt_logprobs
 from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question
 from verifier.errors import ConfigError
@@ -68,15 +67,15 @@ class VllmEngine:
 
     def __init__(
         self,
-        weights: Path | str,
+        weights: Path,
         *,
         eos_ids: Sequence[int],
         dtype: str = "auto",
         engine_args: Mapping[str, Any] | None = None,
-        checkpoints: Mapping[str, Path | str] | None = None,
+        checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     ) -> None:
-        """`weights` is a directory or a repository; `checkpoints` are real quantized builds of it
-        by the name of their column, loaded in its place in turn.
+        """`checkpoints` fetch real quantized builds of the weights, by the name of their column;
+        each is loaded in the place of the reference in turn.
 
         Raises ConfigError when vLLM is missing or refuses the model, with its own reason.
         """
@@ -92,9 +91,10 @@ class VllmEngine:
         self._reloads = False  # whether a reload has been seen to bring back the same numbers
         self._loaded: str | None = None
         self._start(weights)
+        self._layers = self._count_layers()
         self._loaded = REFERENCE
 
-    def _start(self, weights: Path | str) -> None:
+    def _start(self, weights: Path) -> None:
         try:
             with _logging_to(self._log):
                 import vllm
@@ -106,6 +106,9 @@ class VllmEngine:
                 )
         except Exception as error:  # vLLM raises whatever it met
             raise ConfigError(_refusal(weights, "did not start", error, self._log)) from error
+
+    def _count_layers(self) -> int:
+        return read_layout(self._llm.llm_engine.vllm_config.model_config.hf_config).layers
 
     def close(self) -> None:
         """Stop vLLM's processes and free their memory."""
@@ -157,6 +160,10 @@ class VllmEngine:
 
     # -- weights -------------------------------------------------------------------------------
 
+    def can_load(self, name: str) -> bool:
+        known = name == REFERENCE or name in self._checkpoints
+        return known or is_variant(name, layers=self._layers)
+
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint through the variant into the running engine, on every rank.
 
@@ -165,15 +172,15 @@ class VllmEngine:
         """
         if name == self._loaded:
             return
-        if name not in self._checkpoints:
-            config = self._llm and self._llm.llm_engine.vllm_config.model_config.hf_text_config
-            if name != REFERENCE and config:
-                find_variant(name, layers=config.num_hidden_layers)  # refuses an unknown name
+        other = self._checkpoints.get(name)
+        if name != REFERENCE and other is None:
+            find_variant(name, layers=self._layers)  # refuses an unknown name
+        directory = self._weights if other is None else other()
         before, self._loaded = self._loaded, None
-        if name in self._checkpoints or before in self._checkpoints or self._llm is None:
+        if other is not None or before in self._checkpoints or self._llm is None:
             self._stop()
-            self._start(self._checkpoints.get(name, self._weights))
-            if name in self._checkpoints or name == REFERENCE:
+            self._start(directory)
+            if other is not None or name == REFERENCE:
                 self._loaded = name
                 return
         if not self._reloads:
@@ -326,7 +333,7 @@ def find_distribution() -> str:
     return found[0]
 
 
-def _dtype(weights: Path | str, asked: str) -> str:
+def _dtype(weights: Path, asked: str) -> str:
     """The precision to compute in; auto is the checkpoint's, also where that is float32, which
     vLLM's own auto would halve."""
     config = Path(weights) / "config.json"
@@ -350,7 +357,7 @@ _ADVICE = {
 }
 
 
-def _refusal(weights: Path | str, what: str, error: BaseException, log: Path) -> str:
+def _refusal(weights: Path, what: str, error: BaseException, log: Path) -> str:
     said = _reason(error, log)
     advice = next((todo for word, todo in _ADVICE.items() if word in said.lower()), None)
     return f"{weights}: vLLM {what} ({said}); {advice or f'its log is {log}'}"
@@ -376,9 +383,6 @@ def _logging_to(log: Path) -> Iterator[None]:
 
     vLLM logs to the standard streams, where a verdict is read.
     """
-    with suppress(ValueError, AttributeError):
-        sys.stdout.flush()
-        sys.stderr.flush()
     kept = [os.dup(stream) for stream in (1, 2)]
     target = os.open(log, os.O_WRONLY | os.O_APPEND)
     try:
