@@ -44,8 +44,11 @@ LAYERS = (
     {"reference", "endpoint", "dial", "engines.transformers"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
-        "testbed_wire", "wording", "engines", "engines.gguf",
+        "testbed_wire", "wording", "engines", "engines.gguf", "renderings.panel",
     },
+    {"renderings.catalogue"},
+    {"renderings.changes", "renderings"},
+    {"prompts"},
     {"records", "errors", "shipped", "verifier"},
 )  # fmt: skip
 
@@ -64,7 +67,7 @@ HOMES = {
     "uvicorn": {"testbed"},
     "typer": {"cli"},
     "rich": {"cli", "report"},
-    "jinja2": {"page", "testbed"},
+    "jinja2": {"page"},
     "yaml": {"config", "probes", "reference"},
 }
 

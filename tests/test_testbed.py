@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer, scripted
-from jinja2 import TemplateError
 
 from verifier.bank import VARIANTS
 from verifier.errors import ConfigError
@@ -625,7 +624,7 @@ def test_template_refusal_is_400() -> None:
 
     class Strict(FakeTokenizer):
         def render(self, messages: Any) -> tuple[int, ...]:
-            raise TemplateError(f"roles must alternate, not {messages[0].role}")
+            raise RenderingError(f"roles must alternate, not {messages[0].role}")
 
     with hosting(FakeEngine(), tokenizer=Strict()) as client:
         error = error_of(client.post("/chat/completions", json=chat_body()), 400)

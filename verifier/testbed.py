@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any, Final
 
 import uvicorn
-from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -32,7 +31,7 @@ from starlette.routing import Route
 
 from verifier.bank import VARIANTS
 from verifier.engines import Engine
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, RenderingError
 from verifier.records import GenerateRequest, Generation, Message
 from verifier.testbed_wire import (
     Answer,
@@ -81,8 +80,8 @@ def _read(body: Body, tokenizer: Tokenizer) -> GenerateRequest | WireError:
         messages = [Message(role=m.role, content=m.text) for m in body.messages]
         try:
             return request_of(body, tokenizer.render(messages))
-        except TemplateError as error:
-            return WireError(f"messages: the chat template refused them: {error}", param="messages")
+        except RenderingError as error:
+            return WireError(f"messages: {error}", param="messages")
     if isinstance(body.prompt, str):
         return request_of(body, tokenizer.encode(body.prompt))
     known = range(tokenizer.vocabulary_size)
