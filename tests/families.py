@@ -101,5 +101,10 @@ def tool_talk(**more: object) -> Probe:
         Message(role="tool", content="3 mm", tool_call_id=call.id),
     )
     return Probe(
-        id="tools", kind="test", messages=messages, max_tokens=8, tools=(WEATHER,), **more  # type: ignore[arg-type]
+        id="tools",
+        kind="test",
+        messages=messages,
+        max_tokens=8,
+        tools=(WEATHER,),
+        **more,  # type: ignore[arg-type]
     )

@@ -330,7 +330,9 @@ def test_arguments_travel_as_text_and_reach_templates_as_objects() -> None:
     call = tool_talk().messages[4]
     shaped: Any = prompt_of(tool_talk()).messages[4]
 
-    assert wire_message(call)["tool_calls"][0]["function"]["arguments"] == '{"town":"Oslo","days":2}'
+    assert (
+        wire_message(call)["tool_calls"][0]["function"]["arguments"] == '{"town":"Oslo","days":2}'
+    )
     assert shaped["tool_calls"][0]["function"]["arguments"] == {"town": "Oslo", "days": 2}
     assert wire_message(Message(role="user", content="x")) == {"role": "user", "content": "x"}
 

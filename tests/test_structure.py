@@ -41,12 +41,12 @@ LAYERS = (
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
     {"plan", "collect", "score", "page", "testbed"},
-    {"reference", "endpoint", "dial", "engines.transformers"},
+    {"reference", "endpoint", "dial", "engines.transformers", "renderings.panel"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
-        "testbed_wire", "wording", "engines", "engines.gguf", "renderings.panel",
+        "testbed_wire", "wording", "engines", "engines.gguf",
     },
-    {"renderings.catalogue"},
+    {"renderings.catalogue", "counts"},
     {"renderings.changes", "renderings"},
     {"prompts"},
     {"records", "errors", "shipped", "verifier"},
@@ -295,7 +295,7 @@ def test_the_commands_are_those_of_the_design() -> None:
     """So that the tests below do not pass over nothing."""
     assert set(COMMANDS) >= {
         "audit", "plan", "collect", "score", "decide", "report", "calibrate", "demo", "bench",
-        "testbed list", "testbed serve",
+        "panel", "testbed list", "testbed serve",
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ import pytest
 from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer, scripted
 
 from verifier.bank import VARIANTS
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, RenderingError
 from verifier.records import GenerateRequest, Generation, Message
 from verifier.testbed import create_app, list_faults, running, serve
 

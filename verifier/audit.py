@@ -23,17 +23,23 @@ from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, w
 from verifier.probes import load_pool
 from verifier.records import Failure, Outcome, Probe, Reply, Report
 from verifier.reference import (
+    Card,
     check_weights,
     fetch_weights,
     load_calibration,
     load_card,
 )
+from verifier.renderings.catalogue import catalogue
+from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES = 24
+
+#: Completion tokens of a panel's reply: renderings that differ, differ early.
+PANEL_TOKENS = 48
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +158,18 @@ def reference_loader(config: RunFile, *, cache: Path, show: Show) -> LoadReferen
         return Reference(engine=engine, tokenizer=tokenizer)
 
     return load
+
+
+def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Show) -> Panel:
+    """The panel of a card for a seed; needs its tokenizer, no engine."""
+    from verifier.tokens import Tokenizer
+
+    weights = fetch_weights(card, cache=cache, tell=show.tell)
+    check_weights(card, weights)
+    return design_panel(
+        Tokenizer(weights), tuple(catalogue().values()), load_pool(), seed=seed, size=size,
+        max_tokens=PANEL_TOKENS,
+    )  # fmt: skip
 
 
 # -- the steps, each of which can be run alone -------------------------------------------------

@@ -483,6 +483,36 @@ def bench(
     typer.echo(f"results: {path}")
 
 
+@app.command()
+def panel(
+    card: CardName,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")],
+    size: Annotated[int, typer.Option(min=1, help="How many probes.")] = 12,
+) -> None:
+    """Search for the probes that tell a template's renderings apart, and print what they separate.
+
+    \b
+    Example:
+      verifier panel smollm2-135m-instruct --seed 7
+    """
+    from verifier.audit import design_card_panel
+    from verifier.reference import load_card
+
+    with _showing() as show:
+        found = design_card_panel(load_card(card), seed=seed, size=size, cache=_cache(), show=show)
+    names = found.names
+    for number, probe in enumerate(found.probes):
+        counts = sorted({int(n) for n in found.lengths[:, number] if n == n})
+        roles = " ".join(message.role for message in probe.messages)
+        typer.echo(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
+                   f"{len(counts)} different counts; {roles}")  # fmt: skip
+    confused, pairs = found.confused(), len(names) * (len(names) - 1) // 2
+    typer.echo(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
+    for one, other in confused:
+        same = " (the same prompts)" if (one, other) in found.inseparable() else ""
+        typer.echo(f"  {one}, {other}{same}")
+
+
 # -- testbed -----------------------------------------------------------------------------------
 
 

@@ -4,3 +4,5 @@
 the conversations that tell them apart. Every rendering goes through the tokenizer's own
 `apply_chat_template`; nothing here knows of models, HTTP or verdicts.
 """
+
+from __future__ import annotations
