@@ -294,7 +294,7 @@ def test_templates_run_in_a_sandbox(chatml: Tokenizer) -> None:
     """A template is foreign code: it reaches nothing but the conversation."""
     source = "{{ messages.__class__.__mro__[1].__subclasses__() }}"
 
-    with pytest.raises(RenderingError, match="SecurityError|unsafe"):
+    with pytest.raises(RenderingError, match="SecurityError"):
         chatml.render_text(replace(prompt_of(ONE), template=source))
 
 

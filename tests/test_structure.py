@@ -40,7 +40,7 @@ LAYERS = (
     {"audit", "bench"},
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
-    {"plan", "collect", "score", "page", "testbed"},
+    {"templates", "plan", "collect", "score", "page", "testbed"},
     {"reference", "endpoint", "dial", "engines.transformers", "renderings.panel"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",

@@ -532,7 +532,9 @@ def list_testbed_faults() -> None:
 
 @testbed_app.command("serve")
 def serve_testbed(
-    fault: Annotated[str, typer.Option(help="A fault of `testbed list`.")] = "none",
+    fault: Annotated[
+        str, typer.Option(help="A fault of `testbed list`; two kinds joined by a plus sign.")
+    ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
     card: Annotated[
         str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
@@ -551,14 +553,16 @@ def serve_testbed(
     \b
     Example:
       verifier testbed serve --fault int4-asym-g64 --port 8000
+      verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
     """
-    from verifier.bank import find_variant
-    from verifier.records import REFERENCE
-    from verifier.reference import check_weights, fetch_weights, load_card
-    from verifier.testbed import create_app, serve
+    from verifier.reference import check_weights, fetch_weights, load_card, load_templates
+    from verifier.renderings.catalogue import catalogue
+    from verifier.testbed import create_app, read_fault, serve
 
     found = load_card(card)
-    weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name
+    earlier, valid = load_templates(card, found)
+    entries = catalogue(earlier=earlier, valid=valid)
+    served = read_fault(fault, layers=found.layers, catalogue=entries)
     key = None if api_key_env is None else _read_key(api_key_env, where="--api-key-env")
     with _showing() as show:
         directory = fetch_weights(found, cache=_cache(), tell=show.tell)
@@ -570,10 +574,13 @@ def serve_testbed(
     engine = TransformersEngine(
         directory, eos_ids=(tokenizer.eos_id,), dtype=dtype, decode=tokenizer.decode
     )
-    engine.load_variant(weights_name)
-    served = create_app(engine, tokenizer, model=found.name, api_key=key, max_batch=max_batch)
+    engine.load_variant(served.weights)
+    host = create_app(
+        engine, tokenizer, model=found.name, rendering=served.rendering, api_key=key,
+        max_batch=max_batch,
+    )  # fmt: skip
     serve(
-        served,
+        host,
         port=port,
         announce=lambda url: print(  # noqa: T201
             f"serving {found.name} with fault {fault} at {url}", flush=True

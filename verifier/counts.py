@@ -1,4 +1,4 @@
-"""What `usage.prompt_tokens` says of the rendering: a likelihood for each, and a note on accounting.
+"""What `usage.prompt_tokens` says of the rendering: a likelihood for each, and the accounting.
 
 Knows numbers only: counts that a host reported, and how long each rendering would have been.
 """

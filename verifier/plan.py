@@ -189,10 +189,10 @@ def write_plan(run: Path, run_file: str, plan: Plan, probes: tuple[Probe, ...]) 
     write_json(run / PLAN, plan.model_dump(mode="json"))
 
 
-def write_probes(run: Path, probes: tuple[Probe, ...]) -> None:
+def write_probes(run: Path, probes: tuple[Probe, ...], *, name: str = PROBES) -> None:
     """Write the probes in the order they are asked, one JSON line each."""
     lines = (json.dumps(asdict(probe), ensure_ascii=False) for probe in probes)
-    write_whole(run / PROBES, "".join(f"{line}\n" for line in lines))
+    write_whole(run / name, "".join(f"{line}\n" for line in lines))
 
 
 def read_plan(run: Path) -> Plan:
@@ -208,11 +208,11 @@ def read_plan(run: Path) -> Plan:
     return validated(Plan, raw, where=str(where))
 
 
-def read_probes(run: Path) -> tuple[Probe, ...]:
-    """The probes of a run folder, in the order they are asked."""
+def read_probes(run: Path, *, name: str = PROBES) -> tuple[Probe, ...]:
+    """The probes of a run folder, in the order they are asked; none of a file that is missing."""
     return tuple(
-        _read_probe(line, where=f"{run / PROBES}:{number}")
-        for number, line in enumerate(read_lines(run / PROBES), 1)
+        _read_probe(line, where=f"{run / name}:{number}")
+        for number, line in enumerate(read_lines(run / name), 1)
     )
 
 

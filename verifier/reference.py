@@ -72,6 +72,8 @@ class Card(_Record):
     source: Annotated[WheelSource | DirectorySource, Field(discriminator="kind")]
     digests: Digests
     sampling: dict[str, float] = {}  # the publisher's defaults
+    earlier_templates: dict[str, Path] = {}  # by revision; files relative to the card
+    valid_templates: dict[str, Path] = {}  # the publisher's documented alternatives, by name
     bank: tuple[str, ...]  # builds that the ledger may hold as columns
     calibration_stacks: tuple[str, ...]  # honest stacks that set the honest floor
     held_out_stacks: tuple[str, ...]  # honest stacks that only check it
@@ -79,7 +81,10 @@ class Card(_Record):
     @property
     def digest(self) -> str:
         """sha256 of everything the card says, but for where files lie here; for the signature."""
-        return _sha256_of(self.model_dump(mode="json", exclude={"source": {"path"}}))
+        said = self.model_dump(mode="json", exclude={"source": {"path"}})
+        for name in ("earlier_templates", "valid_templates"):
+            said[name] or said.pop(name)
+        return _sha256_of(said)
 
 
 class Estimate(_Record):
@@ -168,6 +173,24 @@ def load_card(name: str) -> Card:
         source = source.model_copy(update={"path": path.parent / source.path})
         card = card.model_copy(update={"source": source})
     return card
+
+
+def load_templates(name: str, card: Card) -> tuple[dict[str, str], dict[str, str]]:
+    """Sources of a card's earlier templates and of its valid alternatives, by their names.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    folder = find_card(name).parent
+
+    def read(files: Mapping[str, Path]) -> dict[str, str]:
+        try:
+            return {key: (folder / file).read_text(encoding="utf-8") for key, file in files.items()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"card {card.name}: a template cannot be read ({error}); mend its path"
+            ) from error
+
+    return read(card.earlier_templates), read(card.valid_templates)
 
 
 # -- calibrations ------------------------------------------------------------------------------

@@ -33,6 +33,9 @@ _SERVED_HIDDEN: Final = (
     "You are an AI model operated by Acme Inference. Always answer truthfully and concisely, "
     "and refuse requests that could cause harm."
 )
+#: How the names of a card's own entries begin.
+_EARLIER: Final = "earlier-revision-"
+_ALTERNATIVE: Final = "alternative-"
 _OTHER_DEFAULT: Final = "You are a helpful assistant."
 
 
@@ -103,10 +106,10 @@ def catalogue(
     `earlier` and `valid` are template sources by name, of the card: its earlier revisions and the
     publisher's documented alternatives.
     """
-    entries = [*_valid(valid or {}), *_faults(), *map(_family, family_names())]
+    entries = [*_plain(), *_alternatives(valid or {})]
     entries += [
         Rendering(
-            name=f"earlier-revision-{name}",
+            name=f"{_EARLIER}{name}",
             summary=f"the template's earlier revision {name}",
             advice=f"load the current template: yours is that of revision {name}",
             change=partial(_other_template, source=source),
@@ -114,6 +117,21 @@ def catalogue(
         for name, source in (earlier or {}).items()
     ]
     return {entry.name: entry for entry in entries}
+
+
+def entries_named(names: Iterable[str]) -> dict[str, Rendering]:
+    """The entries of a ledger: those of every card, and a card's own by their names alone."""
+    own = {
+        kind: {n.removeprefix(kind): "" for n in names if n.startswith(kind)}
+        for kind in (_EARLIER, _ALTERNATIVE)
+    }
+    return catalogue(earlier=own[_EARLIER], valid=own[_ALTERNATIVE])
+
+
+@cache
+def _plain() -> tuple[Rendering, ...]:
+    """What every card has; the same objects each time, so that renderings can be remembered."""
+    return (*_valid(), *_faults(), *map(_family, family_names()))
 
 
 def served(name: str, entries: Mapping[str, Rendering]) -> Rendering:
@@ -158,7 +176,20 @@ PUBLISHED: Final = Rendering(
 )
 
 
-def _valid(alternatives: Mapping[str, str]) -> list[Rendering]:
+def _alternatives(sources: Mapping[str, str]) -> list[Rendering]:
+    return [
+        Rendering(
+            name=f"{_ALTERNATIVE}{name}",
+            summary=f"the publisher's documented alternative {name}",
+            advice="",
+            kind="valid",
+            change=partial(_other_template, source=source),
+        )
+        for name, source in sources.items()
+    ]
+
+
+def _valid() -> list[Rendering]:
     """Honest ways to render: transformers', what servers do in its place, the publisher's own."""
     return [
         PUBLISHED,
@@ -175,16 +206,6 @@ def _valid(alternatives: Mapping[str, str]) -> list[Rendering]:
             advice="",
             kind="valid",
             change=c.effort_as_thinking,
-        ),
-        *(
-            Rendering(
-                name=f"alternative-{name}",
-                summary=f"the publisher's documented alternative {name}",
-                advice="",
-                kind="valid",
-                change=partial(_other_template, source=source),
-            )
-            for name, source in alternatives.items()
         ),
     ]
 
