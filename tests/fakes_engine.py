@@ -8,6 +8,7 @@ tokens and the weights in place, so what it generates and how it scores that agr
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable, Sequence
 
@@ -15,12 +16,14 @@ import numpy as np
 
 from verifier.bank import VARIANTS
 from verifier.engines import TOP_K
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, RenderingError
+from verifier.prompts import make_prompt
 from verifier.records import (
     REFERENCE,
     GenerateRequest,
     Generation,
     Message,
+    Prompt,
     ReplyScore,
     ScoreRequest,
 )
@@ -62,11 +65,34 @@ class FakeTokenizer:
     def template_sha256(self) -> str:
         return hashlib.sha256(b"fake template").hexdigest()
 
+    @property
+    def bos(self) -> str:
+        return ""
+
+    @property
+    def eos(self) -> str:
+        return "<eos>"
+
+    @property
+    def template(self) -> str:
+        return "fake template"
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
+        return self.encode_prompt(self.render_text(make_prompt(messages)))
+
+    def render_text(self, prompt: Prompt) -> str:
+        """One layout of its own; no other template can be read."""
+        if prompt.template is not None:
+            raise RenderingError("the fake tokenizer reads no template")
+        text = "".join(f"<turn>{m['role']}\n{m['content']}<eos>" for m in prompt.messages)
+        return text + ("<turn>assistant\n" if prompt.generation_prompt else "")
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
         ids: list[int] = []
-        for message in messages:
-            ids += [TURN, *self.encode(f"{message.role}\n{message.content}"), EOS]
-        return (*ids, TURN, *self.encode("assistant\n"))
+        for piece in re.split("(<turn>|<eos>)", text):
+            named = self.special_id(piece)
+            ids += self.encode(piece) if named is None else [named]
+        return tuple(ids)
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Longest token first."""
@@ -208,7 +234,9 @@ class FakeEngine:
                 best = np.argsort(-row, kind="stable")[: request.top_logprobs]
                 top.append(tuple((int(i), float(row[i])) for i in best))
             text = self._tokenizer.decode(ids)
-            stopped = token == EOS or any(stop in text for stop in request.stop)
+            stopped = (token == EOS and not request.past_end) or any(
+                stop in text for stop in request.stop
+            )
             if stopped or len(ids) >= request.max_tokens:
                 return Generation(
                     token_ids=tuple(ids),

@@ -43,7 +43,13 @@ from verifier.score import (
 TOKENIZER = FakeTokenizer()
 BUILD = "int4-sym-g64"
 OTHER = "fp8-channel"
+COUNTS = {f"p{n}": 9 for n in range(9)}
 (SPACE,) = TOKENIZER.ids_of_bytes(b" ")
+
+
+def no_lengths(_probe: Probe) -> dict[str, int]:
+    """Without a catalogue no rendering has a length."""
+    return {}
 
 
 class CountingEngine(FakeEngine):
@@ -256,8 +262,8 @@ def test_the_ledger_is_a_function_of_the_scores_alone(tmp_path: Path) -> None:
     ledger = score(tmp_path, probes, outcomes_of(probes, logprobs=True), weights=(BUILD,))
     scores = read_scores(tmp_path)
 
-    assert build_ledger(probes, scores) == ledger
-    assert build_ledger(probes, scores[::-1]) == ledger
+    assert build_ledger(probes, scores, counts=COUNTS, lengths=no_lengths) == ledger
+    assert build_ledger(probes, scores[::-1], counts=COUNTS, lengths=no_lengths) == ledger
 
 
 def test_rows_are_in_the_order_of_the_probes(tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ def test_a_score_without_its_reference_is_no_row() -> None:
         probe_id="p0", weights=BUILD, aligned=make_aligned(), score=make_score((-0.5,) * 2)
     )
 
-    assert build_ledger(probes, [alone]).rows == ()
+    assert build_ledger(probes, [alone], counts=COUNTS, lengths=no_lengths).rows == ()
 
 
 def make_aligned(**changes: Any) -> Aligned:
@@ -310,7 +316,7 @@ def test_positions_left_out_are_counted_and_not_scored() -> None:
         aligned=make_aligned(left_out=frozenset({1})),
         score=numbers,
     )
-    (row,) = build_ledger(make_probes(1), [scored]).rows
+    (row,) = build_ledger(make_probes(1), [scored], counts=COUNTS, lengths=no_lengths).rows
 
     assert (row.tokens, row.left_out) == (1, 1)
     assert row.text[REFERENCE] == text_cells(numbers, [0])

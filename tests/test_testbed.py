@@ -20,12 +20,14 @@ from typing import Any
 import httpx
 import pytest
 from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer, scripted
-from jinja2 import TemplateError
+from families import tool_talk
 
 from verifier.bank import VARIANTS
-from verifier.errors import ConfigError
-from verifier.records import GenerateRequest, Generation, Message
-from verifier.testbed import create_app, list_faults, running, serve
+from verifier.errors import ConfigError, RenderingError
+from verifier.prompts import prompt_of, wire_extras, wire_message
+from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
+from verifier.renderings.catalogue import catalogue
+from verifier.testbed import create_app, list_faults, read_fault, running, serve
 
 MODEL = "toy"
 TOKENIZER = FakeTokenizer()
@@ -624,8 +626,8 @@ def test_template_refusal_is_400() -> None:
     """A conversation that the chat template refuses is the client's error."""
 
     class Strict(FakeTokenizer):
-        def render(self, messages: Any) -> tuple[int, ...]:
-            raise TemplateError(f"roles must alternate, not {messages[0].role}")
+        def render_text(self, prompt: Prompt) -> str:
+            raise RenderingError(f"roles must alternate, not {prompt.messages[0]['role']}")
 
     with hosting(FakeEngine(), tokenizer=Strict()) as client:
         error = error_of(client.post("/chat/completions", json=chat_body()), 400)
@@ -721,8 +723,98 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     faults = list_faults()
 
     assert faults[0][0] == "none"
-    assert [name for name, _ in faults[1:]] == list(VARIANTS)
+    names = [name for name, _ in faults[1:]]
+    assert names[: len(VARIANTS)] == list(VARIANTS)
+    assert all(name.startswith("template:") for name in names[len(VARIANTS) :])
+    assert {"template:bos-doubled", "template:system-injected"} < set(names)
+    assert "template:system-injected-2" not in names
     assert all(summary for _, summary in faults)
+
+
+@pytest.mark.parametrize("name", [name for name, _ in list_faults()])
+def test_every_listed_fault_can_be_served_alone_and_every_template_with_weights(name: str) -> None:
+    """By the name that the list gives."""
+    found = read_fault(name, layers=30, catalogue=catalogue())
+
+    assert found.rendering.name == (name.partition("template:")[2] or REFERENCE)
+    if name.startswith("template:"):
+        both = read_fault(f"int4-sym-g64+{name}", layers=30, catalogue=catalogue())
+        assert both.weights == "int4-sym-g64"
+        assert both.rendering.name == found.rendering.name
+
+
+@pytest.mark.parametrize(
+    "name", ["int4-sym-g64+nf4-g64", "template:a+template:b", "template:x", "y"]
+)
+def test_unknown_and_doubled_faults_are_refused(name: str) -> None:
+    """In one line."""
+    with pytest.raises(ConfigError):
+        read_fault(name, layers=30, catalogue=catalogue())
+
+
+# -- template faults ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("generation-prompt-missing", -11), ("system-ignored", -14), ("reference", 0)],
+)
+def test_a_template_fault_shows_in_the_prompt_tokens(name: str, more: int) -> None:
+    """The host renders as its fault says, and counts what it rendered."""
+    messages = [{"role": "system", "content": "Brief."}, {"role": "user", "content": "Hello"}]
+    with hosting(FakeEngine(), rendering=catalogue()[name]) as client:
+        told = chat(client, messages=messages)["usage"]["prompt_tokens"]
+    with hosting(FakeEngine()) as client:
+        published = chat(client, messages=messages)["usage"]["prompt_tokens"]
+
+    assert told - published == more
+
+
+def test_a_host_that_ignores_the_end_of_turn_runs_on() -> None:
+    """To the length asked for, although the model would have stopped."""
+    with hosting(FakeEngine(), rendering=catalogue()["end-of-turn-ignored"]) as client:
+        found = chat(client, max_tokens=40)
+
+    assert found["choices"][0]["finish_reason"] == "length"
+    assert found["usage"]["completion_tokens"] == 40
+
+
+def test_tools_calls_results_and_reasoning_reach_the_template() -> None:
+    """As they were sent, in the shape that templates read."""
+    seen: list[Prompt] = []
+
+    class Noting(FakeTokenizer):
+        def render_text(self, prompt: Prompt) -> str:
+            seen.append(prompt)
+            return super().render_text(prompt)
+
+    probe = tool_talk(settings=(("reasoning_effort", "high"), ("enable_thinking", False)))
+    body = {"messages": [wire_message(m) for m in probe.messages], **wire_extras(probe)}
+    with hosting(FakeEngine(), tokenizer=Noting()) as client:
+        chat(client, **body)
+
+    assert seen == [prompt_of(probe)]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ({"role": "assistant"}, "content is only left out"),
+        (
+            {
+                "role": "assistant",
+                "tool_calls": [{"id": "1", "function": {"name": "f", "arguments": "[1"}}],
+            },
+            "not a JSON object",
+        ),
+    ],
+)
+def test_malformed_tool_messages_are_400(message: dict[str, Any], said: str) -> None:
+    """A client's error, in words; the host lives on."""
+    with hosting(FakeEngine()) as client:
+        error = error_of(client.post("/chat/completions", json=chat_body(messages=[message])), 400)
+        assert said in error["message"]
+        chat(client)
 
 
 def test_importing_the_testbed_loads_no_model_library() -> None:

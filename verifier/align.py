@@ -159,6 +159,26 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
     return None
 
 
+def read_past_end(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
+    """The reading of a host that runs on past the end of the turn; None when nothing changes.
+
+    Control tokens show in no text. At the first position where the model would have written one,
+    yet the text goes on, it is put back.
+    """
+    for t, (read, likeliest) in enumerate(zip(aligned.reply_ids, score.top_ids, strict=True)):
+        if read == likeliest or vocabulary.token_bytes(likeliest):
+            continue
+        return Aligned(
+            reply_ids=(*aligned.reply_ids[:t], likeliest, *aligned.reply_ids[t:]),
+            left_out=frozenset(n if n < t else n + 1 for n in aligned.left_out),
+            by=aligned.by,
+            candidates=None,
+            reported=None,
+            problem=aligned.problem,
+        )
+    return None
+
+
 def _offsets(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
     """Byte offset at which each token begins."""
     found, at = [], 0

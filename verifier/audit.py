@@ -8,30 +8,61 @@ an audit that was killed goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from verifier.calibration import load_calibration
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.decide import decide_folder
+from verifier.decide import decide_folder, names_template, suspects_template
 from verifier.endpoint import Endpoint
 from verifier.engines import Engine
 from verifier.errors import ConfigError
-from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_whole
-from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, write_plan
+from verifier.folder import (
+    LEDGER,
+    PAGE,
+    PANEL,
+    PLAN,
+    PROBES,
+    PROMPTS,
+    REPORT,
+    RUN,
+    read_json,
+    write_json,
+    write_whole,
+)
+from verifier.ledger import TEMPLATE, ledger_from_json
+from verifier.plan import (
+    Plan,
+    batch_ends,
+    make_plan,
+    read_plan,
+    read_probes,
+    write_plan,
+    write_probes,
+)
 from verifier.probes import load_pool
-from verifier.records import Failure, Outcome, Probe, Reply, Report
-from verifier.reference import load_card
+from verifier.records import REFERENCE, Failure, Outcome, Probe, Reply, Report
+from verifier.reference import Card, load_card, load_templates
+from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
+from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
+from verifier.templates import still_likely, weigh_templates
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES = 24
+
+#: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
+PANEL_PROBES = 12
+PANEL_TOKENS = 24
+
+#: Replies of a panel scored at each look at the renderings.
+ROUNDS = (1, 2, 4, 8, 12)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +79,7 @@ class Reference:
 
     engine: Engine
     tokenizer: Reader
+    catalogue: Mapping[str, Rendering] = field(default_factory=catalogue)
 
 
 LoadReference = Callable[[], Reference]
@@ -68,16 +100,19 @@ def audit(
     probes = read_probes(run)
     reference = load_reference()
     _refuse_unknown_builds(plan, reference.engine)
-    report = None
+    report, looked = None, False
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
         score(run, reference, show=show)
+        if not looked and suspects_template(run):
+            looked = True
+            look_at_template(run, plan, endpoint, reference, show)
         report = decide_folder(run)
         show.tell(_standing(report))
         if report.decision != "inconclusive" or not _goes_on(run, plan, probes[:end]):
             break
     assert report is not None  # a plan has at least one probe
-    if report.decision == "inconsistent":
+    if report.decision == "inconsistent" and not names_template(report):
         known = tuple(name for name in plan.bank if reference.engine.can_load(name))
         score(run, reference, weights=known, limit=NAMING_REPLIES, show=show)
         report = decide_folder(run)
@@ -171,9 +206,107 @@ def reference_loader(
             },
             url=section.url, api_key=api_key,
         )  # fmt: skip
-        return Reference(engine=engine, tokenizer=tokenizer)
+        earlier, valid = load_templates(section.card, card)
+        return Reference(
+            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid)
+        )
 
     return load
+
+
+def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Show) -> Panel:
+    """The panel of a card for a seed; needs its tokenizer, no engine."""
+    from verifier.tokens import Tokenizer
+
+    weights = fetch_weights(card, cache=cache, tell=show.tell)
+    check_weights(card, weights)
+    return design_panel(
+        Tokenizer(weights), tuple(catalogue().values()), load_pool(), seed=seed, size=size,
+        max_tokens=PANEL_TOKENS,
+    )  # fmt: skip
+
+
+# -- the template ------------------------------------------------------------------------------
+
+
+def look_at_template(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show
+) -> None:
+    """Ask the panel, a few probes at a time, until the rendering is known or all are asked.
+
+    The panel is searched for once and kept in the run folder.
+    """
+    if not (run / PANEL).exists():
+        found = design_panel(
+            reference.tokenizer, tuple(reference.catalogue.values()), load_pool(), seed=plan.seed,
+            size=PANEL_PROBES, max_tokens=min(PANEL_TOKENS, plan.max_tokens),
+        )  # fmt: skip
+        write_probes(run, found.probes, name=PANEL)
+    panel = read_probes(run, name=PANEL)
+
+    def ask_some(some: tuple[Probe, ...]) -> None:
+        _collect_within_budget(run, plan, endpoint, some, show)
+
+    score_panel(run, reference, panel=panel, before=ask_some, show=show)
+
+
+def score_panel(
+    run: Path,
+    reference: Reference,
+    *,
+    panel: tuple[Probe, ...],
+    before: Callable[[tuple[Probe, ...]], None] | None = None,
+    show: Show,
+) -> None:
+    """Score a panel's replies under the renderings that are still likely, in a few rounds.
+
+    `before` is called with the probes of each round before they are scored.
+    """
+    plan, probes = read_plan(run), read_probes(run)
+    entries = reference.catalogue
+    able = expressible(entries.values(), panel, reference.tokenizer)
+    names = (REFERENCE, *(entry.name for entry in able))
+    for size in ROUNDS:
+        if before is not None:
+            before(panel[:size])
+        outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+        ledger = score_replies(
+            run, panel[:size], outcomes, every=(*probes, *panel), engine=reference.engine,
+            tokenizer=reference.tokenizer, templates=names, catalogue=entries,
+            progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
+        evidence = weigh_templates(ledger, entries, plan.calibration.text)
+        if evidence is None or evidence.settled:
+            break
+        likely = still_likely(evidence, entries)
+        names = tuple(name for name in names if name in likely)
+    _write_prompts(run, panel, reference)
+
+
+def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
+    """Keep a prompt as published and as the likeliest rendering makes it: the shortest that shows.
+
+    Nothing is kept when the published rendering is the likeliest.
+    """
+    plan, entries = read_plan(run), reference.catalogue
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    evidence = weigh_templates(ledger, entries, plan.calibration.text)
+    if evidence is None or evidence.ranked[0] == REFERENCE:
+        return
+    column = evidence.columns[evidence.ranked[0]].removeprefix(TEMPLATE)
+    pairs = []
+    for probe in panel:
+        published = render_probe(entries[REFERENCE], probe, reference.tokenizer)
+        served = render_probe(entries[column], probe, reference.tokenizer)
+        if published is not None and served is not None and published.text != served.text:
+            pairs.append((len(published.text), probe.id, published.text, served.text))
+    if pairs:
+        _, probe_id, published_text, served_text = min(pairs)
+        prompts = {
+            "probe_id": probe_id, "name": evidence.ranked[0],
+            "published": published_text, "served": served_text,
+        }  # fmt: skip
+        write_json(run / PROMPTS, prompts)
 
 
 # -- the steps, each of which can be run alone -------------------------------------------------
@@ -207,12 +340,13 @@ def score(
     `weights` are further builds, scored on the first `limit` replies only.
     """
     plan, probes = read_plan(run), read_probes(run)
+    panel = read_probes(run, name=PANEL)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
 
     def score_some(some: tuple[Probe, ...], columns: tuple[str, ...]) -> None:
         score_replies(
-            run, some, outcomes, every=probes, engine=reference.engine,
-            tokenizer=reference.tokenizer, weights=columns,
+            run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
+            tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
@@ -229,8 +363,9 @@ def write_page(run: Path) -> Report:
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
-        probes=read_probes(run),
+        probes=(*read_probes(run), *read_probes(run, name=PANEL)),
         attempts=read_attempts(run),
+        prompts=read_json(run / PROMPTS) if names_template(report) else None,
     )
     write_whole(run / PAGE, page)
     return report

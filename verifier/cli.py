@@ -633,6 +633,36 @@ def pin_reference(
         typer.echo("nothing to fill: all that this snapshot shows is pinned, and agrees")
 
 
+@app.command()
+def panel(
+    card: CardName,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")],
+    size: Annotated[int, typer.Option(min=1, help="How many probes.")] = 12,
+) -> None:
+    """Search for the probes that tell a template's renderings apart, and print what they separate.
+
+    \b
+    Example:
+      verifier panel smollm2-135m-instruct --seed 7
+    """
+    from verifier.audit import design_card_panel
+    from verifier.reference import load_card
+
+    with _showing() as show:
+        found = design_card_panel(load_card(card), seed=seed, size=size, cache=_cache(), show=show)
+    names = found.names
+    for number, probe in enumerate(found.probes):
+        counts = sorted({int(n) for n in found.lengths[:, number] if n == n})
+        roles = " ".join(message.role for message in probe.messages)
+        typer.echo(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
+                   f"{len(counts)} different counts; {roles}")  # fmt: skip
+    confused, pairs = found.confused(), len(names) * (len(names) - 1) // 2
+    typer.echo(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
+    for one, other in confused:
+        same = " (the same prompts)" if (one, other) in found.inseparable() else ""
+        typer.echo(f"  {one}, {other}{same}")
+
+
 # -- testbed -----------------------------------------------------------------------------------
 
 
@@ -652,7 +682,9 @@ def list_testbed_faults() -> None:
 
 @testbed_app.command("serve")
 def serve_testbed(
-    fault: Annotated[str, typer.Option(help="A fault of `testbed list`.")] = "none",
+    fault: Annotated[
+        str, typer.Option(help="A fault of `testbed list`; two kinds joined by a plus sign.")
+    ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
     card: Annotated[
         str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
@@ -674,15 +706,17 @@ def serve_testbed(
     \b
     Example:
       verifier testbed serve --fault int4-asym-g64 --port 8000
+      verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
     """
-    from verifier.bank import find_variant
-    from verifier.records import REFERENCE
-    from verifier.reference import load_card
-    from verifier.testbed import create_app, serve
+    from verifier.reference import load_card, load_templates
+    from verifier.renderings.catalogue import catalogue
+    from verifier.testbed import create_app, read_fault, serve
     from verifier.weights import check_weights, fetch_weights
 
     found = load_card(card)
-    weights_name = REFERENCE if fault == "none" else find_variant(fault, layers=found.layers).name
+    earlier, valid = load_templates(card, found)
+    entries = catalogue(earlier=earlier, valid=valid)
+    served = read_fault(fault, layers=found.layers, catalogue=entries)
     key = None if api_key_env is None else _read_key(api_key_env, where="--api-key-env")
     with _showing() as show:
         directory = fetch_weights(found, cache=_cache(), tell=show.tell)
@@ -692,10 +726,13 @@ def serve_testbed(
 
     tokenizer = Tokenizer(directory)
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
-    loaded.load_variant(weights_name)
-    served = create_app(loaded, tokenizer, model=found.name, api_key=key, max_batch=max_batch)
+    loaded.load_variant(served.weights)
+    host = create_app(
+        loaded, tokenizer, model=found.name, rendering=served.rendering, api_key=key,
+        max_batch=max_batch,
+    )  # fmt: skip
     serve(
-        served,
+        host,
         port=port,
         announce=lambda url: print(  # noqa: T201
             f"serving {found.name} with fault {fault} at {url}", flush=True

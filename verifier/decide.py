@@ -33,9 +33,19 @@ from verifier.records import (
     Status,
     Usage,
 )
+from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
-from verifier.weigh import ABOVE, Evidence, build_totals, honest_scales, read_rows, weigh
+from verifier.weigh import (
+    ABOVE,
+    Evidence,
+    build_totals,
+    honest_scales,
+    judge_under,
+    named_column,
+    read_rows,
+    weigh,
+)
 from verifier.wording import describe_replies
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
@@ -43,6 +53,9 @@ MAX_UNUSABLE = 0.5
 
 #: A build is named when its posterior probability reaches this.
 NAMED_AT = 0.95
+
+#: Counts of prompt tokens that favour a fault by this factor are looked into.
+SUSPECTED_AT = 20.0
 
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
@@ -77,14 +90,19 @@ def decide(
     """The verdict on the rows of a ledger."""
     evidence = weigh(plan, ledger)
     usage = count_usage(plan, ledger, attempts, outcomes)
+    column = named_column(plan, evidence)
+    if column is not None:  # the template comes first: noise is judged under what was rendered
+        evidence = judge_under(plan, ledger, evidence, column)
     findings = [
         *_noise_findings(plan, evidence, usage.tokens_scored),
-        *_build_findings(plan, ledger, usage.tokens_scored),
-        *_logprob_findings(plan, evidence),
+        *_build_findings(plan, ledger, column, usage.tokens_scored),
+        *_logprob_findings(plan, evidence, column),
     ]
     decision = _conclude(plan, evidence, findings, usage)
-    if decision == "inconsistent":
-        findings.append(_name_cause(plan, ledger, evidence))
+    if column is not None:
+        findings += _template_causes(plan, evidence)
+    elif decision == "inconsistent":
+        findings.append(_name_cause(plan, ledger.ordinary, evidence))
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
@@ -137,13 +155,17 @@ def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding
     return found
 
 
-def _build_findings(plan: Plan, ledger: Ledger, tokens: int) -> list[Finding]:
+def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int) -> list[Finding]:
     """Each exact build of the policy, by its own column.
 
     Detected: it explains the replies better than the published weights with noise of any scale.
     Excluded: the published weights, served honestly, explain them better. Other builds of its
-    kind stay open either way.
+    kind stay open either way. Under another rendering than the published one no build is judged.
     """
+    if column is not None:
+        detail = "the replies are to another rendering of the prompts; mend the template first"
+        return [_finding("weights", "not run", name, None, detail) for name in plan.policy.builds]
+    ledger = ledger.ordinary
     honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
     for name in plan.policy.builds:
         totals = build_totals(plan, ledger, name)
@@ -164,9 +186,14 @@ def _build_findings(plan: Plan, ledger: Ledger, tokens: int) -> list[Finding]:
     return found
 
 
-def _logprob_findings(plan: Plan, evidence: Evidence) -> list[Finding]:
-    """What the endpoint says of its own tokens: it may accuse, never acquit: it can be forged."""
+def _logprob_findings(plan: Plan, evidence: Evidence, column: str | None) -> list[Finding]:
+    """What the endpoint says of its own tokens: it may accuse, never acquit: it can be forged.
+
+    After another rendering than the published one it says nothing of the weights.
+    """
     if not plan.top_logprobs or evidence.log_e_logprob < math.log(1 / plan.alpha):
+        return []
+    if column is not None:
         return []
     assert evidence.logprob_interval is not None
     scale = evidence.logprob_interval.estimate
@@ -221,6 +248,42 @@ def _finding(
 
 
 # -- the cause ---------------------------------------------------------------------------------
+
+
+def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
+    """The template fault by name, and what noise is left under it."""
+    templates = evidence.templates
+    assert templates is not None
+    group = templates.group
+    entries = entries_named(group)
+    first = entries[group[0]]
+    rest = [name for name in templates.ranked if name not in group]
+    against = f", odds {_odds(templates.behind[rest[0]])} to 1 against {rest[0]}" if rest else ""
+    told = f"{describe_replies(templates.scored)} and {templates.counted} counts of prompt tokens"
+    detail = f"{first.summary}; fits {told}{against}. Advice: {first.advice}"
+    if len(group) > 1:
+        detail = f"these cannot be told apart; the likeliest: {detail}"
+    found = [_finding("template", "detected", " or ".join(group), templates.log_e, detail)]
+    honest = plan.calibration.text.honest_scale * ABOVE
+    if evidence.interval is not None and evidence.interval.lower > honest:
+        like = f"noise like {_noise_scale(plan, evidence).equivalent}"
+        detail = f"judged under {group[0]}: no build was scored after that rendering"
+        found.append(_finding("cause", "undecided", like, None, detail))
+    return found
+
+
+def names_template(report: Report) -> bool:
+    """Whether a report names a template fault."""
+    return any(finding.aspect == "template" for finding in report.findings)
+
+
+def suspects_template(run: Path) -> bool:
+    """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
+    plan = read_plan(run)
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    evidence = weigh(plan, ledger)
+    counted = evidence.templates.log_e if evidence.templates is not None else 0.0
+    return evidence.log_e >= math.log(1 / plan.alpha) / 2 or counted >= math.log(SUSPECTED_AT)
 
 
 def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
@@ -291,9 +354,10 @@ def _summarise(
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
-        cause = findings[-1]
+        named = " and ".join(f.name for f in findings if f.aspect in ("template", "cause"))
+        what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
         return (
-            f"the replies differ from the published weights ({cause.name}): evidence log e "
+            f"the replies differ from the published {what} ({named}): evidence log e "
             f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
         )
     if decision == "consistent":
@@ -368,6 +432,14 @@ def _notes(
             f"published weights (scale {evidence.logprob_interval.estimate:.2g}); they can be "
             "forged, so they count only against an endpoint"
         )
+    templates = evidence.templates
+    if templates is not None and templates.accounting.of:
+        counts = templates.accounting
+        if counts.offset and counts.matched == counts.of:
+            notes.append(
+                f"the endpoint counts {counts.offset:+d} prompt tokens on every request against "
+                "what the published template renders: an accounting difference"
+            )
     failures = [o for o in outcomes.values() if isinstance(o, Failure)]
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]

@@ -24,6 +24,7 @@ import httpx
 from aiolimiter import AsyncLimiter
 
 from verifier.errors import ConfigError
+from verifier.prompts import wire_extras, wire_message
 from verifier.records import Attempt, Probe
 from verifier.wire import REDACTED
 
@@ -234,11 +235,11 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
     """The JSON body, in the byte form of the usual clients, so that probes look like traffic."""
     body: dict[str, Any] = {
         "model": endpoint.model,
-        "messages": [{"role": m.role, "content": m.content} for m in probe.messages],
+        "messages": [wire_message(message) for message in probe.messages],
         "max_tokens": probe.max_tokens,
         "temperature": 0,
         "stream": False,
-    }
+    } | wire_extras(probe)
     if logprobs:
         body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -4,6 +4,7 @@ VerifierError
 ├── ConfigError          the run file, a flag or a folder is wrong; fix it and run again
 ├── EndpointError        the endpoint cannot be used at all (bad key, unknown model, unreachable)
 ├── ReferenceMismatch    local weights, tokenizer or calibration are not the pinned ones
+├── RenderingError       a chat template is missing, or refuses a conversation
 └── MissingDependency    an optional package is needed for this step
 
 A failed request is not an exception: it is a `records.Failure`, recorded and counted.
@@ -26,6 +27,10 @@ class EndpointError(VerifierError):
 
 class ReferenceMismatch(VerifierError):
     """Local weights, tokenizer or calibration are not the pinned ones."""
+
+
+class RenderingError(VerifierError):
+    """A chat template is missing, or refuses a conversation."""
 
 
 class MissingDependency(VerifierError):

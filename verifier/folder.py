@@ -17,6 +17,8 @@ from verifier.errors import ConfigError
 RUN: Final = "run.yaml"  # what was asked: the whole configuration, without secrets
 PLAN: Final = "plan.json"  # policy, columns, calibration, seed, versions, ceiling
 PROBES: Final = "probes.jsonl"  # every probe in the order it is asked
+PANEL: Final = "panel.jsonl"  # probes that tell templates apart, once they are needed
+PROMPTS: Final = "prompts.json"  # a prompt as published and as the named rendering makes it
 EXCHANGES: Final = "exchanges.jsonl"  # every attempt, raw, append-only
 SCORES: Final = "scores.jsonl"  # one line per reply and weights, append-only
 LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis

@@ -1,14 +1,15 @@
 """The ledger: log p(reply | hypothesis) in nats, one row per reply, one column per hypothesis.
 
 A column is weights x scale: the weights that score the reply, and the scale of the noise on their
-logits. Two channels fill cells: the greedy text, and the log-probabilities that the endpoint
-reports. Everything downstream reads this and knows nothing of models or HTTP.
+logits. A template column is the published weights after another rendering of the prompt. Two
+channels fill cells: the greedy text, and the log-probabilities that the endpoint reports.
+Everything downstream reads this and knows nothing of models or HTTP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
 #: contribute more than about log(1 / FLOOR) nats between two scales of the same weights.
 FLOOR = 1e-3
 
+#: How the name of a template column begins; the name of its rendering follows.
+TEMPLATE = "template:"
+
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
 
@@ -50,9 +54,12 @@ class Row:
     probe_id: str
     tokens: int  # completion tokens scored
     left_out: int  # completion tokens left out as ambiguous
-    text: dict[str, tuple[float, ...]]  # weights -> log p per scale of TEXT_SCALES
+    text: dict[str, tuple[float, ...]]  # weights or template column -> log p per TEXT_SCALES
     logprob: tuple[float, ...] | None  # reference weights, per scale of LOGPROB_SCALES
     logprob_problem: str | None  # why `logprob` is None
+    prompt_tokens: int | None = None  # as the endpoint counts; None: it did not
+    rendered: dict[str, int] = field(default_factory=dict)  # rendering -> prompt tokens it makes
+    panel: bool = False  # asked to tell templates apart, and read for nothing else
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +67,11 @@ class Ledger:
     """All rows, in the order in which the probes were planned."""
 
     rows: tuple[Row, ...]
+
+    @property
+    def ordinary(self) -> Ledger:
+        """The rows of ordinary probes: what calibration speaks of."""
+        return Ledger(rows=tuple(row for row in self.rows if not row.panel))
 
     def text(self, weights: str = REFERENCE) -> Array:
         """Cells [n, S] of the text channel under `weights`, of the rows scored under them."""
@@ -178,6 +190,9 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                 if row["logprob"] is None
                 else _floats(row["logprob"], len(LOGPROB_SCALES)),
                 logprob_problem=row["logprob_problem"],
+                prompt_tokens=row.get("prompt_tokens"),
+                rendered={str(k): int(v) for k, v in row.get("rendered", {}).items()},
+                panel=bool(row.get("panel", False)),
             )
             for row in value["rows"]
         )

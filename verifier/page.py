@@ -34,10 +34,12 @@ def render_page(
     outcomes: Mapping[str, Outcome],
     probes: Sequence[Probe],
     attempts: Sequence[Attempt],
+    prompts: Mapping[str, str] | None = None,
 ) -> str:
     """The report as one HTML file that loads nothing and runs nothing.
 
-    The same input gives the same text under the same matplotlib.
+    `prompts` is one prompt under two renderings: texts `published` and `served`, the `probe_id`
+    and the `name` of the rendering. The same input gives the same text under the same matplotlib.
     """
     from markupsafe import Markup
 
@@ -56,6 +58,10 @@ def render_page(
         about=_about(signature, attempts),
         spent=wording.list_spending(report.usage),
         signature=signature,
+        prompts=prompts,
+        prompt_lines=wording.diff_prompts(prompts["published"], prompts["served"])
+        if prompts
+        else [],
         exchanges=_pair_exchanges(outcomes, probes, attempts),
         drawn=len(probes),
         kind=wording.describe_kind,

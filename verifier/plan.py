@@ -23,7 +23,7 @@ from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.probes import Pool, draw
-from verifier.records import Message, Probe, Role
+from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
 
 #: Version of the plan file.
@@ -192,10 +192,10 @@ def write_plan(run: Path, run_file: str, plan: Plan, probes: tuple[Probe, ...]) 
     write_json(run / PLAN, plan.model_dump(mode="json"))
 
 
-def write_probes(run: Path, probes: tuple[Probe, ...]) -> None:
+def write_probes(run: Path, probes: tuple[Probe, ...], *, name: str = PROBES) -> None:
     """Write the probes in the order they are asked, one JSON line each."""
     lines = (json.dumps(asdict(probe), ensure_ascii=False) for probe in probes)
-    write_whole(run / PROBES, "".join(f"{line}\n" for line in lines))
+    write_whole(run / name, "".join(f"{line}\n" for line in lines))
 
 
 def read_plan(run: Path) -> Plan:
@@ -211,29 +211,51 @@ def read_plan(run: Path) -> Plan:
     return validated(Plan, raw, where=str(where))
 
 
-def read_probes(run: Path) -> tuple[Probe, ...]:
-    """The probes of a run folder, in the order they are asked."""
+def read_probes(run: Path, *, name: str = PROBES) -> tuple[Probe, ...]:
+    """The probes of a run folder, in the order they are asked; none of a file that is missing."""
     return tuple(
-        _read_probe(line, where=f"{run / PROBES}:{number}")
-        for number, line in enumerate(read_lines(run / PROBES), 1)
+        _read_probe(line, where=f"{run / name}:{number}")
+        for number, line in enumerate(read_lines(run / name), 1)
     )
 
 
 def _read_probe(line: dict[str, Any], *, where: str) -> Probe:
     try:
-        messages = tuple(
-            Message(role=_role(m["role"]), content=str(m["content"])) for m in line["messages"]
-        )
         return Probe(
             id=str(line["id"]),
             kind=str(line["kind"]),
-            messages=messages,
+            messages=tuple(_read_message(m) for m in line["messages"]),
             max_tokens=int(line["max_tokens"]),
+            tools=tuple(Tool(**_texts(tool)) for tool in line.get("tools", ())),
+            settings=tuple((str(name), _setting(v)) for name, v in line.get("settings", ())),
+            today=_optional(line.get("today")),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{where}: malformed probe ({error!r}); restore the run folder from a copy"
         ) from error
+
+
+def _read_message(m: dict[str, Any]) -> Message:
+    return Message(
+        role=_role(m["role"]),
+        content=str(m["content"]),
+        reasoning=_optional(m.get("reasoning")),
+        tool_calls=tuple(ToolCall(**_texts(call)) for call in m.get("tool_calls", ())),
+        tool_call_id=_optional(m.get("tool_call_id")),
+    )
+
+
+def _texts(entry: dict[str, Any]) -> dict[str, str]:
+    return {name: str(value) for name, value in entry.items()}
+
+
+def _optional(value: object) -> str | None:
+    return None if value is None else str(value)
+
+
+def _setting(value: object) -> bool | str:
+    return value if isinstance(value, bool) else str(value)
 
 
 def _role(name: object) -> Role:

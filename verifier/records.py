@@ -5,10 +5,11 @@ Knows nothing of files, HTTP, models or statistics.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 Decision = Literal["consistent", "inconsistent", "inconclusive"]
 Status = Literal["detected", "excluded", "undecided", "not run"]
 Channel = Literal["text", "logprob"]
@@ -18,11 +19,32 @@ REFERENCE = "reference"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A call that an assistant made."""
+
+    id: str
+    name: str
+    arguments: str  # a JSON object, as it travels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function that the assistant may call."""
+
+    name: str
+    description: str
+    parameters: str  # a JSON schema as text, so that the order of its keys is kept
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One chat message."""
+    """One chat message. A result of a tool has the role `tool` and the id of its call."""
 
     role: Role
     content: str
+    reasoning: str | None = None  # what the assistant thought before it answered
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +55,21 @@ class Probe:
     kind: str
     messages: tuple[Message, ...]
     max_tokens: int
+    tools: tuple[Tool, ...] = ()
+    settings: tuple[tuple[str, bool | str], ...] = ()  # of the template, e.g. enable_thinking
+    today: str | None = None  # the day a template may print, ISO 8601; None: whenever it is read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A conversation on its way through a chat template, in the shapes that templates read."""
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    template: str | None = None  # the text of another template; None: the model's own
+    generation_prompt: bool = True  # whether the assistant's reply is begun
+    settings: Mapping[str, bool | str] = field(default_factory=dict)
+    today: str | None = None  # ISO 8601; None: the day of rendering
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,6 +172,7 @@ class GenerateRequest:
     seed: int | None = None  # None: the engine draws one
     top_logprobs: int = 0  # how many alternatives to return per position
     stop: tuple[str, ...] = ()
+    past_end: bool = False  # whether to run on past the end of the turn: a fault to serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

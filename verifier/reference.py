@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -165,6 +165,8 @@ class Card(_Record):
     digests: Digests
     sampling: dict[str, float] = {}  # the publisher's defaults
     template_source: TemplateSource = "repository"
+    earlier_templates: dict[str, Path] = {}  # by revision; files relative to the card
+    valid_templates: dict[str, Path] = {}  # the publisher's documented alternatives, by name
     parsers: Parsers = Parsers()
     engine_args: dict[str, Any] = {}  # passed to vLLM as they are
     architecture: Architecture = Architecture()
@@ -255,6 +257,24 @@ def _from_here(card: Card, folder: Path) -> Card:
         for variant in card.variants
     )  # fmt: skip
     return card.model_copy(update={"source": source, "variants": variants})
+
+
+def load_templates(name: str, card: Card) -> tuple[dict[str, str], dict[str, str]]:
+    """Sources of a card's earlier templates and of its valid alternatives, by their names.
+
+    Raises ConfigError for a file that cannot be read.
+    """
+    folder = find_card(name).parent
+
+    def read(files: Mapping[str, Path]) -> dict[str, str]:
+        try:
+            return {key: (folder / file).read_text(encoding="utf-8") for key, file in files.items()}
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"card {card.name}: a template cannot be read ({error}); mend its path"
+            ) from error
+
+    return read(card.earlier_templates), read(card.valid_templates)
 
 
 # -- what a reader must know of a card ---------------------------------------------------------

@@ -5,26 +5,39 @@ Reads probes and exchanges; appends to the scores and writes the ledger. Needs a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
-from verifier.align import Aligned, Vocabulary, align, reread
+from verifier.align import Aligned, Vocabulary, align, read_past_end, reread
 from verifier.engines import Engine
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, SCORES, append_line, read_lines, write_json
-from verifier.ledger import Ledger, Row, ledger_to_json, logprob_cells, text_cells
+from verifier.ledger import (
+    FLOOR,
+    TEMPLATE,
+    Ledger,
+    Row,
+    ledger_to_json,
+    logprob_cells,
+    text_cells,
+)
+from verifier.prompts import prompt_of
 from verifier.records import (
     REFERENCE,
-    Message,
     Outcome,
     Probe,
     Reply,
     ReplyScore,
     ScoreRequest,
 )
+from verifier.renderings.catalogue import Rendering, render_probe
+from verifier.renderings.changes import Renderer
+from verifier.renderings.panel import PANEL_KIND
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -36,10 +49,10 @@ MAX_READINGS = 4
 DECIMALS = 6
 
 
-class Reader(Vocabulary, Protocol):
+class Reader(Vocabulary, Renderer, Protocol):
     """What scoring needs of a tokenizer."""
 
-    def render(self, messages: Sequence[Message]) -> tuple[int, ...]: ...
+    def __hash__(self) -> int: ...  # what it renders is remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +60,7 @@ class Scored:
     """One line of the scores: a reply as token ids, the weights, and what they say of it."""
 
     probe_id: str
-    weights: str
+    weights: str  # or a template column
     aligned: Aligned
     score: ReplyScore
 
@@ -60,10 +73,15 @@ def score_replies(
     engine: Engine,
     tokenizer: Reader,
     weights: Sequence[str] = (),
+    templates: Sequence[str] = (),
+    catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
+
+    `templates` are renderings of `catalogue` under which the published weights score the replies
+    too; with a catalogue the ledger also says how long every rendering of each prompt is.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
@@ -92,37 +110,79 @@ def score_replies(
             if progress:
                 progress(finished, total)
     engine.load_variant(REFERENCE)
-    ledger = build_ledger(probes if every is None else every, list(done.values()))
+    entries = catalogue or {}
+    missing = [entries[name] for name in templates if name != REFERENCE]
+    for start in range(0, len(replies) if missing else 0, CHUNK):
+        asked = [probe for probe, _ in replies[start : start + CHUNK]]
+        for scored in _score_templates(asked, missing, done, engine, tokenizer):
+            done[scored.probe_id, scored.weights] = scored
+            append_line(run / SCORES, _to_json(scored))
+    ledger = build_ledger(
+        probes if every is None else every,
+        list(done.values()),
+        counts={name: o.prompt_tokens for name, o in outcomes.items() if isinstance(o, Reply)},
+        lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
+    )
     write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
     return ledger
 
 
-def build_ledger(probes: Sequence[Probe], scores: Sequence[Scored]) -> Ledger:
-    """Cells of every scored reply, in the order of `probes`. A function of the scores alone."""
+def build_ledger(
+    probes: Sequence[Probe],
+    scores: Sequence[Scored],
+    *,
+    counts: Mapping[str, int | None],
+    lengths: Callable[[Probe], dict[str, int]],
+) -> Ledger:
+    """Cells of every scored reply, in the order of `probes`. A function of its arguments alone.
+
+    `counts` are the prompt tokens that the endpoint reported, `lengths` what renderings make.
+    """
     by_probe: dict[str, dict[str, Scored]] = {}
     for scored in scores:
         by_probe.setdefault(scored.probe_id, {})[scored.weights] = scored
-    rows = [_row(by_probe[p.id]) for p in probes if REFERENCE in by_probe.get(p.id, {})]
+    rows = [
+        replace(
+            _row(by_probe[probe.id]),
+            prompt_tokens=counts.get(probe.id),
+            rendered=lengths(probe),
+            panel=probe.kind == PANEL_KIND,
+        )
+        for probe in probes
+        if REFERENCE in by_probe.get(probe.id, {})
+    ]
     return Ledger(rows=tuple(rows))
+
+
+@lru_cache(maxsize=4096)
+def _lengths(entries: tuple[Rendering, ...], probe: Probe, tokenizer: Reader) -> dict[str, int]:
+    """Prompt tokens of a probe under every rendering that does not refuse it."""
+    found = {entry.name: render_probe(entry, probe, tokenizer) for entry in entries}
+    return {name: len(made.ids) for name, made in found.items() if made is not None}
 
 
 def _row(columns: Mapping[str, Scored]) -> Row:
     reference = columns[REFERENCE]
     aligned = reference.aligned
-    length = len(aligned.reply_ids)
-    kept = [t for t in range(length) if t not in aligned.left_out]
     logprob, problem = None, aligned.problem
     if aligned.reported is not None and reference.score.candidate_logprobs is not None:
         cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
         logprob, problem = (None, cells) if isinstance(cells, str) else (cells, None)
     return Row(
         probe_id=reference.probe_id,
-        tokens=len(kept),
-        left_out=length - len(kept),
-        text={name: text_cells(scored.score, kept) for name, scored in columns.items()},
+        tokens=len(_kept(aligned)),
+        left_out=len(aligned.reply_ids) - len(_kept(aligned)),
+        text={
+            name: text_cells(scored.score, _kept(scored.aligned))
+            for name, scored in columns.items()
+        },
         logprob=logprob,
         logprob_problem=problem,
     )
+
+
+def _kept(aligned: Aligned) -> list[int]:
+    return [t for t in range(len(aligned.reply_ids)) if t not in aligned.left_out]
 
 
 # -- reading a text as token ids ---------------------------------------------------------------
@@ -174,7 +234,7 @@ def _score(
     """Score readings under the weights in place, in the order given."""
     requests = [
         ScoreRequest(
-            prompt_ids=tokenizer.render(probe.messages),
+            prompt_ids=_prompt_ids(probe, tokenizer),
             reply_ids=aligned.reply_ids,
             candidates=aligned.candidates if weights == REFERENCE else None,
         )
@@ -184,6 +244,70 @@ def _score(
         Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
         for probe, aligned, score in zip(probes, readings, engine.score(requests), strict=True)
     ]
+
+
+def _prompt_ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:
+    """The published prompt of a probe. Raises RenderingError when the template refuses it."""
+    return tokenizer.encode_prompt(tokenizer.render_text(prompt_of(probe)))
+
+
+# -- template columns --------------------------------------------------------------------------
+
+
+def _score_templates(
+    probes: Sequence[Probe],
+    entries: Sequence[Rendering],
+    done: Mapping[tuple[str, str], Scored],
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Replies under template columns that they lack, as the reference read them.
+
+    Prompts that renderings share are scored once. A rendering that refuses a probe has no score.
+    """
+    wanted: list[tuple[Rendering, Probe, ScoreRequest]] = []
+    known: dict[ScoreRequest, ReplyScore] = {}
+    for probe in probes:
+        reference = done[probe.id, REFERENCE]
+        ids = reference.aligned.reply_ids
+        published = ScoreRequest(prompt_ids=_prompt_ids(probe, tokenizer), reply_ids=ids)
+        known[published] = replace(reference.score, candidate_logprobs=None)
+        for entry in entries:
+            made = render_probe(entry, probe, tokenizer)
+            if made is not None and (probe.id, TEMPLATE + entry.name) not in done:
+                request = ScoreRequest(prompt_ids=made.ids, reply_ids=ids)
+                wanted.append((entry, probe, request))
+    new = list(dict.fromkeys(request for _, _, request in wanted if request not in known))
+    known |= dict(zip(new, map(_rounded, engine.score(new)), strict=True))
+    found = []
+    for entry, probe, request in wanted:
+        aligned, score = done[probe.id, REFERENCE].aligned, known[request]
+        aligned = replace(aligned, candidates=None, reported=None)
+        if entry.past_end:
+            aligned, score = _run_past_end(request, aligned, score, engine, tokenizer)
+        column = TEMPLATE + entry.name
+        found.append(Scored(probe_id=probe.id, weights=column, aligned=aligned, score=score))
+    return found
+
+
+def _run_past_end(
+    request: ScoreRequest,
+    aligned: Aligned,
+    score: ReplyScore,
+    engine: Engine,
+    tokenizer: Reader,
+) -> tuple[Aligned, ReplyScore]:
+    """A reply as one that ran on past its end; one that ended there speaks against it."""
+    if aligned.reply_ids and aligned.reply_ids[-1] == tokenizer.eos_id:
+        return aligned, replace(score, logprobs=(*score.logprobs[:-1], math.log(FLOOR)))
+    for _ in range(MAX_READINGS):
+        longer = read_past_end(aligned, score, tokenizer)
+        if longer is None:
+            break
+        aligned = longer
+        (raw,) = engine.score([replace(request, reply_ids=aligned.reply_ids)])
+        score = _rounded(raw)
+    return aligned, score
 
 
 # -- the scores file ---------------------------------------------------------------------------

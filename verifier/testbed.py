@@ -16,24 +16,25 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import uvicorn
-from jinja2 import TemplateError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from verifier.bank import VARIANTS
+from verifier.bank import VARIANTS, find_variant
 from verifier.engines import Engine
-from verifier.errors import ConfigError
-from verifier.records import GenerateRequest, Generation, Message
+from verifier.errors import ConfigError, RenderingError
+from verifier.records import REFERENCE, GenerateRequest, Generation
+from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
 from verifier.testbed_wire import (
     Answer,
     Body,
@@ -54,20 +55,60 @@ _GRACE_S: Final = 5  # how long requests under way may go on once the server is 
 _NOT_STARTED: Final = "the testbed host did not start: its app failed while starting"
 
 
+#: How the name of a template fault begins, and what stands between two faults served together.
+_TEMPLATE: Final = "template:"
+_AND: Final = "+"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What a host serves: weights of the bank, and a rendering of the catalogue."""
+
+    weights: str
+    rendering: Rendering
+
+
 def list_faults() -> list[tuple[str, str]]:
-    """Name and one-line summary of everything the testbed can serve; "none" is honest."""
+    """Name and one-line summary of everything the testbed can serve; "none" is honest.
+
+    A weights fault and a template fault can be served together, with a plus sign between them.
+    """
     honest = ("none", "the published weights, as they are")
-    return [honest, *((variant.name, variant.summary) for variant in VARIANTS.values())]
+    weights = [(variant.name, variant.summary) for variant in VARIANTS.values()]
+    renderings = [
+        (_TEMPLATE + entry.name, entry.summary)
+        for entry in catalogue().values()
+        if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
+    ]
+    return [honest, *weights, *renderings]
+
+
+def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
+    """A fault by its name, such as int4-sym-g64+template:bos-doubled.
+
+    Raises ConfigError for a name that is not there, or two of one kind.
+    """
+    found: dict[str, str] = {}
+    for part in name.split(_AND):
+        kind = "template" if part.startswith(_TEMPLATE) else "weights"
+        if kind in found:
+            raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
+        found[kind] = part.removeprefix(_TEMPLATE)
+    weights = found.get("weights", "none")
+    return Fault(
+        weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
+        rendering=served(found.get("template", REFERENCE), catalogue),
+    )
 
 
 # -- from bodies to answers: the worker thread -------------------------------------------------
 
 
 def _answer_batch(
-    engine: Engine, tokenizer: Tokenizer, bodies: Sequence[Body]
+    engine: Engine, tokenizer: Tokenizer, rendering: Rendering, bodies: Sequence[Body]
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
-    requests = [_read(body, tokenizer) for body in bodies]
+    requests = [_read(body, tokenizer, rendering) for body in bodies]
     ready = [request for request in requests if isinstance(request, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     return [
@@ -76,13 +117,15 @@ def _answer_batch(
     ]
 
 
-def _read(body: Body, tokenizer: Tokenizer) -> GenerateRequest | WireError:
+def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateRequest | WireError:
     if isinstance(body, ChatBody):
-        messages = [Message(role=m.role, content=m.text) for m in body.messages]
         try:
-            return request_of(body, tokenizer.render(messages))
-        except TemplateError as error:
-            return WireError(f"messages: the chat template refused them: {error}", param="messages")
+            ids = render(rendering, body.prompt, tokenizer).ids
+            return request_of(body, ids, past_end=rendering.past_end)
+        except WireError as error:
+            return error
+        except RenderingError as error:
+            return WireError(f"messages: {error}", param="messages")
     if isinstance(body.prompt, str):
         return request_of(body, tokenizer.encode(body.prompt))
     known = range(tokenizer.vocabulary_size)
@@ -192,11 +235,14 @@ def create_app(
     tokenizer: Tokenizer,
     *,
     model: str,
+    rendering: Rendering = PUBLISHED,
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
 ) -> Starlette:
     """An OpenAI-compatible app over the weights the engine holds, under the name `model`.
+
+    Chats are rendered by `rendering`: the published template, or a template fault.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -207,7 +253,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer), max_batch=max_batch, window_s=window_s
+            partial(_answer_batch, engine, tokenizer, rendering),
+            max_batch=max_batch,
+            window_s=window_s,
         )
         running_batches = asyncio.create_task(batcher.run())
         yield {"batcher": batcher}

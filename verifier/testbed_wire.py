@@ -5,6 +5,7 @@ Knows nothing of tokenizers, engines or sockets.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from verifier.records import GenerateRequest, Role
+from verifier.prompts import make_prompt
+from verifier.records import GenerateRequest, Message, Prompt, Role, Tool, ToolCall
 
 DEFAULT_MAX_TOKENS: Final = 256
 _LOWEST_LOGPROB: Final = -9999.0  # JSON has no minus infinity; OpenAI and vLLM write this
@@ -45,17 +47,72 @@ class _Part(BaseModel):
     text: str
 
 
+class _Function(BaseModel):
+    name: str
+    arguments: str
+
+
+class _Call(BaseModel):
+    id: str
+    function: _Function
+
+
 class ChatMessage(BaseModel):
     """One message; text parts are joined by line ends, as vLLM does for most templates."""
 
     role: Role
-    content: str | tuple[_Part, ...]
+    content: str | tuple[_Part, ...] | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None  # an older name of the same
+    tool_calls: tuple[_Call, ...] = ()
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_content(self) -> Self:
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is only left out where tools are called")
+        return self
 
     @property
     def text(self) -> str:
         if isinstance(self.content, str):
             return self.content
-        return "\n".join(part.text for part in self.content)
+        return "\n".join(part.text for part in self.content or ())
+
+    @property
+    def message(self) -> Message:
+        """The message as it was meant. Raises WireError for arguments that are no object."""
+        for call in self.tool_calls:
+            if not isinstance(_loaded(call.function.arguments), dict):
+                raise WireError("messages: tool_calls: arguments: not a JSON object")
+        return Message(
+            role=self.role,
+            content=self.text,
+            reasoning=self.reasoning_content if self.reasoning is None else self.reasoning,
+            tool_calls=tuple(
+                ToolCall(id=c.id, name=c.function.name, arguments=c.function.arguments)
+                for c in self.tool_calls
+            ),
+            tool_call_id=self.tool_call_id,
+        )
+
+
+def _loaded(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+class _Schema(BaseModel):
+    name: str
+    description: str = ""
+    parameters: dict[str, Any] = {}
+
+
+class _Tool(BaseModel):
+    type: Literal["function"]
+    function: _Schema
 
 
 class _StreamOptions(BaseModel):
@@ -92,6 +149,28 @@ class ChatBody(_Body):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: _Alternatives | None = None
+    tools: tuple[_Tool, ...] | None = None
+    reasoning_effort: str | None = None
+    chat_template_kwargs: dict[str, bool | str] | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """The conversation as a template reads it. Raises WireError for malformed tool calls."""
+        effort = (
+            {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
+        )
+        return make_prompt(
+            [message.message for message in self.messages],
+            tools=[
+                Tool(
+                    name=tool.function.name,
+                    description=tool.function.description,
+                    parameters=json.dumps(tool.function.parameters),
+                )
+                for tool in self.tools or ()
+            ],
+            settings={**effort, **(self.chat_template_kwargs or {})},
+        )
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:
@@ -132,7 +211,9 @@ def alternatives_asked(body: Body) -> int | None:
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
-def request_of(body: Body, prompt_ids: tuple[int, ...]) -> GenerateRequest:
+def request_of(
+    body: Body, prompt_ids: tuple[int, ...], *, past_end: bool = False
+) -> GenerateRequest:
     """What to generate; the defaults are OpenAI's, but for `DEFAULT_MAX_TOKENS`."""
     limit = body.max_completion_tokens if isinstance(body, ChatBody) else None
     stop = (body.stop,) if isinstance(body.stop, str) else body.stop
@@ -145,6 +226,7 @@ def request_of(body: Body, prompt_ids: tuple[int, ...]) -> GenerateRequest:
         seed=body.seed,
         top_logprobs=alternatives_asked(body) or 0,
         stop=stop or (),
+        past_end=past_end,
     )
 
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, cast
 
-from verifier.errors import ReferenceMismatch
-from verifier.records import Message
+from verifier.errors import ReferenceMismatch, RenderingError
+from verifier.prompts import make_prompt
+from verifier.records import Message, Prompt
 
 
 class Tokenizer:
@@ -31,6 +33,7 @@ class Tokenizer:
             ) from error
         self._tokenizer = cast(Any, loaded)
         backend = getattr(loaded, "backend_tokenizer", None)
+        self._by_mistral_common = (directory / "tekken.json").exists()
         self._byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
 
     @property
@@ -49,13 +52,71 @@ class Tokenizer:
         marked = (int(token_id) for token_id, token in added if token.special)
         return frozenset({*self._tokenizer.all_special_ids, *marked})
 
+    @property
+    def bos(self) -> str:
+        """The name of the token that begins a text; "" when there is none."""
+        return str(self._tokenizer.bos_token or "")
+
+    @property
+    def eos(self) -> str:
+        """The name of the end-of-turn token."""
+        return str(self._tokenizer.eos_token)
+
+    @property
+    def template(self) -> str | None:
+        """The source of the model's own chat template; None when it has none."""
+        found = self._tokenizer.chat_template
+        if isinstance(found, dict):  # several under names: tools have their own
+            found = found.get("default")
+        return None if found is None else str(found)
+
     def render(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Prompt ids of a conversation, up to where the assistant's reply begins."""
-        conversation = [{"role": m.role, "content": m.content} for m in messages]
-        ids = self._tokenizer.apply_chat_template(
-            conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+        """Prompt ids of a conversation, up to where the assistant's reply begins.
+
+        Raises RenderingError when the template is missing or refuses the conversation.
+        """
+        return self.encode_prompt(self.render_text(make_prompt(messages)))
+
+    def render_text(self, prompt: Prompt) -> str:
+        """The text that a template makes of a conversation, control tokens by their names.
+
+        Raises RenderingError when there is no template, or it raises.
+        """
+        if prompt.template is None and self._tokenizer.chat_template is None:
+            raise RenderingError(self._why_no_template())
+        extra: dict[str, Any] = dict(prompt.settings)
+        if prompt.today is not None:  # else the template would print the day of rendering
+            extra["strftime_now"] = date.fromisoformat(prompt.today).strftime
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in prompt.messages],
+                    tools=[dict(tool) for tool in prompt.tools] or None,
+                    chat_template=prompt.template,
+                    add_generation_prompt=prompt.generation_prompt,
+                    tokenize=False,
+                    **extra,
+                )
+            )
+        except Exception as error:  # a template is foreign code: it raises what it likes
+            said = " ".join(str(error).split())[:200]
+            raise RenderingError(
+                f"the chat template refused a conversation of {len(prompt.messages)} messages "
+                f"({type(error).__name__}: {said}); send it others, or mend the template"
+            ) from error
+
+    def _why_no_template(self) -> str:
+        if self._by_mistral_common:
+            return "mistral-common renders this model, not transformers; audit it by completions"
+        if self.special_id("<|channel|>") is not None:
+            return "openai-harmony renders this model, not transformers; audit it by completions"
+        return (
+            "the tokenizer has no chat template; put the publisher's chat_template.jinja beside it"
         )
-        return tuple(ids)
+
+    def encode_prompt(self, text: str) -> tuple[int, ...]:
+        """Ids of a rendered prompt: control tokens are recognised, none is added."""
+        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of plain text: no special tokens are added or recognised."""

@@ -3,13 +3,15 @@
 Null: the replies come from the published weights with logit noise of a scale at most the calibrated
 honest one (and reported log-probabilities that differ by at most theirs). The evidence against it
 is a mixture, with weights fixed in advance, of e-processes: noise above the honest scale, each
-build that the policy names, and the reported log-probabilities. Assumptions: replies are
-independent, and the calibrated model of a row holds (`stats`). Pure arithmetic.
+build that the policy names, the reported log-probabilities, and, where they were scored, the
+template columns. Assumptions: replies are independent, and the calibrated model of a row holds
+(`stats`). Pure arithmetic.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,13 +19,18 @@ from numpy.typing import NDArray
 from verifier.calibration import Channel
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
+from verifier.renderings.catalogue import entries_named
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
+from verifier.templates import TemplateEvidence, weigh_templates
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 #: Scales are compared with room for their decimal form.
 ABOVE = 1 + 1e-9
+
+#: Share of the template columns in the evidence: what they say is never subtle.
+TEMPLATE_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,11 +45,18 @@ class Evidence:
     log_e_logprob: float
     logprob_rows: int
     logprob_interval: Interval | None
+    templates: TemplateEvidence | None  # None: no other rendering is in the ledger
     log_e: float  # of everything, against honest serving
 
 
 def weigh(plan: Plan, ledger: Ledger) -> Evidence:
-    """All evidence of a ledger against honest serving."""
+    """All evidence of a ledger against honest serving.
+
+    Rows of a panel speak of templates alone: calibration knows ordinary probes.
+    """
+    names = {name for row in ledger.rows for name in row.rendered}
+    templates = weigh_templates(ledger, entries_named(names), plan.calibration.text)
+    ledger = ledger.ordinary
     text_channel, logprob_channel = plan.calibration.text, plan.calibration.logprob
     text = read_rows(ledger.text(), TEXT_SCALES, text_channel)
     logprob = read_rows(ledger.logprob(), LOGPROB_SCALES, logprob_channel)
@@ -54,6 +68,12 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         of_text = mix_log_e([(0.5, noise), *((share, log_e) for log_e in builds.values())])
     of_logprob = _log_e_noise(logprob, LOGPROB_SCALES, logprob_channel)
     everything = mix_log_e([(0.5, of_text), (0.5, of_logprob)]) if plan.top_logprobs else of_text
+    everything += math.log1p(-TEMPLATE_SHARE)
+    if templates is not None:
+        shares = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
+        everything = mix_log_e(
+            [(shares[0], everything - math.log(shares[0])), (shares[1], templates.log_e)]
+        )
     level = 1 - plan.beta
     return Evidence(
         rows=len(text),
@@ -64,7 +84,33 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         log_e_logprob=of_logprob,
         logprob_rows=len(logprob),
         logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
+        templates=templates,
         log_e=everything,
+    )
+
+
+def named_column(plan: Plan, evidence: Evidence) -> str | None:
+    """The template column that explains the replies; None unless a fault is detected.
+
+    Its own share of the evidence must suffice for the verdict.
+    """
+    templates = evidence.templates
+    if templates is None or templates.log_e < math.log(1 / (plan.alpha * TEMPLATE_SHARE)):
+        return None
+    entries = entries_named(templates.ranked)
+    if any(entries[name].kind == "valid" for name in templates.group):
+        return None
+    return templates.columns[templates.ranked[0]]
+
+
+def judge_under(plan: Plan, ledger: Ledger, evidence: Evidence, column: str) -> Evidence:
+    """The same evidence, with the noise judged under another rendering of the prompts."""
+    text = read_rows(ledger.text(column), TEXT_SCALES, plan.calibration.text)
+    return replace(
+        evidence,
+        rows=len(text),
+        text=text,
+        interval=confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta),
     )
 
 

@@ -5,6 +5,7 @@ Knows nothing of layout. Text from a host is untrusted: `visible` disarms it.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Final
 
@@ -26,8 +27,8 @@ _KINDS: Final = {
     "weights": "one exact build",
     "logprobs": "reported logprobs",
 }
-#: The aspect of the best name, which is no departure of the policy.
-CAUSE: Final = "cause"
+#: The aspects of the best names, which are no departures of the policy.
+CAUSES: Final = ("template", "cause")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
@@ -48,12 +49,12 @@ def visible(text: str) -> str:
 
 def departures(report: Report) -> tuple[Finding, ...]:
     """The findings on departures that the policy names, without the best name."""
-    return tuple(finding for finding in report.findings if finding.aspect != CAUSE)
+    return tuple(finding for finding in report.findings if finding.aspect not in CAUSES)
 
 
 def causes(report: Report) -> tuple[Finding, ...]:
     """The findings that give the best name for what was found."""
-    return tuple(finding for finding in report.findings if finding.aspect == CAUSE)
+    return tuple(finding for finding in report.findings if finding.aspect in CAUSES)
 
 
 def count_statuses(report: Report) -> str:
@@ -73,6 +74,19 @@ def describe_cause(finding: Finding) -> str:
     evidence = "" if finding.log_e is None else f", log e {describe_evidence(finding)}"
     detail = f": {finding.detail}" if finding.detail else ""
     return f"{finding.name} ({finding.decision}{evidence}){detail}"
+
+
+def diff_prompts(published: str, served: str) -> list[tuple[str, str]]:
+    """Two rendered prompts line by line: a sign ("-" published, "+" served, " " both) and a line.
+
+    Line ends are shown, so that white space is seen.
+    """
+
+    def lines(text: str) -> list[str]:
+        return [line.replace("\n", "⏎") for line in text.splitlines(keepends=True)]
+
+    compared = difflib.ndiff(lines(published), lines(served), charjunk=None)
+    return [(line[0], line[2:]) for line in compared if line[0] != "?"]
 
 
 def describe_evidence(finding: Finding) -> str:

@@ -338,7 +338,8 @@ class _Going:
         if request.top_logprobs:
             values, ids = logp.topk(request.top_logprobs)
             self._top.append(tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-        if token in self._eos or self._stopped():
+        ended = token in self._eos and not request.past_end
+        if ended or self._stopped():
             self.finish_reason = "stop"
         elif len(self.token_ids) >= request.max_tokens:
             self.finish_reason = "length"

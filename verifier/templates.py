@@ -1,0 +1,189 @@
+"""The template evidence: ledger to odds between renderings, and against every valid one.
+
+Noise is free in every template column: a column is a rendering times the whole grid of scales, so
+neither precision nor the template can be blamed for the other. Evidence is the product of two
+channels, the replies and the counts of prompt tokens (`counts`).
+
+Null of the e-value: the host renders in one of the valid ways, with logit noise of any scale of the
+grid, and counts as `counts` says. The alternative is the even mixture of all faults, noise free.
+Faults that were scored on the first replies only keep their share of the mixture, so leaving them
+off loses power, never the level. Pure arithmetic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.calibration import Channel
+from verifier.counts import Accounting, count_log_likelihoods, read_accounting
+from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger
+from verifier.records import REFERENCE
+from verifier.renderings.catalogue import Rendering
+from verifier.stats import log_mean_exp, spread_rows
+
+Array = NDArray[np.float64]
+
+#: A group of names holds at least this posterior probability.
+NAMED_AT: Final = 0.95
+
+#: A rendering so many nats behind the best is scored no further.
+BEHIND: Final = 15.0
+
+#: Replies that a lead must rest on before it settles the name.
+ENOUGH: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TemplateEvidence:
+    """What a ledger says of the rendering, before any threshold."""
+
+    scored: int  # replies scored under template columns
+    counted: int  # replies with a count of prompt tokens
+    ranked: tuple[str, ...]  # names, likeliest first; the published rendering is `reference`
+    behind: dict[str, float]  # nats behind the likeliest
+    columns: dict[str, str]  # name -> the ledger's column that speaks for it
+    log_e: float  # of a fault, against every valid rendering at any noise
+    accounting: Accounting  # how the counts relate to the published rendering
+
+    @property
+    def group(self) -> tuple[str, ...]:
+        """The fewest names that hold NAMED_AT of the posterior, likeliest first."""
+        total = sum(math.exp(-gap) for gap in self.behind.values())
+        held, found = 0.0, []
+        for name in self.ranked:
+            found.append(name)
+            held += math.exp(-self.behind[name]) / total
+            if held >= NAMED_AT:
+                break
+        return tuple(found)
+
+    @property
+    def settled(self) -> bool:
+        """Whether more replies would tell little: one name leads by far, on replies enough."""
+        gaps = sorted(self.behind.values())
+        return self.scored >= ENOUGH and len(gaps) > 1 and gaps[1] > BEHIND
+
+
+def weigh_templates(
+    ledger: Ledger, catalogue: Mapping[str, Rendering], channel: Channel
+) -> TemplateEvidence | None:
+    """The evidence of a ledger; None when no rendering other than the published one is in it."""
+    names = [
+        name for name in catalogue
+        if any(name in row.rendered or TEMPLATE + name in row.text for row in ledger.rows)
+    ]  # fmt: skip
+    faults = [name for name in names if catalogue[name].kind == "fault"]
+    if not faults:
+        return None
+    differing = [name for name in names if name == REFERENCE or _differs(name, ledger)]
+    faults = [name for name in faults if name in differing]
+    counts = _count_evidence(ledger, differing, catalogue)
+    cells = _Cells(ledger, channel)
+    valid = [name for name in differing if catalogue[name].kind == "valid"]
+    relative = {
+        name: cells.marginal(name) - cells.marginal(REFERENCE, like=name)
+        + counts[name] - counts[REFERENCE]
+        for name in differing
+    }  # fmt: skip
+    merged, columns = _merge(relative, catalogue)
+    e_values = [cells.against(name, valid, counts) for name in faults]
+    best = max(merged.values())
+    return TemplateEvidence(
+        scored=len(cells.rows),
+        counted=sum(row.prompt_tokens is not None for row in ledger.rows),
+        ranked=tuple(sorted(merged, key=lambda name: -merged[name])),
+        behind={name: best - value for name, value in merged.items()},
+        columns=columns,
+        log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
+        accounting=read_accounting(
+            [row.prompt_tokens for row in ledger.rows],
+            [row.rendered.get(REFERENCE) for row in ledger.rows],
+        ),
+    )
+
+
+def still_likely(evidence: TemplateEvidence, catalogue: Mapping[str, Rendering]) -> tuple[str, ...]:
+    """Renderings to go on with: those near the likeliest, and the valid ones always."""
+    return tuple(
+        entry.name
+        for entry in catalogue.values()
+        if entry.kind == "valid"
+        or evidence.behind.get(entry.stands_for or entry.name, math.inf) <= BEHIND
+    )
+
+
+def _differs(name: str, ledger: Ledger) -> bool:
+    """Whether a rendering differs from the published one anywhere in a ledger."""
+    column = TEMPLATE + name
+    return any(
+        row.rendered.get(name) != row.rendered.get(REFERENCE)
+        or (column in row.text and row.text[column] != row.text[REFERENCE])
+        for row in ledger.rows
+    )
+
+
+def _count_evidence(
+    ledger: Ledger, names: Sequence[str], catalogue: Mapping[str, Rendering]
+) -> dict[str, float]:
+    return count_log_likelihoods(
+        [row.prompt_tokens for row in ledger.rows],
+        {name: [row.rendered.get(name) for row in ledger.rows] for name in names},
+        unknown=frozenset(name for name in names if catalogue[name].stands_for),
+    )
+
+
+def _merge(
+    values: Mapping[str, float], catalogue: Mapping[str, Rendering]
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Values by the name that is reported: texts that stand for one entry are its mixture."""
+    members: dict[str, list[str]] = {}
+    for name in values:
+        members.setdefault(catalogue[name].stands_for or name, []).append(name)
+    merged = {
+        name: log_mean_exp(np.array([values[one] for one in some]))
+        for name, some in members.items()
+    }
+    best = {name: max(some, key=lambda one: values[one]) for name, some in members.items()}
+    columns = {n: REFERENCE if c == REFERENCE else TEMPLATE + c for n, c in best.items()}
+    return merged, columns
+
+
+class _Cells:
+    """The template columns of a ledger, read as calibrated."""
+
+    def __init__(self, ledger: Ledger, channel: Channel) -> None:
+        self.rows = [
+            row for row in ledger.rows if any(column.startswith(TEMPLATE) for column in row.text)
+        ]
+        self._channel = channel
+
+    def totals(self, name: str, *, like: str) -> Array:
+        """Totals [S] of a column over the rows that have the column `like`.
+
+        Where the column itself is missing, the published one stands in.
+        """
+        column = _column(name)
+        rows = [row for row in self.rows if _column(like) in row.text]
+        cells = [row.text.get(column, row.text[REFERENCE]) for row in rows]
+        found = np.array(cells, dtype=float).reshape(len(cells), len(TEXT_SCALES))
+        read = self._channel.learning_rate * spread_rows(found, TEXT_SCALES, self._channel.spread)
+        return np.asarray(read.sum(axis=0))
+
+    def marginal(self, name: str, *, like: str | None = None) -> float:
+        """log p of the replies under a column, noise free."""
+        return log_mean_exp(self.totals(name, like=like or name))
+
+    def against(self, name: str, valid: Sequence[str], counts: Mapping[str, float]) -> float:
+        """Log e-value of one fault, on the rows scored under it."""
+        null = max(float(self.totals(v, like=name).max()) + counts[v] for v in valid)
+        return self.marginal(name) + counts[name] - null
+
+
+def _column(name: str) -> str:
+    return REFERENCE if name == REFERENCE else TEMPLATE + name
