@@ -559,6 +559,99 @@ def test_the_plan_gives_the_ceiling_and_sends_nothing(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {RUN, PLAN, PROBES}
 
 
+def with_reference(run_file: Path, **section: Any) -> Path:
+    raw = yaml.safe_load(run_file.read_text())
+    raw["reference"] |= section
+    run_file.write_text(yaml.safe_dump(raw))
+    return run_file
+
+
+def test_a_plan_for_gpus_shows_the_memory_before_the_ceiling(tmp_path: Path) -> None:
+    """A card without the facts says which it lacks, and the run is planned all the same."""
+    run_file = with_reference(write_run_file(tmp_path, NOWHERE), engine="vllm")
+    ended = call("plan", run_file)
+
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.splitlines()[0] == (
+        "memory: not planned, because card tiny lacks architecture.hidden_size, "
+        "architecture.attention_heads, architecture.head_dim, architecture.vocabulary, "
+        "architecture.weight_bytes, architecture.bits, architecture.context_length, "
+        "architecture.kv_heads, architecture.intermediate_size"
+    )
+    assert "completion tokens: at most 240" in ended.out
+
+
+def test_a_plan_that_cannot_fit_leaves_no_run_folder(tmp_path: Path) -> None:
+    """The table, one line of what is missing, and the status of a configuration error."""
+    small = {"gpus": 1, "memory_gib": 0.5}
+    run_file = with_reference(
+        write_run_file(tmp_path, NOWHERE), card="smollm2-135m-instruct", hardware=small
+    )
+    ended = call("plan", run_file)
+
+    assert ended.status == 2
+    assert "Memory of each GPU (estimate)" in ended.out
+    assert ended.complaint.startswith("reference.hardware: weights, activations and reserve need")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_plan_that_fits_goes_on(tmp_path: Path) -> None:
+    """With the table above the ceiling."""
+    run_file = with_reference(
+        write_run_file(tmp_path, NOWHERE),
+        card="smollm2-135m-instruct",
+        engine="vllm",
+        hardware={"gpus": 1, "memory_gib": 24},
+    )
+    ended = call("plan", run_file)
+
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.index("Memory of each GPU") < ended.out.index("completion tokens: at most 240")
+
+
+# -- cards -------------------------------------------------------------------------------------
+
+
+def test_cards_are_listed_and_shown() -> None:
+    """Names with their terms; one card with its licence first."""
+    listed, one = call("reference", "list"), call("reference", "show", "minimax-m2.7")
+
+    assert (listed.status, one.status) == (0, 0)
+    assert "minimax-m2.7" in listed.out
+    assert one.out.startswith("Licence")
+
+
+def test_an_unknown_card_is_one_line() -> None:
+    """It lists those that ship."""
+    ended = call("reference", "show", "no-such-model")
+
+    assert ended.status == 2
+    assert ended.complaint.startswith("reference: no card 'no-such-model'; there are deepseek")
+
+
+def test_pinning_says_what_it_wrote_and_refuses_a_mismatch(tiny: Path, tmp_path: Path) -> None:
+    """Once filled, twice the same, and another snapshot is an error."""
+    opened = {"tensors_sha256": None, "tokenizer_sha256": None, "template_sha256": None}
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(CARD | {"digests": opened}))
+    first = call("reference", "pin", card, "--weights", tiny)
+    again = call("reference", "pin", card, "--weights", tiny)
+    (tmp_path / "other").mkdir()
+    for file in tiny.iterdir():
+        (tmp_path / "other" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "other" / "chat_template.jinja").write_text("{{ messages }}")
+    other = call("reference", "pin", card, "--weights", tmp_path / "other")
+    nothing = call("reference", "pin", card, "--weights", "somewhere")
+
+    assert (first.status, again.status, other.status, nothing.status) == (0, 0, 2, 2)
+    assert [line.partition(": ")[0] for line in first.out.splitlines()] == [
+        f"digests.{key}" for key in opened
+    ]
+    assert again.out.startswith("nothing to fill")
+    assert "digests.template_sha256 is" in other.complaint
+    assert "neither a directory nor REPO@REVISION" in nothing.complaint
+
+
 def test_steps_alone_give_what_an_audit_gives(honest: Finished, tmp_path: Path) -> None:
     """Plan, collect, score, decide, report: the same replies, the same verdict."""
     app = create_app(make_engine(), FakeTokenizer(), model="tiny", window_s=0.001)

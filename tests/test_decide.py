@@ -267,6 +267,15 @@ def test_spread_and_learning_rate_of_the_calibration_are_applied() -> None:
     assert read(0.2, 1.0) < 0.9 * read(0.0, 1.0)
 
 
+def test_a_report_says_what_of_its_card_nobody_has_checked() -> None:
+    """Whatever the verdict."""
+    notes = ("nobody has checked what the card says of sampling",)
+    report = judge(rows_at(0.0, 1, seed=1), make_plan(card_notes=notes))
+
+    assert set(notes) <= set(report.notes)
+    assert not set(notes) & set(judge(rows_at(0.0, 1, seed=1)).notes)
+
+
 def test_the_signature_holds_what_it_takes_to_recompute() -> None:
     """Versions, digests, seed and configuration."""
     signature = judge(rows_at(0.0, 1, seed=1)).signature

@@ -26,7 +26,7 @@ from verifier.plan import (
 )
 from verifier.probes import Pool, load_pool, read_pool
 from verifier.records import Probe
-from verifier.reference import Card
+from verifier.reference import Card, card_notes
 
 BANK = ("int4-sym-g64", "fp8-channel")
 
@@ -36,7 +36,7 @@ def pool() -> Pool:
     return load_pool()
 
 
-def make_card() -> Card:
+def make_card(**changes: Any) -> Card:
     return Card.model_validate(
         {
             "name": "tiny",
@@ -55,6 +55,7 @@ def make_card() -> Card:
             "calibration_stacks": ["float32-batch1"],
             "held_out_stacks": [],
         }
+        | changes
     )
 
 
@@ -105,6 +106,18 @@ def test_a_plan_holds_all_that_a_verdict_depends_on(pool: Pool) -> None:
     assert made.versions["verifier"] == verifier.__version__
     assert made.calibration == make_calibration()
     assert made.configuration == configure().model_dump(mode="json", exclude={"out"})
+
+
+def test_a_plan_carries_what_nobody_has_checked_of_its_card(pool: Pool) -> None:
+    """And says that nothing is pinned, so that the report can be made without the card."""
+    digests = {"tensors_sha256": None, "tokenizer_sha256": None, "template_sha256": None}
+    card = make_card(digests=digests, unchecked=["sampling"])
+    made, _ = make_plan(configure(), card, make_calibration(), pool)
+
+    assert made.card_notes == card_notes(card)
+    assert len(made.card_notes) == 2
+    assert made.tensors_sha256 is made.tokenizer_sha256 is made.template_sha256 is None
+    assert plan(pool)[0].card_notes == ()
 
 
 def test_a_seed_gives_the_same_probes_again(pool: Pool) -> None:
@@ -218,6 +231,15 @@ def test_a_plan_and_its_probes_come_back_from_the_folder(tmp_path: Path, pool: P
 
     assert read_plan(run) == made
     assert read_probes(run) == probes
+
+
+def test_a_plan_from_before_cards_had_notes_is_read(tmp_path: Path) -> None:
+    """The same schema: it has none to say."""
+    raw = make_simulated_plan().model_dump(mode="json")
+    del raw["card_notes"]
+    write_json(tmp_path / PLAN, raw)
+
+    assert read_plan(tmp_path).card_notes == ()
 
 
 def test_the_plan_is_written_last(
