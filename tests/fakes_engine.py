@@ -48,6 +48,7 @@ class FakeTokenizer:
             if raw:
                 self._ids[raw] = (token_id,)
         self._longest = max(map(len, pieces))
+        self._encoded: dict[str, tuple[int, ...]] = {}
 
     @property
     def vocabulary_size(self) -> int:
@@ -96,13 +97,15 @@ class FakeTokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Longest token first."""
+        if text in self._encoded:  # renderings of one conversation share most of their pieces
+            return self._encoded[text]
         raw, ids, at = text.encode(), [], 0
         while at < len(raw):
             sizes = range(min(self._longest, len(raw) - at), 0, -1)
             size = next(n for n in sizes if raw[at : at + n] in self._ids)
             ids.append(self._ids[raw[at : at + size]][0])
             at += size
-        return tuple(ids)
+        return self._encoded.setdefault(text, tuple(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes[n] for n in ids).decode("utf-8", "replace")

@@ -19,9 +19,21 @@ from verifier.collect import read_attempts, read_outcomes
 from verifier.config import RunFile
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
-from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
+from verifier.folder import (
+    EXCHANGES,
+    LEDGER,
+    PAGE,
+    PANEL,
+    PLAN,
+    PROBES,
+    REPORT,
+    RUN,
+    SCORES,
+    write_json,
+)
 from verifier.plan import read_plan, read_probes
 from verifier.records import Report
+from verifier.renderings.catalogue import catalogue, served
 from verifier.report import report_from_json, report_to_json
 from verifier.testbed import create_app, running
 
@@ -68,10 +80,13 @@ def card(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def host(weights: str = "reference", *, api_key: str | None = None) -> Iterator[str]:
+def host(
+    weights: str = "reference", *, template: str = "reference", api_key: str | None = None
+) -> Iterator[str]:
     app = create_app(
-        make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001
-    )
+        make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001,
+        rendering=served(template, catalogue()),
+    )  # fmt: skip
     with running(app) as url:
         yield url
 
@@ -119,6 +134,54 @@ def test_a_faulty_host_ends_inconsistent_with_the_build_named(card: Path, tmp_pa
     assert report.decision == "inconsistent"
     assert report.findings[-1].aspect == "cause"
     assert report.findings[-1].name == FAULT
+
+
+def test_a_template_fault_is_named_with_advice_and_a_diff(card: Path, tmp_path: Path) -> None:
+    """Not the weights: they are the published ones, and no build is accused."""
+    out = tmp_path / "run"
+    with host(template="generation-prompt-missing") as url:
+        report = run(configure(url, card, out))
+
+    (named,) = [f for f in report.findings if f.aspect in ("template", "cause")]
+    assert report.decision == "inconsistent"
+    assert (named.aspect, named.name) == ("template", "generation-prompt-missing")
+    assert "pass add_generation_prompt" in named.detail
+    assert "odds" in named.detail
+    assert (report.noise_scale.estimate or 0) <= report.noise_scale.honest
+    assert not any(f.aspect == "noise" and f.decision == "detected" for f in report.findings)
+    page = (out / PAGE).read_text()
+    assert "The prompt, as published and as served" in page
+    assert "−" in page
+    assert "&lt;turn&gt;assistant" in page
+    asked = [p for p in read_probes(out, name=PANEL) if p.id in read_outcomes(out, max_attempts=1)]
+    assert 0 < len(asked) <= 12
+    assert decide_folder(out) == report
+
+
+def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:
+    """The noise is judged under the rendering that is served."""
+    with host(FAULT, template="generation-prompt-missing") as url:
+        report = run(configure(url, card, tmp_path / "run"))
+
+    aspects = {f.aspect: f for f in report.findings if f.decision == "detected"}
+    assert report.decision == "inconsistent"
+    assert aspects["template"].name == "generation-prompt-missing"
+    assert "noise" in aspects
+    assert report.findings[-1].aspect == "cause"
+    assert "generation-prompt-missing and noise" in report.summary
+
+
+def test_bad_weights_after_the_right_template_are_no_template_fault(
+    card: Path, tmp_path: Path
+) -> None:
+    """Template columns are scored, and none is accused."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        report = run(configure(url, card, out))
+
+    assert (out / PANEL).exists()
+    assert not any(f.aspect == "template" for f in report.findings)
+    assert "as published and as served" not in (out / PAGE).read_text()
 
 
 def test_text_alone_gives_the_same_verdicts(card: Path, tmp_path: Path) -> None:

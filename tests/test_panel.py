@@ -10,7 +10,7 @@ from families import make_family
 
 from verifier.probes import Pool, load_pool
 from verifier.records import REFERENCE, Probe
-from verifier.renderings.catalogue import catalogue, expressible
+from verifier.renderings.catalogue import catalogue
 from verifier.renderings.panel import Panel, design_panel, draft_probes, search, separated
 from verifier.tokens import Tokenizer
 
@@ -35,7 +35,7 @@ def drafts(pool: Pool, minimax: Tokenizer) -> tuple[Probe, ...]:
 
 @pytest.fixture(scope="module")
 def panel(minimax: Tokenizer, drafts: tuple[Probe, ...]) -> Panel:
-    return search(minimax, expressible(ENTRIES, drafts, minimax), drafts, size=10)
+    return search(minimax, ENTRIES, drafts, size=10)
 
 
 def test_candidates_vary_everything_that_faults_touch(drafts: tuple[Probe, ...]) -> None:
@@ -83,7 +83,7 @@ def test_the_search_separates_more_than_the_first_candidates_do(
     panel: Panel, minimax: Tokenizer, drafts: tuple[Probe, ...]
 ) -> None:
     """It is run, and it pays."""
-    first = search(minimax, expressible(ENTRIES, drafts, minimax), drafts[:10], size=10)
+    first = search(minimax, ENTRIES, drafts[:10], size=10)
 
     assert len(panel.confused()) <= len(first.confused())
     assert len(panel.probes) == len({p.id for p in panel.probes}) == 10

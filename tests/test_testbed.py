@@ -757,7 +757,7 @@ def test_unknown_and_doubled_faults_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("generation-prompt-missing", -11), ("system-ignored", -14), ("reference", 0)],
+    [("generation-prompt-missing", -11), ("system-ignored", -15), ("reference", 0)],
 )
 def test_a_template_fault_shows_in_the_prompt_tokens(name: str, more: int) -> None:
     """The host renders as its fault says, and counts what it rendered."""

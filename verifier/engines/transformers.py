@@ -27,6 +27,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 #: computed once.
 _WORTH_SHARING = 16
 
+#: Rows that share nothing are computed together when the longest is at most so much longer.
+_SIMILAR = 1.25
+
 
 class TransformersEngine:
     """A causal language model from a directory of safetensors, held in memory once.
@@ -152,7 +155,26 @@ class TransformersEngine:
                 batches[-1].append(index)
             else:
                 batches.append([index])
-        return batches
+        return self._joined(batches, rows)
+
+    def _joined(self, batches: list[list[int]], rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
+        """Rows that are alone in their batch, such as one reply after many prompts, put together.
+
+        They share no beginning, but are of similar length.
+        """
+        joined = [batch for batch in batches if len(batch) > 1]
+        alone = sorted(
+            (batch[0] for batch in batches if len(batch) == 1), key=lambda i: len(rows[i])
+        )
+        several: list[list[int]] = []
+        for index in alone:
+            first = several[-1] if several else []
+            fits = (len(first) + 1) * len(rows[index]) <= self._tokens_per_batch
+            if first and fits and len(rows[index]) <= _SIMILAR * len(rows[first[0]]):
+                first.append(index)
+            else:
+                several.append([index])
+        return [*joined, *several]
 
     def _score(self, batch: Sequence[ScoreRequest]) -> list[ReplyScore]:
         rows = [r.prompt_ids + r.reply_ids for r in batch]

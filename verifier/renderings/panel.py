@@ -20,17 +20,11 @@ from numpy.typing import NDArray
 from verifier.counts import OFFSETS
 from verifier.probes import Pool, draw
 from verifier.records import REFERENCE, Message, Probe, Tool, ToolCall
-from verifier.renderings.catalogue import (
-    PUBLISHED,
-    Rendering,
-    expressible,
-    prints_a_date,
-    render_probe,
-)
+from verifier.renderings.catalogue import PUBLISHED, Rendering, prints_a_date, render_probe
 from verifier.renderings.changes import Renderer
 
 #: Candidates that a search looks at.
-CANDIDATES: Final = 160
+CANDIDATES: Final = 96
 
 #: How often a pair of renderings should differ in the prompts of a panel; more adds nothing.
 ENOUGH: Final = 4
@@ -112,14 +106,13 @@ def design_panel(
         renderer.template or "", pool, seed=seed, count=candidates, max_tokens=max_tokens,
         today=today,
     )  # fmt: skip
-    told_apart = expressible(entries, drafts, renderer)
-    return search(renderer, told_apart, drafts, size=size)
+    return search(renderer, entries, drafts, size=size)
 
 
 def search(
     renderer: Renderer, entries: Sequence[Rendering], drafts: Sequence[Probe], *, size: int
 ) -> Panel:
-    """The greedy search among given candidates."""
+    """The greedy search among given candidates, of the entries that the template can express."""
     names = (REFERENCE, *(e.name for e in entries if e.name != REFERENCE))
     by_name = {entry.name: entry for entry in entries}
     by_name.setdefault(REFERENCE, PUBLISHED)
@@ -135,6 +128,9 @@ def search(
             if by_name[name].past_end:
                 key = (-1, *(key or ()))
             marks[i, j] = kinds.setdefault(key, len(kinds))
+    able = [0, *(i for i in range(1, len(names)) if (marks[i] != marks[0]).any())]
+    names = tuple(names[i] for i in able)
+    lengths, marks = lengths[able], marks[able]
     usable = [j for j in range(len(drafts)) if not np.isnan(lengths[0, j])]
     chosen: list[int] = []
     while usable and len(chosen) < size:
