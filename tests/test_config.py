@@ -40,8 +40,11 @@ FULL: dict[str, Any] = {
         "api_key_env": "SOME_KEY",
         "concurrency": 2,
         "timeout_s": 7.5,
+        "connect_timeout_s": 2.5,
+        "read_timeout_s": 5.0,
         "max_attempts": 3,
         "requests_per_minute": 20.0,
+        "stream": True,
     },
     "reference": {
         "card": "tiny",

@@ -42,8 +42,10 @@ LAYERS = (
     {"weigh", "report", "corpus"},
     {"plan", "collect", "score", "page", "testbed"},
     {"reference", "endpoint", "dial", "engines.transformers"},
+    {"wire"},
     {
-        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
+        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
+        "body", "limits", "testbed_proxy",
         "testbed_wire", "wording", "engines", "engines.gguf",
     },
     {"records", "errors", "shipped", "verifier"},
@@ -51,8 +53,10 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint"},
+    "httpx": {"endpoint", "stream"},
+    "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
+    "h11": {"testbed_proxy"},
     "torch": {"bank", "engines.gguf", "engines.transformers"},
     "transformers": {"tokens", "engines.gguf", "engines.transformers"},
     "safetensors": {"engines.transformers"},

@@ -20,6 +20,7 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -64,8 +65,9 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_yes_or_no(cls, value: object) -> object:
-        if isinstance(value, bool):  # pydantic would take yes for the number 1
+    def _no_yes_or_no(cls, value: object, info: ValidationInfo) -> object:
+        takes = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and takes is not bool:  # pydantic would take yes for 1
             raise PydanticCustomError("bool", "takes no yes or no")
         return value
 
@@ -78,8 +80,11 @@ class EndpointSection(_Section):
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    read_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    stream: bool = False
 
 
 class ReferenceSection(_Section):

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,17 +20,31 @@ from urllib.parse import urlsplit
 import httpx
 from aiolimiter import AsyncLimiter
 
+from verifier.body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
 from verifier.errors import ConfigError
+from verifier.limits import exhausted_for_s, retry_after_s
 from verifier.records import Attempt, Probe
+from verifier.stream import END
 from verifier.wire import REDACTED
 
-CONNECT_TIMEOUT_S: Final = 10.0
-MAX_RETRY_AFTER_S: Final = 60.0
-
+_ESCAPED: Final = re.compile(r"\\u00([0-7][0-9a-fA-F])|%([0-7][0-9a-fA-F])")
 #: Shorter keys are placeholders such as EMPTY, and striking those out would change replies.
 _SHORTEST_SECRET: Final = 8
 _KEPT_BESIDE_ERROR: Final = 4096  # characters: enough to see what an unusable body was
 _KEPT_OF_ERROR: Final = 500
+_KEPT_OF_HEADER: Final = 200
+_AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
+
+#: What may come besides tokens, and for each token and each alternative to it, in bytes.
+_ROOM: Final = 2**18
+_ROOM_PER_CANDIDATE: Final = 1024
+
+#: Headers that are kept: limits, requests' names, who answered. None of them carries a secret.
+_TELLING: Final = re.compile(
+    r"(x-)?(should-retry|retry-after(-ms)?|request-id|generation-id|served-by)"
+    r"|(x-|anthropic-)?(ratelimit|tokenlimit)-[a-z-]+|(x-)?openrouter-[a-z-]+"
+    r"|content-type|date|server|via|cf-ray"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +60,14 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
     timeout_s: float = 120.0  # for one whole exchange
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float | None = None  # between two pieces of a response; None: `timeout_s`
     concurrency: int = 8
-    max_attempts: int = 4  # per probe
+    max_attempts: int = 8  # per probe
     requests_per_minute: float | None = None  # None: as fast as `concurrency` allows
     top_logprobs: int = 5  # 0: do not ask for log-probabilities
-    max_response_bytes: int = 8 * 2**20
+    max_response_bytes: int = 2**26  # at most; a probe's own length may allow less
+    stream: bool = False  # ask for an event stream
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _checked_url(self.base_url))
@@ -67,6 +81,8 @@ class Endpoint:
             )
         for name, low, high in (
             ("timeout_s", 0.001, 86_400),
+            ("connect_timeout_s", 0.001, 86_400),
+            ("read_timeout_s", 0.001, 86_400),
             ("concurrency", 1, 1_024),
             ("max_attempts", 1, 100),
             ("requests_per_minute", 0.1, 1_000_000),
@@ -110,6 +126,7 @@ class Sent:
 
     attempt: Attempt
     retry_after_s: float | None  # None: the host did not say
+    exhausted_for_s: float | None  # until its limits allow another; None: nothing is used up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +134,9 @@ class _Response:
     status: int | None
     body: str
     error: str | None
+    headers: dict[str, str]
     retry_after_s: float | None
+    exhausted_for_s: float | None
 
 
 class Client:
@@ -126,10 +145,11 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._secret = _secret_pattern(endpoint.api_key)
+        self._hint = _unescaped(endpoint.api_key or "")
         rate = endpoint.requests_per_minute
         # one request per period, never a burst: hosts count over shorter windows than a minute
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
         if endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
         try:
@@ -138,7 +158,8 @@ class Client:
                 follow_redirects=False,  # the key must not travel to another host
                 timeout=httpx.Timeout(
                     endpoint.timeout_s,
-                    connect=min(CONNECT_TIMEOUT_S, endpoint.timeout_s),
+                    connect=endpoint.connect_timeout_s,
+                    read=endpoint.read_timeout_s or endpoint.timeout_s,
                     pool=None,
                 ),
                 limits=httpx.Limits(max_connections=endpoint.concurrency + 1),
@@ -168,10 +189,13 @@ class Client:
 
     async def ask(self, probe: Probe, *, number: int, logprobs: bool) -> Sent:
         """Send one probe once; whatever the network or the host does comes back as a value."""
-        request = _request_body(self._endpoint, probe, logprobs=logprobs)
+        endpoint = self._endpoint
+        request = _request_body(endpoint, probe, logprobs=logprobs)
         await self.pace()
         started_at, start = datetime.now(UTC), time.monotonic()
-        got = await self._exchange("POST", "/chat/completions", request)
+        got = await self._exchange(
+            "POST", "/chat/completions", request, cap=_cap(endpoint, probe, logprobs=logprobs)
+        )
         return Sent(
             attempt=Attempt(
                 probe_id=probe.id,
@@ -182,13 +206,15 @@ class Client:
                 status=got.status,
                 body=got.body,
                 error=got.error,
+                headers=got.headers,
             ),
             retry_after_s=got.retry_after_s,
+            exhausted_for_s=got.exhausted_for_s,
         )
 
     async def list_models(self) -> tuple[str, ...]:
         """Names that `GET /models` gives; none when it gives no such list."""
-        got = await self._exchange("GET", "/models", None)
+        got = await self._exchange("GET", "/models", None, cap=self._endpoint.max_response_bytes)
         try:
             listing: Any = json.loads(got.body)
         except (ValueError, RecursionError):
@@ -199,35 +225,84 @@ class Client:
         names = (row.get("id") for row in rows if isinstance(row, dict))
         return tuple(name for name in names if isinstance(name, str))
 
-    async def _exchange(self, method: str, path: str, content: bytes | None) -> _Response:
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None, *, cap: int
+    ) -> _Response:
         """One request. A body that broke off counts as no response, and what came is kept."""
-        endpoint, received = self._endpoint, bytearray()
-        status, error, wait = None, None, None
+        endpoint = self._endpoint
+        body = Body(encoding="", cap=cap)
+        status, error, headers = None, None, httpx.Headers()
         try:
             async with (
                 asyncio.timeout(endpoint.timeout_s),
                 self._http.stream(method, endpoint.base_url + path, content=content) as response,
             ):
-                async for chunk in response.aiter_bytes():
-                    received += chunk
-                    if len(received) > endpoint.max_response_bytes:
-                        error = f"response larger than {endpoint.max_response_bytes} bytes"
-                        break
+                headers = response.headers
+                body = Body(encoding=headers.get("content-encoding", ""), cap=cap)
+                try:
+                    await _read(response, body)
+                except BodyTooLarge:
+                    error = f"response larger than {cap} bytes"
                 if response.next_request is not None:
                     error = f"redirect to {response.next_request.url.host}, not followed"
-                wait = retry_after_s(response.headers, now=datetime.now(UTC))
                 status = response.status_code
         except TimeoutError:
             error = f"no whole answer within {endpoint.timeout_s:g} s"
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+        except (
+            httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnreadableBody
+        ) as problem:  # fmt: skip
             error = _describe(problem)
-        body = self._redact(received.decode("utf-8", "replace"))
+        text = self._redact(body.received.decode("utf-8", "surrogateescape"))
         if error is not None:  # redacted first: a cut could leave most of a key unrecognized
-            body, error = body[:_KEPT_BESIDE_ERROR], self._redact(error)[:_KEPT_OF_ERROR]
-        return _Response(status=status, body=body, error=error, retry_after_s=wait)
+            text, error = text[:_KEPT_BESIDE_ERROR], self._redact(error)[:_KEPT_OF_ERROR]
+        now = datetime.now(UTC)
+        return _Response(
+            status=status,
+            body=text,
+            error=error,
+            headers={
+                name: self._redact(value)[:_KEPT_OF_HEADER]
+                for name, value in headers.items()
+                if _TELLING.fullmatch(name)
+            },
+            retry_after_s=retry_after_s(headers, now=now),
+            exhausted_for_s=exhausted_for_s(headers, now=now),
+        )
+
+    def holds_key(self, text: str) -> bool:
+        """Whether text that was put together from pieces spells the key."""
+        return self._redact(text) != text
 
     def _redact(self, text: str) -> str:
-        return text if self._secret is None else self._secret.sub(REDACTED, text)
+        if self._secret is None or self._hint not in _unescaped(text):
+            return text
+        return self._secret.sub(REDACTED, text)
+
+
+async def _read(response: httpx.Response, body: Body) -> None:
+    """Read to the end; of an event stream, to the event that ends it: some hosts then hang on."""
+    streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+    pieces = response.aiter_raw()
+    while True:
+        ended = streamed and body.received[-16:].rstrip().endswith(END.encode())
+        try:
+            async with asyncio.timeout(_AFTER_END_S if ended else None):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            if ended:
+                return
+            raise
+        if piece is None:
+            body.end()
+            return
+        body.add(piece)
+
+
+def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
+    """Bytes that an honest answer to this probe stays far below."""
+    candidates = 1 + (endpoint.top_logprobs if logprobs else 0)
+    room = _ROOM + probe.max_tokens * candidates * _ROOM_PER_CANDIDATE
+    return min(room, endpoint.max_response_bytes)
 
 
 def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
@@ -237,33 +312,14 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
         "messages": [{"role": m.role, "content": m.content} for m in probe.messages],
         "max_tokens": probe.max_tokens,
         "temperature": 0,
-        "stream": False,
+        "stream": endpoint.stream,
     }
+    if endpoint.stream:
+        # a count on every chunk, where the host knows how, shows events that were lost or moved
+        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     if logprobs:
         body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
-    """Seconds the host asks to wait, at most a minute: `retry-after-ms`, else `Retry-After`."""
-    for value, unit_s in (
-        (headers.get("retry-after-ms"), 0.001),
-        (headers.get("retry-after"), 1.0),
-    ):
-        if value is None:
-            continue
-        try:
-            wait = float(value) * unit_s
-        except ValueError:
-            try:
-                moment = parsedate_to_datetime(value)
-                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-                wait = max(0.0, (moment - now).total_seconds())
-            except (ValueError, OverflowError):
-                continue
-        if not math.isnan(wait) and wait >= 0:
-            return min(wait, MAX_RETRY_AFTER_S)
-    return None
 
 
 def _secret_pattern(key: str | None) -> re.Pattern[str] | None:
@@ -272,6 +328,12 @@ def _secret_pattern(key: str | None) -> re.Pattern[str] | None:
         return None
     signs = (rf"(?:\\?{re.escape(s)}|\\u{ord(s):04x}|%{ord(s):02x})" for s in key)
     return re.compile("".join(signs), re.IGNORECASE)
+
+
+def _unescaped(text: str) -> str:
+    """Text in lower case with the escapes undone: holds the key wherever `_secret_pattern` does."""
+    plain = _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+    return plain.replace("\\", "").casefold()
 
 
 def _describe(error: BaseException) -> str:

@@ -5,7 +5,8 @@ Knows nothing of files, HTTP, models or statistics.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -45,8 +46,9 @@ class Attempt:
     elapsed_s: float
     request: str  # the JSON body sent, without headers, so never a key
     status: int | None  # None: no HTTP response at all
-    body: str  # response body as text; bytes that are not UTF-8 come as U+FFFD
-    error: str | None  # the transport error, when there was no response
+    body: str  # response body, unpacked; a byte that is not UTF-8 is the surrogate U+DC80 + byte
+    error: str | None  # the transport error, when there was no whole response
+    headers: Mapping[str, str] = field(default_factory=dict)  # those that say something, see wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

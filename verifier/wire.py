@@ -1,6 +1,6 @@
 """What an HTTP exchange means: an answer, an answer that cannot be judged, or a problem.
 
-Pure, and total: whatever bytes a host sends, the result is a value. Knows no HTTP client.
+Pure, and total: whatever bytes a host sends, the result is a value. Sends nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import zip_longest
 from typing import Any, Final
 
 from verifier.records import Attempt, Candidate, NotJudged, Reply, ReportedToken
+from verifier.stream import BrokenStream, assemble_chat
 
 MAX_REASON_CHARS: Final = 200
 
@@ -21,6 +22,10 @@ MAX_REASON_CHARS: Final = 200
 REDACTED: Final = "[redacted]"
 
 _RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+#: The request is at fault, whatever the host says of trying again.
+_NEVER_RETRYABLE: Final = frozenset({400, 401, 402, 403, 404, 422})
+#: "Too many" and "overloaded".
+_TOO_MUCH: Final = frozenset({429, 529})
 _RATE_LIMITED: Final = re.compile(r"rate.?limit|too.?many", re.IGNORECASE)
 _RETRYABLE_NAME: Final = re.compile(
     _RATE_LIMITED.pattern + r"|overload|timeout|unavailable|server.?error|capacity", re.IGNORECASE
@@ -58,33 +63,61 @@ def parse(attempt: Attempt) -> Reply | NotJudged | Problem:
     """What came of one attempt."""
     status = attempt.status
     if attempt.error is not None or status is None:
-        return _problem(attempt, attempt.error or "no response", retryable=status is None)
-    body = _load(attempt.body)
+        broken = status is None or 200 <= status <= 299
+        return _problem(attempt, attempt.error or "no response", retryable=broken)
     if not 200 <= status <= 299:
+        body = _load(attempt.body)
         said = _message_in(body) or _plain(attempt.body)
-        retryable = status in _RETRYABLE
+        retryable = _is_retryable(status, attempt)
         return Problem(
             status=status,
             reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
             retryable=retryable,
-            rate_limited=status == 429,
+            rate_limited=status in _TOO_MUCH,
             unknown_model=not retryable and _names_unknown_model(body, said),
         )
+    # from here on a body that cannot be an answer is a broken transfer, and is asked for again
+    try:
+        body = assemble_chat(attempt.body) if _is_stream(attempt) else _load(attempt.body)
+    except BrokenStream as broken_stream:
+        return _problem(attempt, str(broken_stream), retryable=True)
     if body is _NOT_JSON:
-        return _problem(attempt, f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
+        said = _plain(attempt.body) or "it is empty"
+        return _problem(attempt, f"body is not JSON: {said}", retryable=True)
     if not isinstance(body, dict):
-        return _problem(attempt, f"body is JSON but {_kind(body)}, expected an object")
+        what = f"body is JSON but {_kind(body)}, expected an object"
+        return _problem(attempt, what, retryable=True)
     choices = body.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     for holder in (body, choice):
         if isinstance(holder, dict) and holder.get("error"):
             return _error_object(attempt, holder)
     if not isinstance(choice, dict):
-        return _problem(attempt, f"no choices in the body. {_message_in(body)}")
+        what = f"no choices in the body. {_message_in(body)}"
+        return _problem(attempt, what, retryable=True)
     message = choice.get("message")
     if not isinstance(message, dict):
-        return _problem(attempt, f"the first choice's message is {_kind(message)}")
+        what = f"the first choice's message is {_kind(message)}"
+        return _problem(attempt, what, retryable=True)
     return _answer(attempt, body, choice, message)
+
+
+def _is_retryable(status: int, attempt: Attempt) -> bool:
+    """By the status; the header of OpenAI's and Anthropic's clients may say otherwise."""
+    wish = attempt.headers.get("x-should-retry", "").strip().lower()
+    if status in _NEVER_RETRYABLE or wish == "false":
+        return False
+    return status in _RETRYABLE or (wish == "true" and status >= 400)
+
+
+def _is_stream(attempt: Attempt) -> bool:
+    """Whether events came: some hosts send them unasked, some one object although asked."""
+    kind = attempt.headers.get("content-type", "").strip().lower()
+    if kind:
+        return kind.startswith("text/event-stream")
+    request = _load(attempt.request)
+    asked = isinstance(request, dict) and request.get("stream") is True
+    return asked and not attempt.body.lstrip().startswith("{")
 
 
 def asked_logprobs(attempt: Attempt) -> bool:
@@ -123,7 +156,8 @@ def _answer(
             completion_tokens=completion_tokens,
         )
     if text is None:
-        return _problem(attempt, f"content is {_kind(message['content'])}, expected text")
+        what = f"content is {_kind(message['content'])}, expected text"
+        return _problem(attempt, what, retryable=True)
     asked = asked_logprobs(attempt)
     logprobs = _logprobs(choice.get("logprobs"), completion_tokens) if asked else None
     return Reply(
@@ -269,7 +303,7 @@ def _error_object(attempt: Attempt, holder: dict[str, Any]) -> Problem:
         status=attempt.status,
         reason=clean(f"HTTP {attempt.status} with an error object: {words} {said}"),
         retryable=retryable,
-        rate_limited=429 in codes or _RATE_LIMITED.search(words) is not None,
+        rate_limited=bool(codes & _TOO_MUCH) or _RATE_LIMITED.search(words) is not None,
         unknown_model=not retryable and _names_unknown_model(holder, said),
     )
 
