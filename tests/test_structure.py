@@ -36,11 +36,12 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"wire_bench"},
     {"demo"},
     {"audit", "bench"},
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
-    {"plan", "collect", "score", "page", "testbed"},
+    {"plan", "collect", "score", "page", "testbed", "testbed_script"},
     {"reference", "endpoint", "dial", "engines.transformers"},
     {"wire"},
     {
@@ -53,7 +54,7 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint", "stream"},
+    "httpx": {"endpoint", "stream", "wire_bench"},
     "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
     "h11": {"testbed_proxy"},

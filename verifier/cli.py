@@ -463,12 +463,26 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
+    The part `wire`, which is not measured with the others, takes half an hour: what collecting
+    withstands, and how fast it is.
+
     \b
     Example:
       verifier bench runs/bench --part honest
+      verifier bench runs/wire --part wire
     """
-    from verifier.bench import run_bench, tabulate
     from verifier.folder import read_json
+
+    if part == ["wire"]:
+        from verifier import wire_bench
+
+        with _showing() as show:
+            reference = _embedded(show)
+            path = wire_bench.run_wire_bench(out, load_reference=reference, show=show, seed=seed)
+        typer.echo(wire_bench.tabulate(read_json(path)))
+        typer.echo(f"results: {path}")
+        return
+    from verifier.bench import run_bench, tabulate
 
     with _showing() as show:
         path = run_bench(

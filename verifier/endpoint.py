@@ -10,9 +10,10 @@ import json
 import os
 import re
 import time
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -33,6 +34,8 @@ _SHORTEST_SECRET: Final = 8
 _KEPT_BESIDE_ERROR: Final = 4096  # characters: enough to see what an unusable body was
 _KEPT_OF_ERROR: Final = 500
 _KEPT_OF_HEADER: Final = 200
+#: Lines that share one pool: httpx looks at every line of a pool for each request.
+_PER_LANE: Final = 8
 _AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
 
 #: What may come besides tokens, and for each token and each alternative to it, in bytes.
@@ -153,25 +156,33 @@ class Client:
         if endpoint.api_key is not None:
             headers["Authorization"] = f"Bearer {endpoint.api_key}"
         try:
-            self._http = httpx.AsyncClient(
-                headers=headers,
-                follow_redirects=False,  # the key must not travel to another host
-                timeout=httpx.Timeout(
-                    endpoint.timeout_s,
-                    connect=endpoint.connect_timeout_s,
-                    read=endpoint.read_timeout_s or endpoint.timeout_s,
-                    pool=None,
-                ),
-                limits=httpx.Limits(max_connections=endpoint.concurrency + 1),
-            )
+            trusted = httpx.create_ssl_context()
+            self._lanes = [
+                httpx.AsyncClient(
+                    headers=headers,
+                    follow_redirects=False,  # the key must not travel to another host
+                    verify=trusted,
+                    timeout=httpx.Timeout(
+                        endpoint.timeout_s,
+                        connect=endpoint.connect_timeout_s,
+                        read=endpoint.read_timeout_s or endpoint.timeout_s,
+                        pool=None,
+                    ),
+                    limits=httpx.Limits(max_connections=None),
+                )
+                for _ in range(-(-endpoint.concurrency // _PER_LANE))
+            ]
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise ConfigError(
                 f"{endpoint.host}: no connection can be set up ({self._redact(str(error))}); "
                 "check the proxy and certificate variables (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)"
             ) from None
+        self._turns = cycle(self._lanes)
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Client:
-        await self._http.__aenter__()
+        for lane in self._lanes:
+            await self._open.enter_async_context(lane)
         return self
 
     async def __aexit__(
@@ -180,7 +191,7 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._open.__aexit__(kind, error, trace)
 
     async def pace(self) -> None:
         """Take one place in the rate limit, for a request that another client sent just before."""
@@ -229,13 +240,13 @@ class Client:
         self, method: str, path: str, content: bytes | None, *, cap: int
     ) -> _Response:
         """One request. A body that broke off counts as no response, and what came is kept."""
-        endpoint = self._endpoint
+        endpoint, lane = self._endpoint, next(self._turns)
         body = Body(encoding="", cap=cap)
         status, error, headers = None, None, httpx.Headers()
         try:
             async with (
                 asyncio.timeout(endpoint.timeout_s),
-                self._http.stream(method, endpoint.base_url + path, content=content) as response,
+                lane.stream(method, endpoint.base_url + path, content=content) as response,
             ):
                 headers = response.headers
                 body = Body(encoding=headers.get("content-encoding", ""), cap=cap)

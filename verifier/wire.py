@@ -6,7 +6,6 @@ Pure, and total: whatever bytes a host sends, the result is a value. Sends nothi
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
@@ -273,14 +272,19 @@ def _candidate(row: dict[str, Any]) -> Candidate | str:
         number = float(logprob)
     except OverflowError:
         return "logprob is an integer too large for a number"
-    if math.isnan(number) or number > _LOGPROB_SLACK:
+    if not number <= _LOGPROB_SLACK:  # NaN fails it too
         return _nonsense(number)
-    whole = isinstance(raw, list) and all(type(n) is int and 0 <= n <= 255 for n in raw)
-    return Candidate(
-        token=_paired(token),
-        bytes=bytes(raw) if whole and raw is not None else None,
-        logprob=number,
-    )
+    return Candidate(token=_paired(token), bytes=_read_bytes(raw), logprob=number)
+
+
+def _read_bytes(raw: object) -> bytes | None:
+    """The bytes of a token; None unless they are a list of them."""
+    if not isinstance(raw, list) or bool in map(type, raw):
+        return None
+    try:
+        return bytes(raw)
+    except (TypeError, ValueError):
+        return None
 
 
 def _nonsense(number: float) -> str:
@@ -363,4 +367,6 @@ def _kind(value: object) -> str:
 
 def _paired(text: str) -> str:
     """Text with unpaired surrogates replaced: JSON can carry them, tokenizers cannot."""
+    if text.isascii():
+        return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
