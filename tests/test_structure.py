@@ -44,6 +44,9 @@ LAYERS = (
     {"plan", "collect", "score", "page", "testbed", "testbed_script"},
     {"reference", "endpoint", "dial", "engines.transformers"},
     {"wire"},
+    {"claims", "dialects.completions"},
+    {"dialects.chat", "dialects.messages", "dialects.responses"},
+    {"dialects"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
         "body", "limits", "testbed_proxy",

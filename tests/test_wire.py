@@ -467,7 +467,15 @@ def test_one_position_more_or_less_is_accepted(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("request_body", "expected"),
-    [('{"logprobs":true}', True), ('{"logprobs":1}', False), ("{}", False), ("x", False)],
+    [
+        ('{"logprobs":true}', True),
+        ('{"logprobs":5}', True),
+        ('{"include":["message.output_text.logprobs"]}', True),
+        ('{"logprobs":false}', False),
+        ('{"logprobs":"yes"}', False),
+        ("{}", False),
+        ("x", False),
+    ],
 )
 def test_whether_logprobs_were_asked_is_read_off_the_request(
     request_body: str, expected: bool

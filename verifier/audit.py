@@ -15,7 +15,7 @@ from pathlib import Path
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder
-from verifier.endpoint import Endpoint
+from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
 from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_whole
@@ -66,9 +66,10 @@ def audit(
     """
     run = config.out
     plan = start(config)
-    endpoint = make_endpoint(config, api_key=api_key)
+    make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     probes = read_probes(run)
     reference = load_reference()
+    endpoint = make_endpoint(config, api_key=api_key, render=reference.tokenizer.render)
     report = None
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
@@ -114,9 +115,12 @@ def _is_of_a_plan(path: Path) -> bool:
     return path.name.removesuffix(".partial") in (RUN, PROBES, PLAN)
 
 
-def make_endpoint(config: RunFile, *, api_key: str | None) -> Endpoint:
-    """The endpoint of a run file, with its key."""
+def make_endpoint(
+    config: RunFile, *, api_key: str | None, render: Render | None = None
+) -> Endpoint:
+    """The endpoint of a run file, with its key; `render` makes prompts for text completions."""
     section = config.endpoint
+    pinned = {"only": [section.provider], "allow_fallbacks": False, "require_parameters": True}
     return Endpoint(
         base_url=section.base_url,
         model=section.model,
@@ -129,7 +133,12 @@ def make_endpoint(config: RunFile, *, api_key: str | None) -> Endpoint:
         concurrency=section.concurrency,
         max_attempts=section.max_attempts,
         requests_per_minute=section.requests_per_minute,
-        top_logprobs=config.audit.top_logprobs,
+        top_logprobs=min(config.audit.top_logprobs, section.most_top_logprobs),
+        dialect=section.dialect,
+        logprobs_form=section.logprobs_form,
+        extra_body=section.extra_body | ({"provider": pinned} if section.router else {}),
+        headers=section.headers,
+        render=render if section.dialect == "completions" else None,
     )
 
 
@@ -166,6 +175,11 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     Returns how many have an outcome.
     """
     plan, config = read_plan(run), load_run_file(run / RUN)
+    if config.endpoint.dialect == "completions":
+        raise ConfigError(
+            f"{run / RUN}: endpoint.dialect: text completions are asked with prompts that the "
+            "reference's tokenizer renders; run `verifier audit` instead"
+        )
     asked = read_probes(run)[:probes]
     endpoint = make_endpoint(config, api_key=api_key)
     for end in batch_ends(len(asked)):

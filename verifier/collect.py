@@ -18,7 +18,7 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import EXCHANGES, append_lines, read_lines
 from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
-from verifier.wire import Problem, asked_logprobs, clean, parse
+from verifier.wire import DIALECTS, Problem, asked_logprobs, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
 STOP_AFTER_FAILURES: Final = 20
@@ -115,7 +115,13 @@ def attempt_from_json(value: dict[str, Any], *, where: str) -> Attempt:
         raise ConfigError(
             f"{where}: headers: expected names and texts; restore the run folder from a copy"
         )
-    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers)
+    dialect = value.get("dialect", "chat")
+    if dialect not in DIALECTS:
+        raise ConfigError(
+            f"{where}: dialect {str(dialect)[:40]!r}, but this version reads "
+            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+        )
+    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers, dialect=dialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

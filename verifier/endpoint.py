@@ -10,6 +10,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,11 +23,12 @@ import httpx
 from aiolimiter import AsyncLimiter
 
 from verifier.body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
+from verifier.dialects import Ask, LogprobsForm
 from verifier.errors import ConfigError
 from verifier.limits import exhausted_for_s, retry_after_s
-from verifier.records import Attempt, Probe
+from verifier.records import Attempt, Message, Probe
 from verifier.stream import END
-from verifier.wire import REDACTED
+from verifier.wire import DIALECTS, REDACTED
 
 _ESCAPED: Final = re.compile(r"\\u00([0-7][0-9a-fA-F])|%([0-7][0-9a-fA-F])")
 #: Shorter keys are placeholders such as EMPTY, and striking those out would change replies.
@@ -50,12 +52,16 @@ _TELLING: Final = re.compile(
 )
 
 
+#: A whole conversation to the prompt that the reference's template makes of it.
+Render = Callable[[tuple[Message, ...]], str | tuple[int, ...]]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where to ask, for what, with which key, and how hard. Raises ConfigError when it cannot be.
 
-    `base_url` is what comes before `/chat/completions`. The key goes into the Authorization
-    header alone; `api_key_env` is the name of its variable, for messages.
+    `base_url` is what comes before `/chat/completions` or its kin. The key goes into the header
+    or headers of its dialect alone; `api_key_env` is the name of its variable, for messages.
     """
 
     base_url: str
@@ -71,6 +77,11 @@ class Endpoint:
     top_logprobs: int = 5  # 0: do not ask for log-probabilities
     max_response_bytes: int = 2**26  # at most; a probe's own length may allow less
     stream: bool = False  # ask for an event stream
+    dialect: str = "chat"  # one of `wire.DIALECTS`
+    logprobs_form: LogprobsForm = "boolean"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
+    headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
+    render: Render | None = None  # messages to a prompt, which text completions need
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _checked_url(self.base_url))
@@ -81,6 +92,10 @@ class Endpoint:
             raise ConfigError(
                 f"endpoint: the API key in {self.api_key_env or 'api_key'} is empty or holds "
                 "spaces, line ends or other signs no key has; set it again"
+            )
+        if self.dialect not in DIALECTS:
+            raise ConfigError(
+                f"endpoint.dialect: no dialect {self.dialect!r}; there are {', '.join(DIALECTS)}"
             )
         for name, low, high in (
             ("timeout_s", 0.001, 86_400),
@@ -153,8 +168,9 @@ class Client:
         # one request per period, never a burst: hosts count over shorter windows than a minute
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)
         headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
+        headers |= {**endpoint.headers, **DIALECTS[endpoint.dialect].headers}
         if endpoint.api_key is not None:
-            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+            headers |= DIALECTS[endpoint.dialect].key_headers(endpoint.api_key)
         try:
             trusted = httpx.create_ssl_context()
             self._lanes = [
@@ -205,7 +221,10 @@ class Client:
         await self.pace()
         started_at, start = datetime.now(UTC), time.monotonic()
         got = await self._exchange(
-            "POST", "/chat/completions", request, cap=_cap(endpoint, probe, logprobs=logprobs)
+            "POST",
+            DIALECTS[endpoint.dialect].path,
+            request,
+            cap=_cap(endpoint, probe, logprobs=logprobs),
         )
         return Sent(
             attempt=Attempt(
@@ -218,6 +237,7 @@ class Client:
                 body=got.body,
                 error=got.error,
                 headers=got.headers,
+                dialect=endpoint.dialect,
             ),
             retry_after_s=got.retry_after_s,
             exhausted_for_s=got.exhausted_for_s,
@@ -318,18 +338,16 @@ def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
 
 def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
     """The JSON body, in the byte form of the usual clients, so that probes look like traffic."""
-    body: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": [{"role": m.role, "content": m.content} for m in probe.messages],
-        "max_tokens": probe.max_tokens,
-        "temperature": 0,
-        "stream": endpoint.stream,
-    }
-    if endpoint.stream:
-        # a count on every chunk, where the host knows how, shows events that were lost or moved
-        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
-    if logprobs:
-        body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+    ask = Ask(
+        model=endpoint.model,
+        messages=probe.messages,
+        prompt=None if endpoint.render is None else endpoint.render(probe.messages),
+        max_tokens=probe.max_tokens,
+        top_logprobs=endpoint.top_logprobs if logprobs else None,
+        logprobs_form=endpoint.logprobs_form,
+        stream=endpoint.stream,
+    )
+    body = DIALECTS[endpoint.dialect].body(ask) | dict(endpoint.extra_body)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 

@@ -59,7 +59,23 @@ def read_events(body: str) -> tuple[list[Event], bool]:
 
 
 def assemble_chat(body: str) -> dict[str, Any]:
-    """The chat completion that a stream of its chunks adds up to; an error event is its `error`.
+    """The chat completion that a stream of its chunks adds up to.
+
+    See `_assemble`.
+    """
+    return _assemble(body, chat=True)
+
+
+def assemble_text(body: str) -> dict[str, Any]:
+    """The text completion that a stream of its chunks adds up to.
+
+    See `_assemble`.
+    """
+    return _assemble(body, chat=False)
+
+
+def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
+    """The completion that chunks add up to; an error event is its `error`.
 
     Raises BrokenStream when the stream ends without its last event, and when events were repeated
     or out of order as far as they tell: by a running count of tokens on every chunk, by text after
@@ -68,33 +84,36 @@ def assemble_chat(body: str) -> dict[str, Any]:
     """
     events, ended = read_events(body)
     whole: dict[str, Any] = {}
-    message: dict[str, Any] = {"role": "assistant", "content": None}
+    made: dict[str, Any] = {"role": "assistant", "content": None} if chat else {"text": ""}
     usage: dict[str, Any] | None = None
     finish: str | None = None
-    rows: list[Any] = []
+    claims: dict[str, list[Any]] = {}
     pieces: list[tuple[int | None, dict[str, Any]]] = []  # running count, and the chunk
     for event in events:
         value = event.value
         choice = _first(value.get("choices"))
+        if not isinstance(choice.get("logprobs"), dict | None):
+            raise BrokenStream("logprobs of an event are no object")
         error = value.get("error") or choice.get("error")
         if error or event.name == "error":
             return {"error": error or value}
         whole |= {k: v for k, v in value.items() if k not in ("choices", "usage", "object")}
         found = value.get("usage") or choice.get("usage")  # Moonshot puts it into the choice
         usage = found if isinstance(found, dict) else usage
-        if _add(message, choice.get("delta")):
+        if _add(made, choice.get("delta") if chat else {"text": choice.get("text")}):
             if finish is not None:
                 raise BrokenStream("a piece of text came after the end")
             pieces.append((_count(found), value))
-        logprobs = choice.get("logprobs")
-        if isinstance(logprobs, dict) and isinstance(logprobs.get("content"), list):
-            rows += logprobs["content"]
+        for name, column in (choice.get("logprobs") or {}).items():
+            if isinstance(column, list):
+                claims.setdefault(name, []).extend(column)
         finish = choice.get("finish_reason") or finish
     if finish is None and not ended:
         raise BrokenStream("the stream ends without its last event")
-    _check_order(pieces, total=_count(usage), positions=len(rows))
-    last = {"index": 0, "message": message, "finish_reason": finish}
-    whole["choices"] = [last | {"logprobs": {"content": rows} if rows else None}]
+    positions = len(claims.get("content") or claims.get("tokens") or ())
+    _check_order(pieces, total=_count(usage), positions=positions)
+    last = {"index": 0, "finish_reason": finish, "logprobs": claims or None}
+    whole["choices"] = [last | ({"message": made} if chat else made)]
     return whole if usage is None else whole | {"usage": usage}
 
 
