@@ -71,6 +71,7 @@ FULL: dict[str, Any] = {
         "beta": 0.02,
         "seed": 12,
         "budget_completion_tokens": 900,
+        "budget_usd": 0.75,
         "max_tokens": 32,
         "top_logprobs": 0,
         "min_replies": 6,

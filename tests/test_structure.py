@@ -42,7 +42,7 @@ LAYERS = (
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},
     {"plan", "collect", "score", "page", "testbed", "testbed_script"},
-    {"reference", "endpoint", "dial", "engines.transformers"},
+    {"reference", "endpoint", "spending", "dial", "engines.transformers"},
     {"wire"},
     {"claims", "dialects.completions"},
     {"dialects.chat", "dialects.messages", "dialects.responses"},

@@ -21,7 +21,7 @@ from verifier.errors import ConfigError
 from verifier.folder import PAGE, PLAN, PROBES, REPORT, RUN, read_json, write_whole
 from verifier.plan import Plan, batch_ends, make_plan, read_plan, read_probes, write_plan
 from verifier.probes import load_pool
-from verifier.records import Failure, Outcome, Probe, Reply, Report
+from verifier.records import Failure, Probe, Reply, Report
 from verifier.reference import (
     check_weights,
     fetch_weights,
@@ -238,33 +238,13 @@ def _collect_within_budget(
     run: Path, plan: Plan, endpoint: Endpoint, probes: tuple[Probe, ...], show: Show
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    before = None
-    while (affordable := _affordable(plan, probes, run)) != before:
-        collect(run, endpoint, affordable, progress=lambda done, of: show.step("asking", done, of))
-        before = affordable
-
-
-def _affordable(plan: Plan, probes: tuple[Probe, ...], run: Path) -> tuple[Probe, ...]:
-    """As many of `probes` as the budget pays for, each unasked one taken at full length."""
-    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    left = plan.budget_completion_tokens - _spent(outcomes, max_tokens=plan.max_tokens)
-    chosen: list[Probe] = []
-    for probe in probes:
-        if probe.id not in outcomes:
-            if left < probe.max_tokens:
-                break
-            left -= probe.max_tokens
-        chosen.append(probe)
-    return tuple(chosen)
-
-
-def _spent(outcomes: dict[str, Outcome], *, max_tokens: int) -> int:
-    """Completion tokens so far; a reply without a count is taken at full length."""
-    return sum(
-        max_tokens if outcome.completion_tokens is None else outcome.completion_tokens
-        for outcome in outcomes.values()
-        if not isinstance(outcome, Failure)
-    )
+    every, before = read_probes(run), -1
+    while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
+        collect(
+            run, endpoint, probes, ceiling=plan.ceiling, every=every,
+            progress=lambda done, of: show.step("asking", done, of),
+        )  # fmt: skip
+        before = settled
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:

@@ -275,7 +275,10 @@ def _cache() -> Path:
 def plan(
     run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
 ) -> None:
-    """Write the run folder of a run file and print its ceiling. Sends nothing.
+    """Write the run folder of a run file and print what it may cost. Sends nothing.
+
+    Expected is an audit that uses its whole budget; most stop earlier. The audit stops before it
+    would cross what it may cost at most.
 
     \b
     Example:
@@ -283,15 +286,25 @@ def plan(
     """
     from verifier.audit import make_endpoint, start
     from verifier.config import load_run_file
+    from verifier.plan import read_probes
+    from verifier.spending import forecast
 
     config = load_run_file(run_file)
     make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
     made = start(config)
+    expected, most = forecast(
+        read_probes(config.out), max_tokens=made.max_tokens, ceiling=made.ceiling
+    )
     typer.echo(f"run folder: {config.out}")
-    typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
-    if made.prices is not None:
-        cost = made.budget_completion_tokens * made.prices.completion / 1e6
-        typer.echo(f"completion cost: at most USD {cost:,.4f}")
+    for name, amount in (("expected, if the whole budget is used", expected), ("at most", most)):
+        usd = amount.usd(made.prices)
+        if usd is not None and made.budget_usd is not None:
+            usd = min(usd, made.budget_usd)
+        cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
+        typer.echo(
+            f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
+            f"{amount.completion_tokens:,} completion tokens, {cost}"
+        )
 
 
 @app.command()

@@ -18,6 +18,7 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import EXCHANGES, append_lines, read_lines
 from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
+from verifier.spending import Ceiling, Purse
 from verifier.wire import DIALECTS, Problem, asked_logprobs, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
@@ -51,6 +52,8 @@ def collect(
     endpoint: Endpoint,
     probes: Sequence[Probe],
     *,
+    ceiling: Ceiling | None = None,
+    every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
     sleep: Sleep = asyncio.sleep,
     rng: random.Random | None = None,
@@ -58,16 +61,25 @@ def collect(
     """Ask those of `probes` that have no outcome in the folder; append every attempt as it comes.
 
     `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
-    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed. `sleep` and
-    `rng` time the retries; None draws the jitter afresh.
+    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, and when one
+    more request could cross the `ceiling` on what the folder's requests cost, those for `every`
+    other probe included. `sleep` and `rng` time the retries; None draws the jitter afresh.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
     """
+    purse = None if ceiling is None else Purse(ceiling)
+    known = {probe.id: probe for probe in (*every, *probes)}
+    history = _History((), max_attempts=endpoint.max_attempts)
+    for attempt in _each_attempt(folder):
+        result = history.add(attempt).result
+        if purse is not None and attempt.probe_id in known:
+            purse.book(known[attempt.probe_id], result)
     collection = _Collection(
         folder=folder,
         endpoint=endpoint,
-        history=_History(_each_attempt(folder), max_attempts=endpoint.max_attempts),
+        history=history,
+        purse=purse,
         sleep=sleep,
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
@@ -282,6 +294,7 @@ class _Collection:
     folder: Path
     endpoint: Endpoint
     history: _History
+    purse: Purse | None
     sleep: Sleep
     rng: random.Random
 
@@ -308,7 +321,11 @@ class _Collection:
                     if probe is None:
                         return
                     await self._ask(client, log, slots, gate, probe)
-                    stopped = stopped or self.history.failed_in_row >= STOP_AFTER_FAILURES
+                    unpaid = self.history.outcome(probe.id) is None
+                    dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
+                    stopped = stopped or unpaid or dead
+                    if unpaid:
+                        return
                 settled += 1
                 tell()
 
@@ -329,13 +346,18 @@ class _Collection:
                 await log.finish()
 
     async def _ask(self, client: Client, log: _Log, slots: Slots, gate: Gate, probe: Probe) -> None:
-        """Ask one probe until it is settled. Raises EndpointError when the operator must act."""
+        """Ask one probe until it is settled, or no more can be paid for.
+
+        Raises EndpointError when the operator must act.
+        """
         history, tries, clock = self.history, 0, asyncio.get_running_loop().time
         waited_until = clock()
         while True:
             while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
                 waited_until = max(waited_until, clock()) + left_s
                 await self.sleep(left_s)
+            if self.purse is not None and not self.purse.pay(probe):
+                return
             asked_at = clock()
             sent = await client.ask(
                 probe,
@@ -343,6 +365,8 @@ class _Collection:
                 logprobs=self.endpoint.top_logprobs > 0 and history.asks_logprobs(probe.id),
             )
             attempt, result = _without_key(client, sent.attempt)
+            if self.purse is not None:
+                self.purse.give_back(probe, result)
             await log.append(attempt)
             entry = history.add(attempt, result)
             if sent.exhausted_for_s is not None:

@@ -187,6 +187,7 @@ class AuditSection(_Section):
     beta: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
     seed: Annotated[int, Field(ge=0)] | None = None  # None: drawn, kept secret until the report
     budget_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 6000
+    budget_usd: Annotated[float, Field(gt=0)] | None = None  # None: bounded by tokens alone
     max_tokens: Annotated[int, Field(ge=8, le=4096)] = 48
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
     min_replies: Annotated[int, Field(ge=5)] = 10
