@@ -378,16 +378,37 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunFolder, as_json: AsJson = False) -> None:
+def report(
+    run: RunFolder,
+    as_json: AsJson = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML there.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also append a summary in Markdown there.")
+    ] = None,
+) -> None:
     """Show the verdict of a run folder and write its HTML page.
+
+    In JUnit XML each departure of the policy is a test case: detected fails, excluded passes, all
+    else is skipped.
 
     \b
     Example:
-      verifier report runs/first
+      verifier report runs/first --junit junit.xml --markdown "$GITHUB_STEP_SUMMARY"
     """
     from verifier.audit import write_page
 
     found = write_page(run)
+    if junit is not None or markdown is not None:
+        from verifier.folder import write_whole
+        from verifier.machine import render_junit, render_markdown
+
+        if junit is not None:
+            write_whole(junit, render_junit(found))
+        if markdown is not None:
+            with markdown.open("a", encoding="utf-8") as file:
+                file.write(render_markdown(found))
     _print_report(found, run, as_json=as_json)
     raise typer.Exit(EXIT[found.decision])
 
