@@ -395,7 +395,7 @@ def report(
 
     \b
     Example:
-      verifier report runs/first --junit junit.xml --markdown "$GITHUB_STEP_SUMMARY"
+      verifier report runs/first --junit junit.xml --markdown summary.md
     """
     from verifier.audit import write_page
 

@@ -38,7 +38,8 @@ def render_junit(report: Report) -> str:
         suite.add_property(name.lower(), _plain(spent))
     xml = JUnitXml()
     xml.add_testsuite(suite)
-    return bytes(xml.tostring()).decode()
+    written: bytes = xml.tostring()  # type: ignore[no-untyped-call] - junitparser types some
+    return written.decode()
 
 
 def _case(name: str, decision: str, detail: str) -> TestCase:
