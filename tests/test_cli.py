@@ -546,16 +546,21 @@ def test_logprobs_that_are_no_numbers_are_left_unused(tmp_path: Path) -> None:
 # -- the steps ---------------------------------------------------------------------------------
 
 
-def test_the_plan_gives_the_ceiling_and_sends_nothing(tmp_path: Path) -> None:
-    """In tokens and dollars: 240 tokens at 2 dollars per million."""
+def test_the_plan_says_what_it_may_cost_and_sends_nothing(tmp_path: Path) -> None:
+    """Requests, tokens and dollars, as expected and at most: 240 tokens at 2 dollars a million."""
     ended = call("plan", write_run_file(tmp_path, NOWHERE))
+    folder, expected, most = ended.out.splitlines()
+    said = re.compile(
+        r"([\d,]+) requests, ([\d,]+) prompt and 240 completion tokens, USD (0\.\d+)$"
+    )
 
     assert (ended.status, ended.err) == (0, "")
-    assert ended.out.splitlines() == [
-        f"run folder: {tmp_path / 'run'}",
-        "completion tokens: at most 240",
-        "completion cost: at most USD 0.0005",
-    ]
+    assert folder == f"run folder: {tmp_path / 'run'}"
+    figures = [said.search(line) for line in (expected, most)]
+    assert all(figures)
+    low, high = ([float(x.replace(",", "")) for x in found.groups()] for found in figures if found)
+    assert all(a < b for a, b in zip(low, high, strict=True))
+    assert low[2] >= 0.0005
     assert {path.name for path in (tmp_path / "run").iterdir()} == {RUN, PLAN, PROBES}
 
 

@@ -11,6 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from verifier.audit import make_endpoint
 from verifier.config import (
     AuditSection,
     EndpointSection,
@@ -19,6 +20,7 @@ from verifier.config import (
     ReferenceSection,
     RunFile,
     dump_run_file,
+    load_hosts,
     load_policies,
     load_run_file,
     resolve_policy,
@@ -37,11 +39,22 @@ LEAST_YAML = yaml.safe_dump(LEAST)
 FULL: dict[str, Any] = {
     "endpoint": LEAST["endpoint"]
     | {
+        "host": None,
+        "provider": "some-host/fp8",
+        "router": True,
+        "dialect": "responses",
+        "logprobs_form": "integer",
+        "most_top_logprobs": 7,
+        "extra_body": {"top_k": 1},
+        "headers": {"X-Told": "yes"},
         "api_key_env": "SOME_KEY",
         "concurrency": 2,
         "timeout_s": 7.5,
+        "connect_timeout_s": 2.5,
+        "read_timeout_s": 5.0,
         "max_attempts": 3,
         "requests_per_minute": 20.0,
+        "stream": True,
     },
     "reference": {
         "card": "tiny",
@@ -59,6 +72,7 @@ FULL: dict[str, Any] = {
         "beta": 0.02,
         "seed": 12,
         "budget_completion_tokens": 900,
+        "budget_usd": 0.75,
         "max_tokens": 32,
         "top_logprobs": 0,
         "min_replies": 6,
@@ -390,3 +404,71 @@ def test_a_flag_is_complained_of_under_the_name_given() -> None:
     """`where` stands in front, whether it is a file or a command."""
     with pytest.raises(ConfigError, match=r"^audit: endpoint: missing; add it$"):
         validated(RunFile, {"reference": {"card": "c"}, "out": "o"}, where="audit")
+
+
+# -- hosts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(load_hosts()))
+def test_every_preset_makes_an_endpoint(tmp_path: Path, name: str) -> None:
+    """With a model, a URL where the preset has none, and a provider where it is a router."""
+    preset = load_hosts()[name]
+    endpoint: dict[str, Any] = {"host": name, "model": "m"}
+    if preset.base_url is None:
+        endpoint["base_url"] = "http://127.0.0.1:8000/v1"
+    if preset.router:
+        endpoint["provider"] = "novita/fp8"
+    config = load_run_file(write(tmp_path, LEAST | {"endpoint": endpoint}))
+
+    assert config.endpoint.base_url.endswith(("/v1", "/openai"))
+    assert make_endpoint(config, api_key=None).dialect == "chat"
+    assert load_run_file(write(tmp_path, dump_run_file(config))) == config
+
+
+def test_what_the_run_file_says_comes_before_the_preset(tmp_path: Path) -> None:
+    """A preset is what is known when nothing else is said."""
+    endpoint = {"host": "together", "model": "m", "api_key_env": "MINE", "most_top_logprobs": 3}
+    config = load_run_file(write(tmp_path, LEAST | {"endpoint": endpoint}))
+
+    assert config.endpoint.base_url == "https://api.together.xyz/v1"
+    assert config.endpoint.logprobs_form == "integer"
+    assert config.endpoint.api_key_env == "MINE"
+    assert make_endpoint(config, api_key=None).top_logprobs == 3
+
+
+def test_a_router_is_asked_for_one_host_and_no_other(tmp_path: Path) -> None:
+    """Fallbacks off, parameters required, and the metadata that says who answered."""
+    endpoint = {"host": "openrouter", "model": "m", "provider": "novita/fp8"}
+    made = make_endpoint(
+        load_run_file(write(tmp_path, LEAST | {"endpoint": endpoint})), api_key=None
+    )
+
+    assert made.extra_body["provider"] == {
+        "only": ["novita/fp8"],
+        "allow_fallbacks": False,
+        "require_parameters": True,
+    }
+    assert made.headers == {"X-OpenRouter-Metadata": "enabled"}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "said"),
+    [
+        ({"host": "nowhere", "model": "m"}, "no host 'nowhere'; there are openrouter, together"),
+        ({"host": "openrouter", "model": "m"}, "name the one host to ask"),
+        ({"host": "together", "model": "m", "provider": "x"}, "only a router takes one"),
+        ({"host": "vllm", "model": "m"}, "base_url: missing"),
+        ({"host": "together", "model": "m", "headers": {"X-Api-Key": "s"}}, "may hold a secret"),
+    ],
+)
+def test_a_host_that_cannot_be_is_refused(
+    tmp_path: Path, endpoint: dict[str, Any], said: str
+) -> None:
+    """One line that names the key and what to write instead."""
+    assert said in refusal(write(tmp_path, LEAST | {"endpoint": endpoint}))
+
+
+def test_every_fact_about_a_host_has_a_source() -> None:
+    """And no preset names a host that cannot be found again."""
+    for preset in load_hosts().values():
+        assert all(":" in source or "nothing else was read" in source for source in preset.sources)

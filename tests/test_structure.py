@@ -36,21 +36,29 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"wire_bench"},
     {"demo"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
-    {"weigh", "report", "corpus", "sheets"},
-    {"templates", "plan", "collect", "score", "page", "testbed", "pin", "fit"},
+    {"weigh", "report", "machine", "corpus", "sheets"},
+    {
+        "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
+        "fit",
+    },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
     {"calibration", "weights", "memory"},
     {
-        "reference", "endpoint", "dial", "engines.transformers", "engines.vllm_worker",
+        "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
         "engines.prompt_logprobs", "renderings.panel",
     },
-    {"checkpoint"},
+    {"checkpoint", "wire"},
+    {"claims", "dialects.completions"},
+    {"dialects.chat", "dialects.messages", "dialects.responses"},
+    {"dialects"},
     {
-        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
+        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
+        "body", "limits", "testbed_proxy",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub",
     },
     {"renderings.catalogue", "counts"},
@@ -61,8 +69,11 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint", "engines.remote"},
+    "httpx": {"endpoint", "engines.remote", "stream", "wire_bench"},
+    "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
+    "junitparser": {"machine"},
+    "h11": {"testbed_proxy"},
     "torch": {
         "bank",
         "checkpoint",

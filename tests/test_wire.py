@@ -236,20 +236,20 @@ def test_a_reply_in_which_a_key_was_struck_out_is_not_judged() -> None:
     ],
 )
 def test_a_body_that_is_no_answer_is_a_problem(body: Any, said: str) -> None:
-    """A success that brings no answer is a failure with a reason, and not tried again."""
+    """A success that brings no answer is a broken transfer: a reason, and another try."""
     found = problem(body)
 
     assert said in found.reason
-    assert (found.status, found.retryable) == (200, False)
+    assert (found.status, found.retryable) == (200, True)
 
 
 @pytest.mark.parametrize("status", [408, 409, 425, 429, 500, 502, 503, 504, 529])
 def test_passing_troubles_are_retryable(status: int) -> None:
-    """Overload, timeouts and gateways pass; only 429 is a limit on our rate."""
+    """Overload, timeouts and gateways pass; only 429 and 529 say "too much"."""
     found = problem("busy", status=status)
 
     assert found.retryable
-    assert found.rate_limited == (status == 429)
+    assert found.rate_limited == (status in (429, 529))
     assert found.reason == f"HTTP {status}: busy"
 
 
@@ -467,7 +467,15 @@ def test_one_position_more_or_less_is_accepted(count: int) -> None:
 
 @pytest.mark.parametrize(
     ("request_body", "expected"),
-    [('{"logprobs":true}', True), ('{"logprobs":1}', False), ("{}", False), ("x", False)],
+    [
+        ('{"logprobs":true}', True),
+        ('{"logprobs":5}', True),
+        ('{"include":["message.output_text.logprobs"]}', True),
+        ('{"logprobs":false}', False),
+        ('{"logprobs":"yes"}', False),
+        ("{}", False),
+        ("x", False),
+    ],
 )
 def test_whether_logprobs_were_asked_is_read_off_the_request(
     request_body: str, expected: bool

@@ -20,6 +20,8 @@ class Vocabulary(Protocol):
 
     @property
     def eos_id(self) -> int: ...
+    @property
+    def vocabulary_size(self) -> int: ...
     def encode(self, text: str) -> tuple[int, ...]: ...
     def token_bytes(self, token_id: int) -> bytes: ...
     def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]: ...
@@ -45,7 +47,7 @@ def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
     ids: list[int] = []
     spelled = b""
     for position, token in enumerate(reply.logprobs):
-        raw = _bytes(token.chosen)
+        raw = _bytes(token.chosen, vocabulary)
         last = position == len(reply.logprobs) - 1
         found = _id(token.chosen, vocabulary)
         if last and reply.finish_reason == "stop" and (not raw or found == vocabulary.eos_id):
@@ -82,18 +84,22 @@ def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
     )
 
 
-def _bytes(candidate: Candidate) -> bytes:
+def _bytes(candidate: Candidate, vocabulary: Vocabulary) -> bytes:
+    if candidate.token_id is not None and candidate.token_id < vocabulary.vocabulary_size:
+        return vocabulary.token_bytes(candidate.token_id)
     return candidate.token.encode() if candidate.bytes is None else candidate.bytes
 
 
 def _id(candidate: Candidate, vocabulary: Vocabulary) -> int | None:
-    """The id of a named token, if its bytes say which one it is."""
+    """The id of a named token, if it is named by id, or its bytes say which one it is."""
+    if candidate.token_id is not None:
+        return candidate.token_id if candidate.token_id < vocabulary.vocabulary_size else None
     if candidate.bytes is None and _REPLACEMENT in candidate.token:
         return None
     special = vocabulary.special_id(candidate.token)
     if special is not None:
         return special
-    found = vocabulary.ids_of_bytes(_bytes(candidate))
+    found = vocabulary.ids_of_bytes(_bytes(candidate, vocabulary))
     return found[0] if len(found) == 1 else None
 
 

@@ -17,7 +17,7 @@ from verifier.calibration import load_calibration
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder, names_template, suspects_template
-from verifier.endpoint import Endpoint
+from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
 from verifier.folder import (
@@ -44,7 +44,8 @@ from verifier.plan import (
     write_probes,
 )
 from verifier.probes import load_pool
-from verifier.records import REFERENCE, Failure, Outcome, Probe, Reply, Report
+from verifier.prompts import make_prompt
+from verifier.records import REFERENCE, Failure, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
@@ -96,15 +97,16 @@ def audit(
     """
     run = config.out
     plan = start(config)
-    endpoint = make_endpoint(config, api_key=api_key)
+    make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     probes = read_probes(run)
     reference = load_reference()
     _refuse_unknown_builds(plan, reference.engine)
+    endpoint = make_endpoint(config, api_key=api_key, render=_renderer(reference.tokenizer))
     report, looked = None, False
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
         score(run, reference, show=show)
-        if not looked and suspects_template(run):
+        if not looked and endpoint.dialect == "chat" and suspects_template(run):
             looked = True
             look_at_template(run, plan, endpoint, reference, show)
         report = decide_folder(run)
@@ -118,6 +120,11 @@ def audit(
         report = decide_folder(run)
     write_page(run)
     return report
+
+
+def _renderer(tokenizer: Reader) -> Render:
+    """Messages to the published prompt, for endpoints that complete texts."""
+    return lambda messages: tokenizer.encode_prompt(tokenizer.render_text(make_prompt(messages)))
 
 
 def _refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
@@ -159,19 +166,30 @@ def _is_of_a_plan(path: Path) -> bool:
     return path.name.removesuffix(".partial") in (RUN, PROBES, PLAN)
 
 
-def make_endpoint(config: RunFile, *, api_key: str | None) -> Endpoint:
-    """The endpoint of a run file, with its key."""
+def make_endpoint(
+    config: RunFile, *, api_key: str | None, render: Render | None = None
+) -> Endpoint:
+    """The endpoint of a run file, with its key; `render` makes prompts for text completions."""
     section = config.endpoint
+    pinned = {"only": [section.provider], "allow_fallbacks": False, "require_parameters": True}
     return Endpoint(
         base_url=section.base_url,
         model=section.model,
         api_key=api_key,
         api_key_env=section.api_key_env,
         timeout_s=section.timeout_s,
+        connect_timeout_s=section.connect_timeout_s,
+        read_timeout_s=section.read_timeout_s,
+        stream=section.stream,
         concurrency=section.concurrency,
         max_attempts=section.max_attempts,
         requests_per_minute=section.requests_per_minute,
-        top_logprobs=config.audit.top_logprobs,
+        top_logprobs=min(config.audit.top_logprobs, section.most_top_logprobs),
+        dialect=section.dialect,
+        logprobs_form=section.logprobs_form,
+        extra_body=section.extra_body | ({"provider": pinned} if section.router else {}),
+        headers=section.headers,
+        render=render if section.dialect == "completions" else None,
     )
 
 
@@ -318,6 +336,11 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     Returns how many have an outcome.
     """
     plan, config = read_plan(run), load_run_file(run / RUN)
+    if config.endpoint.dialect == "completions":
+        raise ConfigError(
+            f"{run / RUN}: endpoint.dialect: text completions are asked with prompts that the "
+            "reference's tokenizer renders; run `verifier audit` instead"
+        )
     asked = read_probes(run)[:probes]
     endpoint = make_endpoint(config, api_key=api_key)
     for end in batch_ends(len(asked)):
@@ -378,33 +401,13 @@ def _collect_within_budget(
     run: Path, plan: Plan, endpoint: Endpoint, probes: tuple[Probe, ...], show: Show
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    before = None
-    while (affordable := _affordable(plan, probes, run)) != before:
-        collect(run, endpoint, affordable, progress=lambda done, of: show.step("asking", done, of))
-        before = affordable
-
-
-def _affordable(plan: Plan, probes: tuple[Probe, ...], run: Path) -> tuple[Probe, ...]:
-    """As many of `probes` as the budget pays for, each unasked one taken at full length."""
-    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    left = plan.budget_completion_tokens - _spent(outcomes, max_tokens=plan.max_tokens)
-    chosen: list[Probe] = []
-    for probe in probes:
-        if probe.id not in outcomes:
-            if left < probe.max_tokens:
-                break
-            left -= probe.max_tokens
-        chosen.append(probe)
-    return tuple(chosen)
-
-
-def _spent(outcomes: dict[str, Outcome], *, max_tokens: int) -> int:
-    """Completion tokens so far; a reply without a count is taken at full length."""
-    return sum(
-        max_tokens if outcome.completion_tokens is None else outcome.completion_tokens
-        for outcome in outcomes.values()
-        if not isinstance(outcome, Failure)
-    )
+    every, before = read_probes(run), -1
+    while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
+        collect(
+            run, endpoint, probes, ceiling=plan.ceiling, every=every,
+            progress=lambda done, of: show.step("asking", done, of),
+        )  # fmt: skip
+        before = settled
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:

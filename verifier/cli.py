@@ -305,7 +305,10 @@ def _cache() -> Path:
 def plan(
     run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
 ) -> None:
-    """Write the run folder of a run file and print its ceiling. Sends nothing.
+    """Write the run folder of a run file and print what it may cost. Sends nothing.
+
+    Expected is an audit that uses its whole budget; most stop earlier. The audit stops before it
+    would cross what it may cost at most.
 
     For a reference on vLLM it first prints the memory that each GPU needs, and refuses a run that
     cannot fit the run file's reference.hardware.
@@ -316,16 +319,26 @@ def plan(
     """
     from verifier.audit import make_endpoint, start
     from verifier.config import load_run_file
+    from verifier.plan import read_probes
+    from verifier.spending import forecast
 
     config = load_run_file(run_file)
     make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
     _check_memory(config)
     made = start(config)
+    expected, most = forecast(
+        read_probes(config.out), max_tokens=made.max_tokens, ceiling=made.ceiling
+    )
     typer.echo(f"run folder: {config.out}")
-    typer.echo(f"completion tokens: at most {made.budget_completion_tokens:,}")
-    if made.prices is not None:
-        cost = made.budget_completion_tokens * made.prices.completion / 1e6
-        typer.echo(f"completion cost: at most USD {cost:,.4f}")
+    for name, amount in (("expected, if the whole budget is used", expected), ("at most", most)):
+        usd = amount.usd(made.prices)
+        if usd is not None and made.budget_usd is not None:
+            usd = min(usd, made.budget_usd)
+        cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
+        typer.echo(
+            f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
+            f"{amount.completion_tokens:,} completion tokens, {cost}"
+        )
 
 
 def _check_memory(config: RunFile) -> None:
@@ -422,16 +435,37 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def report(run: RunFolder, as_json: AsJson = False) -> None:
+def report(
+    run: RunFolder,
+    as_json: AsJson = False,
+    junit: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML there.")
+    ] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also append a summary in Markdown there.")
+    ] = None,
+) -> None:
     """Show the verdict of a run folder and write its HTML page.
+
+    In JUnit XML each departure of the policy is a test case: detected fails, excluded passes, all
+    else is skipped.
 
     \b
     Example:
-      verifier report runs/first
+      verifier report runs/first --junit junit.xml --markdown summary.md
     """
     from verifier.audit import write_page
 
     found = write_page(run)
+    if junit is not None or markdown is not None:
+        from verifier.folder import write_whole
+        from verifier.machine import render_junit, render_markdown
+
+        if junit is not None:
+            write_whole(junit, render_junit(found))
+        if markdown is not None:
+            with markdown.open("a", encoding="utf-8") as file:
+                file.write(render_markdown(found))
     _print_report(found, run, as_json=as_json)
     raise typer.Exit(EXIT[found.decision])
 
@@ -528,12 +562,26 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
+    The part `wire`, which is not measured with the others, takes half an hour: what collecting
+    withstands, and how fast it is.
+
     \b
     Example:
       verifier bench runs/bench --part honest
+      verifier bench runs/wire --part wire
     """
-    from verifier.bench import run_bench, tabulate
     from verifier.folder import read_json
+
+    if part == ["wire"]:
+        from verifier import wire_bench
+
+        with _showing() as show:
+            reference = _embedded(show)
+            path = wire_bench.run_wire_bench(out, load_reference=reference, show=show, seed=seed)
+        typer.echo(wire_bench.tabulate(read_json(path)))
+        typer.echo(f"results: {path}")
+        return
+    from verifier.bench import run_bench, tabulate
 
     with _showing() as show:
         path = run_bench(

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from verifier.endpoint import Client, Endpoint
 from verifier.errors import ConfigError, EndpointError
-from verifier.folder import EXCHANGES, append_line, read_lines
+from verifier.folder import EXCHANGES, append_lines, read_lines
+from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
-from verifier.wire import Problem, asked_logprobs, clean, parse
+from verifier.spending import Ceiling, Purse
+from verifier.wire import DIALECTS, Problem, asked_logprobs, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
 STOP_AFTER_FAILURES: Final = 20
+#: Tries after which a host that never answered anything counts as unreachable.
+TRIES_TO_REACH: Final = 4
 #: Refusals in a row, with no answer ever, after which the request itself must be at fault.
 STOP_AFTER_REFUSALS: Final = 3
 
@@ -40,6 +43,7 @@ _FIELDS: Final = {  # of a line of the exchanges file
     "error": str | None,
 }
 
+_Result = Reply | NotJudged | Problem
 Sleep = Callable[[float], Awaitable[object]]
 
 
@@ -48,6 +52,8 @@ def collect(
     endpoint: Endpoint,
     probes: Sequence[Probe],
     *,
+    ceiling: Ceiling | None = None,
+    every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
     sleep: Sleep = asyncio.sleep,
     rng: random.Random | None = None,
@@ -55,16 +61,25 @@ def collect(
     """Ask those of `probes` that have no outcome in the folder; append every attempt as it comes.
 
     `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
-    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed. `sleep` and
-    `rng` time the retries; None draws the jitter afresh.
+    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, and when one
+    more request could cross the `ceiling` on what the folder's requests cost, those for `every`
+    other probe included. `sleep` and `rng` time the retries; None draws the jitter afresh.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
     """
+    purse = None if ceiling is None else Purse(ceiling)
+    known = {probe.id: probe for probe in (*every, *probes)}
+    history = _History((), max_attempts=endpoint.max_attempts)
+    for attempt in _each_attempt(folder):
+        result = history.add(attempt).result
+        if purse is not None and attempt.probe_id in known:
+            purse.book(known[attempt.probe_id], result)
     collection = _Collection(
         folder=folder,
         endpoint=endpoint,
-        history=_History(read_attempts(folder), max_attempts=endpoint.max_attempts),
+        history=history,
+        purse=purse,
         sleep=sleep,
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
@@ -73,16 +88,18 @@ def collect(
 
 def read_attempts(folder: Path) -> list[Attempt]:
     """Every attempt of a run folder, in the order of arrival; none when nothing was asked yet."""
+    return list(_each_attempt(folder))
+
+
+def _each_attempt(folder: Path) -> Iterator[Attempt]:
     path = folder / EXCHANGES
-    return [
-        attempt_from_json(value, where=f"{path}:{number}")
-        for number, value in enumerate(read_lines(path), 1)
-    ]
+    for number, value in enumerate(read_lines(path), 1):
+        yield attempt_from_json(value, where=f"{path}:{number}")
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
     """Outcome by probe id, in the order of first attempts; probes not settled yet are left out."""
-    return _History(read_attempts(folder), max_attempts=max_attempts).outcomes()
+    return _History(_each_attempt(folder), max_attempts=max_attempts).outcomes()
 
 
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
@@ -105,15 +122,26 @@ def attempt_from_json(value: dict[str, Any], *, where: str) -> Attempt:
                 f"{where}: {name} is of type {type(value[name]).__name__}, expected "
                 f"{getattr(kind, '__name__', kind)}; restore the run folder from a copy"
             )
-    return Attempt(**{name: value[name] for name in _FIELDS})
+    headers = value.get("headers", {})
+    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
+        raise ConfigError(
+            f"{where}: headers: expected names and texts; restore the run folder from a copy"
+        )
+    dialect = value.get("dialect", "chat")
+    if dialect not in DIALECTS:
+        raise ConfigError(
+            f"{where}: dialect {str(dialect)[:40]!r}, but this version reads "
+            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+        )
+    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers, dialect=dialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Entry:
-    """One attempt and what came of it."""
+    """What came of one attempt."""
 
-    attempt: Attempt
-    result: Reply | NotJudged | Problem
+    number: int
+    result: _Result
     operators: bool  # the operator must act; the host is not to blame
     refused_logprobs: bool  # the host may accept the same without them
 
@@ -132,9 +160,9 @@ class _History:
         for attempt in attempts:
             self.add(attempt)
 
-    def add(self, attempt: Attempt) -> _Entry:
-        """Take in one attempt, the next in the order of arrival."""
-        result = parse(attempt)
+    def add(self, attempt: Attempt, result: _Result | None = None) -> _Entry:
+        """Take in one attempt, the next in the order of arrival; `result` saves reading it."""
+        result = parse(attempt) if result is None else result
         entries = self._entries.setdefault(attempt.probe_id, [])
         settled_before = self.outcome(attempt.probe_id) is not None
         operators = isinstance(result, Problem) and self._is_operators(result)
@@ -150,7 +178,7 @@ class _History:
                 self.refuses_logprobs = True
         self.reached = self.reached or attempt.status is not None
         entry = _Entry(
-            attempt=attempt,
+            number=attempt.number,
             result=result,
             operators=operators,
             refused_logprobs=refused_logprobs,
@@ -178,7 +206,7 @@ class _History:
 
     def next_number(self, probe_id: str) -> int:
         """Number of the next attempt: one more than the last, also across a kill."""
-        return 1 + max((e.attempt.number for e in self._entries.get(probe_id, ())), default=0)
+        return 1 + max((e.number for e in self._entries.get(probe_id, ())), default=0)
 
     def asks_logprobs(self, probe_id: str) -> bool:
         """False once the host refuses log-probabilities, in general or for this probe."""
@@ -211,32 +239,52 @@ def _is_refusal(problem: Problem) -> bool:
     return problem.status is not None and 300 <= problem.status <= 499 and not problem.retryable
 
 
-class _Slots:
-    """How many probes may be under way: halved when the host says "too many", then regained."""
+class _Log:
+    """The exchanges file, written in groups: what arrives during one write shares the next."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._limit = float(most)
-        self._taken = 0
-        self._changed = asyncio.Condition()
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
+        self._writing: asyncio.Task[None] | None = None
 
-    @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._taken < int(self._limit))
-            self._taken += 1
-        try:
-            yield
-        finally:
-            async with self._changed:
-                self._taken -= 1
-                self._changed.notify_all()
+    async def append(self, attempt: Attempt) -> None:
+        """Return once the attempt is on disk. Raises OSError when it cannot be written."""
+        written = asyncio.get_running_loop().create_future()
+        self._waiting.append((attempt_to_json(attempt), written))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        await written
 
-    def fewer(self) -> None:
-        self._limit = max(1.0, self._limit / 2)
+    async def _write(self) -> None:
+        while self._waiting:
+            group, self._waiting = self._waiting, []
+            problem = None
+            try:
+                await asyncio.to_thread(append_lines, self._path, [line for line, _ in group])
+            except (OSError, ConfigError) as error:
+                problem = error
+            for _, written in group:
+                if written.done():  # whoever waited was cancelled
+                    continue
+                if problem is None:
+                    written.set_result(None)
+                else:
+                    written.set_exception(problem)
 
-    def more(self) -> None:
-        self._limit = min(float(self._most), self._limit + 1 / self._limit)
+    async def finish(self) -> None:
+        """Wait until all that was handed over is on disk."""
+        if self._writing is not None:
+            await self._writing
+
+
+def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
+    """The attempt and what it means; without its body when its pieces spell the key together."""
+    result = parse(attempt)
+    if isinstance(result, Reply) and client.holds_key(result.text):
+        struck = "the answer spells the API key: struck out"
+        attempt = replace(attempt, body="", error=struck)
+        result = parse(attempt)
+    return attempt, result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +294,7 @@ class _Collection:
     folder: Path
     endpoint: Endpoint
     history: _History
+    purse: Purse | None
     sleep: Sleep
     rng: random.Random
 
@@ -256,7 +305,8 @@ class _Collection:
         waiting = [p for p in wanted.values() if self.history.outcome(p.id) is None]
         settled = len(wanted) - len(waiting)
         queue = iter(waiting)
-        slots = _Slots(self.endpoint.concurrency)
+        slots, gate = Slots(self.endpoint.concurrency), Gate()
+        log = _Log(self.folder / EXCHANGES)
         stopped = False
 
         def tell() -> None:
@@ -270,8 +320,12 @@ class _Collection:
                     probe = None if stopped else next(queue, None)
                     if probe is None:
                         return
-                    await self._ask(client, slots, probe)
-                    stopped = stopped or self.history.failed_in_row >= STOP_AFTER_FAILURES
+                    await self._ask(client, log, slots, gate, probe)
+                    unpaid = self.history.outcome(probe.id) is None
+                    dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
+                    stopped = stopped or unpaid or dead
+                    if unpaid:
+                        return
                 settled += 1
                 tell()
 
@@ -289,39 +343,58 @@ class _Collection:
                 for worker in workers:
                     worker.cancel()
                 await asyncio.gather(*workers, return_exceptions=True)
+                await log.finish()
 
-    async def _ask(self, client: Client, slots: _Slots, probe: Probe) -> None:
-        """Ask one probe until it is settled. Raises EndpointError when the operator must act."""
-        history, tries = self.history, 0
+    async def _ask(self, client: Client, log: _Log, slots: Slots, gate: Gate, probe: Probe) -> None:
+        """Ask one probe until it is settled, or no more can be paid for.
+
+        Raises EndpointError when the operator must act.
+        """
+        history, tries, clock = self.history, 0, asyncio.get_running_loop().time
+        waited_until = clock()
         while True:
+            while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
+                waited_until = max(waited_until, clock()) + left_s
+                await self.sleep(left_s)
+            if self.purse is not None and not self.purse.pay(probe):
+                return
+            asked_at = clock()
             sent = await client.ask(
                 probe,
                 number=history.next_number(probe.id),
                 logprobs=self.endpoint.top_logprobs > 0 and history.asks_logprobs(probe.id),
             )
-            append_line(self.folder / EXCHANGES, attempt_to_json(sent.attempt))
-            entry = history.add(sent.attempt)
-            result = entry.result
+            attempt, result = _without_key(client, sent.attempt)
+            if self.purse is not None:
+                self.purse.give_back(probe, result)
+            await log.append(attempt)
+            entry = history.add(attempt, result)
+            if sent.exhausted_for_s is not None:
+                gate.close(until=clock() + sent.exhausted_for_s)
             if not isinstance(result, Problem):
                 slots.more()
                 return
             tries += 1
             if result.rate_limited:
-                slots.fewer()
-            if entry.operators and (result.status is not None or tries >= self._max_attempts):
+                slots.fewer(asked_at=asked_at, now=clock())
+            if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
                 raise EndpointError(await self._what_to_do(client, result))
             if history.outcome(probe.id) is not None:
                 if not history.answered and history.refused_in_row >= STOP_AFTER_REFUSALS:
                     raise EndpointError(await self._what_to_do(client, result))
                 return
             if not entry.refused_logprobs:
-                backoff_s = self._backoff_s(tries, rate_limited=result.rate_limited)
                 wait_s = sent.retry_after_s
-                await self.sleep(backoff_s if wait_s is None else wait_s)
+                if wait_s is None:
+                    wait_s = self._backoff_s(tries, rate_limited=result.rate_limited)
+                waited_until = clock() + wait_s
+                if sent.retry_after_s is not None:  # its wish holds for everyone
+                    gate.close(until=waited_until)
+                await self.sleep(wait_s)
 
     @property
-    def _max_attempts(self) -> int:
-        return self.endpoint.max_attempts
+    def _tries_to_reach(self) -> int:
+        return min(TRIES_TO_REACH, self.endpoint.max_attempts)
 
     def _backoff_s(self, tries: int, *, rate_limited: bool) -> float:
         """Exponential, with jitter so that the workers do not come back all at once."""

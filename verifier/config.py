@@ -5,10 +5,12 @@ Reads the folder `configs/`. Holds no secrets: a key is named by its environment
 
 from __future__ import annotations
 
+import re
 import reprlib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
@@ -20,7 +22,9 @@ from pydantic import (
     Field,
     Tag,
     ValidationError,
+    ValidationInfo,
     field_validator,
+    model_validator,
 )
 from pydantic_core import PydanticCustomError
 
@@ -36,6 +40,7 @@ EngineName = Literal["auto", "vllm", "transformers", "remote"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 POLICIES = "policies.yaml"
+HOSTS = "hosts.yaml"
 
 
 def _without_secret(url: str) -> str:
@@ -67,22 +72,84 @@ class _Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_yes_or_no(cls, value: object) -> object:
-        if isinstance(value, bool):  # pydantic would take yes for the number 1
+    def _no_yes_or_no(cls, value: object, info: ValidationInfo) -> object:
+        takes = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and takes is not bool:  # pydantic would take yes for 1
             raise PydanticCustomError("bool", "takes no yes or no")
         return value
 
 
-class EndpointSection(_Section):
-    """Where to ask. `api_key_env` names the variable that holds the key."""
+def _plain_header(name: str) -> str:
+    if re.search(r"authorization|cookie|key|token|secret", name, re.IGNORECASE):
+        raise PydanticCustomError(
+            "secret", "a header that may hold a secret; a key is named by endpoint.api_key_env"
+        )
+    return name
 
+
+class _HostFacts(_Section):
+    """What a run file says of a host, and `configs/hosts.yaml` for the common ones."""
+
+    base_url: Annotated[str, AfterValidator(_without_secret)] | None = None
+    api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    dialect: Literal["chat", "completions", "messages", "responses"] = "chat"
+    logprobs_form: Literal["boolean", "integer"] = "boolean"
+    most_top_logprobs: Annotated[int, Field(ge=0, le=20)] = 20
+    extra_body: dict[str, Any] = {}  # further fields of every request
+    headers: dict[Annotated[str, AfterValidator(_plain_header)], str] = {}  # and headers
+    router: bool = False  # passes questions on; `provider` says to whom
+
+
+class HostPreset(_HostFacts):
+    """What is known of a common host, with where each fact was read."""
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+class EndpointSection(_HostFacts):
+    """Where to ask. `api_key_env` names the variable that holds the key.
+
+    With a `host` of `configs/hosts.yaml`, what is known of it stands where nothing else is said.
+    """
+
+    host: str | None = None
     base_url: Annotated[str, AfterValidator(_without_secret)]
     model: str
-    api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    provider: str | None = None  # a router's host, and the only one whose answers count
     concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    max_attempts: Annotated[int, Field(ge=1, le=100)] = 4
+    connect_timeout_s: Annotated[float, Field(gt=0)] = 10.0
+    read_timeout_s: Annotated[float, Field(gt=0)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
+    stream: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _know_the_host(cls, raw: Any) -> Any:
+        name = raw.get("host") if isinstance(raw, dict) else None
+        if not isinstance(name, str):
+            return raw
+        presets = load_hosts()
+        if name not in presets:
+            raise PydanticCustomError(
+                "value_error",
+                "host: no host {name}; there are {known}",
+                {"name": repr(name[:40]), "known": ", ".join(presets)},
+            )
+        known = presets[name].model_dump(exclude={"sources"}, exclude_defaults=True)
+        return known | {key: value for key, value in raw.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _pin_the_host(self) -> Self:
+        if self.router and not self.provider:
+            raise PydanticCustomError(
+                "value_error",
+                "provider: missing; a router passes questions on, so name the one host to ask",
+            )
+        if self.provider and not self.router:
+            raise PydanticCustomError("value_error", "provider: only a router takes one")
+        return self
 
 
 class Hardware(_Section):
@@ -132,6 +199,7 @@ class AuditSection(_Section):
     beta: Annotated[float, Field(ge=1e-9, lt=0.5)] = 0.001
     seed: Annotated[int, Field(ge=0)] | None = None  # None: drawn, kept secret until the report
     budget_completion_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 6000
+    budget_usd: Annotated[float, Field(gt=0)] | None = None  # None: bounded by tokens alone
     max_tokens: Annotated[int, Field(ge=8, le=4096)] = 48
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
     min_replies: Annotated[int, Field(ge=5)] = 10
@@ -172,6 +240,16 @@ def load_policies() -> dict[str, Policy]:
     path = shipped("configs") / POLICIES
     return {
         str(name): validated(Policy, raw, where=f"{path}: {name}")
+        for name, raw in _read_yaml(path).items()
+    }
+
+
+@cache
+def load_hosts() -> dict[str, HostPreset]:
+    """What is known of the common hosts, by name."""
+    path = shipped("configs") / HOSTS
+    return {
+        str(name): validated(HostPreset, raw, where=f"{path}: {name}")
         for name, raw in _read_yaml(path).items()
     }
 

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import os
 import re
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from itertools import cycle
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,26 +22,47 @@ from urllib.parse import urlsplit
 import httpx
 from aiolimiter import AsyncLimiter
 
+from verifier.body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
+from verifier.dialects import Ask, LogprobsForm
 from verifier.errors import ConfigError
-from verifier.prompts import wire_extras, wire_message
-from verifier.records import Attempt, Probe
-from verifier.wire import REDACTED
+from verifier.limits import exhausted_for_s, retry_after_s
+from verifier.prompts import wire_extras
+from verifier.records import Attempt, Message, Probe
+from verifier.stream import END
+from verifier.wire import DIALECTS, REDACTED
 
-CONNECT_TIMEOUT_S: Final = 10.0
-MAX_RETRY_AFTER_S: Final = 60.0
-
+_ESCAPED: Final = re.compile(r"\\u00([0-7][0-9a-fA-F])|%([0-7][0-9a-fA-F])")
 #: Shorter keys are placeholders such as EMPTY, and striking those out would change replies.
 _SHORTEST_SECRET: Final = 8
 _KEPT_BESIDE_ERROR: Final = 4096  # characters: enough to see what an unusable body was
 _KEPT_OF_ERROR: Final = 500
+_KEPT_OF_HEADER: Final = 200
+#: Lines that share one pool: httpx looks at every line of a pool for each request.
+_PER_LANE: Final = 8
+_AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
+
+#: What may come besides tokens, and for each token and each alternative to it, in bytes.
+_ROOM: Final = 2**18
+_ROOM_PER_CANDIDATE: Final = 1024
+
+#: Headers that are kept: limits, requests' names, who answered. None of them carries a secret.
+_TELLING: Final = re.compile(
+    r"(x-)?(should-retry|retry-after(-ms)?|request-id|generation-id|served-by)"
+    r"|(x-|anthropic-)?(ratelimit|tokenlimit)-[a-z-]+|(x-)?openrouter-[a-z-]+"
+    r"|content-type|date|server|via|cf-ray"
+)
+
+
+#: A whole conversation to the prompt that the reference's template makes of it.
+Render = Callable[[tuple[Message, ...]], str | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where to ask, for what, with which key, and how hard. Raises ConfigError when it cannot be.
 
-    `base_url` is what comes before `/chat/completions`. The key goes into the Authorization
-    header alone; `api_key_env` is the name of its variable, for messages.
+    `base_url` is what comes before `/chat/completions` or its kin. The key goes into the header
+    or headers of its dialect alone; `api_key_env` is the name of its variable, for messages.
     """
 
     base_url: str
@@ -50,11 +70,19 @@ class Endpoint:
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
     timeout_s: float = 120.0  # for one whole exchange
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float | None = None  # between two pieces of a response; None: `timeout_s`
     concurrency: int = 8
-    max_attempts: int = 4  # per probe
+    max_attempts: int = 8  # per probe
     requests_per_minute: float | None = None  # None: as fast as `concurrency` allows
     top_logprobs: int = 5  # 0: do not ask for log-probabilities
-    max_response_bytes: int = 8 * 2**20
+    max_response_bytes: int = 2**26  # at most; a probe's own length may allow less
+    stream: bool = False  # ask for an event stream
+    dialect: str = "chat"  # one of `wire.DIALECTS`
+    logprobs_form: LogprobsForm = "boolean"
+    extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
+    headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
+    render: Render | None = None  # messages to a prompt, which text completions need
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _checked_url(self.base_url))
@@ -66,8 +94,14 @@ class Endpoint:
                 f"endpoint: the API key in {self.api_key_env or 'api_key'} is empty or holds "
                 "spaces, line ends or other signs no key has; set it again"
             )
+        if self.dialect not in DIALECTS:
+            raise ConfigError(
+                f"endpoint.dialect: no dialect {self.dialect!r}; there are {', '.join(DIALECTS)}"
+            )
         for name, low, high in (
             ("timeout_s", 0.001, 86_400),
+            ("connect_timeout_s", 0.001, 86_400),
+            ("read_timeout_s", 0.001, 86_400),
             ("concurrency", 1, 1_024),
             ("max_attempts", 1, 100),
             ("requests_per_minute", 0.1, 1_000_000),
@@ -111,6 +145,7 @@ class Sent:
 
     attempt: Attempt
     retry_after_s: float | None  # None: the host did not say
+    exhausted_for_s: float | None  # until its limits allow another; None: nothing is used up
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +153,9 @@ class _Response:
     status: int | None
     body: str
     error: str | None
+    headers: dict[str, str]
     retry_after_s: float | None
+    exhausted_for_s: float | None
 
 
 class Client:
@@ -127,31 +164,42 @@ class Client:
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
         self._secret = _secret_pattern(endpoint.api_key)
+        self._hint = _unescaped(endpoint.api_key or "")
         rate = endpoint.requests_per_minute
         # one request per period, never a burst: hosts count over shorter windows than a minute
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
+        headers |= {**endpoint.headers, **DIALECTS[endpoint.dialect].headers}
         if endpoint.api_key is not None:
-            headers["Authorization"] = f"Bearer {endpoint.api_key}"
+            headers |= DIALECTS[endpoint.dialect].key_headers(endpoint.api_key)
         try:
-            self._http = httpx.AsyncClient(
-                headers=headers,
-                follow_redirects=False,  # the key must not travel to another host
-                timeout=httpx.Timeout(
-                    endpoint.timeout_s,
-                    connect=min(CONNECT_TIMEOUT_S, endpoint.timeout_s),
-                    pool=None,
-                ),
-                limits=httpx.Limits(max_connections=endpoint.concurrency + 1),
-            )
+            trusted = httpx.create_ssl_context()
+            self._lanes = [
+                httpx.AsyncClient(
+                    headers=headers,
+                    follow_redirects=False,  # the key must not travel to another host
+                    verify=trusted,
+                    timeout=httpx.Timeout(
+                        endpoint.timeout_s,
+                        connect=endpoint.connect_timeout_s,
+                        read=endpoint.read_timeout_s or endpoint.timeout_s,
+                        pool=None,
+                    ),
+                    limits=httpx.Limits(max_connections=None),
+                )
+                for _ in range(-(-endpoint.concurrency // _PER_LANE))
+            ]
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise ConfigError(
                 f"{endpoint.host}: no connection can be set up ({self._redact(str(error))}); "
                 "check the proxy and certificate variables (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)"
             ) from None
+        self._turns = cycle(self._lanes)
+        self._open = AsyncExitStack()
 
     async def __aenter__(self) -> Client:
-        await self._http.__aenter__()
+        for lane in self._lanes:
+            await self._open.enter_async_context(lane)
         return self
 
     async def __aexit__(
@@ -160,7 +208,7 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        await self._http.__aexit__(kind, error, trace)
+        await self._open.__aexit__(kind, error, trace)
 
     async def pace(self) -> None:
         """Take one place in the rate limit, for a request that another client sent just before."""
@@ -169,10 +217,16 @@ class Client:
 
     async def ask(self, probe: Probe, *, number: int, logprobs: bool) -> Sent:
         """Send one probe once; whatever the network or the host does comes back as a value."""
-        request = _request_body(self._endpoint, probe, logprobs=logprobs)
+        endpoint = self._endpoint
+        request = _request_body(endpoint, probe, logprobs=logprobs)
         await self.pace()
         started_at, start = datetime.now(UTC), time.monotonic()
-        got = await self._exchange("POST", "/chat/completions", request)
+        got = await self._exchange(
+            "POST",
+            DIALECTS[endpoint.dialect].path,
+            request,
+            cap=_cap(endpoint, probe, logprobs=logprobs),
+        )
         return Sent(
             attempt=Attempt(
                 probe_id=probe.id,
@@ -183,13 +237,16 @@ class Client:
                 status=got.status,
                 body=got.body,
                 error=got.error,
+                headers=got.headers,
+                dialect=endpoint.dialect,
             ),
             retry_after_s=got.retry_after_s,
+            exhausted_for_s=got.exhausted_for_s,
         )
 
     async def list_models(self) -> tuple[str, ...]:
         """Names that `GET /models` gives; none when it gives no such list."""
-        got = await self._exchange("GET", "/models", None)
+        got = await self._exchange("GET", "/models", None, cap=self._endpoint.max_response_bytes)
         try:
             listing: Any = json.loads(got.body)
         except (ValueError, RecursionError):
@@ -200,71 +257,100 @@ class Client:
         names = (row.get("id") for row in rows if isinstance(row, dict))
         return tuple(name for name in names if isinstance(name, str))
 
-    async def _exchange(self, method: str, path: str, content: bytes | None) -> _Response:
+    async def _exchange(
+        self, method: str, path: str, content: bytes | None, *, cap: int
+    ) -> _Response:
         """One request. A body that broke off counts as no response, and what came is kept."""
-        endpoint, received = self._endpoint, bytearray()
-        status, error, wait = None, None, None
+        endpoint, lane = self._endpoint, next(self._turns)
+        body = Body(encoding="", cap=cap)
+        status, error, headers = None, None, httpx.Headers()
         try:
             async with (
                 asyncio.timeout(endpoint.timeout_s),
-                self._http.stream(method, endpoint.base_url + path, content=content) as response,
+                lane.stream(method, endpoint.base_url + path, content=content) as response,
             ):
-                async for chunk in response.aiter_bytes():
-                    received += chunk
-                    if len(received) > endpoint.max_response_bytes:
-                        error = f"response larger than {endpoint.max_response_bytes} bytes"
-                        break
+                headers = response.headers
+                body = Body(encoding=headers.get("content-encoding", ""), cap=cap)
+                try:
+                    await _read(response, body)
+                except BodyTooLarge:
+                    error = f"response larger than {cap} bytes"
                 if response.next_request is not None:
                     error = f"redirect to {response.next_request.url.host}, not followed"
-                wait = retry_after_s(response.headers, now=datetime.now(UTC))
                 status = response.status_code
         except TimeoutError:
             error = f"no whole answer within {endpoint.timeout_s:g} s"
-        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError) as problem:
+        except (
+            httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnreadableBody
+        ) as problem:  # fmt: skip
             error = _describe(problem)
-        body = self._redact(received.decode("utf-8", "replace"))
+        text = self._redact(body.received.decode("utf-8", "surrogateescape"))
         if error is not None:  # redacted first: a cut could leave most of a key unrecognized
-            body, error = body[:_KEPT_BESIDE_ERROR], self._redact(error)[:_KEPT_OF_ERROR]
-        return _Response(status=status, body=body, error=error, retry_after_s=wait)
+            text, error = text[:_KEPT_BESIDE_ERROR], self._redact(error)[:_KEPT_OF_ERROR]
+        now = datetime.now(UTC)
+        return _Response(
+            status=status,
+            body=text,
+            error=error,
+            headers={
+                name: self._redact(value)[:_KEPT_OF_HEADER]
+                for name, value in headers.items()
+                if _TELLING.fullmatch(name)
+            },
+            retry_after_s=retry_after_s(headers, now=now),
+            exhausted_for_s=exhausted_for_s(headers, now=now),
+        )
+
+    def holds_key(self, text: str) -> bool:
+        """Whether text that was put together from pieces spells the key."""
+        return self._redact(text) != text
 
     def _redact(self, text: str) -> str:
-        return text if self._secret is None else self._secret.sub(REDACTED, text)
+        if self._secret is None or self._hint not in _unescaped(text):
+            return text
+        return self._secret.sub(REDACTED, text)
+
+
+async def _read(response: httpx.Response, body: Body) -> None:
+    """Read to the end; of an event stream, to the event that ends it: some hosts then hang on."""
+    streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+    pieces = response.aiter_raw()
+    while True:
+        ended = streamed and body.received[-16:].rstrip().endswith(END.encode())
+        try:
+            async with asyncio.timeout(_AFTER_END_S if ended else None):
+                piece = await anext(pieces, None)
+        except TimeoutError:
+            if ended:
+                return
+            raise
+        if piece is None:
+            body.end()
+            return
+        body.add(piece)
+
+
+def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
+    """Bytes that an honest answer to this probe stays far below."""
+    candidates = 1 + (endpoint.top_logprobs if logprobs else 0)
+    room = _ROOM + probe.max_tokens * candidates * _ROOM_PER_CANDIDATE
+    return min(room, endpoint.max_response_bytes)
 
 
 def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
     """The JSON body, in the byte form of the usual clients, so that probes look like traffic."""
-    body: dict[str, Any] = {
-        "model": endpoint.model,
-        "messages": [wire_message(message) for message in probe.messages],
-        "max_tokens": probe.max_tokens,
-        "temperature": 0,
-        "stream": False,
-    } | wire_extras(probe)
-    if logprobs:
-        body |= {"logprobs": True, "top_logprobs": endpoint.top_logprobs}
+    ask = Ask(
+        model=endpoint.model,
+        messages=probe.messages,
+        extras=wire_extras(probe),
+        prompt=None if endpoint.render is None else endpoint.render(probe.messages),
+        max_tokens=probe.max_tokens,
+        top_logprobs=endpoint.top_logprobs if logprobs else None,
+        logprobs_form=endpoint.logprobs_form,
+        stream=endpoint.stream,
+    )
+    body = DIALECTS[endpoint.dialect].body(ask) | dict(endpoint.extra_body)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-
-
-def retry_after_s(headers: Mapping[str, str], *, now: datetime) -> float | None:
-    """Seconds the host asks to wait, at most a minute: `retry-after-ms`, else `Retry-After`."""
-    for value, unit_s in (
-        (headers.get("retry-after-ms"), 0.001),
-        (headers.get("retry-after"), 1.0),
-    ):
-        if value is None:
-            continue
-        try:
-            wait = float(value) * unit_s
-        except ValueError:
-            try:
-                moment = parsedate_to_datetime(value)
-                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-                wait = max(0.0, (moment - now).total_seconds())
-            except (ValueError, OverflowError):
-                continue
-        if not math.isnan(wait) and wait >= 0:
-            return min(wait, MAX_RETRY_AFTER_S)
-    return None
 
 
 def _secret_pattern(key: str | None) -> re.Pattern[str] | None:
@@ -273,6 +359,12 @@ def _secret_pattern(key: str | None) -> re.Pattern[str] | None:
         return None
     signs = (rf"(?:\\?{re.escape(s)}|\\u{ord(s):04x}|%{ord(s):02x})" for s in key)
     return re.compile("".join(signs), re.IGNORECASE)
+
+
+def _unescaped(text: str) -> str:
+    """Text in lower case with the escapes undone: holds the key wherever `_secret_pattern` does."""
+    plain = _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
+    return plain.replace("\\", "").casefold()
 
 
 def _describe(error: BaseException) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
@@ -35,14 +35,24 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
     A torn last line, left by a kill in the middle of a write, is cut off first.
     """
-    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    append_lines(path, [value])
+
+
+def append_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
+    """Append JSON lines as `append_line` does, forced to disk once for all of them."""
+    lines = b"".join(_line(value) for value in values)
     _is_there(path)
     with path.open("ab") as file:
         if file.tell() and not _ends_whole(path):
             file.truncate(_whole_length(path))
-        file.write(line.encode("utf-8", "surrogatepass") + b"\n")
+        file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return line.encode("utf-8", "surrogatepass") + b"\n"
 
 
 def _ends_whole(path: Path) -> bool:

@@ -25,6 +25,7 @@ from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
+from verifier.spending import Ceiling
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -57,6 +58,7 @@ class Plan(BaseModel):
     max_tokens: Annotated[int, Field(ge=1)]
     min_replies: Count
     budget_completion_tokens: Count
+    budget_usd: Annotated[float, Field(ge=0)] | None = None
     top_logprobs: Count
     max_attempts: Annotated[int, Field(ge=1)]
     prices: Prices | None
@@ -72,6 +74,15 @@ class Plan(BaseModel):
     versions: dict[str, str]
     configuration: dict[str, Any]  # the run file with its defaults, less where it was written
     calibration: Calibration
+
+    @property
+    def ceiling(self) -> Ceiling:
+        """What all requests of the run may cost together."""
+        return Ceiling(
+            completion_tokens=self.budget_completion_tokens,
+            usd=self.budget_usd,
+            prices=self.prices,
+        )
 
     @model_validator(mode="after")
     def _policy_is_known(self) -> Self:
@@ -114,6 +125,8 @@ def make_plan(
             f"{audit.min_replies} replies of {audit.max_tokens} tokens, the least for a verdict; "
             f"allow {least} or more"
         )
+    if audit.budget_usd is not None and config.prices is None:
+        raise ConfigError("audit.budget_usd: dollars need prices; write out prices in the run file")
     seed = secrets.randbits(63) if audit.seed is None else audit.seed
     kinds = pool.kinds if audit.kinds is None else audit.kinds
     count = min(
@@ -131,6 +144,7 @@ def make_plan(
         max_tokens=audit.max_tokens,
         min_replies=audit.min_replies,
         budget_completion_tokens=audit.budget_completion_tokens,
+        budget_usd=audit.budget_usd,
         top_logprobs=audit.top_logprobs,
         max_attempts=config.endpoint.max_attempts,
         prices=config.prices,

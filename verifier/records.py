@@ -82,8 +82,10 @@ class Attempt:
     elapsed_s: float
     request: str  # the JSON body sent, without headers, so never a key
     status: int | None  # None: no HTTP response at all
-    body: str  # response body as text; bytes that are not UTF-8 come as U+FFFD
-    error: str | None  # the transport error, when there was no response
+    body: str  # response body, unpacked; a byte that is not UTF-8 is the surrogate U+DC80 + byte
+    error: str | None  # the transport error, when there was no whole response
+    headers: Mapping[str, str] = field(default_factory=dict)  # response headers that tell something
+    dialect: str = "chat"  # how it was asked, see `dialects`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,7 @@ class Candidate:
     token: str
     bytes: bytes | None  # None: the endpoint did not send them
     logprob: float
+    token_id: int | None = None  # None: the endpoint did not send it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

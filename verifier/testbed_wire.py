@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
@@ -117,6 +117,7 @@ class _Tool(BaseModel):
 
 class _StreamOptions(BaseModel):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: a running count on every chunk
 
 
 class _Body(BaseModel):
@@ -280,25 +281,34 @@ def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str,
     for a NaN.
     """
     head = _head(body, stamp)
-    wants_usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    options = body.stream_options or _StreamOptions()
+    wants_usage, counts_on = bool(options.include_usage), bool(options.continuous_usage_stats)
     if wants_usage:
         head["usage"] = None
 
     def chunk(
-        content: dict[str, Any], tokens: Sequence[ShownToken] = (), finish: str | None = None
-    ) -> dict[str, Any]:
+        content: dict[str, Any], tokens: Sequence[ShownToken] = (), finish: str | None = None,
+        made: int = 0,
+    ) -> dict[str, Any]:  # fmt: skip
         logprobs = _logprobs(body, tokens) if tokens else None
         choice = content | {"index": 0, "logprobs": logprobs, "finish_reason": finish}
-        return head | {"choices": [choice]}
+        so_far = {"usage": _usage(replace(answer, completion_tokens=made))} if counts_on else {}
+        return head | {"choices": [choice]} | so_far
 
     chat = isinstance(body, ChatBody)
     if chat:
         yield chunk({"delta": {"role": "assistant", "content": ""}})
     ends = [token.start for token in answer.tokens] + [len(answer.text)]
-    for token, (start, end) in zip(answer.tokens, pairwise(ends), strict=True):
+    for made, (token, (start, end)) in enumerate(
+        zip(answer.tokens, pairwise(ends), strict=True), 1
+    ):
         piece = answer.text[start:end]
-        yield chunk({"delta": {"content": piece}} if chat else {"text": piece}, [token])
-    yield chunk({"delta": {}} if chat else {"text": ""}, finish=answer.finish_reason)
+        shown = {"delta": {"content": piece}} if chat else {"text": piece}
+        yield chunk(shown, [token], made=made)
+    yield chunk(
+        {"delta": {}} if chat else {"text": ""}, finish=answer.finish_reason,
+        made=answer.completion_tokens,
+    )  # fmt: skip
     if wants_usage:
         yield head | {"choices": [], "usage": _usage(answer)}
 

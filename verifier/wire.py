@@ -1,19 +1,24 @@
 """What an HTTP exchange means: an answer, an answer that cannot be judged, or a problem.
 
-Pure, and total: whatever bytes a host sends, the result is a value. Knows no HTTP client.
+Pure, and total: whatever bytes a host sends, the result is a value. Sends nothing.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import unicodedata
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, Final
 
-from verifier.records import Attempt, Candidate, NotJudged, Reply, ReportedToken
+from verifier.claims import paired, read_claims
+from verifier.dialects import Unreadable, View, items, kind_of, member
+from verifier.dialects.chat import CHAT
+from verifier.dialects.completions import COMPLETIONS
+from verifier.dialects.messages import MESSAGES
+from verifier.dialects.responses import LOGPROBS, RESPONSES
+from verifier.records import Attempt, NotJudged, Reply
+from verifier.stream import BrokenStream
 
 MAX_REASON_CHARS: Final = 200
 
@@ -21,6 +26,10 @@ MAX_REASON_CHARS: Final = 200
 REDACTED: Final = "[redacted]"
 
 _RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+#: The request is at fault, whatever the host says of trying again.
+_NEVER_RETRYABLE: Final = frozenset({400, 401, 402, 403, 404, 422})
+#: "Too many" and "overloaded".
+_TOO_MUCH: Final = frozenset({429, 529})
 _RATE_LIMITED: Final = re.compile(r"rate.?limit|too.?many", re.IGNORECASE)
 _RETRYABLE_NAME: Final = re.compile(
     _RATE_LIMITED.pattern + r"|overload|timeout|unavailable|server.?error|capacity", re.IGNORECASE
@@ -31,15 +40,15 @@ _UNKNOWN_MODEL: Final = re.compile(
     r"|model\b.{0,120}\b(does not exist|doesn't exist|not found)",
     re.IGNORECASE,
 )
-_REASONING_FIELDS: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
-_REASONING_PARTS: Final = ("reasoning", "thinking")
 #: Other words that hosts use for OpenAI's two; anything else stays as it came.
-_FINISH: Final = {"eos": "stop", "eos_token": "stop", "end_turn": "stop", "max_tokens": "length"}
+_FINISH: Final = {
+    "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
+    "max_tokens": "length", "max_output_tokens": "length",
+}  # fmt: skip
 
-#: Rounding may lift a log-probability a little above zero; more is nonsense.
-_LOGPROB_SLACK: Final = 1e-3
-#: Hosts write minus infinity as -9999 or -3.4e38; no token that was chosen is this unlikely.
-_LOGPROB_FLOOR: Final = -1000.0
+#: Every way of asking, by its name.
+DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES)}
+
 _NOT_JSON: Final = object()
 
 
@@ -58,39 +67,99 @@ def parse(attempt: Attempt) -> Reply | NotJudged | Problem:
     """What came of one attempt."""
     status = attempt.status
     if attempt.error is not None or status is None:
-        return _problem(attempt, attempt.error or "no response", retryable=status is None)
-    body = _load(attempt.body)
+        broken = status is None or 200 <= status <= 299
+        return _problem(attempt, attempt.error or "no response", retryable=broken)
     if not 200 <= status <= 299:
+        body = _load(attempt.body)
         said = _message_in(body) or _plain(attempt.body)
-        retryable = status in _RETRYABLE
+        retryable = _is_retryable(status, attempt)
         return Problem(
             status=status,
             reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
             retryable=retryable,
-            rate_limited=status == 429,
+            rate_limited=status in _TOO_MUCH,
             unknown_model=not retryable and _names_unknown_model(body, said),
         )
-    if body is _NOT_JSON:
-        return _problem(attempt, f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
-    if not isinstance(body, dict):
-        return _problem(attempt, f"body is JSON but {_kind(body)}, expected an object")
-    choices = body.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices else None
-    for holder in (body, choice):
-        if isinstance(holder, dict) and holder.get("error"):
-            return _error_object(attempt, holder)
-    if not isinstance(choice, dict):
-        return _problem(attempt, f"no choices in the body. {_message_in(body)}")
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        return _problem(attempt, f"the first choice's message is {_kind(message)}")
-    return _answer(attempt, body, choice, message)
+    # from here on a body that cannot be an answer is a broken transfer, and is asked for again
+    dialect, request = DIALECTS.get(attempt.dialect, CHAT), _load(attempt.request)
+    streamed = _is_stream(attempt, request)
+    try:
+        body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
+        if body is _NOT_JSON:
+            raise Unreadable(f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
+        if not isinstance(body, dict):
+            raise Unreadable(f"body is JSON but {kind_of(body)}, expected an object")
+        for holder in (body, next(iter(items(body.get("choices"))), None)):
+            if isinstance(holder, dict) and holder.get("error"):
+                return _error_object(attempt, holder)
+        view = dialect.read(body)
+    except BrokenStream as broken_stream:
+        return _problem(attempt, str(broken_stream), retryable=True)
+    except Unreadable as unreadable:
+        said = _message_in(body)
+        return _problem(
+            attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
+        )
+    return _answer(attempt, view, request=request, body=body)
+
+
+def _is_retryable(status: int, attempt: Attempt) -> bool:
+    """By the status; the header of OpenAI's and Anthropic's clients may say otherwise."""
+    wish = attempt.headers.get("x-should-retry", "").strip().lower()
+    if status in _NEVER_RETRYABLE or wish == "false":
+        return False
+    return status in _RETRYABLE or (wish == "true" and status >= 400)
+
+
+def _is_stream(attempt: Attempt, request: object) -> bool:
+    """Whether events came: some hosts send them unasked, some one object although asked."""
+    kind = attempt.headers.get("content-type", "").strip().lower()
+    if kind:
+        return kind.startswith("text/event-stream")
+    return member(request, "stream") is True and not attempt.body.lstrip().startswith("{")
 
 
 def asked_logprobs(attempt: Attempt) -> bool:
     """Whether the request asked for log-probabilities."""
-    request = _load(attempt.request)
-    return isinstance(request, dict) and request.get("logprobs") is True
+    return _asks_logprobs(_load(attempt.request))
+
+
+def _asks_logprobs(request: object) -> bool:
+    asked = member(request, "logprobs")
+    return asked is True or type(asked) is int or LOGPROBS in items(member(request, "include"))
+
+
+def who_answered(body: dict[str, Any]) -> str | None:
+    """The host that a router says it asked; None when it does not say (or is none).
+
+    OpenRouter names it in `provider`, and in the metadata that a header asks for.
+    """
+    named = body.get("provider")
+    if isinstance(named, str) and named.strip():
+        return named
+    tried = items(member(member(body.get("openrouter_metadata"), "endpoints"), "available"))
+    chosen = [member(one, "provider") for one in tried if member(one, "selected") is True]
+    return next((name for name in chosen if isinstance(name, str)), None)
+
+
+def _another_host(request: object, body: dict[str, Any]) -> str | None:
+    """Why a router's answer is set aside: it came from another host than was asked for.
+
+    The request names a host by its tag (novita/fp8), the answer by its name (Novita).
+    """
+    wanted = next(iter(items(member(member(request, "provider"), "only"))), None)
+    if not isinstance(wanted, str):
+        return None
+    answered = who_answered(body)
+    if answered is None:
+        return f"the router did not say who answered, {wanted!r} was asked for: set aside"
+    if _bare_name(answered) != _bare_name(wanted.partition("/")[0]):
+        return f"{answered!r} answered, not {wanted!r}: set aside"
+    return None
+
+
+def _bare_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
@@ -105,57 +174,42 @@ def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
 
 
 def _answer(
-    attempt: Attempt, body: dict[str, Any], choice: dict[str, Any], message: dict[str, Any]
-) -> Reply | NotJudged | Problem:
-    usage = body.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
-    prompt_tokens = _count(usage.get("prompt_tokens"))
-    completion_tokens = _count(usage.get("completion_tokens"))
-    finish = choice.get("finish_reason")
+    attempt: Attempt, view: View, *, request: object, body: dict[str, Any]
+) -> Reply | NotJudged:
+    prompt_tokens = _count(view.prompt_tokens)
+    completion_tokens = _count(view.completion_tokens)
+    finish = view.finish_reason
     finish = _FINISH.get(finish.lower(), finish) if isinstance(finish, str) else None
-    text = _text(message.get("content"))
-    reason = _why_not_judged(message, usage, finish, text)
-    if reason is not None:
+    text = None if view.text is None else paired(view.text)
+    reason = _another_host(request, body) or _why_not_judged(view, finish, text)
+    if reason is not None or text is None:
         return NotJudged(
             probe_id=attempt.probe_id,
-            reason=clean(reason),
+            reason=clean(reason or "no text"),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
         )
-    if text is None:
-        return _problem(attempt, f"content is {_kind(message['content'])}, expected text")
-    asked = asked_logprobs(attempt)
-    logprobs = _logprobs(choice.get("logprobs"), completion_tokens) if asked else None
+    claims = read_claims(view.logprobs, completion_tokens) if _asks_logprobs(request) else None
     return Reply(
         probe_id=attempt.probe_id,
         text=text,
         finish_reason=None if finish is None else clean(finish, 40),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        logprobs=None if isinstance(logprobs, str) else logprobs,
-        logprobs_problem=clean(logprobs) if isinstance(logprobs, str) else None,
+        logprobs=None if isinstance(claims, str) else claims,
+        logprobs_problem=clean(claims) if isinstance(claims, str) else None,
     )
 
 
-def _why_not_judged(
-    message: dict[str, Any], usage: dict[str, Any], finish: str | None, text: str | None
-) -> str | None:
+def _why_not_judged(view: View, finish: str | None, text: str | None) -> str | None:
     """Why this answer says nothing about the weights; None when it may."""
-    content = message.get("content")
-    parts = content if isinstance(content, list) else []
-    shown = any(
-        value.strip() if isinstance(value, str) else value
-        for value in (message.get(name) for name in _REASONING_FIELDS)
-    ) or any(isinstance(part, dict) and part.get("type") in _REASONING_PARTS for part in parts)
-    if shown:
+    if view.reasoning:
         return "reasoning shown beside the answer, not testable yet"
-    details = usage.get("completion_tokens_details")
-    hidden = _count(details.get("reasoning_tokens")) if isinstance(details, dict) else None
+    hidden = _count(view.reasoning_tokens)
     if hidden:
         return f"{hidden} hidden reasoning tokens, not testable yet"
-    refusal = message.get("refusal")
-    if isinstance(refusal, str) and refusal.strip():
-        return f"refusal: {refusal}"
+    if view.refusal is not None:
+        return f"refusal: {view.refusal}"
     if finish == "content_filter":
         return "stopped by the host's content filter"
     if text is not None and REDACTED in text:
@@ -163,94 +217,6 @@ def _why_not_judged(
     if text is not None and not text.strip():
         return "empty content"
     return None
-
-
-def _text(content: object) -> str | None:
-    """The reply's text; None when the content is neither text nor a list of text parts."""
-    if content is None:
-        return ""
-    if isinstance(content, list):
-        parts = [part.get("text") if isinstance(part, dict) else part for part in content]
-        texts = [part for part in parts if isinstance(part, str)]
-        content = "".join(texts) if len(texts) == len(parts) else None
-    return _paired(content) if isinstance(content, str) else None
-
-
-def _logprobs(value: object, completion_tokens: int | None) -> tuple[ReportedToken, ...] | str:
-    """What the host claims at each position, or why that cannot be used."""
-    if value is None:
-        return "the host returned none"
-    if not isinstance(value, dict):
-        return f"logprobs is {_kind(value)}, expected an object"
-    rows = value.get("content")
-    if rows is None and isinstance(value.get("tokens"), list):
-        rows = _native_rows(value)
-    if not isinstance(rows, list) or not rows:
-        return "the host returned no positions"
-    # some hosts count the end-of-turn token and give no position for it, or the reverse
-    if completion_tokens is not None and abs(len(rows) - completion_tokens) > 1:
-        return f"{len(rows)} positions for {completion_tokens} completion tokens"
-    found: list[ReportedToken] = []
-    for position, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            return f"position {position} is {_kind(row)}, expected an object"
-        chosen = _candidate(row)
-        if isinstance(chosen, str) or chosen.logprob <= _LOGPROB_FLOOR:
-            problem = chosen if isinstance(chosen, str) else _nonsense(chosen.logprob)
-            return f"position {position}: {problem}"
-        top: list[Candidate] = []
-        for other in _alternatives(row.get("top_logprobs")):
-            candidate = _candidate(other)
-            if isinstance(candidate, str):
-                return f"position {position}, an alternative: {candidate}"
-            if candidate.logprob > _LOGPROB_FLOOR:
-                top.append(candidate)
-        found.append(ReportedToken(chosen=chosen, top=tuple(top)))
-    return tuple(found)
-
-
-def _native_rows(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the older shape: parallel lists of tokens, log-probabilities and alternatives."""
-    columns = [
-        column if isinstance(column, list) else []
-        for column in (value["tokens"], value.get("token_logprobs"), value.get("top_logprobs"))
-    ]
-    return [
-        {"token": token, "logprob": logprob, "top_logprobs": top}
-        for token, logprob, top in zip_longest(*columns)
-    ]
-
-
-def _alternatives(top: object) -> list[dict[str, Any]]:
-    """Alternatives at one position, given as a list of objects or as {token: logprob}."""
-    if isinstance(top, dict):
-        return [{"token": token, "logprob": logprob} for token, logprob in top.items()]
-    return [row for row in top if isinstance(row, dict)] if isinstance(top, list) else []
-
-
-def _candidate(row: dict[str, Any]) -> Candidate | str:
-    """A token with its claimed log-probability, or why it has none."""
-    token, logprob, raw = row.get("token"), row.get("logprob"), row.get("bytes")
-    if not isinstance(token, str):
-        return f"token is {_kind(token)}, expected text"
-    if isinstance(logprob, bool) or not isinstance(logprob, int | float):
-        return f"logprob is {_kind(logprob)}, expected a number"
-    try:
-        number = float(logprob)
-    except OverflowError:
-        return "logprob is an integer too large for a number"
-    if math.isnan(number) or number > _LOGPROB_SLACK:
-        return _nonsense(number)
-    whole = isinstance(raw, list) and all(type(n) is int and 0 <= n <= 255 for n in raw)
-    return Candidate(
-        token=_paired(token),
-        bytes=bytes(raw) if whole and raw is not None else None,
-        logprob=number,
-    )
-
-
-def _nonsense(number: float) -> str:
-    return f"{number:g} is not the log-probability of a chosen token"
 
 
 def _problem(attempt: Attempt, reason: str, *, retryable: bool = False) -> Problem:
@@ -269,7 +235,7 @@ def _error_object(attempt: Attempt, holder: dict[str, Any]) -> Problem:
         status=attempt.status,
         reason=clean(f"HTTP {attempt.status} with an error object: {words} {said}"),
         retryable=retryable,
-        rate_limited=429 in codes or _RATE_LIMITED.search(words) is not None,
+        rate_limited=bool(codes & _TOO_MUCH) or _RATE_LIMITED.search(words) is not None,
         unknown_model=not retryable and _names_unknown_model(holder, said),
     )
 
@@ -317,16 +283,3 @@ def _count(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     return value if type(value) is int and 0 <= value <= 10**9 else None
-
-
-def _kind(value: object) -> str:
-    """What a JSON value is, in words; short text is shown."""
-    if isinstance(value, str):
-        return f"the text {clean(value, 40)!r}"
-    names = {type(None): "null", bool: "a boolean", list: "a list", dict: "an object"}
-    return names.get(type(value), "a number")
-
-
-def _paired(text: str) -> str:
-    """Text with unpaired surrogates replaced: JSON can carry them, tokenizers cannot."""
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -1,0 +1,96 @@
+"""What a dialect is: how to ask one question, and what an answer says, in one form for all.
+
+An adapter for each way of speaking stands beside this file. They are pure: JSON values in, records
+out. The bytes that came are kept by others, untouched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from verifier.records import Message
+
+#: How a host wants to be asked for log-probabilities in a chat: `true` beside a number of
+#: alternatives (OpenAI), or that number itself (Together).
+LogprobsForm = Literal["boolean", "integer"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One question, free of any dialect."""
+
+    model: str
+    messages: tuple[Message, ...]
+    extras: Mapping[str, Any]  # tools and template settings, as chats take them
+    prompt: str | tuple[int, ...] | None  # the rendered prompt, for text completions alone
+    max_tokens: int
+    top_logprobs: int | None  # None: no log-probabilities
+    logprobs_form: LogprobsForm
+    stream: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """What an answer says, in the words of no dialect; nothing is judged yet."""
+
+    text: str | None  # None: neither text nor a list of text parts
+    finish_reason: object
+    prompt_tokens: object
+    completion_tokens: object
+    logprobs: object  # as in OpenAI's chat or text completions; None: none
+    reasoning: bool  # the answer shows reasoning
+    reasoning_tokens: object  # how many were spent, shown or hidden
+    refusal: str | None
+
+
+class Unreadable(Exception):
+    """The JSON is no answer of this dialect; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialect:
+    """One way to ask and to answer."""
+
+    name: str
+    path: str  # after the base URL
+    headers: Mapping[str, str]  # besides those of every request; none of them secret
+    key_headers: Callable[[str], Mapping[str, str]]  # how the key travels
+    body: Callable[[Ask], dict[str, Any]]
+    read: Callable[[dict[str, Any]], View]  # raises Unreadable
+    assemble: Callable[[str], dict[str, Any]]  # a stream to one answer; raises BrokenStream
+
+
+def bearer(key: str) -> Mapping[str, str]:
+    """The key as most hosts take it."""
+    return {"Authorization": f"Bearer {key}"}
+
+
+def text_of(content: object) -> str | None:
+    """The text of a content; None when it is neither text nor a list of text parts."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return content if isinstance(content, str) else None
+    parts = [part.get("text") if isinstance(part, dict) else part for part in content]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else None
+
+
+def member(value: object, name: str) -> Any:
+    """A member of a JSON object; None when it is none, or has none."""
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def items(value: object) -> list[Any]:
+    """The items of a JSON list; none when it is no list."""
+    return value if isinstance(value, list) else []
+
+
+def kind_of(value: object) -> str:
+    """What a JSON value is, in words; short text is shown."""
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    names = {type(None): "null", bool: "a boolean", list: "a list", dict: "an object"}
+    return names.get(type(value), "a number")

@@ -1,0 +1,95 @@
+"""The verdict for machines: JUnit XML, and a summary in Markdown for GitHub.
+
+Form only: nothing is judged here. Words of a host are untrusted: they can end no element, start no
+markup and move no cursor.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+
+from verifier import wording
+from verifier.records import Finding, Report
+
+#: Signs that Markdown, GitHub's additions to it, or HTML may act on.
+_ACTIVE: Final = re.compile(r"[^\w\s.,;:%()'-]|_|(?<!\s)[:.](?=\w)")
+
+
+def render_junit(report: Report) -> str:
+    """One suite with one test case for the verdict and one for each departure of the policy.
+
+    Detected is a failure, excluded a pass. Undecided and not run are skipped, never passed; so is
+    a verdict that the evidence does not decide.
+    """
+    cases = [_case("verdict", report.decision, report.summary)]
+    cases += [
+        _case(f"{wording.describe_kind(f)}: {f.name}", f.decision, f.detail)
+        for f in wording.departures(report)
+    ]
+    suite = TestSuite("hosted-model verifier")
+    suite.add_testcases(cases)
+    suite.add_property("policy", _plain(report.policy))
+    suite.add_property("alpha", f"{report.alpha:g}")
+    suite.add_property("beta", f"{report.beta:g}")
+    for name, spent in wording.list_spending(report.usage):
+        suite.add_property(name.lower(), _plain(spent))
+    xml = JUnitXml()
+    xml.add_testsuite(suite)
+    written: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    return written.decode()
+
+
+def _case(name: str, decision: str, detail: str) -> TestCase:
+    case = TestCase(_plain(name), classname="verifier", time=0.0)
+    message = f"{decision}: {_plain(detail)}"
+    if decision in ("detected", "inconsistent"):
+        case.result = [Failure(message, "inconsistent")]
+    elif decision not in ("excluded", "consistent"):
+        case.result = [Skipped(message)]
+    return case
+
+
+def render_markdown(report: Report) -> str:
+    """A summary as GitHub shows it below a job: verdict, departures, noise scale, spending."""
+    sign = wording.SIGNS[report.decision]
+    lines = [
+        f"## {sign} {report.decision.upper()}: {wording.HEADLINES[report.decision]}",
+        "",
+        _inert(report.summary),
+        "",
+        "| departure | about | result | log e |",
+        "|---|---|---|---|",
+    ]
+    lines += [_row(finding) for finding in wording.departures(report)]
+    facts = [
+        *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        ("Noise scale", wording.describe_scale(report.noise_scale)),
+        *wording.list_spending(report.usage),
+        ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
+        *(("Note", note) for note in report.notes),
+    ]
+    lines += ["", *(f"- **{name}**: {_inert(text)}" for name, text in facts), ""]
+    return "\n".join(lines)
+
+
+def _row(finding: Finding) -> str:
+    cells = (
+        _inert(finding.name),
+        _inert(wording.describe_kind(finding)),
+        f"**{finding.decision}**",
+        _inert(wording.describe_evidence(finding)),
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def _plain(text: str) -> str:
+    """Text on one line, with signs that act on a screen or a parser made visible."""
+    return " ".join(wording.visible(text).split())
+
+
+def _inert(text: str) -> str:
+    """Text that Markdown shows as it is: what could act on it is written by its number."""
+    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", _plain(text))

@@ -1,0 +1,133 @@
+"""What an audit may spend, what it has spent, and what it would: tokens and dollars.
+
+A request is paid for before it is sent, at the most it can cost, and the change is given back when
+its answer says what it did cost. So no ceiling is crossed, however many are under way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from verifier.config import Prices
+from verifier.records import NotJudged, Probe, Reply
+from verifier.wire import Problem
+
+#: Tokens that a chat template adds for each message at most, a default system prompt included.
+_MOST_PER_MESSAGE: Final = 64
+#: The usual: characters of a token, and tokens around a message.
+_CHARS_PER_TOKEN: Final = 4.0
+_PER_MESSAGE: Final = 8
+#: Errors before anything was sent: nothing can have been billed.
+_NEVER_SENT: Final = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ceiling:
+    """What must not be crossed."""
+
+    completion_tokens: int
+    usd: float | None  # None: no bound in dollars
+    prices: Prices | None  # None: nothing is known of dollars
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Amount:
+    """Tokens of requests."""
+
+    requests: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    def usd(self, prices: Prices | None) -> float | None:
+        """Dollars at these prices; None without any."""
+        if prices is None:
+            return None
+        tokens = self.prompt_tokens * prices.prompt + self.completion_tokens * prices.completion
+        return tokens / 1e6
+
+
+def most_prompt_tokens(probe: Probe) -> int:
+    """An upper bound on what a prompt counts: no tokenizer makes more tokens than bytes."""
+    return sum(len(m.content.encode()) + _MOST_PER_MESSAGE for m in probe.messages)
+
+
+def usual_prompt_tokens(probe: Probe) -> int:
+    """About what a prompt counts."""
+    return sum(math.ceil(len(m.content) / _CHARS_PER_TOKEN) + _PER_MESSAGE for m in probe.messages)
+
+
+class Purse:
+    """What is left, with what is under way set aside."""
+
+    def __init__(self, ceiling: Ceiling) -> None:
+        self._ceiling = ceiling
+        self._prompt = 0
+        self._completion = 0
+
+    def pay(self, probe: Probe) -> bool:
+        """Set the most aside that one request for `probe` can cost; False when that is too much."""
+        prompt = self._prompt + most_prompt_tokens(probe)
+        completion = self._completion + probe.max_tokens
+        if completion > self._ceiling.completion_tokens:
+            return False
+        cost = Amount(requests=0, prompt_tokens=prompt, completion_tokens=completion)
+        usd = cost.usd(self._ceiling.prices)
+        if self._ceiling.usd is not None and usd is not None and usd > self._ceiling.usd:
+            return False
+        self._prompt, self._completion = prompt, completion
+        return True
+
+    def give_back(self, probe: Probe, result: Reply | NotJudged | Problem) -> None:
+        """Take what a request did not cost, by what came of it.
+
+        An answer costs what it counts. One that broke off, or that could not be read, may have
+        been billed in full; an error status is not.
+        """
+        if isinstance(result, Problem):
+            if not may_be_billed(result):
+                self._prompt -= most_prompt_tokens(probe)
+                self._completion -= probe.max_tokens
+            return
+        if result.prompt_tokens is not None:
+            self._prompt -= most_prompt_tokens(probe) - result.prompt_tokens
+        if result.completion_tokens is not None:
+            self._completion -= probe.max_tokens - result.completion_tokens
+
+    def book(self, probe: Probe, result: Reply | NotJudged | Problem) -> None:
+        """Take in a request of the past, whatever the ceiling."""
+        self._prompt += most_prompt_tokens(probe)
+        self._completion += probe.max_tokens
+        self.give_back(probe, result)
+
+
+def may_be_billed(problem: Problem) -> bool:
+    """Whether a request without an answer may have cost something all the same."""
+    if problem.status is None:
+        return not problem.reason.startswith(_NEVER_SENT)
+    return 200 <= problem.status <= 299
+
+
+def forecast(
+    probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling
+) -> tuple[Amount, Amount]:
+    """What an audit costs that uses its whole budget, as expected and at most.
+
+    Expected: every reply at full length, none asked for twice. Most audits stop earlier. At most:
+    short replies, so that all probes are asked, and answers that broke off billed in full.
+    """
+    count = min(len(probes), ceiling.completion_tokens // max_tokens)
+    expected = Amount(
+        requests=count,
+        prompt_tokens=sum(usual_prompt_tokens(probe) for probe in probes[:count]),
+        completion_tokens=count * max_tokens,
+    )
+    bounds = [most_prompt_tokens(probe) for probe in probes]
+    most = Amount(
+        requests=len(probes) + count,
+        prompt_tokens=sum(bounds) + count * max(bounds, default=0),
+        completion_tokens=ceiling.completion_tokens,
+    )
+    return expected, most

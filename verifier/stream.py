@@ -1,0 +1,155 @@
+"""A recorded event stream, put together to the body that the host would have sent in one piece.
+
+Works on the kept bytes alone, so a run folder can be read again. Framing is httpx-sse's.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+import httpx
+from httpx_sse import EventSource
+
+END: Final = "[DONE]"
+
+
+class BrokenStream(Exception):
+    """The events do not add up to one whole answer; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event: its name ("" or "message" when unnamed) and its JSON value."""
+
+    name: str
+    value: dict[str, Any]
+
+
+def read_events(body: str) -> tuple[list[Event], bool]:
+    """The events of a stream, and whether it was declared ended; comments are passed over.
+
+    Raises BrokenStream for data that is not a JSON object.
+    """
+    response = httpx.Response(
+        200,
+        headers={"Content-Type": "text/event-stream; charset=utf-8"},
+        content=body.encode("utf-8", "replace"),
+    )
+    found: list[Event] = []
+    ended = False
+    for sent in EventSource(response).iter_sse():
+        data = sent.data.strip()
+        if not data:
+            continue  # a keep-alive, or an event that is its name alone
+        if data == END:
+            ended = True
+            break
+        try:
+            value = json.loads(data)
+        except (ValueError, RecursionError):
+            raise BrokenStream(f"event {len(found) + 1} is not JSON") from None
+        if not isinstance(value, dict):
+            raise BrokenStream(f"event {len(found) + 1} is not an object")
+        found.append(Event(name=sent.event, value=value))
+    return found, ended
+
+
+def assemble_chat(body: str) -> dict[str, Any]:
+    """The chat completion that a stream of its chunks adds up to.
+
+    See `_assemble`.
+    """
+    return _assemble(body, chat=True)
+
+
+def assemble_text(body: str) -> dict[str, Any]:
+    """The text completion that a stream of its chunks adds up to.
+
+    See `_assemble`.
+    """
+    return _assemble(body, chat=False)
+
+
+def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
+    """The completion that chunks add up to; an error event is its `error`.
+
+    Raises BrokenStream when the stream ends without its last event, and when events were repeated
+    or out of order as far as they tell: by a running count of tokens on every chunk, by text after
+    the end, by more pieces than tokens. Where a host counts nothing, two pieces that changed
+    places cannot be seen.
+    """
+    events, ended = read_events(body)
+    whole: dict[str, Any] = {}
+    made: dict[str, Any] = {"role": "assistant", "content": None} if chat else {"text": ""}
+    usage: dict[str, Any] | None = None
+    finish: str | None = None
+    claims: dict[str, list[Any]] = {}
+    pieces: list[tuple[int | None, dict[str, Any]]] = []  # running count, and the chunk
+    for event in events:
+        value = event.value
+        choice = _first(value.get("choices"))
+        if not isinstance(choice.get("logprobs"), dict | None):
+            raise BrokenStream("logprobs of an event are no object")
+        error = value.get("error") or choice.get("error")
+        if error or event.name == "error":
+            return {"error": error or value}
+        whole |= {k: v for k, v in value.items() if k not in ("choices", "usage", "object")}
+        found = value.get("usage") or choice.get("usage")  # Moonshot puts it into the choice
+        usage = found if isinstance(found, dict) else usage
+        if _add(made, choice.get("delta") if chat else {"text": choice.get("text")}):
+            if finish is not None:
+                raise BrokenStream("a piece of text came after the end")
+            pieces.append((_count(found), value))
+        for name, column in (choice.get("logprobs") or {}).items():
+            if isinstance(column, list):
+                claims.setdefault(name, []).extend(column)
+        finish = choice.get("finish_reason") or finish
+    if finish is None and not ended:
+        raise BrokenStream("the stream ends without its last event")
+    positions = len(claims.get("content") or claims.get("tokens") or ())
+    _check_order(pieces, total=_count(usage), positions=positions)
+    last = {"index": 0, "finish_reason": finish, "logprobs": claims or None}
+    whole["choices"] = [last | ({"message": made} if chat else made)]
+    return whole if usage is None else whole | {"usage": usage}
+
+
+def _first(choices: object) -> dict[str, Any]:
+    found = choices[0] if isinstance(choices, list) and choices else None
+    return found if isinstance(found, dict) else {}
+
+
+def _count(usage: object) -> int | None:
+    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return count if type(count) is int else None
+
+
+def _add(message: dict[str, Any], delta: object) -> bool:
+    """Add one piece to the message; whether it held any text or parts."""
+    grew = False
+    for name, piece in (delta if isinstance(delta, dict) else {}).items():
+        before: Any = message.get(name)
+        if name == "role" or piece is None:
+            continue
+        joins = isinstance(piece, str | list) and isinstance(before, type(piece))
+        message[name] = before + piece if joins else piece
+        grew = grew or bool(piece)
+    return grew
+
+
+def _check_order(
+    pieces: Sequence[tuple[int | None, dict[str, Any]]], *, total: int | None, positions: int
+) -> None:
+    counts = [count for count, _ in pieces if count is not None]
+    counts_on = bool(counts) and min(counts) < max(counts)  # else one number stands on each
+    for (before, one), (after, other) in pairwise(pieces):
+        if counts_on and before is not None and after is not None and after < before:
+            raise BrokenStream("its running count of tokens goes back")
+        tells_apart = counts_on or _first(one.get("choices")).get("logprobs")
+        if tells_apart and one == other:
+            raise BrokenStream("an event came twice")
+    if total is not None and max(len(pieces), positions) > total + 1:
+        raise BrokenStream(f"{max(len(pieces), positions)} pieces for {total} tokens")
