@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from verifier.config import (
     AuditSection,
     EndpointSection,
+    Hardware,
     Policy,
     Prices,
     ReferenceSection,
@@ -51,6 +52,7 @@ FULL: dict[str, Any] = {
         "engine_args": {"tensor_parallel_size": 4, "enable_expert_parallel": True},
         "url": "http://127.0.0.1:8001/v1",
         "url_key_env": "OTHER_KEY",
+        "hardware": {"gpus": 8, "memory_gib": 80.0, "nodes": 2},
     },
     "audit": {
         "policy": {"noise": ["4-bit-class rounding"], "builds": ["nf4-g64"]},
@@ -141,7 +143,7 @@ def test_the_example_shows_every_key_with_its_default() -> None:
         key: defaults[key] for key in defaults.keys() - required
     }
     comments = path.read_text()
-    for name in (*Policy.model_fields, *Prices.model_fields):
+    for name in (*Policy.model_fields, *Prices.model_fields, *Hardware.model_fields):
         assert f"{name}:" in comments  # the forms that null and screen stand for
 
 
@@ -194,6 +196,14 @@ def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
         ({"endpoint": {"concurrency": 0}}, "endpoint.concurrency: expected greater than or equal"),
         ({"endpoint": {"timeout_s": float("inf")}}, "endpoint.timeout_s: expected a finite number"),
         ({"endpoint": {"max_attempts": True}}, "endpoint.max_attempts: takes no yes or no"),
+        (
+            {"reference": {"hardware": {"gpus": 0, "memory_gib": 80}}},
+            "reference.hardware.gpus: expected greater than or equal to 1; got 0",
+        ),
+        (
+            {"reference": {"hardware": {"gpus": 8}}},
+            "reference.hardware.memory_gib: missing; add it",
+        ),
         ({"reference": {"dtype": "int8"}}, "reference.dtype: expected 'float32', 'bfloat16' or"),
         ({"audit": None}, "audit: expected a valid dictionary"),
         (

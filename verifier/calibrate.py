@@ -95,8 +95,14 @@ def calibrate(
 ) -> Calibration:
     """Measure every stack of the card in `work` and fit the calibration.
 
-    Raises ReferenceMismatch when honest serving cannot be bounded or modelled.
+    Raises ConfigError for a card without honest stacks, ReferenceMismatch when honest serving
+    cannot be bounded or modelled.
     """
+    if not card.calibration_stacks:
+        raise ConfigError(
+            f"card {card.name}: calibration_stacks: empty, so there is no honest serving to "
+            "measure; name stacks such as float32-batch32 and bfloat16-batch32 in the card"
+        )
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     for dtype in dict.fromkeys(item.stack.dtype for item in items):
