@@ -389,6 +389,16 @@ def made(whole: Whole, killed: dict[str, bytes]) -> Calibration:
     return whole.run()
 
 
+def test_a_card_without_honest_stacks_is_refused_at_once(tmp_path: Path) -> None:
+    """Before anything is loaded: nothing could be fitted in the end."""
+    with pytest.raises(ConfigError, match="card tiny: calibration_stacks: empty") as refused:
+        calibrate(
+            make_card(calibration_stacks=[]), tmp_path / "none", work=tmp_path, seed=1,
+            versions={}, sizes=SIZES, tell=lambda _line: None,
+        )  # fmt: skip
+    assert "\n" not in str(refused.value)
+
+
 def test_a_whole_calibration_measures_every_stack(made: Calibration, whole: Whole) -> None:
     """Honest stacks, held-out ones, builds by their own names, each layer."""
     assert [(s.name, s.role, s.replies) for s in made.stacks] == [

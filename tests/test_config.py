@@ -15,6 +15,7 @@ from verifier.audit import make_endpoint
 from verifier.config import (
     AuditSection,
     EndpointSection,
+    Hardware,
     Policy,
     Prices,
     ReferenceSection,
@@ -156,7 +157,7 @@ def test_the_example_shows_every_key_with_its_default() -> None:
         key: defaults[key] for key in defaults.keys() - required
     }
     comments = path.read_text()
-    for name in (*Policy.model_fields, *Prices.model_fields):
+    for name in (*Policy.model_fields, *Prices.model_fields, *Hardware.model_fields):
         assert f"{name}:" in comments  # the forms that null and screen stand for
 
 
@@ -212,6 +213,13 @@ def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
         (
             {"reference": {"dtype": "int8"}},
             "reference.dtype: expected 'auto', 'float32', 'bfloat16' or",
+        ),
+            {"reference": {"hardware": {"gpus": 0, "memory_gib": 80}}},
+            "reference.hardware.gpus: expected greater than or equal to 1; got 0",
+        ),
+        (
+            {"reference": {"hardware": {"gpus": 8}}},
+            "reference.hardware.memory_gib: missing; add it",
         ),
         ({"audit": None}, "audit: expected a valid dictionary"),
         (

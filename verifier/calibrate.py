@@ -30,6 +30,7 @@ from verifier.corpus import (
     RememberingEngine,
     Stack,
     collect_corpus,
+    is_collected,
     load_host,
     read_stack,
     score_corpus,
@@ -97,16 +98,26 @@ def calibrate(
 ) -> Calibration:
     """Measure every stack of the card in `work` and fit the calibration.
 
-    `load_reference` loads the engine that audits will score with, once the hosts are done.
-    Raises ReferenceMismatch when honest serving cannot be bounded or modelled.
+    `load_reference` loads the engine that audits will score with, once the hosts are done. Raises
+    ConfigError for a card without honest stacks, ReferenceMismatch when honest serving cannot be
+    bounded or modelled.
     """
+    if not card.calibration_stacks:
+        raise ConfigError(
+            f"card {card.name}: calibration_stacks: empty, so there is no honest serving to "
+            "measure; name stacks such as float32-batch32 and bfloat16-batch32 in the card"
+        )
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     for kind in dict.fromkeys((i.stack.engine, i.stack.dtype) for i in items):
         alike = [i for i in items if (i.stack.engine, i.stack.dtype) == kind]
-        engine = load_host(weights, tokenizer, alike[0].stack)
         for item in alike:
             _refuse_other_probes(work / item.stack.name, item.probes)
+        lacking = [i for i in alike if not is_collected(work / i.stack.name, i.probes)]
+        if not lacking:  # so that a finished collection is read without its engines
+            continue
+        engine = load_host(weights, tokenizer, alike[0].stack)
+        for item in lacking:
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             collect_corpus(
                 work / item.stack.name, item.stack, item.probes, engine=engine,

@@ -120,6 +120,12 @@ def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:
     return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype)
 
 
+def is_collected(folder: Path, probes: Sequence[Probe]) -> bool:
+    """Whether every one of `probes` has its outcome in a corpus."""
+    settled = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    return all(probe.id in settled for probe in probes)
+
+
 def collect_corpus(
     folder: Path,
     stack: Stack,
@@ -138,8 +144,7 @@ def collect_corpus(
     if not (folder / PROBES).exists():
         write_probes(folder, tuple(probes))
     probes = read_probes(folder)[:limit]
-    settled = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
-    if all(probe.id in settled for probe in probes):
+    if is_collected(folder, probes):
         return
     engine.load_variant(stack.weights)
     app = create_app(engine, tokenizer, model=MODEL, max_batch=stack.batch)

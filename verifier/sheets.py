@@ -92,8 +92,8 @@ def print_memory(memory: Memory, hardware: Hardware | None, console: Console) ->
     layout = memory.layout
     gpus = "1 GPU" if layout.gpus == 1 else f"{layout.gpus} GPUs"
     split = (
-        f"{gpus}: tensor {layout.tensor}, pipeline {layout.pipeline}, data {layout.data}, "
-        f"experts {'whole' if layout.expert_parallel else 'cut'}"
+        f"{gpus}: tensor {layout.tensor}, pipeline {layout.pipeline}, data {layout.data}"
+        f"{', experts whole' if layout.expert_parallel else ''}"
     )
     table = _table("Memory of each GPU (estimate)", "GiB", "Rests on")
     table.columns[1].justify = "right"
