@@ -36,7 +36,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"demo"},
+    {"demo", "bench_templates"},
     {"audit", "bench"},
     {"decide", "calibrate"},
     {"weigh", "report", "corpus"},

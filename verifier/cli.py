@@ -460,13 +460,23 @@ def bench(
         list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+    ] = None,
+    audits: Annotated[
+        int | None, typer.Option(min=1, help="Of the part templates, so many audits per host.")
+    ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
     \b
     Example:
       verifier bench runs/bench --part honest
+      verifier bench runs/templates --part templates --audits 4
     """
+    if part == ["templates"]:
+        _bench_templates(out, seed=seed, faults=tuple(fault or ()), audits=audits)
+        return
     from verifier.bench import run_bench, tabulate
     from verifier.folder import read_json
 
@@ -480,6 +490,18 @@ def bench(
             progress=lambda done, of: show.step("replies", done, of),
         )
     typer.echo(tabulate(read_json(path)))
+    typer.echo(f"results: {path}")
+
+
+def _bench_templates(out: Path, *, seed: int, faults: tuple[str, ...], audits: int | None) -> None:
+    from verifier.bench_templates import run_template_bench, tabulate_templates
+    from verifier.folder import read_json
+
+    with _showing() as show:
+        path = run_template_bench(
+            out, cache=_cache(), seed=seed, faults=faults, audits=audits, tell=show.tell
+        )
+    typer.echo(tabulate_templates(read_json(path)))
     typer.echo(f"results: {path}")
 
 
