@@ -44,7 +44,7 @@ LAYERS = (
     {"reference", "endpoint", "dial", "engines.transformers", "renderings.panel"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "wire",
-        "testbed_wire", "wording", "engines", "engines.gguf",
+        "testbed_wire", "wording", "engines", "engines.gguf", "renderings.proof",
     },
     {"renderings.catalogue", "counts"},
     {"renderings.changes", "renderings"},
