@@ -8,7 +8,7 @@ from fakes_engine import EOS, TURN, FakeTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from verifier.align import Aligned, align, reread
+from verifier.align import Aligned, align, read_past_end, reread
 from verifier.records import Candidate, Reply, ReplyScore, ReportedToken
 
 TOKENIZER = FakeTokenizer()
@@ -415,3 +415,24 @@ def test_any_reported_tokens_that_spell_their_text_are_taken(
     assert found.candidates is not None
     assert found.candidates[: len(ids)] == tuple((i,) for i in ids)
     assert len(found.candidates) == len(found.reply_ids)
+
+
+# -- running on past the end -------------------------------------------------------------------
+
+
+def test_a_control_token_is_put_back_where_the_model_wrote_one() -> None:
+    """The text goes on behind it; positions that were left out stay left out."""
+    aligned = read_text(" the of", finish="length")
+    (the, of) = aligned.reply_ids
+    longer = read_past_end(aligned, preferring(the, EOS), TOKENIZER)
+
+    assert longer is not None
+    assert longer.reply_ids == (the, EOS, of)
+    assert longer.left_out == {2}
+
+
+def test_ordinary_differences_put_nothing_back() -> None:
+    """Another word is no control token, and an end that was read is no news."""
+    aligned = read_text(" the of")
+
+    assert read_past_end(aligned, preferring(OF, THE, EOS), TOKENIZER) is None

@@ -810,6 +810,8 @@ def test_the_testbed_lists_every_fault_with_a_word_on_it() -> None:
         (["calibrate", "nosuch"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--card", "nosuch"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--fault", "int5"], "no weights variant 'int5'; there are"),
+        (["testbed", "serve", "--fault", "template:x"], "template: no rendering 'x'; there are"),
+        (["panel", "nosuch", "--seed", "1"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--api-key-env", "SOME_KEY"], "--api-key-env: the variable SOME_KEY"),
         (["demo", "--out", "."], ".: exists; remove it or give another --out"),
     ],

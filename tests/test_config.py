@@ -214,6 +214,7 @@ def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
             {"reference": {"dtype": "int8"}},
             "reference.dtype: expected 'auto', 'float32', 'bfloat16' or",
         ),
+        (
             {"reference": {"hardware": {"gpus": 0, "memory_gib": 80}}},
             "reference.hardware.gpus: expected greater than or equal to 1; got 0",
         ),

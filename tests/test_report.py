@@ -811,3 +811,38 @@ def write_golden() -> None:
 
 if __name__ == "__main__":
     write_golden()
+
+
+# -- a prompt under two renderings -------------------------------------------------------------
+
+PROMPTS = {
+    "probe_id": "t01",
+    "name": "no-template",
+    "published": "<|im_start|>user\n<b>Hi</b>\u202e<|im_end|>\n",
+    "served": "<b>Hi</b>\u202e",
+}
+
+
+def test_the_page_shows_a_prompt_as_published_and_as_served() -> None:
+    """Control tokens by name, line ends visible, nothing of it markup."""
+    page = page_of(SAMPLES["inconsistent"], prompts=PROMPTS)
+
+    assert "− &lt;|im_start|&gt;user⏎" in page
+    assert "+ &lt;b&gt;Hi&lt;/b&gt;\\u202e" in page
+    assert "as published and as served" not in page_of(SAMPLES["inconsistent"])
+
+
+def test_prompts_are_compared_line_by_line() -> None:
+    """What both have is marked by neither sign."""
+    assert wording.diff_prompts("a\nb\n", "a\nc\n") == [(" ", "a⏎"), ("-", "b⏎"), ("+", "c⏎")]
+    assert wording.diff_prompts("a", "a") == [(" ", "a")]
+
+
+def test_a_template_fault_is_a_best_name_and_no_departure() -> None:
+    """It stands beside the cause, above the table."""
+    found = finding("template", "detected", "bos-doubled", 30.0)
+    report = dataclasses.replace(SAMPLES["inconsistent"], findings=(found,))
+
+    assert wording.causes(report) == (found,)
+    assert wording.departures(report) == ()
+    assert "bos-doubled" in terminal_of(report)

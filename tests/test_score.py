@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes_engine import EOS, WORDS, FakeEngine, FakeTokenizer
+from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer
 
 from verifier.align import Aligned
 from verifier.errors import ConfigError
@@ -30,6 +30,8 @@ from verifier.records import (
     ReportedToken,
     ScoreRequest,
 )
+from verifier.renderings.catalogue import catalogue, render_probe
+from verifier.renderings.panel import PANEL_KIND
 from verifier.score import (
     CHUNK,
     DECIMALS,
@@ -241,6 +243,107 @@ def test_a_killed_scoring_goes_on_and_gives_the_same_bytes(tmp_path: Path, calls
     assert resumed == expected
     assert path.read_bytes() == (whole / SCORES).read_bytes()
     assert (killed / LEDGER).read_bytes() == (whole / LEDGER).read_bytes()
+
+
+# -- template columns --------------------------------------------------------------------------
+
+
+CATALOGUE = catalogue()
+MISSING, ADDED, SAME = "generation-prompt-missing", "space-added", "tools-dropped"
+
+
+def test_a_template_column_is_scored_after_its_own_prompt(tmp_path: Path) -> None:
+    """The published weights, the reading of the reference, another prompt; written as it comes."""
+    probes, engine = make_probes(3), CountingEngine()
+    ledger = score(
+        tmp_path, probes, outcomes_of(probes), engine=engine, templates=(REFERENCE, MISSING),
+        catalogue=CATALOGUE,
+    )  # fmt: skip
+
+    assert [line["weights"] for line in lines(tmp_path)] == [
+        *[REFERENCE] * 3, *[f"template:{MISSING}"] * 3
+    ]  # fmt: skip
+    prompts = {request.prompt_ids for weights, request in engine.scored if weights == REFERENCE}
+    for probe in probes:
+        made = render_probe(CATALOGUE[MISSING], probe, TOKENIZER)
+        assert made is not None
+        assert made.ids in prompts
+    for row in ledger.rows:
+        assert row.text[f"template:{MISSING}"] != row.text[REFERENCE]
+
+
+def test_a_rendering_that_changes_nothing_costs_nothing(tmp_path: Path) -> None:
+    """Its cells are the reference's."""
+    probes, engine = make_probes(2), CountingEngine()
+    ledger = score(
+        tmp_path, probes, outcomes_of(probes), engine=engine, templates=(SAME,), catalogue=CATALOGUE
+    )
+
+    assert len(engine.scored) == 2
+    assert all(row.text[f"template:{SAME}"] == row.text[REFERENCE] for row in ledger.rows)
+
+
+def test_a_rendering_that_is_refused_has_no_cell(tmp_path: Path) -> None:
+    """The fake tokenizer reads no other template."""
+    probes = make_probes(1)
+    ledger = score(
+        tmp_path, probes, outcomes_of(probes), templates=("family-llama3",), catalogue=CATALOGUE
+    )
+
+    assert set(ledger.rows[0].text) == {REFERENCE}
+    assert "family-llama3" not in ledger.rows[0].rendered
+
+
+def test_no_template_column_is_scored_twice(tmp_path: Path) -> None:
+    """A later look scores what is new, and gives the same ledger when nothing is."""
+    probes, outcomes = make_probes(2), outcomes_of(make_probes(2))
+    first = score(tmp_path, probes, outcomes, templates=(MISSING,), catalogue=CATALOGUE)
+    engine = CountingEngine()
+    again = score(
+        tmp_path, probes, outcomes, engine=engine, templates=(MISSING,), catalogue=CATALOGUE
+    )
+
+    assert engine.scored == []
+    assert again == first
+
+
+def test_rows_say_how_long_every_rendering_is_and_what_was_counted(tmp_path: Path) -> None:
+    """Without any column scored: rendering needs no model."""
+    probes = [replace(p, kind=PANEL_KIND) for p in make_probes(1)]
+    (row,) = score(tmp_path, probes, outcomes_of(probes), catalogue=CATALOGUE).rows
+
+    published = len(TOKENIZER.render(probes[0].messages))
+    assert row.rendered[REFERENCE] == published
+    assert row.rendered[ADDED] == published + len(probes[0].messages)
+    assert row.prompt_tokens == 9
+    assert row.panel
+
+
+def test_a_reply_that_runs_on_is_read_with_its_control_tokens(tmp_path: Path) -> None:
+    """They show in no text; put back, the reply is as likely as any."""
+    engine = CountingEngine(script=lambda _ids: (258, 262, EOS, TURN, 259, 263))
+    (probe,) = make_probes(1)
+    text = TOKENIZER.decode((258, 262, 259, 263))
+    name = "end-of-turn-ignored"
+    (row,) = score(
+        tmp_path, [probe], {probe.id: replace(honest(probe), text=text, finish_reason="length")},
+        engine=engine, templates=(name,), catalogue=CATALOGUE,
+    ).rows  # fmt: skip
+    (column,) = [s for s in read_scores(tmp_path) if s.weights == f"template:{name}"]
+
+    assert column.aligned.reply_ids == (258, 262, EOS, TURN, 259, 263)
+    assert max(row.text[f"template:{name}"]) > max(row.text[REFERENCE])
+
+
+def test_a_reply_that_ends_speaks_against_running_on(tmp_path: Path) -> None:
+    """A host that ignores the end of the turn does not stop there."""
+    probes = make_probes(1, max_tokens=40)
+    name = "end-of-turn-ignored"
+    (row,) = score(
+        tmp_path, probes, outcomes_of(probes), templates=(name,), catalogue=CATALOGUE
+    ).rows
+
+    assert max(row.text[f"template:{name}"]) < max(row.text[REFERENCE]) - 5
 
 
 # -- the ledger --------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"wire_bench"},
-    {"demo"},
+    {"demo", "bench_templates"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
     {"weigh", "report", "machine", "corpus", "sheets"},
@@ -59,7 +59,7 @@ LAYERS = (
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
         "body", "limits", "testbed_proxy",
-        "testbed_wire", "wording", "engines", "engines.gguf", "hub",
+        "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"renderings.catalogue", "counts"},
     {"renderings.changes", "renderings"},

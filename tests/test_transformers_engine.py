@@ -293,6 +293,17 @@ def test_a_reply_ends_with_its_end_of_turn_token(tiny: Path) -> None:
     assert "length" in {made.finish_reason for made in found}
 
 
+def test_a_reply_may_be_asked_to_run_past_its_end(tiny: Path) -> None:
+    """The fault of a host that does not know the end-of-turn token."""
+    (prompt,) = make_prompts(1)
+    (free,) = greedy(TransformersEngine(tiny, eos_ids=()), prompt, max_tokens=8)
+    engine = TransformersEngine(tiny, eos_ids=(free.token_ids[3],))
+    (on,) = engine.generate([GenerateRequest(prompt_ids=prompt, max_tokens=8, past_end=True)])
+
+    assert on.token_ids == free.token_ids
+    assert on.finish_reason == "length"
+
+
 def test_an_end_of_turn_token_at_the_limit_is_a_stop(tiny: Path) -> None:
     """The model ended; the limit only happened to be there too."""
     (prompt,) = make_prompts(1)

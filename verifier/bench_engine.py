@@ -20,12 +20,16 @@ from verifier.engines import TOP_K
 from verifier.engines.transformers import TransformersEngine
 from verifier.engines.vllm import VllmEngine
 from verifier.folder import write_json
+from verifier.plan import versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, GenerateRequest, ScoreRequest
-from verifier.reference import Card
+from verifier.reference import load_card
 from verifier.tokens import Tokenizer
+from verifier.weights import check_weights, fetch_weights
 
 BENCH_SCHEMA = 1
+CARD = "smollm2-135m-instruct"
+RESULTS = "results.json"
 
 #: Replies of one pass, passes of each kind, and how many replies the memory test scores.
 PASS = 48
@@ -36,10 +40,11 @@ VARIANTS = 12
 Tell = Callable[[str], None]
 
 
-def run_engine_bench(
-    card: Card, weights: Path, out: Path, *, seed: int, versions: dict[str, str], tell: Tell
-) -> Path:
-    """Measure the vLLM engine on a card's weights and write the results file `out`."""
+def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
+    """Measure the vLLM engine on the embedded model; the path of the results in `out`."""
+    card = load_card(CARD)
+    weights = fetch_weights(card, cache=cache, tell=tell)
+    check_weights(card, weights)
     tokenizer = Tokenizer(weights)
     eos_ids = (tokenizer.eos_id,)
     tell("starting vLLM")
@@ -51,7 +56,7 @@ def run_engine_bench(
             "card": card.name,
             "tensors_sha256": card.digests.tensors_sha256,
             "seed": seed,
-            "versions": versions | {k: v for k, v in engine.versions.items() if k != "engine"},
+            "versions": versions() | {k: v for k, v in engine.versions.items() if k != "engine"},
             "machine": machine(),
         }
         oracle = TransformersEngine(weights, eos_ids=eos_ids)
@@ -64,8 +69,36 @@ def run_engine_bench(
         found["memory"] = _memory(engine, requests)
     finally:
         engine.close()
-    write_json(out, found)
-    return out
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / RESULTS, found)
+    return out / RESULTS
+
+
+def tabulate_engine(results: dict[str, Any]) -> str:
+    """The results as a Markdown table."""
+    speed, bank, memory = results["throughput"], results["bank"], results["memory"]
+    per_s = speed["tokens_per_s"]
+    few, many = memory[0], memory[-1]
+    rows = [
+        ("scoring, this engine", f"{per_s['this engine']:,.0f} tokens/s"),
+        ("scoring, vLLM by itself", f"{per_s['vllm']:,.0f} tokens/s"),
+        ("scoring, transformers", f"{per_s['transformers']:,.0f} tokens/s"),
+        ("this engine to vLLM by itself", f"{speed['ratio_to_vllm']:.2f}"),
+        ("this engine to transformers", f"{speed['ratio_to_transformers']:.2f}"),
+        (
+            f"a bank of {len(bank['variants'])} variants, loading included",
+            f"{bank['cost_in_plain_passes']:.1f} plain passes over {speed['replies']} replies",
+        ),
+        *(
+            (
+                f"memory, {name}, {few['replies']} to {many['replies']:,} replies in one call",
+                f"{few[key]:,} to {many[key]:,} MiB",
+            )
+            for name, key in (("this process", "this_process_mib"), ("vLLM", "vllm_mib"))
+        ),
+    ]
+    lines = ["| what | measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:

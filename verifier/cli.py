@@ -25,9 +25,14 @@ import verifier
 from verifier.errors import ConfigError, VerifierError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from verifier.audit import LoadReference, Show
     from verifier.config import RunFile
     from verifier.records import Decision, Report
+
+    #: The table of a results file.
+    Tabulate = Callable[[dict[str, Any]], str]
 
 EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
 _USAGE: Final = 2
@@ -559,71 +564,81 @@ def bench(
         list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+    ] = None,
+    audits: Annotated[
+        int | None, typer.Option(min=1, help="Of the part templates, so many audits per host.")
+    ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    The part `wire`, which is not measured with the others, takes half an hour: what collecting
-    withstands, and how fast it is.
+    Three parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `templates` (which template fault is named; hours) and `wire` (what collecting
+    withstands, and how fast it is; half an hour).
 
     \b
-    Example:
+    Examples:
       verifier bench runs/bench --part honest
-      verifier bench runs/wire --part wire
+      verifier bench runs/templates --part templates --audits 4
     """
     from verifier.folder import read_json
 
-    if part == ["wire"]:
-        from verifier import wire_bench
+    match part:
+        case ["engine"]:
+            path, tabulate = _bench_engine(out, seed=seed)
+        case ["templates"]:
+            path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
+        case ["wire"]:
+            path, tabulate = _bench_wire(out, seed=seed)
+        case _:
+            path, tabulate = _bench_audits(out, seed=seed, parts=part or ())
+    typer.echo(tabulate(read_json(path)))
+    typer.echo(f"results: {path}")
 
-        with _showing() as show:
-            reference = _embedded(show)
-            path = wire_bench.run_wire_bench(out, load_reference=reference, show=show, seed=seed)
-        typer.echo(wire_bench.tabulate(read_json(path)))
-        typer.echo(f"results: {path}")
-        return
+
+def _bench_audits(out: Path, *, seed: int, parts: Sequence[str]) -> tuple[Path, Tabulate]:
     from verifier.bench import run_bench, tabulate
 
     with _showing() as show:
         path = run_bench(
             out,
             cache=_cache(),
-            parts=tuple(part or ()),
+            parts=tuple(parts),
             seed=seed,
             tell=show.tell,
             progress=lambda done, of: show.step("replies", done, of),
         )
-    typer.echo(tabulate(read_json(path)))
-    typer.echo(f"results: {path}")
+    return path, tabulate
 
 
-@app.command("bench-engine")
-def bench_engine(
-    out: Annotated[Path, typer.Argument(metavar="FILE", help="The results file to write.")],
-    card: Annotated[
-        str, typer.Option(metavar="CARD", help="Card of the weights to score with.")
-    ] = "smollm2-135m-instruct",
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261126,
-) -> None:
-    """Measure what scoring with vLLM costs: throughput, a bank of variants, memory.
+def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_engine import run_engine_bench, tabulate_engine
 
-    \b
-    Example:
-      verifier bench-engine results.json
-    """
-    from verifier.plan import versions
-    from verifier.reference import load_card
-    from verifier.weights import check_weights, fetch_weights
-
-    found = load_card(card)
     with _showing() as show:
-        weights = fetch_weights(found, cache=_cache(), tell=show.tell)
-        check_weights(found, weights)
-        from verifier.bench_engine import run_engine_bench
+        path = run_engine_bench(out, cache=_cache(), seed=seed, tell=show.tell)
+    return path, tabulate_engine
 
-        path = run_engine_bench(
-            found, weights, out, seed=seed, versions=dict(versions()), tell=show.tell
+
+def _bench_templates(
+    out: Path, *, seed: int, faults: Sequence[str], audits: int | None
+) -> tuple[Path, Tabulate]:
+    from verifier.bench_templates import run_template_bench, tabulate_templates
+
+    with _showing() as show:
+        path = run_template_bench(
+            out, cache=_cache(), seed=seed, faults=tuple(faults), audits=audits, tell=show.tell
         )
-    typer.echo(path.read_text(encoding="utf-8"))
+    return path, tabulate_templates
+
+
+def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier import wire_bench
+
+    with _showing() as show:
+        reference = _embedded(show)
+        path = wire_bench.run_wire_bench(out, load_reference=reference, show=show, seed=seed)
+    return path, wire_bench.tabulate
 
 
 # -- reference ---------------------------------------------------------------------------------

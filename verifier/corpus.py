@@ -27,6 +27,7 @@ from verifier.records import (
     ReplyScore,
     ScoreRequest,
 )
+from verifier.renderings.catalogue import PUBLISHED, Rendering
 from verifier.score import score_replies
 from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
@@ -133,6 +134,7 @@ def collect_corpus(
     *,
     engine: Engine,
     tokenizer: Tokenizer,
+    rendering: Rendering = PUBLISHED,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -147,7 +149,7 @@ def collect_corpus(
     if is_collected(folder, probes):
         return
     engine.load_variant(stack.weights)
-    app = create_app(engine, tokenizer, model=MODEL, max_batch=stack.batch)
+    app = create_app(engine, tokenizer, model=MODEL, rendering=rendering, max_batch=stack.batch)
     with running(app) as base_url:
         endpoint = Endpoint(
             base_url=base_url,

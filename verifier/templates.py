@@ -47,6 +47,7 @@ class TemplateEvidence:
     counted: int  # replies with a count of prompt tokens
     ranked: tuple[str, ...]  # names, likeliest first; the published rendering is `reference`
     behind: dict[str, float]  # nats behind the likeliest
+    valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
     log_e: float  # of a fault, against every valid rendering at any noise
     accounting: Accounting  # how the counts relate to the published rendering
@@ -65,9 +66,13 @@ class TemplateEvidence:
 
     @property
     def settled(self) -> bool:
-        """Whether more replies would tell little: one name leads by far, on replies enough."""
-        gaps = sorted(self.behind.values())
-        return self.scored >= ENOUGH and len(gaps) > 1 and gaps[1] > BEHIND
+        """Whether more replies would tell little: one name leads by far, on replies enough.
+
+        Valid renderings need not be told from each other.
+        """
+        first = self.ranked[0]
+        rivals = [n for n in self.ranked[1:] if not {n, first} <= self.valid]
+        return self.scored >= ENOUGH and all(self.behind[name] > BEHIND for name in rivals)
 
 
 def weigh_templates(
@@ -99,6 +104,7 @@ def weigh_templates(
         counted=sum(row.prompt_tokens is not None for row in ledger.rows),
         ranked=tuple(sorted(merged, key=lambda name: -merged[name])),
         behind={name: best - value for name, value in merged.items()},
+        valid=frozenset(valid),
         columns=columns,
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
         accounting=read_accounting(

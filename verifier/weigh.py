@@ -94,8 +94,12 @@ def named_column(plan: Plan, evidence: Evidence) -> str | None:
 
     Its own share of the evidence must suffice for the verdict.
     """
-    templates = evidence.templates
-    if templates is None or templates.log_e < math.log(1 / (plan.alpha * TEMPLATE_SHARE)):
+    return None if evidence.templates is None else named_template(plan, evidence.templates)
+
+
+def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
+    """The same, of template evidence alone."""
+    if templates.log_e < math.log(1 / (plan.alpha * TEMPLATE_SHARE)):
         return None
     entries = entries_named(templates.ranked)
     if any(entries[name].kind == "valid" for name in templates.group):

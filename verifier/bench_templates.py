@@ -1,0 +1,302 @@
+"""The benchmark of template names: which fault is said of hosts whose fault is known.
+
+An audit is one panel, searched for with a seed of its own and asked over HTTP: twelve requests at
+most. The same panels are asked of every host, so the replies of all hosts to a probe are scored
+together and each rendered prompt is computed once. Every audit is read with and without the counts
+of prompt tokens.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from verifier.align import align
+from verifier.audit import PANEL_PROBES, ROUNDS
+from verifier.collect import read_outcomes
+from verifier.corpus import MAX_ATTEMPTS, RememberingEngine, Stack, collect_corpus, load_host
+from verifier.engines import Engine
+from verifier.engines.load import load_engine
+from verifier.folder import append_line, read_lines, write_json
+from verifier.ledger import TEXT_SCALES, Ledger
+from verifier.plan import Plan, versions
+from verifier.probes import load_pool
+from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
+from verifier.reference import load_card
+from verifier.renderings.catalogue import Rendering, catalogue, render_probe
+from verifier.renderings.panel import Panel, design_panel
+from verifier.score import score_replies
+from verifier.stats import confidence_sequence
+from verifier.templates import TemplateEvidence, still_likely, weigh_templates
+from verifier.testbed import Fault, read_fault
+from verifier.tokens import Tokenizer
+from verifier.weigh import named_template, read_rows
+from verifier.weights import check_weights, fetch_weights
+
+SCHEMA: Final = 1
+CARD: Final = "smollm2-135m-instruct"
+RESULTS: Final = "templates.json"
+AUDITS: Final = "audits.jsonl"
+
+#: Completion tokens of a reply.
+MAX_TOKENS: Final = 16
+
+FAULT_AUDITS: Final = 20
+HONEST_AUDITS: Final = 100
+_WEIGHTS: Final = "int4-sym-g64"
+
+#: Hosts that render as they should: one of them in another valid way, one of them badly rounded.
+RIGHT: Final = ("none", "template:leading-whitespace-stripped", _WEIGHTS)
+BOTH: Final = f"{_WEIGHTS}+template:default-system-dropped"
+
+#: What is said when no fault is named.
+NONE: Final = "no template fault"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A testbed host of the benchmark."""
+
+    fault: str  # as the testbed names it
+    audits: int
+
+    @property
+    def truth(self) -> str:
+        """What ought to be said of its template."""
+        if self.fault in RIGHT:
+            return NONE
+        return self.fault.partition("template:")[2]
+
+
+def list_hosts(panel: Panel, entries: Mapping[str, Rendering]) -> list[Host]:
+    """Every host whose fault the template can express, the right ones first."""
+    able = [
+        name for name in panel.names
+        if entries[name].kind == "fault" and entries[name].stands_for in (None, name)
+    ]  # fmt: skip
+    right = [Host(fault="none", audits=HONEST_AUDITS)]
+    right += [Host(fault=fault, audits=FAULT_AUDITS) for fault in (*RIGHT[1:], BOTH)]
+    return [*right, *(Host(fault=f"template:{name}", audits=FAULT_AUDITS) for name in able)]
+
+
+def run_template_bench(
+    out: Path,
+    *,
+    cache: Path,
+    seed: int,
+    tell: Callable[[str], None],
+    faults: Sequence[str] = (),
+    audits: int | None = None,
+) -> Path:
+    """Measure `faults` (all when empty), `audits` of each at most; the path of the results.
+
+    Every audit is kept as it ends, and a run goes on where an earlier one with the same `out` and
+    seed was stopped. Audits of all hosts go side by side, so that what a stopped run has is even.
+    """
+    card = load_card(CARD)
+    weights = fetch_weights(card, cache=cache, tell=tell)
+    check_weights(card, weights)
+    tokenizer, entries = Tokenizer(weights), catalogue()
+    bench = _Bench(
+        out=out, plan=_plan(seed), tokenizer=tokenizer, entries=entries,
+        reference=RememberingEngine(load_engine("transformers", weights, tokenizer)),
+        host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=1)),
+        layers=card.layers, tell=tell,
+    )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    first = _design(tokenizer, entries, seed)
+    hosts = [h for h in list_hosts(first, entries) if not faults or h.fault in faults]
+    most = max(min(h.audits, audits or h.audits) for h in hosts)
+    for number in range(most):
+        wanted = [h for h in hosts if number < min(h.audits, audits or h.audits)]
+        bench.measure(number, wanted, _design(tokenizer, entries, seed + number))
+        write_json(out / RESULTS, sum_up(bench.done(), seed=seed))
+        tell(f"audit {number + 1} of {most}: {len(wanted)} hosts")
+    return out / RESULTS
+
+
+def _design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) -> Panel:
+    return design_panel(
+        tokenizer, tuple(entries.values()), load_pool(), seed=seed, size=PANEL_PROBES,
+        max_tokens=MAX_TOKENS,
+    )  # fmt: skip
+
+
+def _plan(seed: int) -> Plan:
+    from verifier.bench import Figure, make_bench_plan
+
+    stack = Stack(dtype="bfloat16", batch=PANEL_PROBES)
+    figure = Figure(part="templates", stack=stack, policy="screen", with_logprobs=False, audits=1)
+    return make_bench_plan(figure, seed=seed)
+
+
+class _Bench:
+    """Two engines, one to serve and one to score, and what they measured."""
+
+    def __init__(
+        self, *, out: Path, plan: Plan, tokenizer: Tokenizer, entries: Mapping[str, Rendering],
+        reference: RememberingEngine, host: Engine, layers: int,
+        tell: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._out = out
+        self._plan = plan
+        self._tokenizer = tokenizer
+        self._entries = entries
+        self._reference = reference
+        self._host = host
+        self._layers = layers
+        self._tell = tell
+
+    def done(self) -> list[dict[str, Any]]:
+        """Every audit so far."""
+        return list(read_lines(self._out / AUDITS))
+
+    def measure(self, number: int, hosts: Sequence[Host], panel: Panel) -> None:
+        """One audit of each host that lacks it, over the same panel."""
+        have = {(audit["fault"], audit["number"]) for audit in self.done()}
+        hosts = [host for host in hosts if (host.fault, number) not in have]
+        replies = {h.fault: self._ask(number, h, panel) for h in hosts}
+        likely = {h.fault: panel.names for h in hosts}
+        evidence: dict[str, TemplateEvidence] = {}
+        ledgers: dict[str, Ledger] = {}
+        asked = 0
+        for size in ROUNDS:
+            open_ = [h for h in hosts if h.fault not in evidence or not evidence[h.fault].settled]
+            self._score_together(open_, panel.probes[asked:size], replies, likely)
+            for host in open_:
+                folder = self._folder(number, host)
+                ledger = score_replies(
+                    folder, panel.probes[:size], replies[host.fault], engine=self._reference,
+                    tokenizer=self._tokenizer, templates=likely[host.fault],
+                    catalogue=self._entries,
+                )  # fmt: skip
+                found = weigh_templates(
+                    _uncounted(ledger), self._entries, self._plan.calibration.text
+                )
+                assert found is not None
+                ledgers[host.fault], evidence[host.fault] = ledger, found
+                kept = still_likely(found, self._entries)
+                likely[host.fault] = tuple(n for n in likely[host.fault] if n in kept)
+            asked = size
+        for host in hosts:
+            audit = self._read(host, number, ledgers[host.fault], replies[host.fault])
+            append_line(self._out / AUDITS, audit)
+
+    def _folder(self, number: int, host: Host) -> Path:
+        return self._out / f"{number:03}" / host.fault.replace(":", "-")
+
+    def _ask(self, number: int, host: Host, panel: Panel) -> dict[str, Reply]:
+        fault: Fault = read_fault(host.fault, layers=self._layers, catalogue=self._entries)
+        folder = self._folder(number, host)
+        stack = Stack(dtype="bfloat16", batch=PANEL_PROBES, weights=fault.weights)
+        collect_corpus(
+            folder, stack, panel.probes, engine=self._host, tokenizer=self._tokenizer,
+            rendering=fault.rendering,
+        )  # fmt: skip
+        outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+        return {
+            name: replace(reply, logprobs=None, logprobs_problem=None)
+            for name, reply in outcomes.items()
+            if isinstance(reply, Reply)
+        }
+
+    def _score_together(
+        self,
+        hosts: Sequence[Host],
+        probes: Sequence[Probe],
+        replies: Mapping[str, Mapping[str, Reply]],
+        likely: Mapping[str, tuple[str, ...]],
+    ) -> None:
+        """Score what the hosts' ledgers will need at once: rendered prompts are then shared."""
+        wanted: dict[ScoreRequest, None] = {}
+        for host in hosts:
+            for probe in probes:
+                reply = replies[host.fault].get(probe.id)
+                ids = align(reply, self._tokenizer).reply_ids if reply else ()
+                for name in likely[host.fault] if ids else ():
+                    made = render_probe(self._entries[name], probe, self._tokenizer)
+                    if made is not None:
+                        wanted[ScoreRequest(prompt_ids=made.ids, reply_ids=ids)] = None
+        self._reference.load_variant(REFERENCE)
+        self._reference.score(list(wanted))
+
+    def _read(
+        self, host: Host, number: int, ledger: Ledger, replies: Mapping[str, Reply]
+    ) -> dict[str, Any]:
+        asked = {row.probe_id for row in ledger.rows}
+        read = {"with counts": ledger, "without counts": _uncounted(ledger)}
+        return {
+            "fault": host.fault,
+            "truth": host.truth,
+            "number": number,
+            "requests": len(asked),
+            "completion_tokens": sum(replies[name].completion_tokens or 0 for name in asked),
+            **{key: self._name(some) for key, some in read.items()},
+        }
+
+    def _name(self, ledger: Ledger) -> dict[str, Any]:
+        evidence = weigh_templates(ledger, self._entries, self._plan.calibration.text)
+        assert evidence is not None
+        column = named_template(self._plan, evidence)
+        rows = read_rows(ledger.text(column or REFERENCE), TEXT_SCALES, self._plan.calibration.text)
+        interval = confidence_sequence(rows, TEXT_SCALES, level=1 - self._plan.beta)
+        second = evidence.behind[evidence.ranked[1]] if len(evidence.ranked) > 1 else None
+        return {
+            "said": list(evidence.group) if column else [],
+            "ranked": list(evidence.ranked[:3]),
+            "log_odds": second,
+            "log_e": evidence.log_e,
+            "noise_lower": None if interval is None else interval.lower,
+        }
+
+
+def _uncounted(ledger: Ledger) -> Ledger:
+    return Ledger(rows=tuple(replace(row, prompt_tokens=None) for row in ledger.rows))
+
+
+def sum_up(audits: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
+    """The results file: confusion matrices, names true by names said, and every audit."""
+    return {
+        "schema_version": SCHEMA,
+        "card": CARD,
+        "pool_sha256": load_pool().digest,
+        "seed": seed,
+        "versions": versions(),
+        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        "confusion": {
+            key: _confusion(audits, key) for key in ("with counts", "without counts")
+        },
+        "each": list(audits),
+    }  # fmt: skip
+
+
+def _confusion(audits: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[str, int]]:
+    """For each host, how often each name or group of names was said."""
+    found: dict[str, Counter[str]] = {}
+    for audit in audits:
+        said = " or ".join(audit[key]["said"]) or NONE
+        found.setdefault(audit["fault"], Counter())[said] += 1
+    return {fault: dict(said.most_common()) for fault, said in found.items()}
+
+
+def tabulate_templates(results: Mapping[str, Any]) -> str:
+    """The confusion matrices as one Markdown table: a row per host and reading."""
+    lines = ["| host | read | audits | right name first | said |", "|---|---|---|---|---|"]
+    for key, matrix in results["confusion"].items():
+        for fault, said in matrix.items():
+            of = [audit for audit in results["each"] if audit["fault"] == fault]
+            first = sum(_is_first(audit, key) for audit in of)
+            names = ", ".join(f"{name} {count}" for name, count in said.items())
+            lines.append(f"| {fault} | {key} | {len(of)} | {first} | {names} |")
+    return "\n".join(lines)
+
+
+def _is_first(audit: Mapping[str, Any], key: str) -> bool:
+    """Whether what is true was said: first, or first in a group; nothing, of a right template."""
+    said = audit[key]["said"]
+    return not said if audit["truth"] == NONE else audit["truth"] in said
