@@ -41,6 +41,7 @@ FULL: dict[str, Any] = {
     "endpoint": LEAST["endpoint"]
     | {
         "host": None,
+        "api_key_file": None,
         "provider": "some-host/fp8",
         "router": True,
         "dialect": "responses",

@@ -93,7 +93,7 @@ def test_text_completions_are_asked_with_a_rendered_prompt() -> None:
 
 def test_a_stream_of_text_completions_reads_alike() -> None:
     """Pieces of text and of the parallel lists are joined."""
-    whole = TEXT["choices"][0]  # type: ignore[index] - a list in a dictionary of mixed values
+    whole = TEXT["choices"][0]  # type: ignore[index]  # a list in a dictionary of mixed values
     lists = whole["logprobs"]
     pieces = [
         {
@@ -210,7 +210,7 @@ def test_a_broken_stream_of_a_message_is_asked_for_again(spoil: Any) -> None:
 
 def test_thinking_in_a_message_is_seen() -> None:
     """So that the answer is not judged as if it had been all."""
-    thinking = MESSAGE | {"content": [{"type": "thinking", "thinking": "Hm"}, *MESSAGE["content"]]}  # type: ignore[misc] - a list in a dictionary of mixed values
+    thinking = MESSAGE | {"content": [{"type": "thinking", "thinking": "Hm"}, *MESSAGE["content"]]}  # type: ignore[misc]  # a list in a dictionary of mixed values
     with FakeHost(lambda _asked: thinking) as host:
         assert isinstance(parse(ask(host, dialect="messages")), NotJudged)
 

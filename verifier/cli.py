@@ -39,6 +39,7 @@ _USAGE: Final = 2
 _DEFECT: Final = 4
 _INTERRUPTED: Final = 130  # as a shell says it: 128 and the number of the signal
 _BROKEN_PIPE: Final = 141
+_LONGEST_KEY: Final = 16_384  # bytes
 
 #: What a command line that cannot be read raises; typer offers no name for it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -68,6 +69,9 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "vllm", "transformers", "remote"]
 RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="The run folder is yours: do what its run file says.")
+]
 CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
 
 
@@ -274,7 +278,9 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _api_key(config: RunFile) -> str | None:
-    name = config.endpoint.api_key_env
+    name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
+    if path is not None:
+        return _read_key_file(path, run=config.out)
     if name is None:
         return None
     return _read_key(name, where="endpoint.api_key_env")
@@ -284,6 +290,30 @@ def _reference_key(config: RunFile) -> str | None:
     """The key of the remote engine's server."""
     name = config.reference.url_key_env
     return None if name is None else _read_key(name, where="reference.url_key_env")
+
+
+def _read_key_file(path: Path, *, run: Path) -> str:
+    """The key that a file holds alone. It may not lie in the run folder, which is passed on."""
+    where = "endpoint.api_key_file"
+    if path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{where}: {path} lies in the run folder; keep the key outside of it")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_KEY + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: {path} cannot be read ({error.strerror})") from error
+    key = raw.decode("utf-8", "replace").strip()
+    if not key or len(raw) > _LONGEST_KEY:
+        raise ConfigError(f"{where}: {path} must hold the key and nothing else")
+    return key
+
+
+def _need_trust(trust: bool, run: Path, key: str, does: str) -> None:
+    if not trust:
+        raise ConfigError(
+            f"{run}: {key}: this {does}, and a run folder may come from a stranger; read its "
+            "run.yaml, and add --trust if it is yours"
+        )
 
 
 def _read_key(name: str, *, where: str) -> str:
@@ -374,12 +404,16 @@ def collect(
         int | None,
         typer.Option(metavar="N", min=1, help="Ask the first N probes; all when left out."),
     ] = None,
+    trust: Trust = False,
 ) -> None:
     """Ask the probes of a planned run that have no answer yet, within its budget.
 
+    A run folder says which key goes to which host, so one that names a key is asked from only
+    with --trust: it may come from a stranger.
+
     \b
     Example:
-      verifier collect runs/first --probes 20
+      verifier collect runs/first --probes 20 --trust
     """
     from verifier.audit import ask
     from verifier.config import load_run_file
@@ -387,7 +421,11 @@ def collect(
     from verifier.plan import read_plan
 
     read_plan(run)  # says it best when this is no run folder
-    config = load_run_file(run / RUN)
+    config = load_run_file(run / RUN).model_copy(update={"out": run})
+    if config.endpoint.api_key_env or config.endpoint.api_key_file:
+        _need_trust(
+            trust, run, "endpoint.api_key_env", f"sends your key to {config.endpoint.base_url}"
+        )
     with _showing() as show:
         count = ask(run, api_key=_api_key(config), probes=probes, show=show)
     typer.echo(f"{count} probes have an outcome in {run}")
@@ -400,8 +438,12 @@ def score(
         bool,
         typer.Option("--builds", help="Also score the card's bank, so that a cause can be named."),
     ] = False,
+    trust: Trust = False,
 ) -> None:
     """Score what has arrived under the reference weights, and write the ledger.
+
+    A run folder whose run file names files, servers or engine arguments of its own is scored only
+    with --trust: it may come from a stranger, and some engine arguments run code.
 
     \b
     Example:
@@ -415,9 +457,17 @@ def score(
 
     made = read_plan(run)
     config = load_run_file(run / RUN)
+    reference = config.reference
+    for key, own in (
+        ("weights", reference.weights is not None),
+        ("engine_args", bool(reference.engine_args)),
+        ("url", reference.url is not None),
+    ):
+        if own:
+            _need_trust(trust, run, f"reference.{key}", "loads what its run file names")
     with _showing() as show:
-        key = _reference_key(config)
-        loaded = reference_loader(config, cache=_cache(), show=show, api_key=key)()
+        api_key = _reference_key(config)
+        loaded = reference_loader(config, cache=_cache(), show=show, api_key=api_key)()
         known = tuple(name for name in made.bank if loaded.engine.can_load(name))
         weights = known if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)

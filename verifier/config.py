@@ -92,6 +92,7 @@ class _HostFacts(_Section):
 
     base_url: Annotated[str, AfterValidator(_without_secret)] | None = None
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    api_key_file: Path | None = None  # a file that holds the key alone, outside the run folder
     dialect: Literal["chat", "completions", "messages", "responses"] = "chat"
     logprobs_form: Literal["boolean", "integer"] = "boolean"
     most_top_logprobs: Annotated[int, Field(ge=0, le=20)] = 20
@@ -142,6 +143,10 @@ class EndpointSection(_HostFacts):
 
     @model_validator(mode="after")
     def _pin_the_host(self) -> Self:
+        if self.api_key_env and self.api_key_file:
+            raise PydanticCustomError(
+                "value_error", "api_key_file: give the key's variable or its file, not both"
+            )
         if self.router and not self.provider:
             raise PydanticCustomError(
                 "value_error",

@@ -38,7 +38,7 @@ def render_junit(report: Report) -> str:
         suite.add_property(name.lower(), _plain(spent))
     xml = JUnitXml()
     xml.add_testsuite(suite)
-    written: bytes = xml.tostring()  # type: ignore[no-untyped-call]
+    written: bytes = xml.tostring()  # type: ignore[no-untyped-call]  # junitparser types only some
     return written.decode()
 
 

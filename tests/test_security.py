@@ -1,0 +1,243 @@
+"""What must not leave, and what must not come in: keys, certificates, strangers' folders."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes_engine import FakeTokenizer
+from fakes_host import Answer, FakeHost, chat
+from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
+from test_cli import call, write_run_file
+
+from verifier.audit import write_page
+from verifier.collect import collect, read_outcomes
+from verifier.endpoint import Client, Endpoint
+from verifier.folder import PLAN, PROBES, RUN
+from verifier.machine import render_junit, render_markdown
+from verifier.records import Message, NotJudged, Probe, Reply
+from verifier.testbed import create_app, running
+
+KEY = "sk-test-0123456789abcdef"
+PROBE = Probe(id="p1", kind="open", messages=(Message(role="user", content="Hi."),), max_tokens=24)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def every_byte(folder: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
+# -- the key -----------------------------------------------------------------------------------
+
+
+def spelled(*pieces: str) -> bytes:
+    """A stream whose pieces together are a text."""
+    chunks: list[dict[str, Any]] = [{"choices": [{"delta": {"content": p}}]} for p in pieces]
+    chunks += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
+    return "".join(f"data: {json.dumps(c)}\n\n" for c in chunks).encode() + b"data: [DONE]\n\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(body=spelled("Your key is sk-te", "st-01234", "56789abcdef."),
+               headers={"Content-Type": "text/event-stream"}),
+        Answer(body=chat([{"type": "text", "text": "sk-test-01"},
+                          {"type": "text", "text": "23456789abcdef"}])),
+        Answer(body=chat("Hi."), headers={"x-request-id": KEY, "server": KEY}),
+    ],
+    ids=["over a stream", "over parts", "in headers"],
+)  # fmt: skip
+def test_a_key_that_a_host_spells_in_pieces_is_in_nothing_written(
+    tmp_path: Path, answer: Answer
+) -> None:
+    """Neither in one piece in the folder nor put together in an outcome."""
+    with FakeHost(lambda _asked: answer) as host:
+        endpoint = Endpoint(
+            base_url=host.url, model="m", api_key=KEY, top_logprobs=0, max_attempts=1
+        )
+        collect(tmp_path, endpoint, [PROBE])
+        outcomes = read_outcomes(tmp_path, max_attempts=1)
+
+    (outcome,) = outcomes.values()
+    text = outcome.text if isinstance(outcome, Reply) else repr(outcome)
+    assert KEY not in text
+    assert KEY.encode() not in every_byte(tmp_path)
+    assert "sk-te" not in text
+
+
+def test_the_key_of_an_audit_is_in_no_artefact(card: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Run folder, pages, summaries: every byte that one whole audit writes."""
+    app = create_app(make_engine(), FakeTokenizer(), model="tiny", api_key=KEY, window_s=0.001)
+    out = tmp_path / "run"
+    with running(app) as url:
+        report = run(configure(url, card, out), key=KEY)
+    write_page(out)
+    (out / "junit.xml").write_text(render_junit(report))
+    (out / "summary.md").write_text(render_markdown(report))
+
+    written = every_byte(out)
+    assert report.decision == "consistent"
+    assert KEY.encode() not in written
+    assert KEY.encode().upper() not in written
+
+
+@pytest.mark.parametrize(
+    ("place", "content", "said"),
+    [
+        ("key.txt", "", "must hold the key and nothing else"),
+        ("run/key.txt", KEY, "lies in the run folder"),
+        ("none.txt", None, "cannot be read"),
+        ("key.txt", "k" * 20_000, "must hold the key and nothing else"),
+    ],
+)
+def test_a_key_file_that_cannot_be_is_refused(
+    tmp_path: Path, place: str, content: str | None, said: str
+) -> None:
+    """In one line that names the file and never the key."""
+    path = tmp_path / place
+    path.parent.mkdir(exist_ok=True)
+    if content is not None:
+        path.write_text(content)
+    run_file = write_run_file(
+        tmp_path, "http://127.0.0.1:1/v1", endpoint={"api_key_file": str(path)}
+    )
+    ended = call("audit", run_file)
+
+    assert ended.status == 2
+    assert said in ended.complaint
+    assert KEY not in ended.err
+
+
+def test_a_key_may_come_from_a_file(tmp_path: Path) -> None:
+    """It is sent, and the run folder holds the file's name alone."""
+    key_file = tmp_path / "key.txt"
+    key_file.write_text(KEY + "\n")
+    with FakeHost(lambda _asked: Answer(status=401, body={"error": {"message": "no"}})) as host:
+        run_file = write_run_file(tmp_path, host.url, endpoint={"api_key_file": str(key_file)})
+        assert call("plan", run_file).status == 0
+        call("collect", tmp_path / "run", "--trust")
+
+        assert host.asked[0].headers["authorization"] == f"Bearer {KEY}"
+    assert KEY.encode() not in every_byte(tmp_path / "run")
+
+
+# -- the line ----------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate with openssl")
+def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> None:
+    """The key is not sent to a host that cannot prove its name."""
+    certificate, private = tmp_path / "c.pem", tmp_path / "k.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj",
+         "/CN=localhost", "-keyout", private, "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.headers["Authorization"])
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, private)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # it is refused on purpose
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    endpoint = Endpoint(
+        base_url=f"https://localhost:{server.server_port}/v1", model="m", api_key=KEY
+    )
+
+    async def once() -> str:
+        async with Client(endpoint) as client:
+            return (await client.ask(PROBE, number=1, logprobs=False)).attempt.error or ""
+
+    try:
+        error = asyncio.run(once())
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert "CERTIFICATE_VERIFY_FAILED" in error
+    assert asked == []
+
+
+# -- a run folder from a stranger --------------------------------------------------------------
+
+
+def test_a_strangers_folder_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run file names a host and a variable of ours; nothing is sent until we say so."""
+    monkeypatch.setenv("SOME_KEY", KEY)
+    with FakeHost(lambda _asked: chat()) as host:
+        run_file = write_run_file(tmp_path, host.url, endpoint={"api_key_env": "SOME_KEY"})
+        assert call("plan", run_file).status == 0
+        refused = call("collect", tmp_path / "run")
+        nothing_sent = not host.asked
+        trusted = call("collect", tmp_path / "run", "--probes", 1, "--trust")
+
+        assert host.asked
+    assert (refused.status, nothing_sent, trusted.status) == (2, True, 0)
+    assert "--trust" in refused.complaint
+    assert host.url in refused.complaint
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"engine_args": {"trust_remote_code": True}},
+        {"weights": "weights"},
+        {"url": "http://127.0.0.1:1/v1", "engine": "remote"},
+    ],
+    ids=lambda value: next(iter(value)),
+)
+def test_a_strangers_folder_loads_nothing_of_its_own(
+    tmp_path: Path, reference: dict[str, Any]
+) -> None:
+    """Engine arguments can run code, and a path or a server can be anything."""
+    run_file = write_run_file(tmp_path, "http://127.0.0.1:1/v1")
+    content = yaml.safe_load(run_file.read_text())
+    content["reference"] |= reference
+    run_file.write_text(yaml.safe_dump(content))
+    assert call("plan", run_file).status == 0
+    ended = call("score", tmp_path / "run")
+
+    assert ended.status == 2
+    assert f"reference.{next(iter(reference))}: " in ended.complaint
+    assert "--trust" in ended.complaint
+
+
+def test_a_strangers_folder_cannot_write_elsewhere(tmp_path: Path) -> None:
+    """What its run file calls `out` is not where a step writes."""
+    run_file = write_run_file(tmp_path, "http://127.0.0.1:1/v1")
+    assert call("plan", run_file).status == 0
+    run_ = tmp_path / "run"
+    moved = tmp_path / "elsewhere"
+    (run_ / RUN).write_text((run_ / RUN).read_text().replace(str(run_), str(moved)))
+    with FakeHost(lambda _asked: chat()) as host:
+        (run_ / RUN).write_text((run_ / RUN).read_text().replace("http://127.0.0.1:1/v1", host.url))
+        assert call("collect", run_, "--probes", 1).status == 0
+
+    assert not moved.exists()
+    assert {RUN, PLAN, PROBES} < {path.name for path in run_.iterdir()}
+    assert all(
+        isinstance(outcome, Reply | NotJudged)
+        for outcome in read_outcomes(run_, max_attempts=8).values()
+    )
