@@ -406,6 +406,44 @@ def test_the_key_is_in_no_file_of_the_run_folder(card: Path, tmp_path: Path) -> 
         assert b"SOME_KEY" in written or path.name not in (RUN, PLAN)
 
 
+class Remote(FakeEngine):
+    """An engine that knows the published weights only, as a server behind a URL does."""
+
+    def can_load(self, name: str) -> bool:
+        return name == "reference"
+
+
+def remote_reference() -> Reference:
+    return Reference(engine=Remote(margin=3.5), tokenizer=FakeTokenizer())
+
+
+def test_builds_that_the_engine_cannot_load_are_refused_before_anything_is_asked(
+    card: Path, tmp_path: Path
+) -> None:
+    """Nothing is spent on an audit that cannot be scored."""
+    out = tmp_path / "run"
+    policy = {"noise": ["another model"], "builds": [FAULT]}
+    with host() as url, pytest.raises(ConfigError, match=f"builds: {FAULT} cannot be loaded by"):
+        audit(
+            configure(url, card, out, policy=policy), api_key=None, load_reference=remote_reference,
+            show=QUIET,
+        )  # fmt: skip
+
+    assert not (out / EXCHANGES).exists()
+
+
+def test_without_weights_variants_a_fault_is_found_and_left_unnamed(
+    card: Path, tmp_path: Path
+) -> None:
+    """The noise scale needs the published weights alone."""
+    with host(FAULT) as url:
+        config = configure(url, card, tmp_path / "run")
+        report = audit(config, api_key=None, load_reference=remote_reference, show=QUIET)
+
+    assert report.decision == "inconsistent"
+    assert report.findings[-1].detail == "no build was scored"
+
+
 def test_a_card_without_a_calibration_is_refused(card: Path, tmp_path: Path) -> None:
     """The message says how to make one."""
     (tmp_path / "tiny.calibration.json").unlink()

@@ -21,6 +21,7 @@ from verifier.weights import (
     NOTHING,
     check_weights,
     digests_of,
+    fetch_variant,
     fetch_weights,
     template_sha256,
     tensors_sha256,
@@ -515,3 +516,40 @@ def test_a_card_of_the_hub_takes_its_snapshot(
     assert found == tmp_path / "snapshot"
     assert asked == [("someone/tiny", "a" * 40)]
     assert not (tmp_path / "cache").exists()
+
+
+# -- checkpoints that a card names -------------------------------------------------------------
+
+
+def packed_card(folder: Path, **digests: str) -> Card:
+    """A card that names a quantized checkpoint in a directory beside it."""
+    variants = [{"name": "packed", "method": "awq", "path": "packed"}]
+    unpinned = dict.fromkeys(("tensors_sha256", "tokenizer_sha256", "template_sha256"))
+    changes = {"variants": variants, "digests": unpinned | digests}
+    return load_card(str(write_card(folder, **changes)))
+
+
+def test_a_quantized_checkpoint_is_found_beside_the_card(tmp_path: Path) -> None:
+    """Its directory must be there, and have the tokenizer that the card pins."""
+    save_tokenizer(tmp_path / "packed")
+    card = packed_card(tmp_path, tokenizer_sha256=tokenizer_sha256(tmp_path / "packed"))
+    (variant,) = card.variants
+
+    assert fetch_variant(card, variant, tell=print) == tmp_path / "packed"
+
+
+def test_a_quantized_checkpoint_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """With card, key, name and path."""
+    card = packed_card(tmp_path)
+
+    with pytest.raises(ConfigError, match="card tiny: variants: packed: no directory"):
+        fetch_variant(card, card.variants[0], tell=print)
+
+
+def test_a_quantized_checkpoint_with_another_tokenizer_is_refused(tmp_path: Path) -> None:
+    """Its token ids would mean other text."""
+    save_tokenizer(tmp_path / "packed", merges=MERGES[:-1])
+    card = packed_card(tmp_path, tokenizer_sha256="0" * 64)
+
+    with pytest.raises(ReferenceMismatch, match="the tokenizer of variant 'packed' is not that"):
+        fetch_variant(card, card.variants[0], tell=print)
