@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from verifier.engines import TOP_K
-from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, least_entropy, score
+from verifier.engines.prompt_logprobs import (
+    WIDE_K,
+    Answer,
+    Question,
+    chunks,
+    least_entropy,
+    score,
+)
 from verifier.records import ReplyScore, ScoreRequest
 
 VOCABULARY = 3 * WIDE_K
@@ -170,3 +177,16 @@ def test_the_least_entropy_is_a_bound_that_is_reached() -> None:
         row = distribution((seed,))
         top = np.sort(row)[::-1][None, :TOP_K]
         assert least_entropy(top)[0] <= -(np.exp(row) * row).sum()
+
+
+def sized(k: int, tokens: int = 9) -> Question:
+    return Question(prompt_ids=(1,), reply_ids=(2,) * (tokens - 1), k=k)
+
+
+def test_calls_are_bounded_and_lose_nothing() -> None:
+    """By values, by number, and one k a call; a question larger than a call goes alone."""
+    questions = [sized(9), sized(9), sized(9), sized(0), sized(0, 500), *(sized(0),) * 5]
+    found = list(chunks(questions, values=200, most=4))
+
+    assert [question for chunk in found for question in chunk] == questions
+    assert [len(chunk) for chunk in found] == [2, 1, 1, 1, 4, 1]

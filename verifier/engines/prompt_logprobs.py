@@ -74,6 +74,27 @@ def score(requests: Sequence[ScoreRequest], *, ask: Ask, widest: int) -> list[Re
     ]
 
 
+def chunks(
+    questions: Sequence[Question], *, values: int, most: int | None = None
+) -> Iterator[list[Question]]:
+    """Questions of one k in calls of at most `most`, which return at most `values` values each.
+
+    One question that returns more than that is a call of its own.
+    """
+    chunk: list[Question] = []
+    total = 0
+    for question in questions:
+        size = (len(question.prompt_ids) + len(question.reply_ids)) * (question.k + 1)
+        full = total + size > values or len(chunk) == most
+        if chunk and (full or chunk[0].k != question.k):
+            yield chunk
+            chunk, total = [], 0
+        chunk.append(question)
+        total += size
+    if chunk:
+        yield chunk
+
+
 def _named(
     requests: Sequence[ScoreRequest], answers: Sequence[Answer], ask: Ask, widest: int
 ) -> Iterator[tuple[tuple[float, ...], ...]]:

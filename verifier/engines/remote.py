@@ -6,14 +6,14 @@ holds is taken on its word, and weights variants cannot be put into it. Only tok
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
 import numpy as np
 
 from verifier.engines import TOP_K, prompt_logprobs
-from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question
+from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
 
@@ -95,10 +95,10 @@ class RemoteEngine:
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         answers: list[Answer] = []
-        for chunk in _chunks(questions):
+        for chunk in chunks(questions, values=VALUES_PER_REQUEST, most=PROMPTS_PER_REQUEST):
             choices = self._complete(
                 prompt=[[*q.prompt_ids, *q.reply_ids] for q in chunk],
-                prompt_logprobs=max(q.k for q in chunk),
+                prompt_logprobs=chunk[0].k,
                 max_tokens=1,
                 temperature=0,
             )
@@ -195,22 +195,6 @@ class RemoteEngine:
                 "comes before /completions at a vLLM server"
             )
         return answer
-
-
-def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Questions of one k, in requests of bounded size."""
-    chunk: list[Question] = []
-    values = 0
-    for question in questions:
-        size = (len(question.prompt_ids) + len(question.reply_ids)) * (question.k + 1)
-        full = len(chunk) == PROMPTS_PER_REQUEST or values + size > VALUES_PER_REQUEST
-        if chunk and (full or chunk[0].k != question.k):
-            yield chunk
-            chunk, values = [], 0
-        chunk.append(question)
-        values += size
-    if chunk:
-        yield chunk
 
 
 def _read(positions: Sequence[Mapping[str, Mapping[str, Any]]], question: Question) -> Answer:

@@ -23,7 +23,7 @@ import numpy as np
 from verifier.bank import find_variant, is_variant
 from verifier.checkpoint import NOTHING_MOVED, read_layout
 from verifier.engines import prompt_logprobs
-from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question
+from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
 
@@ -239,7 +239,7 @@ class VllmEngine:
 
     def _ask(self, questions: Sequence[Question]) -> list[Answer]:
         answers: list[Answer] = []
-        for chunk in _chunks(questions):
+        for chunk in chunks(questions, values=VALUES_PER_CALL):
             outputs = self._generate(
                 [q.prompt_ids + q.reply_ids for q in chunk], [self._scoring(q) for q in chunk]
             )
@@ -394,21 +394,6 @@ def _logging_to(log: Path) -> Iterator[None]:
             os.dup2(before, stream)
             os.close(before)
         os.close(target)
-
-
-def _chunks(questions: Sequence[Question]) -> Iterator[list[Question]]:
-    """Questions in calls of at most VALUES_PER_CALL values, one question at least."""
-    chunk: list[Question] = []
-    values = 0
-    for question in questions:
-        size = (len(question.prompt_ids) + len(question.reply_ids)) * (question.k + 1)
-        if chunk and values + size > VALUES_PER_CALL:
-            yield chunk
-            chunk, values = [], 0
-        chunk.append(question)
-        values += size
-    if chunk:
-        yield chunk
 
 
 def _read(flat: Any, question: Question, given: Any) -> Answer:
