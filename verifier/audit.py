@@ -55,7 +55,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
-from verifier.templates import still_likely, weigh_templates
+from verifier.templates import is_settled, still_likely, weigh_templates
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
@@ -256,10 +256,9 @@ def score_panel(
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
         evidence = weigh_templates(ledger, entries, plan.calibration.text)
-        if evidence is None or evidence.settled:
+        if evidence is None or is_settled(evidence, names, entries):
             break
-        likely = still_likely(evidence, entries)
-        names = tuple(name for name in names if name in likely)
+        names = still_likely(evidence, names, entries)
     _write_prompts(run, panel, reference)
 
 
