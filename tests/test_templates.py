@@ -24,7 +24,7 @@ from verifier.ledger import (
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
-from verifier.templates import BEHIND, still_likely, weigh_templates
+from verifier.templates import BEHIND, is_settled, still_likely, weigh_templates
 
 ENTRIES = catalogue()
 CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
@@ -206,11 +206,36 @@ def test_only_what_is_near_the_likeliest_is_scored_on() -> None:
     """And every valid rendering, against which the evidence is measured."""
     found = weigh_templates(make_ledger(2, served="no-template", scale=0.05), ENTRIES, CHANNEL)
     assert found is not None
-    likely = still_likely(found, ENTRIES)
+    names = (REFERENCE, "leading-whitespace-stripped", *NAMES)
+    likely = still_likely(found, names, ENTRIES)
 
     assert "no-template" in likely
     assert {REFERENCE, "leading-whitespace-stripped"} <= set(likely)
     assert not set(likely) & {n for n, gap in found.behind.items() if gap > BEHIND and n in NAMES}
+
+
+def test_a_fault_that_has_not_shown_yet_is_scored_on() -> None:
+    """Its prompts were the published ones so far: it is as likely as they are, and not settled."""
+    names = (REFERENCE, *NAMES)
+    ledger = make_ledger(2, served=REFERENCE, scale=0.05)
+    unseen = Ledger(
+        rows=tuple(
+            replace(
+                row,
+                text=row.text | {"template:system-ignored": row.text[REFERENCE]},
+                rendered=row.rendered | {"system-ignored": row.rendered[REFERENCE]},
+            )
+            for row in ledger.rows
+        )
+    )
+    found = weigh_templates(unseen, ENTRIES, CHANNEL)
+    seen = weigh_templates(ledger, ENTRIES, CHANNEL)
+    assert found is not None
+    assert seen is not None
+
+    assert still_likely(found, names, ENTRIES) == (REFERENCE, "system-ignored")
+    assert not is_settled(found, names, ENTRIES)
+    assert is_settled(seen, names, ENTRIES)
 
 
 def test_a_ledger_without_renderings_says_nothing() -> None:

@@ -51,7 +51,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
-from verifier.templates import still_likely, weigh_templates
+from verifier.templates import is_settled, still_likely, weigh_templates
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
@@ -294,10 +294,9 @@ def score_panel(
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
         evidence = weigh_templates(ledger, entries, plan.calibration.text)
-        if evidence is None or evidence.settled:
+        if evidence is None or is_settled(evidence, names, entries):
             break
-        likely = still_likely(evidence, entries)
-        names = tuple(name for name in names if name in likely)
+        names = still_likely(evidence, names, entries)
     _write_prompts(run, panel, reference)
 
 

@@ -32,7 +32,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import score_replies
 from verifier.stats import confidence_sequence
-from verifier.templates import TemplateEvidence, still_likely, weigh_templates
+from verifier.templates import is_settled, still_likely, weigh_templates
 from verifier.testbed import Fault, read_fault
 from verifier.tokens import Tokenizer
 from verifier.weigh import named_template, read_rows
@@ -162,11 +162,11 @@ class _Bench:
         hosts = [host for host in hosts if (host.fault, number) not in have]
         replies = {h.fault: self._ask(number, h, panel) for h in hosts}
         likely = {h.fault: panel.names for h in hosts}
-        evidence: dict[str, TemplateEvidence] = {}
+        settled: set[str] = set()
         ledgers: dict[str, Ledger] = {}
         asked = 0
         for size in ROUNDS:
-            open_ = [h for h in hosts if h.fault not in evidence or not evidence[h.fault].settled]
+            open_ = [host for host in hosts if host.fault not in settled]
             self._score_together(open_, panel.probes[asked:size], replies, likely)
             for host in open_:
                 folder = self._folder(number, host)
@@ -179,9 +179,11 @@ class _Bench:
                     _uncounted(ledger), self._entries, self._plan.calibration.text
                 )
                 assert found is not None
-                ledgers[host.fault], evidence[host.fault] = ledger, found
-                kept = still_likely(found, self._entries)
-                likely[host.fault] = tuple(n for n in likely[host.fault] if n in kept)
+                ledgers[host.fault] = ledger
+                names = likely[host.fault]
+                if is_settled(found, names, self._entries):
+                    settled.add(host.fault)
+                likely[host.fault] = still_likely(found, names, self._entries)
             asked = size
         for host in hosts:
             audit = self._read(host, number, ledgers[host.fault], replies[host.fault])

@@ -64,16 +64,6 @@ class TemplateEvidence:
                 break
         return tuple(found)
 
-    @property
-    def settled(self) -> bool:
-        """Whether more replies would tell little: one name leads by far, on replies enough.
-
-        Valid renderings need not be told from each other.
-        """
-        first = self.ranked[0]
-        rivals = [n for n in self.ranked[1:] if not {n, first} <= self.valid]
-        return self.scored >= ENOUGH and all(self.behind[name] > BEHIND for name in rivals)
-
 
 def weigh_templates(
     ledger: Ledger, catalogue: Mapping[str, Rendering], channel: Channel
@@ -114,13 +104,36 @@ def weigh_templates(
     )
 
 
-def still_likely(evidence: TemplateEvidence, catalogue: Mapping[str, Rendering]) -> tuple[str, ...]:
-    """Renderings to go on with: those near the likeliest, and the valid ones always."""
+def still_likely(
+    evidence: TemplateEvidence, names: Sequence[str], catalogue: Mapping[str, Rendering]
+) -> tuple[str, ...]:
+    """Those of `names` to go on with.
+
+    Near the likeliest, or not seen to differ from the published rendering yet; valid ones always.
+    """
     return tuple(
-        entry.name
-        for entry in catalogue.values()
-        if entry.kind == "valid"
-        or evidence.behind.get(entry.stands_for or entry.name, math.inf) <= BEHIND
+        name
+        for name in names
+        if catalogue[name].kind == "valid"
+        or evidence.behind.get(catalogue[name].stands_for or name, 0.0) <= BEHIND
+    )
+
+
+def is_settled(
+    evidence: TemplateEvidence, names: Sequence[str], catalogue: Mapping[str, Rendering]
+) -> bool:
+    """Whether more replies would tell little: one name leads all `names` by far, on enough replies.
+
+    Valid renderings need not be told from each other. A name that has not differed from the
+    published rendering yet shares its place.
+    """
+    first = evidence.ranked[0]
+    rivals = {catalogue[name].stands_for or name for name in names} - {first}
+    if first in evidence.valid:
+        rivals -= {name for name in names if catalogue[name].kind == "valid"}
+    unseen = evidence.behind[REFERENCE]
+    return evidence.scored >= ENOUGH and all(
+        evidence.behind.get(name, unseen) > BEHIND for name in rivals
     )
 
 

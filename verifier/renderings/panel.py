@@ -26,11 +26,11 @@ from verifier.renderings.changes import Renderer
 #: Candidates that a search looks at.
 CANDIDATES: Final = 96
 
-#: How often a pair of renderings should differ in the prompts of a panel; more adds nothing.
-ENOUGH: Final = 4
+#: What a pair separated by counts is worth, against its prompts differing at all.
+_COUNTED: Final = 0.5
 
-#: What a pair separated by counts is worth, in prompts that differ.
-_COUNTED: Final = 2.0
+#: How much a pair with the published rendering counts: that is what a host is held to.
+_PUBLISHED: Final = 4
 
 #: What a request costs beside its prompt, in prompt tokens: the search weighs gain by cost.
 _BASE_TOKENS: Final = 60
@@ -171,9 +171,9 @@ def _worth(chosen: Sequence[int], lengths: Lengths, marks: NDArray[Any]) -> floa
     if not chosen:
         return 0.0
     counted = separated(lengths[:, chosen])
-    differing = np.minimum(_differing(marks[:, chosen]), ENOUGH)
-    differing[0] *= 2  # against the published rendering, which is what a host is held to
-    return float(_COUNTED * counted.sum() + differing.sum())
+    shown = 1 - 0.5 ** _differing(marks[:, chosen])  # each further prompt adds half as much
+    shown[0] *= _PUBLISHED
+    return float(_COUNTED * counted.sum() + shown.sum())
 
 
 def _differing(marks: NDArray[Any]) -> NDArray[np.int64]:
