@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import EOS_ID
+from fakes_engine import FakeEngine
 from simulate import SHA, simulate_row
 
 from verifier.bank import CLASS_MARGINS
@@ -394,7 +395,7 @@ def test_a_card_without_honest_stacks_is_refused_at_once(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="card tiny: calibration_stacks: empty") as refused:
         calibrate(
             make_card(calibration_stacks=[]), tmp_path / "none", work=tmp_path, seed=1,
-            versions={}, sizes=SIZES, tell=lambda _line: None,
+            load_reference=FakeEngine, versions={}, sizes=SIZES, tell=lambda _line: None,
         )  # fmt: skip
     assert "\n" not in str(refused.value)
 
