@@ -25,6 +25,7 @@ from verifier.reference import (
     list_cards,
     load_calibration,
     load_card,
+    load_templates,
     template_sha256,
     tensors_sha256,
     tokenizer_sha256,
@@ -447,6 +448,30 @@ def test_a_refusal_names_what_differs_and_what_to_do(tmp_path: Path, name: str) 
 
 
 # -- fetching ----------------------------------------------------------------------------------
+
+
+def test_a_card_may_bring_templates_of_its_own(tmp_path: Path) -> None:
+    """Earlier revisions and valid alternatives, in files beside it; most cards have none."""
+    (tmp_path / "plain").mkdir()
+    plain = load_card(str(write_card(tmp_path / "plain")))
+    (tmp_path / "old.jinja").write_text("old")
+    (tmp_path / "new.jinja").write_text("new")
+    path = write_card(
+        tmp_path, earlier_templates={"v0": "old.jinja"}, valid_templates={"b": "new.jinja"}
+    )
+    card = load_card(str(path))
+
+    assert load_templates(str(path), card) == ({"v0": "old"}, {"b": "new"})
+    assert card.digest != plain.digest
+    assert load_templates(str(tmp_path / "plain" / path.name), plain) == ({}, {})
+
+
+def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """In one line that names the card."""
+    path = write_card(tmp_path, earlier_templates={"v0": "missing.jinja"})
+
+    with pytest.raises(ConfigError, match=r"a template cannot be read .*missing\.jinja"):
+        load_templates(str(path), load_card(str(path)))
 
 
 @pytest.fixture
