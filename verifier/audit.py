@@ -63,7 +63,7 @@ NAMING_REPLIES = 24
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
-PANEL_TOKENS = 24
+PANEL_TOKENS = 16
 
 #: Replies of a panel scored at each look at the renderings.
 ROUNDS = (1, 2, 4, 8, 12)
