@@ -156,6 +156,10 @@ def test_a_template_fault_is_named_with_advice_and_a_diff(card: Path, tmp_path: 
     asked = [p for p in read_probes(out, name=PANEL) if p.id in read_outcomes(out, max_attempts=1)]
     assert 0 < len(asked) <= 12
     assert decide_folder(out) == report
+    for name in (SCORES, LEDGER):
+        (out / name).unlink()
+    score(out, load_reference(), show=QUIET)
+    assert decide_folder(out) == report
 
 
 def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:

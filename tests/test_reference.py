@@ -12,7 +12,7 @@ from fakes_card import CARD, write_card
 from simulate import SHA
 
 from verifier.errors import ConfigError
-from verifier.reference import Card, card_notes, list_cards, load_card
+from verifier.reference import Card, card_notes, list_cards, load_card, load_templates
 
 
 def test_every_shipped_card_loads() -> None:
@@ -293,3 +293,27 @@ def test_the_weights_of_a_dense_card_are_its_parameters(name: str, bits: int) ->
 
     assert card.architecture.weight_bytes == parameters(card) * bits // 8
     assert load_card("llama-3.1-8b-instruct").architecture.weight_bytes == 16_060_522_496
+
+
+def test_a_card_may_bring_templates_of_its_own(tmp_path: Path) -> None:
+    """Earlier revisions and valid alternatives, in files beside it; most cards have none."""
+    (tmp_path / "plain").mkdir()
+    plain = load_card(str(write_card(tmp_path / "plain")))
+    (tmp_path / "old.jinja").write_text("old")
+    (tmp_path / "new.jinja").write_text("new")
+    path = write_card(
+        tmp_path, earlier_templates={"v0": "old.jinja"}, valid_templates={"b": "new.jinja"}
+    )
+    card = load_card(str(path))
+
+    assert load_templates(str(path), card) == ({"v0": "old"}, {"b": "new"})
+    assert card.digest != plain.digest
+    assert load_templates(str(tmp_path / "plain" / path.name), plain) == ({}, {})
+
+
+def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """In one line that names the card."""
+    path = write_card(tmp_path, earlier_templates={"v0": "missing.jinja"})
+
+    with pytest.raises(ConfigError, match=r"a template cannot be read .*missing\.jinja"):
+        load_templates(str(path), load_card(str(path)))

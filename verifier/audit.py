@@ -60,7 +60,7 @@ NAMING_REPLIES = 24
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
-PANEL_TOKENS = 24
+PANEL_TOKENS = 16
 
 #: Replies of a panel scored at each look at the renderings.
 ROUNDS = (1, 2, 4, 8, 12)
@@ -359,7 +359,8 @@ def score(
 ) -> None:
     """Score what has arrived under the reference and the policy's builds, and write the ledger.
 
-    `weights` are further builds, scored on the first `limit` replies only.
+    A panel's replies are scored under template columns too. `weights` are further builds, scored
+    on the first `limit` replies only.
     """
     plan, probes = read_plan(run), read_probes(run)
     panel = read_probes(run, name=PANEL)
@@ -376,6 +377,8 @@ def score(
     if weights:
         replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
         score_some(replied[:limit], weights)
+    if panel:
+        score_panel(run, reference, panel=panel, show=show)
 
 
 def write_page(run: Path) -> Report:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from verifier.align import align
-from verifier.audit import PANEL_PROBES, ROUNDS
+from verifier.audit import PANEL_PROBES, PANEL_TOKENS, ROUNDS
 from verifier.collect import read_outcomes
 from verifier.corpus import MAX_ATTEMPTS, RememberingEngine, Stack, collect_corpus, load_host
 from verifier.engines import Engine
@@ -42,9 +42,6 @@ SCHEMA: Final = 1
 CARD: Final = "smollm2-135m-instruct"
 RESULTS: Final = "templates.json"
 AUDITS: Final = "audits.jsonl"
-
-#: Completion tokens of a reply.
-MAX_TOKENS: Final = 16
 
 FAULT_AUDITS: Final = 20
 HONEST_AUDITS: Final = 100
@@ -123,7 +120,7 @@ def run_template_bench(
 def _design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) -> Panel:
     return design_panel(
         tokenizer, tuple(entries.values()), load_pool(), seed=seed, size=PANEL_PROBES,
-        max_tokens=MAX_TOKENS,
+        max_tokens=PANEL_TOKENS,
     )  # fmt: skip
 
 

@@ -1,0 +1,66 @@
+"""The benchmark of template names: what is counted, and how it is shown."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fakes_engine import FakeTokenizer
+
+from verifier.bench_templates import NONE, Host, list_hosts, sum_up, tabulate_templates
+from verifier.probes import load_pool
+from verifier.renderings.catalogue import catalogue
+from verifier.renderings.panel import draft_probes, search
+
+
+def make_audit(fault: str, number: int, said: list[str], *, uncounted: list[str]) -> dict[str, Any]:
+    return {
+        "fault": fault, "truth": Host(fault=fault, audits=1).truth, "number": number,
+        "requests": 4, "completion_tokens": 64, "with counts": {"said": said},
+        "without counts": {"said": uncounted},
+    }  # fmt: skip
+
+
+def test_the_truth_of_a_host_is_its_template_alone() -> None:
+    """Bad weights and honest differences are no template fault."""
+    truths = {
+        name: Host(fault=name, audits=1).truth
+        for name in (
+            "none", "int4-sym-g64", "template:leading-whitespace-stripped", "template:bos-doubled",
+            "int4-sym-g64+template:default-system-dropped",
+        )
+    }  # fmt: skip
+
+    assert list(truths.values()) == [NONE, NONE, NONE, "bos-doubled", "default-system-dropped"]
+
+
+def test_every_fault_that_can_be_expressed_has_a_host() -> None:
+    """And those that render as they should come first, more often than any other."""
+    tokenizer, entries = FakeTokenizer(), catalogue()
+    drafts = draft_probes(tokenizer.template, load_pool(), seed=1, count=12, max_tokens=4)
+    hosts = list_hosts(search(tokenizer, tuple(entries.values()), drafts, size=6), entries)
+    names = [host.fault for host in hosts]
+
+    assert hosts[0] == Host(fault="none", audits=100)
+    assert all(host.audits == 20 for host in hosts[1:])
+    assert {"template:no-template", "template:system-injected"} <= set(names)
+    assert not {"template:system-injected-2", "template:tools-dropped"} & set(names)
+    assert "int4-sym-g64+template:default-system-dropped" in names
+
+
+def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
+    """A group counts as right when the true name is in it; silence is right of an honest host."""
+    audits = [
+        make_audit("none", 0, [], uncounted=["bos-doubled"]),
+        make_audit("template:no-template", 0, ["no-template"], uncounted=[]),
+        make_audit("template:no-template", 1, ["family-gemma", "no-template"], uncounted=[]),
+    ]
+    results = sum_up(audits, seed=3)
+    table = tabulate_templates(results)
+
+    assert results["confusion"]["with counts"] == {
+        "none": {NONE: 1},
+        "template:no-template": {"no-template": 1, "family-gemma or no-template": 1},
+    }
+    assert "| none | with counts | 1 | 1 | no template fault 1 |" in table
+    assert "| none | without counts | 1 | 0 | bos-doubled 1 |" in table
+    assert "| template:no-template | without counts | 2 | 0 | no template fault 2 |" in table
