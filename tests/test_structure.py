@@ -40,7 +40,7 @@ LAYERS = (
     {"demo"},
     {"audit", "bench"},
     {"decide", "calibrate"},
-    {"weigh", "report", "machine", "corpus"},
+    {"weigh", "report", "machine", "corpus", "capabilities"},
     {"plan", "collect", "score", "page", "testbed", "testbed_script"},
     {"reference", "endpoint", "spending", "dial", "engines.transformers"},
     {"wire"},

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
+from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder
@@ -70,6 +72,8 @@ def audit(
     probes = read_probes(run)
     reference = load_reference()
     endpoint = make_endpoint(config, api_key=api_key, render=reference.tokenizer.render)
+    known = read_capabilities(run)
+    endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     report = None
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
@@ -169,6 +173,12 @@ def reference_loader(config: RunFile, *, cache: Path, show: Show) -> LoadReferen
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
+def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
+    """Plan the run if it is not planned yet, and find out what its endpoint can do."""
+    start(config)
+    return probe_capabilities(config.out, make_endpoint(config, api_key=api_key))
+
+
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
     """Ask the first `probes` probes of a run (None: all), within its budget.
 
@@ -182,6 +192,8 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
         )
     asked = read_probes(run)[:probes]
     endpoint = make_endpoint(config, api_key=api_key)
+    known = read_capabilities(run)
+    endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     for end in batch_ends(len(asked)):
         _collect_within_budget(run, plan, endpoint, asked[:end], show)
         if not _goes_on(run, plan, asked[:end]):
@@ -239,9 +251,11 @@ def _collect_within_budget(
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
     every, before = read_probes(run), -1
+    known = read_capabilities(run)
+    ceiling = plan.ceiling if known is None else plan.ceiling.less(known.completion_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
-            run, endpoint, probes, ceiling=plan.ceiling, every=every,
+            run, endpoint, probes, ceiling=ceiling, every=every,
             progress=lambda done, of: show.step("asking", done, of),
         )  # fmt: skip
         before = settled
