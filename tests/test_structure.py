@@ -40,7 +40,7 @@ LAYERS = (
     {"demo", "bench_templates"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
-    {"weigh", "report", "machine", "corpus", "sheets"},
+    {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit",

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 
 from verifier.calibration import load_calibration
+from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
+from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import decide_folder, names_template, suspects_template
@@ -102,6 +104,8 @@ def audit(
     reference = load_reference()
     _refuse_unknown_builds(plan, reference.engine)
     endpoint = make_endpoint(config, api_key=api_key, render=_renderer(reference.tokenizer))
+    known = read_capabilities(run)
+    endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     report, looked = None, False
     for end in batch_ends(len(probes)):
         _collect_within_budget(run, plan, endpoint, probes[:end], show)
@@ -115,8 +119,8 @@ def audit(
             break
     assert report is not None  # a plan has at least one probe
     if report.decision == "inconsistent" and not names_template(report):
-        known = tuple(name for name in plan.bank if reference.engine.can_load(name))
-        score(run, reference, weights=known, limit=NAMING_REPLIES, show=show)
+        loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
+        score(run, reference, weights=loadable, limit=NAMING_REPLIES, show=show)
         report = decide_folder(run)
     write_page(run)
     return report
@@ -329,6 +333,12 @@ def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) ->
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
+def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
+    """Plan the run if it is not planned yet, and find out what its endpoint can do."""
+    start(config)
+    return probe_capabilities(config.out, make_endpoint(config, api_key=api_key))
+
+
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
     """Ask the first `probes` probes of a run (None: all), within its budget.
 
@@ -342,6 +352,8 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
         )
     asked = read_probes(run)[:probes]
     endpoint = make_endpoint(config, api_key=api_key)
+    known = read_capabilities(run)
+    endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     for end in batch_ends(len(asked)):
         _collect_within_budget(run, plan, endpoint, asked[:end], show)
         if not _goes_on(run, plan, asked[:end]):
@@ -404,9 +416,11 @@ def _collect_within_budget(
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
     every, before = read_probes(run), -1
+    known = read_capabilities(run)
+    ceiling = plan.ceiling if known is None else plan.ceiling.less(known.completion_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
-            run, endpoint, probes, ceiling=plan.ceiling, every=every,
+            run, endpoint, probes, ceiling=ceiling, every=every,
             progress=lambda done, of: show.step("asking", done, of),
         )  # fmt: skip
         before = settled

@@ -398,6 +398,29 @@ def _check_memory(config: RunFile) -> None:
 
 
 @app.command()
+def capabilities(
+    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+) -> None:
+    """Find out by effect what an endpoint can do, for a handful of requests.
+
+    The record goes into the run folder, and an audit of the same run file then asks for what works
+    alone. What it cost counts against the audit's budget.
+
+    \b
+    Example:
+      verifier capabilities configs/example.yaml
+    """
+    from verifier.audit import find_capabilities
+    from verifier.capabilities import describe
+    from verifier.config import load_run_file
+    from verifier.wording import visible
+
+    config = load_run_file(run_file)
+    for name, found in describe(find_capabilities(config, api_key=_api_key(config))):
+        typer.echo(f"{name}: {visible(found)}")
+
+
+@app.command()
 def collect(
     run: RunFolder,
     probes: Annotated[

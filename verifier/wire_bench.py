@@ -10,7 +10,8 @@ import asyncio
 import multiprocessing
 import platform
 import random
-import resource
+import re
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,6 @@ from verifier.collect import collect, read_attempts, read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.demo import CARD, local_host
 from verifier.endpoint import Endpoint
-from verifier.errors import ConfigError
 from verifier.folder import EXCHANGES, LEDGER, read_json, write_json
 from verifier.ledger import ledger_from_json
 from verifier.plan import versions
@@ -71,8 +71,14 @@ def _collect(folder: Path, url: str, count: int, stream: bool, send: Any) -> Non
     probes = make_probes(count)
     start = time.monotonic()
     collect(folder, make_endpoint(url, stream=stream), probes)
-    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    send.send((time.monotonic() - start, peak_kb / 1024))
+    send.send((time.monotonic() - start, _peak_mb()))
+
+
+def _peak_mb() -> float:
+    """The most memory this process has had resident; `getrusage` would count its parent's too."""
+    found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    assert found is not None, "memory is measured on Linux alone"
+    return int(found[1]) / 1024
 
 
 def _apart(run: Callable[..., None], *arguments: object) -> tuple[float, float]:
@@ -269,7 +275,7 @@ def measure_verdicts(
         ):  # fmt: skip
             spoilt = sum(n for fault, n in proxy.done.items() if fault)
             config = RunFile(
-                endpoint=EndpointSection(base_url=url, model=CARD, stream=stream, timeout_s=60),
+                endpoint=EndpointSection(base_url=url, model=CARD, stream=stream, timeout_s=300),
                 reference=ReferenceSection(card=CARD),
                 audit=AuditSection(policy="screen", seed=seed),
                 out=out / f"audit-{len(found)}",
@@ -299,31 +305,40 @@ def _cells(run: Path) -> list[Any]:
 
 
 def run_wire_bench(out: Path, *, load_reference: LoadReference, show: Show, seed: int) -> Path:
-    """Measure everything into `out`, which must not exist yet; the path of the results."""
-    if out.exists():
-        raise ConfigError(f"{out}: exists; give another folder for the wire benchmark")
-    out.mkdir(parents=True)
-    results: dict[str, Any] = {
+    """Measure everything into `out`; the path of the results.
+
+    Goes on after the last part that an earlier run with the same `out` and seed had finished.
+    """
+    path = out / RESULTS
+    results: dict[str, Any] = read_json(path) if path.exists() else {}
+    results |= {
         "schema_version": WIRE_SCHEMA,
         "seed": seed,
         "versions": versions(),
         "machine": {"machine": platform.machine(), "cores": multiprocessing.cpu_count()},
         "storm": dict(STORM),
     }
-    show.tell("speed")
-    results["speed"] = [
-        measure_speed(out, delay_s=delay_s, count=PROBES, rounds=3) for delay_s in (0.25, 0.0)
-    ]
-    show.tell("kills")
-    results["kills"] = measure_kills(out, kills=KILLS, seed=seed)
-    results["storms"] = []
-    for stream in (False, True):
-        show.tell(f"storm, {'streams' if stream else 'whole replies'}")
-        results["storms"].append(measure_storm(out, stream=stream, count=PROBES, seed=seed))
-    show.tell("verdicts")
-    results["verdicts"] = measure_verdicts(out, load_reference=load_reference, show=show, seed=seed)
-    write_json(out / RESULTS, results)
-    return out / RESULTS
+    measures: dict[str, Callable[[Path], Any]] = {
+        "speed": lambda work: [
+            measure_speed(work, delay_s=delay_s, count=PROBES, rounds=3) for delay_s in (0.25, 0.0)
+        ],
+        "kills": lambda work: measure_kills(work, kills=KILLS, seed=seed),
+        "storms": lambda work: [
+            measure_storm(work, stream=stream, count=PROBES, seed=seed) for stream in (False, True)
+        ],
+        "verdicts": lambda work: measure_verdicts(
+            work, load_reference=load_reference, show=show, seed=seed
+        ),
+    }
+    for name, measure in measures.items():
+        if name not in results:
+            show.tell(f"measuring {name}")
+            work = out / name
+            shutil.rmtree(work, ignore_errors=True)  # half of a part is of no use
+            work.mkdir(parents=True)
+            results[name] = measure(work)
+            write_json(path, results)
+    return path
 
 
 def tabulate(results: Mapping[str, Any]) -> str:

@@ -1,0 +1,201 @@
+"""What an endpoint can do, found out by effect on hosts that pretend, refuse and forge."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fakes_host import Answer, Asked, FakeHost, chat, error
+
+from verifier.capabilities import (
+    Capabilities,
+    apply,
+    find_grid,
+    log_e_forged,
+    probe_capabilities,
+    read_capabilities,
+)
+from verifier.endpoint import Endpoint
+from verifier.errors import ConfigError
+from verifier.folder import CAPABILITIES, CAPABILITY_EXCHANGES, read_lines
+from verifier.records import Candidate, ReportedToken
+
+VOCABULARY = 12
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+def rows_of(host: dict[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]:
+    """Positions of one reply of a host with the given habits."""
+    greedy = asked["temperature"] == 0 or asked.get("top_k") == 1
+    seed = asked.get("seed", 0) if host.get("seed", True) else host["asked"]
+    draw = np.random.default_rng([seed, 1])
+    world, made = np.random.default_rng(7), []
+    for _ in range(min(asked["max_tokens"], 30) if host.get("limit", True) else 30):
+        logits = world.normal(0, 2, VOCABULARY)
+        log_p = logits - np.logaddexp.reduce(logits)
+        served = log_p / host.get("served_at", 1.0)
+        served -= np.logaddexp.reduce(served)
+        at = int(log_p.argmax()) if greedy else int(draw.choice(VOCABULARY, p=np.exp(served)))
+        named = [{"token": f"t{n}", "logprob": float(log_p[n])} for n in np.argsort(-log_p)[:5]]
+        made.append({"token": f"t{at}", "logprob": float(log_p[at]), "top_logprobs": named})
+    return made
+
+
+def answer(host: dict[str, Any], asked: Asked) -> Answer | dict[str, Any]:
+    body = asked.json
+    if body["temperature"] < host.get("least", 0.0):
+        return error(400, "temperature too small")
+    host["asked"] = asked.index
+    rows = rows_of(host, body)
+    logprobs = {"content": rows} if host.get("logprobs", True) else None
+    found = chat(" ".join(row["token"] for row in rows), logprobs=logprobs)
+    return found | {"usage": {"prompt_tokens": 9, "completion_tokens": len(rows)}}
+
+
+def probe(tmp_path: Path, **habits: Any) -> Capabilities:
+    with FakeHost(lambda asked: answer(habits, asked)) as host:
+        endpoint = Endpoint(base_url=host.url, model="m", timeout_s=20)
+        return probe_capabilities(tmp_path, endpoint)
+
+
+def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
+    """Everything that this host does is found, and everything asked is on record."""
+    found = probe(tmp_path)
+
+    assert found.temperature_zero is True
+    assert found.greedy_fields == {}
+    assert (found.repeatable, found.usage, found.max_tokens_honoured) == (True, True, True)
+    assert (found.seed, found.logprobs, found.alternatives) == (True, True, 5)
+    assert (found.logprobs_follow_temperature, found.grid) == (False, None)
+    assert (found.greedy_is_likeliest, found.reasoning) == (True, "absent")
+    assert found.forged_log_e is not None
+    assert found.forged_log_e < math.log(1000)
+    assert found.requests == len(list(read_lines(tmp_path / CAPABILITY_EXCHANGES))) == 7
+    assert read_capabilities(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+    ("habits", "name", "expected"),
+    [
+        ({"seed": False}, "seed", False),
+        ({"limit": False}, "max_tokens_honoured", False),
+        ({"logprobs": False}, "logprobs", False),
+    ],
+)
+def test_a_field_that_is_taken_and_ignored_does_not_count(
+    tmp_path: Path, habits: dict[str, Any], name: str, expected: object
+) -> None:
+    """HTTP 200 is no effect."""
+    assert getattr(probe(tmp_path, **habits), name) is expected
+
+
+def test_where_zero_is_refused_the_smallest_temperature_is_found(tmp_path: Path) -> None:
+    """With the likeliest token alone; an audit then asks so."""
+    found = probe(tmp_path, least=0.05)
+    asked = apply(found, Endpoint(base_url="http://h/v1", model="m"))
+
+    assert found.temperature_zero is False
+    assert found.greedy_fields == {"temperature": 0.1, "top_k": 1}
+    assert asked.extra_body == {"temperature": 0.1, "top_k": 1}
+    assert "temperature too small" in found.problems[0]
+
+
+def test_an_audit_does_not_ask_for_log_probabilities_that_never_come(tmp_path: Path) -> None:
+    """They would be paid for with refusals."""
+    found = probe(tmp_path, logprobs=False)
+
+    assert apply(found, Endpoint(base_url="http://h/v1", model="m")).top_logprobs == 0
+
+
+def test_a_host_that_answers_nothing_is_all_unknown(tmp_path: Path) -> None:
+    """No exception, and no guess."""
+    with FakeHost(lambda _asked: error(500)) as host:
+        found = probe_capabilities(tmp_path, Endpoint(base_url=host.url, model="m"))
+
+    assert found.temperature_zero is None
+    assert (found.logprobs, found.seed, found.streaming, found.reasoning) == (None,) * 4
+    assert len(found.problems) == found.requests
+
+
+def sample(*, served_at: float, count: int, rng: np.random.Generator) -> list[ReportedToken]:
+    """Tokens drawn at one temperature, reported as if at temperature 1."""
+    rows = []
+    for _ in range(count):
+        logits = rng.normal(0, 2, VOCABULARY)
+        log_p = logits - np.logaddexp.reduce(logits)
+        served = log_p / served_at
+        at = int(rng.choice(VOCABULARY, p=np.exp(served - np.logaddexp.reduce(served))))
+        top = tuple(
+            Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n]))
+            for n in np.argsort(-log_p)[:5]
+        )
+        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
+        rows.append(ReportedToken(chosen=chosen, top=top))
+    return rows
+
+
+def test_forged_log_probabilities_are_called_so_at_their_level() -> None:
+    """Under the null the e-value reaches 20 in at most one of twenty audits."""
+    rng = np.random.default_rng(3)
+    crossed = [
+        log_e_forged(sample(served_at=1.0, count=60, rng=rng), alternatives=5) >= math.log(20)
+        for _ in range(120)
+    ]
+
+    slack = 3 * math.sqrt(120 * 0.05 * 0.95)
+    assert sum(crossed) <= 120 * 0.05 + slack
+
+
+def test_forged_log_probabilities_are_found() -> None:
+    """Samples at twice the temperature that the numbers claim: two replies of 48 mostly do."""
+    rng = np.random.default_rng(4)
+    found = [
+        log_e_forged(sample(served_at=2.0, count=96, rng=rng), alternatives=5) >= math.log(1000)
+        for _ in range(20)
+    ]
+
+    assert sum(found) >= 16
+
+
+def test_a_factor_has_mean_one_under_the_null() -> None:
+    """By hand for one position: the mean over all categories is exactly 1."""
+    log_p = np.log([0.5, 0.3, 0.1, 0.1])
+    top = tuple(Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n])) for n in range(2))
+
+    def e_value(at: int) -> float:
+        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
+        return math.exp(log_e_forged([ReportedToken(chosen=chosen, top=top)], alternatives=2))
+
+    mean = sum(math.exp(log_p[at]) * e_value(at) for at in range(4))
+    assert mean == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([-0.125 * n for n in range(1, 20)], 0.125),
+        ([-0.01 * n for n in (1, 3, 7, 20, 33, 41, 57, 99)], 0.01),
+        ([-math.pi * n for n in range(1, 20)], None),
+        ([-0.5, -1.0], None),
+    ],
+)
+def test_the_step_of_rounded_values_is_found(values: list[float], expected: float | None) -> None:
+    """Decimal and binary steps; too few values tell nothing."""
+    assert find_grid(values) == expected
+
+
+def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:
+    """An audit does not guess what it said."""
+    (tmp_path / CAPABILITIES).write_text('{"logprobs": "maybe"}')
+
+    with pytest.raises(ConfigError, match=CAPABILITIES):
+        read_capabilities(tmp_path)
