@@ -36,7 +36,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"wire_bench"},
+    {"bench_wire"},
     {"demo", "bench_templates"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
@@ -69,7 +69,7 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint", "engines.remote", "stream", "wire_bench"},
+    "httpx": {"endpoint", "engines.remote", "stream", "bench_wire"},
     "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
     "junitparser": {"machine"},

@@ -706,12 +706,12 @@ def _bench_templates(
 
 
 def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
-    from verifier import wire_bench
+    from verifier import bench_wire
 
     with _showing() as show:
         reference = _embedded(show)
-        path = wire_bench.run_wire_bench(out, load_reference=reference, show=show, seed=seed)
-    return path, wire_bench.tabulate
+        path = bench_wire.run_bench_wire(out, load_reference=reference, show=show, seed=seed)
+    return path, bench_wire.tabulate
 
 
 # -- reference ---------------------------------------------------------------------------------

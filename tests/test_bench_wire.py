@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from verifier.bench_wire import KILLS, PROBES, measure_kills, measure_storm, tabulate
 from verifier.folder import read_json
 from verifier.testbed_script import LONGEST, script
-from verifier.wire_bench import KILLS, PROBES, measure_kills, measure_storm, tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "reference" / "wire.benchmark.json"

@@ -151,7 +151,7 @@ def measure_kills(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
     folder, count = out / "killed", 20 * kills
     folder.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["verifier.wire_bench"])
+    context.set_forkserver_preload(["verifier.bench_wire"])
     rng = random.Random(seed)  # noqa: S311 - moments, not a secret
     exchanges, torn, killed, hit = folder / EXCHANGES, 0, 0, 0
     with scripted_host(rates={}, delay_s=0.05) as url:
@@ -304,7 +304,7 @@ def _cells(run: Path) -> list[Any]:
 # -- all of it ---------------------------------------------------------------------------------
 
 
-def run_wire_bench(out: Path, *, load_reference: LoadReference, show: Show, seed: int) -> Path:
+def run_bench_wire(out: Path, *, load_reference: LoadReference, show: Show, seed: int) -> Path:
     """Measure everything into `out`; the path of the results.
 
     Goes on after the last part that an earlier run with the same `out` and seed had finished.
