@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -88,6 +89,7 @@ class VllmEngine:
         self._args = {**DEFAULTS, **of_cpu, "dtype": dtype, **(engine_args or {})}
         self._llm: Any = None
         self._log = Path(tempfile.mkstemp(prefix="verifier-vllm-", suffix=".log")[1])
+        self._tidy = weakref.finalize(self, self._log.unlink, missing_ok=True)
         self._reloads = False  # whether a reload has been seen to bring back the same numbers
         self._loaded: str | None = None
         self._start(weights)
@@ -105,6 +107,7 @@ class VllmEngine:
                     **self._args,
                 )
         except Exception as error:  # vLLM raises whatever it met
+            self._tidy.detach()  # the message may name the log
             raise ConfigError(_refusal(weights, "did not start", error, self._log)) from error
 
     def _count_layers(self) -> int:
@@ -113,7 +116,6 @@ class VllmEngine:
     def close(self) -> None:
         """Stop vLLM's processes and free their memory."""
         self._stop()
-        self._log.unlink(missing_ok=True)
 
     def _stop(self) -> None:
         if self._llm is not None:
@@ -131,6 +133,7 @@ class VllmEngine:
             )
         except Exception as error:  # out of memory, a missing kernel: whatever vLLM met
             self._stop()
+            self._tidy.detach()
             raise ConfigError(_refusal(self._weights, "broke down", error, self._log)) from error
         return outputs
 
