@@ -327,13 +327,13 @@ def test_a_panel_says_nothing_of_the_noise_of_a_right_template() -> None:
     assert report.noise_scale.estimate is None
 
 
-def test_a_constant_offset_of_counts_is_a_note() -> None:
-    """An accounting difference, in words."""
+@pytest.mark.parametrize(("offset", "noted"), [(2, True), (-1, True), (0, False), (-11, False)])
+def test_a_small_constant_offset_of_counts_is_a_note(offset: int, noted: bool) -> None:
+    """An accounting difference, in words; a large one is no accounting."""
     ledger = make_ledger(4, served=REFERENCE, scale=0.05, counts=True)
     counted = Ledger(
-        rows=tuple(replace(r, prompt_tokens=(r.prompt_tokens or 0) + 2) for r in ledger.rows)
+        rows=tuple(replace(r, prompt_tokens=(r.prompt_tokens or 0) + offset) for r in ledger.rows)
     )
-    report = verdict(counted)
+    told = any(f"counts {offset:+d} prompt tokens on every" in n for n in verdict(counted).notes)
 
-    assert any("counts +2 prompt tokens on every request" in note for note in report.notes)
-    assert not any("on every request" in note for note in verdict(ledger).notes)
+    assert told == noted

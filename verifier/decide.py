@@ -16,6 +16,7 @@ import numpy as np
 
 from verifier.bank import VARIANTS
 from verifier.collect import read_attempts, read_outcomes
+from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
@@ -435,7 +436,7 @@ def _notes(
     templates = evidence.templates
     if templates is not None and templates.accounting.of:
         counts = templates.accounting
-        if counts.offset and counts.matched == counts.of:
+        if counts.offset in OFFSETS and counts.offset and counts.matched == counts.of:
             notes.append(
                 f"the endpoint counts {counts.offset:+d} prompt tokens on every request against "
                 "what the published template renders: an accounting difference"
