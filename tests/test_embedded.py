@@ -23,7 +23,7 @@ import yaml
 from conftest import EMBEDDED
 
 from verifier.audit import Reference, Show, audit
-from verifier.bank import BANK
+from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path
 from verifier.cli import _cache
 from verifier.config import RunFile
@@ -31,13 +31,13 @@ from verifier.engines.transformers import TransformersEngine
 from verifier.folder import PAGE, REPORT
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
 from verifier.reference import find_card, load_card
-from verifier.testbed import create_app, list_faults, running
+from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-FAULTS = [name for name, _ in list_faults() if name != "none"]
+FAULTS = list(VARIANTS)
 
 #: Mean absolute shift of log-probabilities that a fault must exceed (nats). The mildest of them,
 #: int8-channel, shifts these replies by 0.08; another order of summation shifts them by 1e-5.
