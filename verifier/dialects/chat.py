@@ -18,6 +18,9 @@ from verifier.dialects import (
 from verifier.prompts import wire_message
 from verifier.stream import assemble_chat
 
+#: A count on every chunk, where the host knows how, shows events that were lost or moved.
+STREAM_OPTIONS: Final = {"include_usage": True, "continuous_usage_stats": True}
+
 _REASONING_FIELDS: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
 _REASONING_PARTS: Final = ("reasoning", "thinking")
 
@@ -32,8 +35,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         **ask.extras,
     }
     if ask.stream:
-        # a count on every chunk, where the host knows how, shows events that were lost or moved
-        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        body["stream_options"] = dict(STREAM_OPTIONS)
     if ask.top_logprobs is not None:
         if ask.logprobs_form == "integer":
             body["logprobs"] = ask.top_logprobs

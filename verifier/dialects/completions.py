@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, kind_of, member
-from verifier.dialects.chat import first_choice
+from verifier.dialects.chat import STREAM_OPTIONS, first_choice
 from verifier.stream import assemble_text
 
 
@@ -19,7 +19,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         "stream": ask.stream,
     }
     if ask.stream:
-        body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+        body["stream_options"] = dict(STREAM_OPTIONS)
     if ask.top_logprobs is not None:
         body["logprobs"] = ask.top_logprobs
     return body
