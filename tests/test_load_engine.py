@@ -206,6 +206,17 @@ def test_what_is_no_vllm_server_is_refused_in_one_line(
     assert "\n" not in line
 
 
+def test_a_refused_server_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller gets no engine that could be closed."""
+    closed: list[RemoteEngine] = []
+    monkeypatch.setattr(RemoteEngine, "close", closed.append)
+    with scripted(**{"/v1/models": (404, {})}) as url:
+        refused(url)
+
+    (engine,) = closed
+    engine._http.close()
+
+
 def test_a_server_that_is_down_is_said_to_be() -> None:
     """And which key of the run file to mend."""
     with scripted() as url:

@@ -57,10 +57,12 @@ def make_probes(count: int) -> list[Probe]:
 # -- storms ------------------------------------------------------------------------------------
 
 
-def make_endpoint(url: str, *, stream: bool = False, timeout_s: float = 10.0) -> Endpoint:
+def make_endpoint(
+    url: str, *, stream: bool = False, timeout_s: float = 10.0, concurrency: int = CONCURRENCY
+) -> Endpoint:
     """An endpoint with the defaults of a run file, but for time and concurrency."""
     return Endpoint(
-        base_url=url, model="scripted", concurrency=CONCURRENCY, timeout_s=timeout_s,
+        base_url=url, model="scripted", concurrency=concurrency, timeout_s=timeout_s,
         top_logprobs=_TOP, stream=stream,
     )  # fmt: skip
 
@@ -138,8 +140,14 @@ def _outcomes(folder: Path) -> dict[str, Outcome]:
 # -- kills -------------------------------------------------------------------------------------
 
 
+#: Slow enough that 20 probes a kill outlast every kill: 4 at once, each answered after 0.2 s, are
+#: at most 12 in the 0.3 s that a process has after its first write.
+_KILLED_CONCURRENCY = 4
+_ANSWER_S = 0.2
+
+
 def _collect_until_killed(folder: Path, url: str, count: int) -> None:
-    collect(folder, make_endpoint(url), make_probes(count))
+    collect(folder, make_endpoint(url, concurrency=_KILLED_CONCURRENCY), make_probes(count))
 
 
 def measure_kills(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
@@ -154,7 +162,7 @@ def measure_kills(out: Path, *, kills: int, seed: int) -> dict[str, Any]:
     context.set_forkserver_preload(["verifier.bench_wire"])
     rng = random.Random(seed)  # noqa: S311 - moments, not a secret
     exchanges, torn, killed, hit = folder / EXCHANGES, 0, 0, 0
-    with scripted_host(rates={}, delay_s=0.05) as url:
+    with scripted_host(rates={}, delay_s=_ANSWER_S) as url:
         while killed < kills:
             before = _size(exchanges)
             process = context.Process(target=_collect_until_killed, args=(folder, url, count))

@@ -51,6 +51,14 @@ class RemoteEngine:
         self._http = httpx.Client(
             headers=headers, timeout=TIMEOUT_S, transport=httpx.HTTPTransport(retries=2)
         )
+        try:
+            self._greet(encode)
+        except BaseException:
+            self.close()  # nobody else can: the caller gets no engine
+            raise
+
+    def _greet(self, encode: Callable[[str], tuple[int, ...]] | None) -> None:
+        """Find out what the server serves, and that it splits text as the card's tokenizer."""
         served = self._get("/models")["data"]
         if len(served) != 1:
             names = ", ".join(str(model.get("id")) for model in served)
