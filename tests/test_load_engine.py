@@ -209,7 +209,7 @@ def test_what_is_no_vllm_server_is_refused_in_one_line(
 def test_a_refused_server_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets no engine that could be closed."""
     closed: list[RemoteEngine] = []
-    monkeypatch.setattr(RemoteEngine, "close", closed.append)
+    monkeypatch.setattr(RemoteEngine, "close", lambda self: closed.append(self))
     with scripted(**{"/v1/models": (404, {})}) as url:
         refused(url)
 
