@@ -208,13 +208,18 @@ def test_what_is_no_vllm_server_is_refused_in_one_line(
 
 def test_a_refused_server_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     """The caller gets no engine that could be closed."""
+    let_go = RemoteEngine.close
     closed: list[RemoteEngine] = []
-    monkeypatch.setattr(RemoteEngine, "close", lambda self: closed.append(self))
+
+    def close(engine: RemoteEngine) -> None:
+        closed.append(engine)
+        let_go(engine)
+
+    monkeypatch.setattr(RemoteEngine, "close", close)
     with scripted(**{"/v1/models": (404, {})}) as url:
         refused(url)
 
-    (engine,) = closed
-    engine._http.close()
+    assert len(closed) == 1
 
 
 def test_a_server_that_is_down_is_said_to_be() -> None:

@@ -16,11 +16,12 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, Final
 
 import uvicorn
@@ -35,6 +36,16 @@ from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
 from verifier.records import REFERENCE, GenerateRequest, Generation
 from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
+from verifier.testbed_dialects import (
+    Event,
+    MessagesBody,
+    ResponsesBody,
+    message_error,
+    message_events,
+    response_events,
+    whole_message,
+    whole_response,
+)
 from verifier.testbed_wire import (
     Answer,
     Body,
@@ -240,7 +251,9 @@ def create_app(
     max_batch: int = 16,
     window_s: float = 0.02,
 ) -> Starlette:
-    """An OpenAI-compatible app over the weights the engine holds, under the name `model`.
+    """An app over the weights the engine holds, under the name `model`.
+
+    It speaks OpenAI's chat, text completions and Responses, and Anthropic's Messages.
 
     Chats are rendered by `rendering`: the published template, or a template fault.
 
@@ -276,27 +289,48 @@ def create_app(
         _check_key(request, api_key)
         return await reply(request, parse_body(CompletionBody, await request.body()))
 
+    async def message(request: Request) -> Response:
+        try:
+            _check_key(request, api_key)
+            body = parse_body(MessagesBody, await request.body())
+            answer, stamp = await ask(request, body.chat)
+        except WireError as error:
+            return JSONResponse(message_error(error.body), status_code=error.status)
+        if body.stream:
+            return _stream(map(_named_event, message_events(body, answer, stamp)))
+        return JSONResponse(whole_message(body, answer, stamp))
+
+    async def respond(request: Request) -> Response:
+        _check_key(request, api_key)
+        body = parse_body(ResponsesBody, await request.body())
+        answer, stamp = await ask(request, body.chat)
+        if body.stream:
+            return _stream(map(_named_event, response_events(body, answer, stamp)))
+        return JSONResponse(whole_response(body, answer, stamp))
+
     async def reply(request: Request, body: Body) -> Response:
+        answer, stamp = await ask(request, body)
+        if not body.stream:
+            return JSONResponse(whole_reply(body, answer, stamp))
+        chunks = map(_event, reply_chunks(body, answer, stamp))
+        return _stream(chain(chunks, ["data: [DONE]\n\n"]))
+
+    async def ask(request: Request, body: Body) -> tuple[Answer, Stamp]:
         if body.model != model:
             raise WireError(
                 f"model: this host serves {model!r}, not {body.model!r}",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
         answer = await request.state.batcher.answer(body)
-        stamp = Stamp(id=uuid.uuid4().hex, created=int(time.time()))
-        if not body.stream:
-            return JSONResponse(whole_reply(body, answer, stamp))
-        # made whole before the first is sent, so that an error here still has its status
-        events = [_event(chunk) for chunk in reply_chunks(body, answer, stamp)]
-        return StreamingResponse(
-            iter([*events, "data: [DONE]\n\n"]), media_type="text/event-stream"
-        )
+        return answer, Stamp(id=uuid.uuid4().hex, created=int(time.time()))
 
     return Starlette(
         routes=[
             Route("/v1/models", list_models),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", complete, methods=["POST"]),
+            Route("/v1/messages", message, methods=["POST"]),
+            Route("/v1/responses", respond, methods=["POST"]),
         ],
         lifespan=lifespan,
         exception_handlers={
@@ -310,11 +344,23 @@ def _check_key(request: Request, api_key: str | None) -> None:
     if api_key is None:
         return
     given = request.headers.get("authorization", "")
+    if (bare := request.headers.get("x-api-key")) is not None:  # as Anthropic's clients send it
+        given = f"Bearer {bare}"
     if not hmac.compare_digest(given.encode(), f"Bearer {api_key}".encode()):
         raise WireError(
             "Authorization: expected 'Bearer' and the key this host was started with",
             status=401, code="invalid_api_key",
         )  # fmt: skip
+
+
+def _stream(events: Iterable[str]) -> Response:
+    # made whole before the first is sent, so that an error here still has its status
+    return StreamingResponse(iter(list(events)), media_type="text/event-stream")
+
+
+def _named_event(event: Event) -> str:
+    name, carried = event
+    return f"event: {name}\n{_event(carried)}"
 
 
 def _event(chunk: dict[str, Any]) -> str:

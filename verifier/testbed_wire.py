@@ -20,8 +20,8 @@ from verifier.records import GenerateRequest, Message, Prompt, Role, Tool, ToolC
 DEFAULT_MAX_TOKENS: Final = 256
 _LOWEST_LOGPROB: Final = -9999.0  # JSON has no minus infinity; OpenAI and vLLM write this
 
-_NonEmpty = Annotated[str, Field(min_length=1)]
-_Alternatives = Annotated[int, Field(ge=0, le=20)]
+NonEmpty = Annotated[str, Field(min_length=1)]
+Alternatives = Annotated[int, Field(ge=0, le=20)]
 
 
 class WireError(Exception):
@@ -131,7 +131,7 @@ class _Body(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
-    stop: _NonEmpty | tuple[_NonEmpty, ...] | None = None
+    stop: NonEmpty | tuple[NonEmpty, ...] | None = None
     n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
@@ -149,7 +149,7 @@ class ChatBody(_Body):
     messages: Annotated[tuple[ChatMessage, ...], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
-    top_logprobs: _Alternatives | None = None
+    top_logprobs: Alternatives | None = None
     tools: tuple[_Tool, ...] | None = None
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, bool | str] | None = None
@@ -183,13 +183,13 @@ class ChatBody(_Body):
 class CompletionBody(_Body):
     """Body of POST /v1/completions."""
 
-    prompt: _NonEmpty | Annotated[tuple[int, ...], Field(min_length=1)]
-    logprobs: _Alternatives | None = None
+    prompt: NonEmpty | Annotated[tuple[int, ...], Field(min_length=1)]
+    logprobs: Alternatives | None = None
     echo: Literal[False] | None = None  # refused rather than ignored: it would change the text
 
 
 Body = ChatBody | CompletionBody
-_B = TypeVar("_B", ChatBody, CompletionBody)
+_B = TypeVar("_B", bound=BaseModel)
 
 
 def parse_body(shape: type[_B], raw: bytes) -> _B:
@@ -260,6 +260,13 @@ class Stamp:
     created: int  # seconds since 1970, UTC
 
 
+def pieces(answer: Answer) -> Iterator[tuple[str, ShownToken]]:
+    """The text token by token; a token that does not complete a character has an empty text."""
+    ends = [token.start for token in answer.tokens] + [len(answer.text)]
+    for token, (start, end) in zip(answer.tokens, pairwise(ends), strict=True):
+        yield answer.text[start:end], token
+
+
 def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
     """The reply to a request that did not ask for a stream. Raises WireError (500) for a NaN."""
     choice: dict[str, Any] = {
@@ -298,11 +305,7 @@ def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str,
     chat = isinstance(body, ChatBody)
     if chat:
         yield chunk({"delta": {"role": "assistant", "content": ""}})
-    ends = [token.start for token in answer.tokens] + [len(answer.text)]
-    for made, (token, (start, end)) in enumerate(
-        zip(answer.tokens, pairwise(ends), strict=True), 1
-    ):
-        piece = answer.text[start:end]
+    for made, (piece, token) in enumerate(pieces(answer), 1):
         shown = {"delta": {"content": piece}} if chat else {"text": piece}
         yield chunk(shown, [token], made=made)
     yield chunk(
@@ -336,13 +339,7 @@ def _logprobs(body: Body, tokens: Sequence[ShownToken]) -> dict[str, Any] | None
     if alternatives_asked(body) is None:
         return None
     if isinstance(body, ChatBody):
-        return {
-            "content": [
-                _named(token.raw, token.logprob)
-                | {"top_logprobs": [_named(raw, logprob) for raw, logprob in token.top]}
-                for token in tokens
-            ]
-        }
+        return {"content": chat_logprobs(body, tokens)}
     return {
         "tokens": [_text(token.raw) for token in tokens],
         "token_logprobs": [_finite(token.logprob) for token in tokens],
@@ -354,6 +351,17 @@ def _logprobs(body: Body, tokens: Sequence[ShownToken]) -> dict[str, Any] | None
         ],
         "text_offset": [token.start for token in tokens],
     }
+
+
+def chat_logprobs(body: ChatBody, tokens: Sequence[ShownToken]) -> list[dict[str, Any]] | None:
+    """Tokens as chats name them; None where none were asked for. Raises WireError for a NaN."""
+    if alternatives_asked(body) is None:
+        return None
+    return [
+        _named(token.raw, token.logprob)
+        | {"top_logprobs": [_named(raw, logprob) for raw, logprob in token.top]}
+        for token in tokens
+    ]
 
 
 def _named(raw: bytes, logprob: float) -> dict[str, Any]:
