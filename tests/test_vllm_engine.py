@@ -28,14 +28,26 @@ from test_embedded import QUIET, REPLIES, score_replies
 from verifier.audit import Reference, audit
 from verifier.bank import find_variant, is_linear
 from verifier.checkpoint import read_layout, transformed
+from verifier.collect import collect, read_outcomes
 from verifier.config import RunFile
+from verifier.endpoint import Endpoint
 from verifier.engines.load import load_engine
 from verifier.engines.remote import RemoteEngine
 from verifier.engines.transformers import TransformersEngine
 from verifier.engines.vllm import VllmEngine
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, read_json
-from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
+from verifier.prompts import make_prompt
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Message,
+    Probe,
+    Reply,
+    ReplyScore,
+    Report,
+    ScoreRequest,
+)
 from verifier.tokens import Tokenizer
 
 #: About six minutes on two idle cores, most of it vLLM's own start, five times.
@@ -554,3 +566,36 @@ def test_a_vllm_server_with_4_bit_weights_is_inconsistent_and_named(
 
     assert report.decision == "inconsistent"
     assert report.findings[-1].name == "int4-asym-g64"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dialect", ["completions", "messages", "responses"])
+def test_a_real_server_says_the_same_in_every_dialect(
+    rounded_server: str, tokenizer: Tokenizer, tmp_path: Path, dialect: str, stream: bool
+) -> None:
+    """vLLM's four endpoints, read by our collector: the text, its counts, its log-probabilities."""
+    messages = (Message(role="user", content="What is the capital of France?"),)
+    probe = Probe(id="p", kind="chat", messages=messages, max_tokens=24)
+
+    def render(asked: Sequence[Message]) -> Sequence[int] | str:
+        return tokenizer.encode_prompt(tokenizer.render_text(make_prompt(asked)))
+
+    found = {}
+    for name in ("chat", dialect):
+        run = tmp_path / name
+        run.mkdir()
+        asked = Endpoint(
+            base_url=rounded_server, model="smollm2", dialect=name, stream=stream, top_logprobs=2,
+            timeout_s=300, render=render if name == "completions" else None,
+        )  # fmt: skip
+        collect(run, asked, (probe,))
+        found[name] = read_outcomes(run, max_attempts=asked.max_attempts)["p"]
+    chat, other = found["chat"], found[dialect]
+
+    assert isinstance(chat, Reply)
+    assert isinstance(other, Reply)
+    assert other.text == chat.text != ""
+    assert other.prompt_tokens == chat.prompt_tokens
+    assert other.completion_tokens == chat.completion_tokens
+    assert chat.logprobs is not None
+    assert (other.logprobs is not None) == (dialect != "messages")
