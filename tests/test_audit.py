@@ -20,6 +20,7 @@ from verifier.config import RunFile
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.folder import (
+    CAPABILITY_EXCHANGES,
     EXCHANGES,
     LEDGER,
     PAGE,
@@ -29,6 +30,7 @@ from verifier.folder import (
     REPORT,
     RUN,
     SCORES,
+    read_lines,
     write_json,
 )
 from verifier.plan import read_plan, read_probes
@@ -124,6 +126,25 @@ def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(
     assert report_to_json(report) == report_to_json(
         report_from_json(yaml.safe_load((out / REPORT).read_text()))
     )
+
+
+def test_what_the_endpoint_can_do_is_found_out_first_and_reported(
+    card: Path, tmp_path: Path
+) -> None:
+    """When the run file says so: on record, on the page, within the budget, and only once."""
+    out = tmp_path / "run"
+    with host() as url:
+        config = configure(url, card, out, capabilities=True)
+        report = run(config)
+        run(config)
+
+    assert report.decision == "consistent"
+    assert dict(report.capabilities)["temperature 0 taken"] == "yes"
+    assert "temperature 0 taken" in (out / PAGE).read_text(encoding="utf-8")
+    assert [f.decision for f in report.findings if f.aspect == "samples"] == ["undecided"]
+    asked = list(read_lines(out / CAPABILITY_EXCHANGES))
+    assert len(asked) == 7
+    assert report.usage.requests == len(_requests(out)) + len(asked)
 
 
 def test_a_faulty_host_ends_inconsistent_with_the_build_named(card: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from verifier.capabilities import (
     Capabilities,
     apply,
     find_grid,
+    judge,
     log_e_forged,
     probe_capabilities,
     read_capabilities,
@@ -164,6 +166,42 @@ def test_forged_log_probabilities_are_found() -> None:
     ]
 
     assert sum(found) >= 16
+
+
+@pytest.mark.parametrize("with_bytes", [True, False])
+def test_tokens_that_look_alike_are_not_taken_for_one_another(with_bytes: bool) -> None:
+    """Pieces of characters all read as U+FFFD: one that is not named is not the one that is."""
+
+    def piece(n: int, logprob: float) -> Candidate:
+        return Candidate(token="\ufffd", bytes=bytes([n]) if with_bytes else None, logprob=logprob)
+
+    top = (piece(200, math.log(0.6)), piece(201, math.log(0.2)))
+    row = ReportedToken(chosen=piece(202, math.log(0.01)), top=top)
+    other = ReportedToken(
+        chosen=Candidate(token="x", bytes=b"x", logprob=math.log(0.01)),
+        top=tuple(replace(c, token=f"t{n}") for n, c in enumerate(top)),
+    )
+    expected = log_e_forged([other], alternatives=2) if with_bytes else 0.0
+
+    assert log_e_forged([row], alternatives=2) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("log_e", "decision"), [(math.log(1000), "detected"), (6.9, "undecided"), (-3.0, "undecided")]
+)
+def test_forging_is_a_finding_from_one_in_a_thousand_on(
+    tmp_path: Path, log_e: float, decision: str
+) -> None:
+    """Below that it is never acquitted either: numbers that agree can be copied."""
+    finding = judge(replace(probe(tmp_path), forged_log_e=log_e))
+
+    assert finding is not None
+    assert (finding.aspect, finding.decision) == ("samples", decision)
+
+
+def test_without_sampled_log_probabilities_nothing_is_said_of_forging(tmp_path: Path) -> None:
+    """Missing data is no information."""
+    assert judge(probe(tmp_path, logprobs=False)) is None
 
 
 def test_a_factor_has_mean_one_under_the_null() -> None:

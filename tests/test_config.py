@@ -79,6 +79,7 @@ FULL: dict[str, Any] = {
         "top_logprobs": 0,
         "min_replies": 6,
         "kinds": ["code", "list"],
+        "capabilities": True,
     },
     "prices": {"prompt": 0.5, "completion": 1.5},
     "out": "runs/é",

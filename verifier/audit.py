@@ -105,6 +105,9 @@ def audit(
     _refuse_unknown_builds(plan, reference.engine)
     endpoint = make_endpoint(config, api_key=api_key, render=_renderer(reference.tokenizer))
     known = read_capabilities(run)
+    if known is None and config.audit.capabilities:
+        show.tell("finding out what the endpoint can do")
+        known = probe_capabilities(run, endpoint)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     report, looked = None, False
     for end in batch_ends(len(probes)):

@@ -26,7 +26,16 @@ from verifier.folder import (
     read_json,
     write_json,
 )
-from verifier.records import Attempt, Message, NotJudged, Probe, Reply, ReportedToken
+from verifier.records import (
+    Attempt,
+    Candidate,
+    Finding,
+    Message,
+    NotJudged,
+    Probe,
+    Reply,
+    ReportedToken,
+)
 from verifier.wire import Problem, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
@@ -71,6 +80,7 @@ class Capabilities:
     requests: int
     completion_tokens: int  # those of answers without a count are taken at full length
     problems: tuple[str, ...]
+    prompt_tokens: int = 0  # as far as the endpoint counts
 
 
 def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
@@ -135,6 +145,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
         requests=len(asked),
         completion_tokens=sum(_tokens(attempt, most) for attempt, most in asked),
         problems=tuple(problems),
+        prompt_tokens=sum(_prompt_tokens(attempt) for attempt, _ in asked),
     )
     write_json(run / CAPABILITIES, asdict(record))
     return record
@@ -151,6 +162,11 @@ def _tokens(attempt: Attempt, most: int) -> int:
     if isinstance(found, Problem):
         return 0
     return most if found.completion_tokens is None else found.completion_tokens
+
+
+def _prompt_tokens(attempt: Attempt) -> int:
+    found = parse(attempt)
+    return 0 if isinstance(found, Problem) else found.prompt_tokens or 0
 
 
 def _rows(reply: Reply | NotJudged | None) -> tuple[ReportedToken, ...]:
@@ -183,9 +199,9 @@ def _follow_temperature(
     """Whether the first position's numbers differ between temperature 0 and 1, for one prompt."""
     if not (greedy and sampled):
         return None
-    zero = {c.token: c.logprob for c in (greedy[0].chosen, *greedy[0].top)}
-    one = {c.token: c.logprob for c in (sampled[0].chosen, *sampled[0].top)}
-    shared = [abs(zero[token] - one[token]) for token in zero.keys() & one.keys()]
+    zero = {_key(c): c.logprob for c in (greedy[0].chosen, *greedy[0].top)}
+    one = {_key(c): c.logprob for c in (sampled[0].chosen, *sampled[0].top)}
+    shared = [abs(zero[key] - one[key]) for key in (zero.keys() & one.keys()) - {None}]
     return max(shared) > 0.5 if shared else None
 
 
@@ -215,23 +231,39 @@ def log_e_forged(rows: Sequence[ReportedToken], *, alternatives: int) -> float:
     alternatives (the `alternatives` likeliest) have the reported probabilities, and all others
     together the rest. Each factor q(x)/p(x), with q the same categories at another temperature,
     then has mean 1, and so has their mixture: at 1/alpha the false-alarm rate is at most alpha
-    (Ville 1939). Rounded values bias each factor by as much as they round.
+    (Ville 1939). Positions whose alternatives cannot be told apart are passed over. Rounded values
+    bias each factor by as much as they round.
     """
     totals = np.zeros(len(_TEMPERATURES))
     for row in rows:
         top = sorted(row.top, key=lambda c: -c.logprob)[:alternatives]
-        if not top:
+        keys = [_key(c) for c in top]
+        # told from what came before the draw, so that passing over a position favours no token
+        if not top or None in keys or len(set(keys)) < len(keys):
             continue
         named = [c.logprob for c in top]
         rest = max(1.0 - float(np.exp(named).sum()), _LEAST_REST)
         log_p = np.array([*named, math.log(rest)])
         log_p -= np.logaddexp.reduce(log_p)
         # a token beyond the alternatives is one of the rest: its own number came with the draw
-        at = next((n for n, c in enumerate(top) if c.token == row.chosen.token), len(top))
+        chosen = _key(row.chosen)
+        at = keys.index(chosen) if chosen in keys else len(top)
         for n, temperature in enumerate(_TEMPERATURES):
             log_q = log_p / temperature
             totals[n] += log_q[at] - np.logaddexp.reduce(log_q) - log_p[at]
     return float(np.logaddexp.reduce(totals) - math.log(len(_TEMPERATURES)))
+
+
+def _key(candidate: Candidate) -> object:
+    """What tells a token from others: its id, its bytes, or its text; None: nothing does.
+
+    Texts of broken characters are alike, whatever the tokens are.
+    """
+    if candidate.token_id is not None:
+        return candidate.token_id
+    if candidate.bytes is not None:
+        return candidate.bytes
+    return None if "\ufffd" in candidate.token else candidate.token
 
 
 def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
@@ -240,6 +272,30 @@ def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
         endpoint,
         extra_body={**endpoint.extra_body, **capabilities.greedy_fields},
         top_logprobs=0 if capabilities.logprobs is False else endpoint.top_logprobs,
+    )
+
+
+def judge(record: Capabilities) -> Finding | None:
+    """Whether samples follow the probabilities reported with them; None: nothing could be told.
+
+    It is no departure of a policy and decides no verdict: some publishers map the temperature that
+    is asked to another one, and their samples do not follow the reported probabilities either.
+    """
+    if record.forged_log_e is None:
+        return None
+    forged = record.forged_log_e >= math.log(1 / _FORGED_ALPHA)
+    return Finding(
+        aspect="samples",
+        decision="detected" if forged else "undecided",
+        name="samples against the reported probabilities",
+        log_e=round(record.forged_log_e, 4),
+        detail=(
+            "tokens sampled at temperature 1 do not follow the log-probabilities reported with "
+            "them: these are forged, or the temperature asked for is mapped to another"
+            if forged
+            else "nothing speaks against the log-probabilities reported with sampled tokens"
+        ),
+        tokens_needed=None,
     )
 
 

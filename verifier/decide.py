@@ -15,6 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from verifier.bank import VARIANTS
+from verifier.capabilities import Capabilities, read_capabilities
+from verifier.capabilities import describe as describe_capabilities
+from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
@@ -75,6 +78,7 @@ def decide_folder(run: Path) -> Report:
         engine=engine,
         attempts=read_attempts(run),
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+        capabilities=read_capabilities(run),
     )
     write_json(run / REPORT, report_to_json(report))
     return report
@@ -87,10 +91,11 @@ def decide(
     engine: Mapping[str, str],
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
+    capabilities: Capabilities | None = None,
 ) -> Report:
-    """The verdict on the rows of a ledger."""
+    """The verdict on the rows of a ledger; what the endpoint can do is told beside it."""
     evidence = weigh(plan, ledger)
-    usage = count_usage(plan, ledger, attempts, outcomes)
+    usage = count_usage(plan, ledger, attempts, outcomes, capabilities)
     column = named_column(plan, evidence)
     if column is not None:  # the template comes first: noise is judged under what was rendered
         evidence = judge_under(plan, ledger, evidence, column)
@@ -104,6 +109,12 @@ def decide(
         findings += _template_causes(plan, evidence)
     elif decision == "inconsistent":
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
+    notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
+    samples = None if capabilities is None else judge_capabilities(capabilities)
+    if samples is not None:  # seen beside the departures: it decides nothing
+        findings.append(samples)
+        if samples.decision == "detected":
+            notes.append(f"{samples.name}: {samples.detail}")
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
@@ -111,11 +122,12 @@ def decide(
         findings=tuple(findings),
         noise_scale=_noise_scale(plan, evidence),
         usage=usage,
-        notes=tuple(_notes(plan, ledger, evidence, findings, usage, outcomes, decision)),
+        notes=tuple(notes),
         policy=plan.policy_name,
         alpha=plan.alpha,
         beta=plan.beta,
         signature=_signature(plan, engine),
+        capabilities=() if capabilities is None else tuple(describe_capabilities(capabilities)),
     )
 
 
@@ -467,9 +479,16 @@ def _notes(
 
 
 def count_usage(
-    plan: Plan, ledger: Ledger, attempts: Sequence[Attempt], outcomes: Mapping[str, Outcome]
+    plan: Plan,
+    ledger: Ledger,
+    attempts: Sequence[Attempt],
+    outcomes: Mapping[str, Outcome],
+    capabilities: Capabilities | None = None,
 ) -> Usage:
-    """What was asked and spent. Where the endpoint does not count tokens, ours are counted."""
+    """What was asked and spent, finding out what the endpoint can do included.
+
+    Where the endpoint does not count tokens, ours are counted.
+    """
     ours = {row.probe_id: row.tokens + row.left_out for row in ledger.rows}
     answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
     prompt = sum(answer.prompt_tokens or 0 for answer in answers)
@@ -479,8 +498,11 @@ def count_usage(
         else answer.completion_tokens
         for answer in answers
     )
+    if capabilities is not None:
+        prompt += capabilities.prompt_tokens
+        completion += capabilities.completion_tokens
     return Usage(
-        requests=len(attempts),
+        requests=len(attempts) + (0 if capabilities is None else capabilities.requests),
         replies=len(ledger.rows),
         failures=sum(isinstance(o, Failure) for o in outcomes.values()),
         not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),

@@ -192,7 +192,9 @@ class Generation:
 class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
-    aspect: str  # "noise" (a class of rounding), "weights" (one build), "logprobs", "cause"
+    aspect: (
+        str  # "noise" (a class of rounding), "weights" (one build), "logprobs", "samples", "cause"
+    )
     decision: Status
     name: str
     log_e: float | None  # natural log of the e-value for the departure; None: not run
@@ -243,3 +245,4 @@ class Report:
     alpha: float  # false-alarm rate of "inconsistent"
     beta: float  # error rate of each exclusion
     signature: dict[str, object]
+    capabilities: tuple[tuple[str, str], ...] = ()  # label and finding; (): not probed

@@ -29,6 +29,8 @@ _KINDS: Final = {
 }
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "cause")
+#: What was seen beside them, and decides nothing.
+_BESIDE: Final = ("samples",)
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
@@ -48,8 +50,8 @@ def visible(text: str) -> str:
 
 
 def departures(report: Report) -> tuple[Finding, ...]:
-    """The findings on departures that the policy names, without the best name."""
-    return tuple(finding for finding in report.findings if finding.aspect not in CAUSES)
+    """The findings on departures: without the best name, and what is only seen beside them."""
+    return tuple(f for f in report.findings if f.aspect not in (*CAUSES, *_BESIDE))
 
 
 def causes(report: Report) -> tuple[Finding, ...]:
