@@ -33,8 +33,10 @@ from verifier.folder import (
     read_lines,
     write_json,
 )
-from verifier.plan import read_plan, read_probes
+from verifier.plan import make_plan, read_plan, read_probes
+from verifier.probes import load_pool
 from verifier.records import Report
+from verifier.reference import load_card
 from verifier.renderings.catalogue import catalogue, served
 from verifier.report import report_from_json, report_to_json
 from verifier.testbed import create_app, running
@@ -145,6 +147,29 @@ def test_what_the_endpoint_can_do_is_found_out_first_and_reported(
     asked = list(read_lines(out / CAPABILITY_EXCHANGES))
     assert len(asked) == 7
     assert report.usage.requests == len(_requests(out)) + len(asked)
+
+
+def test_settings_of_the_template_go_with_every_probe(card: Path, tmp_path: Path) -> None:
+    """To the endpoint and into our own rendering, so that a model can be asked not to think."""
+    out = tmp_path / "run"
+    with host() as url:
+        run(configure(url, card, out, template_settings={"enable_thinking": False}))
+
+    assert {p.settings for p in read_probes(out)} == {(("enable_thinking", False),)}
+    asked = [r["chat_template_kwargs"] for r in _requests(out) if "chat_template_kwargs" in r]
+    assert len(asked) == len(_requests(out))
+    assert asked[0] == {"enable_thinking": False}
+
+
+def test_settings_that_a_dialect_cannot_carry_are_refused(card: Path, tmp_path: Path) -> None:
+    """The host would render another prompt than the reference."""
+    settings = {"template_settings": {"enable_thinking": False}}
+    config = configure(
+        "http://127.0.0.1:9/v1", card, tmp_path, endpoint={"dialect": "messages"}, **settings
+    )
+
+    with pytest.raises(ConfigError, match="the dialect messages cannot carry them"):
+        make_plan(config, load_card(str(card)), make_calibration(), load_pool())
 
 
 def test_a_faulty_host_ends_inconsistent_with_the_build_named(card: Path, tmp_path: Path) -> None:

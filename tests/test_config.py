@@ -79,6 +79,7 @@ FULL: dict[str, Any] = {
         "top_logprobs": 0,
         "min_replies": 6,
         "kinds": ["code", "list"],
+        "template_settings": {"enable_thinking": False},
         "capabilities": True,
     },
     "prices": {"prompt": 0.5, "completion": 1.5},

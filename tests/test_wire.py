@@ -193,7 +193,10 @@ def test_hidden_reasoning_is_not_judged() -> None:
     """Tokens that are billed and not shown cannot be scored."""
     usage = {"completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 80}}
 
-    assert "80 hidden reasoning tokens" in not_judged(chat() | {"usage": usage}).reason
+    assert (
+        "not testable by text: hidden reasoning, 80 tokens"
+        in not_judged(chat() | {"usage": usage}).reason
+    )
 
 
 def test_a_refusal_is_not_judged() -> None:

@@ -209,6 +209,7 @@ class AuditSection(_Section):
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
     min_replies: Annotated[int, Field(ge=5)] = 10
     kinds: tuple[str, ...] | None = None  # kinds of probes; None: all
+    template_settings: dict[str, bool | str] = {}  # of every probe, e.g. enable_thinking
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import platform
 import secrets
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, repeat
 from pathlib import Path
@@ -134,6 +134,13 @@ def make_plan(
         sum(family.size for family in pool.families if family.kind in kinds),
     )
     probes = draw(pool, seed=seed, count=count, max_tokens=audit.max_tokens, kinds=audit.kinds)
+    settings = tuple(audit.template_settings.items())
+    if settings and config.endpoint.dialect != "chat":
+        raise ConfigError(
+            f"audit.template_settings: the dialect {config.endpoint.dialect} cannot carry them; "
+            "take endpoint.dialect: chat, or leave them out"
+        )
+    probes = tuple(replace(probe, settings=settings) for probe in probes)
     plan = Plan(
         schema_version=PLAN_SCHEMA,
         policy_name=name,

@@ -49,6 +49,9 @@ _FINISH: Final = {
 #: Every way of asking, by its name.
 DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES)}
 
+#: What to do about thoughts that stand apart from the answer.
+_THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
+
 _NOT_JSON: Final = object()
 
 
@@ -204,10 +207,10 @@ def _answer(
 def _why_not_judged(view: View, finish: str | None, text: str | None) -> str | None:
     """Why this answer says nothing about the weights; None when it may."""
     if view.reasoning:
-        return "reasoning shown beside the answer, not testable yet"
+        return f"not testable by text: reasoning shown apart from the answer; {_THINK_NOT}"
     hidden = _count(view.reasoning_tokens)
     if hidden:
-        return f"{hidden} hidden reasoning tokens, not testable yet"
+        return f"not testable by text: hidden reasoning, {hidden} tokens of it; {_THINK_NOT}"
     if view.refusal is not None:
         return f"refusal: {view.refusal}"
     if finish == "content_filter":
