@@ -192,9 +192,9 @@ class Generation:
 class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
-    aspect: (
-        str  # "noise" (a class of rounding), "weights" (one build), "logprobs", "samples", "cause"
-    )
+    #: "noise" (a class of rounding), "weights" (one build), "logprobs", "samples" (against the
+    #: probabilities reported with them), "template" or "cause".
+    aspect: str
     decision: Status
     name: str
     log_e: float | None  # natural log of the e-value for the departure; None: not run
