@@ -61,6 +61,11 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
         "none": {NONE: 1},
         "template:no-template": {"no-template": 1, "family-gemma or no-template": 1},
     }
-    assert "| none | with counts | 1 | 1 | no template fault 1 |" in table
-    assert "| none | without counts | 1 | 0 | bos-doubled 1 |" in table
-    assert "| template:no-template | without counts | 2 | 0 | no template fault 2 |" in table
+    assert (
+        "| none | with counts | 1 | 1 | 4, at most 4 | 64, at most 64 | no template fault 1 |"
+        in table
+    )
+    assert (
+        "| none | without counts | 1 | 0 | 4, at most 4 | 64, at most 64 | bos-doubled 1 |" in table
+    )
+    assert "| template:no-template | without counts | 2 | 0 | 4, at most 4 |" in table

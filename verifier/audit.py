@@ -8,7 +8,7 @@ an audit that was killed goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -53,7 +53,14 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
-from verifier.templates import is_settled, still_likely, weigh_templates
+from verifier.templates import (
+    ENOUGH,
+    TemplateEvidence,
+    is_settled,
+    still_likely,
+    weigh_templates,
+)
+from verifier.weigh import named_template
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
@@ -62,10 +69,13 @@ NAMING_REPLIES = 24
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
-PANEL_TOKENS = 16
+PANEL_TOKENS = 48
 
 #: Replies of a panel scored at each look at the renderings.
 ROUNDS = (1, 2, 4, 8, 12)
+
+#: Ordinary replies scored at each further look, where a panel's replies leave a fault unnamed.
+FURTHER_ROUNDS = (8, 16, 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,26 +295,56 @@ def score_panel(
 ) -> None:
     """Score a panel's replies under the renderings that are still likely, in a few rounds.
 
-    `before` is called with the probes of each round before they are scored.
+    Where they leave a fault the likeliest and yet unnamed, as noise of other weights does, ordinary
+    replies are scored under the renderings that the panel left, and never under fewer: which those
+    are was chosen without a look at ordinary replies, so the evidence against every valid rendering
+    keeps its level with the panel's replies in front.
+
+    `before` is called with the probes that a round needs before they are scored.
     """
     plan, probes = read_plan(run), read_probes(run)
     entries = reference.catalogue
     able = expressible(entries.values(), panel, reference.tokenizer)
     names = (REFERENCE, *(entry.name for entry in able))
-    for size in ROUNDS:
-        if before is not None:
-            before(panel[:size])
-        outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+
+    def look(some: tuple[Probe, ...], names: tuple[str, ...]) -> TemplateEvidence | None:
         ledger = score_replies(
-            run, panel[:size], outcomes, every=(*probes, *panel), engine=reference.engine,
-            tokenizer=reference.tokenizer, templates=names, catalogue=entries,
+            run, some, read_outcomes(run, max_attempts=plan.max_attempts),
+            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+            templates=names, catalogue=entries,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
-        evidence = weigh_templates(ledger, entries, plan.calibration.text)
+        return weigh_templates(ledger, entries, plan.calibration.text)
+
+    evidence = None
+    for size in ROUNDS:
+        if before is not None:
+            before(panel[: max(size, ENOUGH)])
+        evidence = look(panel[:size], names)
         if evidence is None or is_settled(evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
+    for size in FURTHER_ROUNDS:
+        if evidence is None or not leaves_a_fault_open(plan, evidence, names, entries):
+            break
+        if before is not None:
+            before(probes[:size])
+        evidence = look(probes[:size], names)
     _write_prompts(run, panel, reference)
+
+
+def leaves_a_fault_open(
+    plan: Plan,
+    evidence: TemplateEvidence,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+) -> bool:
+    """Whether a fault is the likeliest rendering, and more replies may yet name it."""
+    return (
+        evidence.ranked[0] not in evidence.valid
+        and named_template(plan, evidence) is None
+        and not is_settled(evidence, names, entries)
+    )
 
 
 def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:

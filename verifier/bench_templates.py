@@ -16,8 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from verifier.align import align
-from verifier.audit import PANEL_PROBES, PANEL_TOKENS, ROUNDS
+from verifier.audit import (
+    FURTHER_ROUNDS,
+    PANEL_PROBES,
+    PANEL_TOKENS,
+    ROUNDS,
+    leaves_a_fault_open,
+)
 from verifier.collect import read_outcomes
 from verifier.corpus import MAX_ATTEMPTS, RememberingEngine, Stack, collect_corpus, load_host
 from verifier.engines import Engine
@@ -25,14 +33,20 @@ from verifier.engines.load import load_engine
 from verifier.folder import append_line, read_lines, write_json
 from verifier.ledger import TEXT_SCALES, Ledger
 from verifier.plan import Plan, versions
-from verifier.probes import load_pool
+from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference import load_card
 from verifier.renderings.catalogue import Rendering, catalogue, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import score_replies
 from verifier.stats import confidence_sequence
-from verifier.templates import is_settled, still_likely, weigh_templates
+from verifier.templates import (
+    ENOUGH,
+    TemplateEvidence,
+    is_settled,
+    still_likely,
+    weigh_templates,
+)
 from verifier.testbed import Fault, read_fault
 from verifier.tokens import Tokenizer
 from verifier.weigh import named_template, read_rows
@@ -61,6 +75,11 @@ class Host:
 
     fault: str  # as the testbed names it
     audits: int
+
+    @property
+    def weights_fault(self) -> bool:
+        """Whether its weights are at fault: then names take more than a panel."""
+        return self.fault.startswith(_WEIGHTS)
 
     @property
     def truth(self) -> str:
@@ -101,7 +120,7 @@ def run_template_bench(
     tokenizer, entries = Tokenizer(weights), catalogue()
     bench = _Bench(
         out=out, plan=_plan(seed), tokenizer=tokenizer, entries=entries,
-        reference=RememberingEngine(load_engine("transformers", weights, tokenizer)),
+        reference=load_engine("transformers", weights, tokenizer),
         host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=1)),
         layers=card.layers, tell=tell,
     )  # fmt: skip
@@ -137,14 +156,15 @@ class _Bench:
 
     def __init__(
         self, *, out: Path, plan: Plan, tokenizer: Tokenizer, entries: Mapping[str, Rendering],
-        reference: RememberingEngine, host: Engine, layers: int,
+        reference: Engine, host: Engine, layers: int,
         tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._out = out
         self._plan = plan
         self._tokenizer = tokenizer
         self._entries = entries
-        self._reference = reference
+        self._engine = reference
+        self._reference = RememberingEngine(reference)
         self._host = host
         self._layers = layers
         self._tell = tell
@@ -157,45 +177,77 @@ class _Bench:
         """One audit of each host that lacks it, over the same panel."""
         have = {(audit["fault"], audit["number"]) for audit in self.done()}
         hosts = [host for host in hosts if (host.fault, number) not in have]
-        replies = {h.fault: self._ask(number, h, panel) for h in hosts}
+        self._reference = RememberingEngine(self._engine)  # what one panel needs, another does not
+        replies: dict[str, dict[str, Reply]] = {}
         likely = {h.fault: panel.names for h in hosts}
         settled: set[str] = set()
         ledgers: dict[str, Ledger] = {}
         asked = 0
         for size in ROUNDS:
             open_ = [host for host in hosts if host.fault not in settled]
+            most = max(size, ENOUGH)
+            replies |= {h.fault: self._ask(number, h, panel.probes, most=most) for h in open_}
             self._score_together(open_, panel.probes[asked:size], replies, likely)
             for host in open_:
-                folder = self._folder(number, host)
-                ledger = score_replies(
-                    folder, panel.probes[:size], replies[host.fault], engine=self._reference,
-                    tokenizer=self._tokenizer, templates=likely[host.fault],
-                    catalogue=self._entries,
-                )  # fmt: skip
-                found = weigh_templates(
-                    _uncounted(ledger), self._entries, self._plan.calibration.text
-                )
-                assert found is not None
-                ledgers[host.fault] = ledger
                 names = likely[host.fault]
+                ledger, found = self._look(number, host, panel.probes[:size], replies, names)
+                ledgers[host.fault] = ledger
                 if is_settled(found, names, self._entries):
                     settled.add(host.fault)
                 likely[host.fault] = still_likely(found, names, self._entries)
             asked = size
         for host in hosts:
+            of_panel = len(ledgers[host.fault].rows)
+            if host.weights_fault and host.fault not in settled:
+                ledgers[host.fault] = self._go_on(number, host, panel, replies, likely[host.fault])
             audit = self._read(host, number, ledgers[host.fault], replies[host.fault])
-            append_line(self._out / AUDITS, audit)
+            append_line(self._out / AUDITS, audit | {"panel_requests": of_panel})
+
+    def _go_on(
+        self, number: int, host: Host, panel: Panel, replies: dict[str, dict[str, Reply]],
+        names: tuple[str, ...],
+    ) -> Ledger:  # fmt: skip
+        """Ordinary replies after a panel's, as an audit asks where other weights blur the name."""
+        ordinary = draw(
+            load_pool(), seed=self._plan.seed + number, count=FURTHER_ROUNDS[-1],
+            max_tokens=self._plan.max_tokens,
+        )  # fmt: skip
+        probes = panel.probes
+        ledger, found = self._look(number, host, probes, replies, names)
+        for size in FURTHER_ROUNDS:
+            if not leaves_a_fault_open(self._plan, found, names, self._entries):
+                break
+            probes = (*panel.probes, *ordinary[:size])
+            replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
+            ledger, found = self._look(number, host, probes, replies, names)
+        return ledger
+
+    def _look(
+        self, number: int, host: Host, probes: Sequence[Probe],
+        replies: Mapping[str, Mapping[str, Reply]], names: tuple[str, ...],
+    ) -> tuple[Ledger, TemplateEvidence]:  # fmt: skip
+        """Score a host's replies under renderings, and weigh them without their counts."""
+        folder = self._folder(number, host)
+        ledger = score_replies(
+            folder, probes, replies[host.fault], engine=self._reference,
+            tokenizer=self._tokenizer, templates=names, catalogue=self._entries,
+        )  # fmt: skip
+        found = weigh_templates(_uncounted(ledger), self._entries, self._plan.calibration.text)
+        assert found is not None
+        return ledger, found
 
     def _folder(self, number: int, host: Host) -> Path:
         return self._out / f"{number:03}" / host.fault.replace(":", "-")
 
-    def _ask(self, number: int, host: Host, panel: Panel) -> dict[str, Reply]:
+    def _ask(
+        self, number: int, host: Host, probes: Sequence[Probe], *, most: int, kind: str = "panel"
+    ) -> dict[str, Reply]:
         fault: Fault = read_fault(host.fault, layers=self._layers, catalogue=self._entries)
-        folder = self._folder(number, host)
+        folder = self._folder(number, host) / kind
         stack = Stack(dtype="bfloat16", batch=PANEL_PROBES, weights=fault.weights)
         collect_corpus(
-            folder, stack, panel.probes, engine=self._host, tokenizer=self._tokenizer,
-            rendering=fault.rendering,
+            folder, stack, probes, engine=self._host, tokenizer=self._tokenizer,
+            rendering=fault.rendering, limit=most,
         )  # fmt: skip
         outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
         return {
@@ -285,17 +337,27 @@ def _confusion(audits: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[
 
 def tabulate_templates(results: Mapping[str, Any]) -> str:
     """The confusion matrices as one Markdown table: a row per host and reading."""
-    lines = ["| host | read | audits | right name first | said |", "|---|---|---|---|---|"]
+    lines = [
+        "| host | read | audits | right | requests | tokens | said |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for key, matrix in results["confusion"].items():
         for fault, said in matrix.items():
             of = [audit for audit in results["each"] if audit["fault"] == fault]
-            first = sum(_is_first(audit, key) for audit in of)
+            right = sum(_is_right(audit, key) for audit in of)
             names = ", ".join(f"{name} {count}" for name, count in said.items())
-            lines.append(f"| {fault} | {key} | {len(of)} | {first} | {names} |")
+            requests, tokens = (
+                f"{np.median([audit[what] for audit in of]):.0f}, at most "
+                f"{max(audit[what] for audit in of)}"
+                for what in ("requests", "completion_tokens")
+            )
+            lines.append(
+                f"| {fault} | {key} | {len(of)} | {right} | {requests} | {tokens} | {names} |"
+            )
     return "\n".join(lines)
 
 
-def _is_first(audit: Mapping[str, Any], key: str) -> bool:
-    """Whether what is true was said: first, or first in a group; nothing, of a right template."""
+def _is_right(audit: Mapping[str, Any], key: str) -> bool:
+    """Whether what is true was said: alone, or in a group; nothing, of a right template."""
     said = audit[key]["said"]
     return not said if audit["truth"] == NONE else audit["truth"] in said
