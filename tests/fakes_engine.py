@@ -107,6 +107,11 @@ class FakeTokenizer:
             at += size
         return self._encoded.setdefault(text, tuple(ids))
 
+    def decode_prompt(self, ids: Sequence[int]) -> str:
+        names = {EOS: "<eos>", TURN: "<turn>"}
+        known = [n for n in ids if n < len(self._bytes)]
+        return "".join(names.get(n, self._bytes[n].decode("utf-8", "replace")) for n in known)
+
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes[n] for n in ids).decode("utf-8", "replace")
 

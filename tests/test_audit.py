@@ -85,11 +85,15 @@ def card(tmp_path: Path) -> Path:
 
 @contextmanager
 def host(
-    weights: str = "reference", *, template: str = "reference", api_key: str | None = None
+    weights: str = "reference",
+    *,
+    template: str = "reference",
+    api_key: str | None = None,
+    shows_prompts: bool = False,
 ) -> Iterator[str]:
     app = create_app(
         make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001,
-        rendering=served(template, catalogue()),
+        rendering=served(template, catalogue()), shows_prompts=shows_prompts,
     )  # fmt: skip
     with running(app) as url:
         yield url

@@ -40,7 +40,7 @@ LAYERS = (
     {"demo", "bench_templates"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
-    {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},
+    {"weigh", "report", "machine", "corpus", "sheets", "capabilities", "shown"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit",
@@ -54,7 +54,7 @@ LAYERS = (
     },
     {"checkpoint", "wire"},
     {"claims", "dialects.completions"},
-    {"dialects.chat", "dialects.messages", "dialects.responses"},
+    {"dialects.chat", "dialects.messages", "dialects.responses", "dialects.tokenize"},
     {"dialects"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",

@@ -53,6 +53,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.score import Reader, score_replies
+from verifier.shown import ask_for_prompts, read_shown
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
@@ -278,6 +279,7 @@ def look_at_template(
         )  # fmt: skip
         write_probes(run, found.probes, name=PANEL)
     panel = read_probes(run, name=PANEL)
+    ask_for_prompts(run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer)
 
     def ask_some(some: tuple[Probe, ...]) -> None:
         _collect_within_budget(run, plan, endpoint, some, show)
@@ -321,7 +323,9 @@ def score_panel(
         if before is not None:
             before(panel[: max(size, ENOUGH)])
         evidence = look(panel[:size], names)
-        if evidence is None or is_settled(evidence, names, entries):
+        if evidence is None:  # nothing could be judged yet
+            continue
+        if is_settled(evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
     for size in FURTHER_ROUNDS:
@@ -350,14 +354,19 @@ def leaves_a_fault_open(
 def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
     """Keep a prompt as published and as the likeliest rendering makes it: the shortest that shows.
 
-    Nothing is kept when the published rendering is the likeliest.
+    The likeliest is what the endpoint shows, where it shows a known fault. Nothing is kept when the
+    published rendering is the likeliest.
     """
     plan, entries = read_plan(run), reference.catalogue
     ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
-    evidence = weigh_templates(ledger, entries, plan.calibration.text)
-    if evidence is None or evidence.ranked[0] == REFERENCE:
+    evidence, shown = weigh_templates(ledger, entries, plan.calibration.text), read_shown(run)
+    if shown is not None and shown.faults:
+        name = column = shown.faults[0]
+    elif evidence is not None and evidence.ranked[0] != REFERENCE:
+        name = evidence.ranked[0]
+        column = evidence.columns[name].removeprefix(TEMPLATE)
+    else:
         return
-    column = evidence.columns[evidence.ranked[0]].removeprefix(TEMPLATE)
     pairs = []
     for probe in panel:
         published = render_probe(entries[REFERENCE], probe, reference.tokenizer)
@@ -367,7 +376,7 @@ def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) ->
     if pairs:
         _, probe_id, published_text, served_text = min(pairs)
         prompts = {
-            "probe_id": probe_id, "name": evidence.ranked[0],
+            "probe_id": probe_id, "name": name,
             "published": published_text, "served": served_text,
         }  # fmt: skip
         write_json(run / PROMPTS, prompts)
@@ -459,8 +468,9 @@ def _collect_within_budget(
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
     every, before = read_probes(run), -1
-    known = read_capabilities(run)
-    ceiling = plan.ceiling if known is None else plan.ceiling.less(known.completion_tokens)
+    known, shown = read_capabilities(run), read_shown(run)
+    beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
+    ceiling = plan.ceiling.less(beside)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
             run, endpoint, probes, ceiling=ceiling, every=every,

@@ -192,6 +192,8 @@ class _Bench:
                 names = likely[host.fault]
                 ledger, found = self._look(number, host, panel.probes[:size], replies, names)
                 ledgers[host.fault] = ledger
+                if found is None:  # nothing could be judged yet
+                    continue
                 if is_settled(found, names, self._entries):
                     settled.add(host.fault)
                 likely[host.fault] = still_likely(found, names, self._entries)
@@ -215,7 +217,7 @@ class _Bench:
         probes = panel.probes
         ledger, found = self._look(number, host, probes, replies, names)
         for size in FURTHER_ROUNDS:
-            if not leaves_a_fault_open(self._plan, found, names, self._entries):
+            if found is None or not leaves_a_fault_open(self._plan, found, names, self._entries):
                 break
             probes = (*panel.probes, *ordinary[:size])
             replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
@@ -225,7 +227,7 @@ class _Bench:
     def _look(
         self, number: int, host: Host, probes: Sequence[Probe],
         replies: Mapping[str, Mapping[str, Reply]], names: tuple[str, ...],
-    ) -> tuple[Ledger, TemplateEvidence]:  # fmt: skip
+    ) -> tuple[Ledger, TemplateEvidence | None]:  # fmt: skip
         """Score a host's replies under renderings, and weigh them without their counts."""
         folder = self._folder(number, host)
         ledger = score_replies(
@@ -233,7 +235,6 @@ class _Bench:
             tokenizer=self._tokenizer, templates=names, catalogue=self._entries,
         )  # fmt: skip
         found = weigh_templates(_uncounted(ledger), self._entries, self._plan.calibration.text)
-        assert found is not None
         return ledger, found
 
     def _folder(self, number: int, host: Host) -> Path:
@@ -292,7 +293,8 @@ class _Bench:
 
     def _name(self, ledger: Ledger) -> dict[str, Any]:
         evidence = weigh_templates(ledger, self._entries, self._plan.calibration.text)
-        assert evidence is not None
+        if evidence is None:  # no reply could be judged
+            return {"said": [], "ranked": [], "log_odds": None, "log_e": 0.0, "noise_lower": None}
         column = named_template(self._plan, evidence)
         rows = read_rows(ledger.text(column or REFERENCE), TEXT_SCALES, self._plan.calibration.text)
         interval = confidence_sequence(rows, TEXT_SCALES, level=1 - self._plan.beta)

@@ -833,6 +833,9 @@ def serve_testbed(
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
     ] = None,
+    shows_prompts: Annotated[
+        bool, typer.Option("--shows-prompts", help="Show rendered prompts to who asks, as vLLM.")
+    ] = False,
 ) -> None:
     """Serve a card's weights, with a fault of your choice, until stopped.
 
@@ -865,7 +868,7 @@ def serve_testbed(
     loaded.load_variant(served.weights)
     host = create_app(
         loaded, tokenizer, model=found.name, rendering=served.rendering, api_key=key,
-        max_batch=max_batch,
+        max_batch=max_batch, shows_prompts=shows_prompts,
     )  # fmt: skip
     serve(
         host,

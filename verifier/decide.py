@@ -22,7 +22,7 @@ from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
+from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
     Attempt,
@@ -39,6 +39,8 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
+from verifier.shown import Shown, read_shown
+from verifier.shown import judge as judge_shown
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
 from verifier.weigh import (
     ABOVE,
@@ -79,6 +81,7 @@ def decide_folder(run: Path) -> Report:
         attempts=read_attempts(run),
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
         capabilities=read_capabilities(run),
+        shown=read_shown(run),
     )
     write_json(run / REPORT, report_to_json(report))
     return report
@@ -92,11 +95,20 @@ def decide(
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
+    shown: Shown | None = None,
 ) -> Report:
-    """The verdict on the rows of a ledger; what the endpoint can do is told beside it."""
+    """The verdict on the rows of a ledger.
+
+    What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
+    the fault once the replies have shown that there is one.
+    """
     evidence = weigh(plan, ledger)
-    usage = count_usage(plan, ledger, attempts, outcomes, capabilities)
+    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown))
     column = named_column(plan, evidence)
+    faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
+    if column is None and faults:
+        scored = {name for row in ledger.rows for name in row.text}
+        column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
     if column is not None:  # the template comes first: noise is judged under what was rendered
         evidence = judge_under(plan, ledger, evidence, column)
     findings = [
@@ -105,11 +117,20 @@ def decide(
         *_logprob_findings(plan, evidence, column),
     ]
     decision = _conclude(plan, evidence, findings, usage)
-    if column is not None:
+    if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
+        findings.append(judge_shown(shown))
+    if named_column(plan, evidence) is not None:
         findings += _template_causes(plan, evidence)
+    elif faults:
+        findings += _shown_causes(plan, evidence, faults, judged=column is not None)
     elif decision == "inconsistent":
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
+    if shown is not None and shown.prompts and not shown.differs:
+        notes.append(
+            f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "
+            "is shown can be forged, so it acquits none"
+        )
     samples = None if capabilities is None else judge_capabilities(capabilities)
     if samples is not None:  # seen beside the departures: it decides nothing
         findings.append(samples)
@@ -277,12 +298,27 @@ def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
     if len(group) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
     found = [_finding("template", "detected", " or ".join(group), templates.log_e, detail)]
+    return [*found, *_noise_left(plan, evidence, group[0])]
+
+
+def _shown_causes(
+    plan: Plan, evidence: Evidence, faults: Sequence[str], *, judged: bool
+) -> list[Finding]:
+    """The template fault that the endpoint's own prompts show, and what noise is left under it."""
+    entry = entries_named(faults)[faults[0]]
+    detail = f"{entry.summary}, as the prompts that the endpoint shows; advice: {entry.advice}"
+    found = [_finding("template", "detected", " or ".join(faults), None, detail)]
+    return [*found, *(_noise_left(plan, evidence, faults[0]) if judged else ())]
+
+
+def _noise_left(plan: Plan, evidence: Evidence, name: str) -> list[Finding]:
+    """The weights' own fault under a named rendering; none where the noise left is honest."""
     honest = plan.calibration.text.honest_scale * ABOVE
-    if evidence.interval is not None and evidence.interval.lower > honest:
-        like = f"noise like {_noise_scale(plan, evidence).equivalent}"
-        detail = f"judged under {group[0]}: no build was scored after that rendering"
-        found.append(_finding("cause", "undecided", like, None, detail))
-    return found
+    if evidence.interval is None or evidence.interval.lower <= honest:
+        return []
+    like = f"noise like {_noise_scale(plan, evidence).equivalent}"
+    detail = f"judged under {name}: no build was scored after that rendering"
+    return [_finding("cause", "undecided", like, None, detail)]
 
 
 def names_template(report: Report) -> bool:
@@ -483,9 +519,9 @@ def count_usage(
     ledger: Ledger,
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
-    capabilities: Capabilities | None = None,
+    beside: Sequence[Capabilities | Shown | None] = (),
 ) -> Usage:
-    """What was asked and spent, finding out what the endpoint can do included.
+    """What was asked and spent; `beside` is what was asked for other ends than scoring.
 
     Where the endpoint does not count tokens, ours are counted.
     """
@@ -498,11 +534,11 @@ def count_usage(
         else answer.completion_tokens
         for answer in answers
     )
-    if capabilities is not None:
-        prompt += capabilities.prompt_tokens
-        completion += capabilities.completion_tokens
+    others = [record for record in beside if record is not None]
+    prompt += sum(record.prompt_tokens for record in others)
+    completion += sum(record.completion_tokens for record in others)
     return Usage(
-        requests=len(attempts) + (0 if capabilities is None else capabilities.requests),
+        requests=len(attempts) + sum(record.requests for record in others),
         replies=len(ledger.rows),
         failures=sum(isinstance(o, Failure) for o in outcomes.values()),
         not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),

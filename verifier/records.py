@@ -193,7 +193,7 @@ class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
     #: "noise" (a class of rounding), "weights" (one build), "logprobs", "samples" (against the
-    #: probabilities reported with them), "template" or "cause".
+    #: probabilities reported with them), "template", "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from typing import Any, Final
@@ -162,6 +162,8 @@ def _read_answer(request: GenerateRequest, made: Generation, tokenizer: Tokenize
         finish_reason=made.finish_reason if cut is None else "stop",
         prompt_tokens=len(request.prompt_ids),
         completion_tokens=len(made.token_ids),
+        prompt_ids=request.prompt_ids,
+        prompt_text=tokenizer.decode_prompt(request.prompt_ids),
     )
 
 
@@ -250,12 +252,14 @@ def create_app(
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
+    shows_prompts: bool = False,
 ) -> Starlette:
     """An app over the weights the engine holds, under the name `model`.
 
     It speaks OpenAI's chat, text completions and Responses, and Anthropic's Messages.
 
-    Chats are rendered by `rendering`: the published template, or a template fault.
+    Chats are rendered by `rendering`: the published template, or a template fault. With
+    `shows_prompts` what was rendered is shown to who asks, as vLLM does.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -322,6 +326,8 @@ def create_app(
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
         answer = await request.state.batcher.answer(body)
+        if not shows_prompts:
+            answer = replace(answer, prompt_ids=(), prompt_text="")
         return answer, Stamp(id=uuid.uuid4().hex, created=int(time.time()))
 
     return Starlette(

@@ -152,6 +152,8 @@ class ChatBody(_Body):
     top_logprobs: Alternatives | None = None
     tools: tuple[_Tool, ...] | None = None
     reasoning_effort: str | None = None
+    return_token_ids: bool | None = None  # vLLM's: of the prompt, here
+    return_prompt_text: bool | None = None
     chat_template_kwargs: dict[str, bool | str] | None = None
 
     @property
@@ -250,6 +252,8 @@ class Answer:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     completion_tokens: int  # all that were generated, control tokens too, as vLLM counts
+    prompt_ids: tuple[int, ...] = ()  # shown to who asks; (): to nobody
+    prompt_text: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,7 +282,12 @@ def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
         choice["message"] = {"role": "assistant", "content": answer.text}
     else:
         choice["text"] = answer.text
-    return _head(body, stamp) | {"choices": [choice], "usage": _usage(answer)}
+    whole = _head(body, stamp) | {"choices": [choice], "usage": _usage(answer)}
+    if isinstance(body, ChatBody) and body.return_token_ids and answer.prompt_ids:
+        whole["prompt_token_ids"] = list(answer.prompt_ids)
+    if isinstance(body, ChatBody) and body.return_prompt_text and answer.prompt_ids:
+        whole["prompt_text"] = answer.prompt_text
+    return whole
 
 
 def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str, Any]]:

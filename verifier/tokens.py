@@ -118,6 +118,11 @@ class Tokenizer:
         """Ids of a rendered prompt: control tokens are recognised, none is added."""
         return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def decode_prompt(self, ids: Sequence[int]) -> str:
+        """Text of a prompt's ids, control tokens by their names; unknown ids are left out."""
+        known = [token_id for token_id in ids if 0 <= token_id < self.vocabulary_size]
+        return str(self._tokenizer.decode(known, clean_up_tokenization_spaces=False))
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of plain text: no special tokens are added or recognised."""
         return tuple(

@@ -17,6 +17,7 @@ from verifier.dialects.chat import CHAT
 from verifier.dialects.completions import COMPLETIONS
 from verifier.dialects.messages import MESSAGES
 from verifier.dialects.responses import LOGPROBS, RESPONSES
+from verifier.dialects.tokenize import TOKENIZE
 from verifier.records import Attempt, NotJudged, Reply
 from verifier.stream import BrokenStream
 
@@ -47,7 +48,7 @@ _FINISH: Final = {
 }  # fmt: skip
 
 #: Every way of asking, by its name.
-DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES)}
+DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
 
 #: What to do about thoughts that stand apart from the answer.
 _THINK_NOT: Final = "ask with thinking off (audit.template_settings)"

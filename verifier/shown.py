@@ -1,0 +1,250 @@
+"""Prompts that a host shows when asked to: direct proof of how it renders a chat.
+
+Asked once there is cause, a few of a panel's probes at one token each. vLLM gives the prompt's ids
+and text beside a chat's answer (`return_token_ids`, `return_prompt_text`) and from its tokenize
+endpoint; Together gives its text (`echo`). What a host shows may be forged, so a prompt that is as
+published acquits nothing and no verdict rests on one that differs; but it names the fault.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from verifier.collect import attempt_to_json
+from verifier.dialects import items, member
+from verifier.endpoint import Client, Endpoint
+from verifier.errors import ConfigError
+from verifier.folder import SHOWN, SHOWN_EXCHANGES, append_line, read_json, write_json
+from verifier.records import REFERENCE, Attempt, Finding, Probe
+from verifier.renderings.catalogue import Rendering, entries_named
+from verifier.renderings.changes import Renderer
+from verifier.renderings.proof import Proof, compare_ids, compare_text
+
+#: Probes whose prompts are asked for: enough to part what a panel's first probes part.
+PROBES: Final = 4
+
+#: What a prompt holds at most; a folder may come from a stranger.
+_MOST_TOKENS: Final = 100_000
+
+#: Tokens of a prompt that a message shows.
+_AROUND: Final = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownPrompt:
+    """A prompt that a host showed, against the catalogue."""
+
+    probe_id: str
+    names: tuple[str, ...]  # renderings that give this prompt, valid ones first; (): none does
+    differs_at: int | None  # first token that is not the published one's; None: the same prompt
+    published: str  # the words around that token, as published and as shown; "" when the same
+    shown: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """All that a host showed, and what asking cost."""
+
+    prompts: tuple[ShownPrompt, ...]  # (): it showed none
+    requests: int
+    prompt_tokens: int  # as far as the host counted
+    completion_tokens: int
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """Faults that give every prompt that is not rendered in a valid way; (): none is known."""
+        wrong = [set(prompt.names) for prompt in self.prompts if not _is_valid(prompt)]
+        common = set.intersection(*wrong) if wrong else set()
+        return tuple(sorted(name for name in common if entries_named([name])[name].kind == "fault"))
+
+    @property
+    def differs(self) -> bool:
+        """Whether any prompt is rendered in no valid way."""
+        return any(not _is_valid(prompt) for prompt in self.prompts)
+
+
+def ask_for_prompts(
+    run: Path,
+    endpoint: Endpoint,
+    probes: Sequence[Probe],
+    *,
+    entries: Mapping[str, Rendering],
+    renderer: Renderer,
+) -> Shown:
+    """Ask for the prompts of the first PROBES probes, in the ways that hosts know.
+
+    The way that shows the first prompt is kept to; when none does, three requests were made.
+    Attempts and result go into the run folder, and a result that is there is not asked for again.
+    """
+    known = read_shown(run)
+    if known is not None:
+        return known
+    attempts: list[Attempt] = []
+    prompts: list[ShownPrompt] = []
+    ways: tuple[Way, ...] = _WAYS
+    for probe in probes[:PROBES]:
+        for way in ways:
+            attempt = asyncio.run(_ask(way(endpoint), replace(probe, max_tokens=1)))
+            append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
+            attempts.append(attempt)
+            found = _compare(attempt, probe, entries, renderer)
+            if found is not None:
+                prompts.append(found)
+                ways = (way,)
+                break
+        else:
+            break
+    made = Shown(
+        prompts=tuple(prompts),
+        requests=len(attempts),
+        prompt_tokens=sum(_count(attempt, "prompt_tokens") for attempt in attempts),
+        completion_tokens=sum(_count(attempt, "completion_tokens") for attempt in attempts),
+    )
+    write_json(run / SHOWN, asdict(made))
+    return made
+
+
+def read_shown(run: Path) -> Shown | None:
+    """What a run folder's host showed; None when it was not asked. Raises ConfigError."""
+    path = run / SHOWN
+    if not path.exists():
+        return None
+    try:
+        return TypeAdapter(Shown).validate_python(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"{path}: {where}: {first['msg']}; remove it and audit again") from None
+
+
+def judge(shown: Shown) -> Finding:
+    """The finding that prompts make of which one `differs`."""
+    first = next(prompt for prompt in shown.prompts if not _is_valid(prompt))
+    detail = (
+        f"of {len(shown.prompts)} prompts that the endpoint shows, that of {first.probe_id} "
+        f"differs from token {first.differs_at} on: published {first.published!r}, shown "
+        f"{first.shown!r}"
+    )
+    names = shown.faults
+    if names:
+        detail += f". Advice: {entries_named(names)[names[0]].advice}"
+    return Finding(
+        aspect="shown prompt",
+        decision="detected",
+        name=" or ".join(names) or "a prompt of no known rendering",
+        log_e=None,
+        detail=detail,
+        tokens_needed=None,
+    )
+
+
+def _is_valid(prompt: ShownPrompt) -> bool:
+    entries = entries_named(prompt.names)
+    return any(entries[name].kind == "valid" for name in prompt.names)
+
+
+# -- ways to ask -------------------------------------------------------------------------------
+
+Way = Callable[[Endpoint], Endpoint]
+
+
+def _beside_the_answer(endpoint: Endpoint) -> Endpoint:
+    fields = {"return_token_ids": True, "return_prompt_text": True}
+    return replace(endpoint, stream=False, extra_body={**endpoint.extra_body, **fields})
+
+
+def _as_an_echo(endpoint: Endpoint) -> Endpoint:
+    fields = {"echo": True, "logprobs": 1}
+    return replace(endpoint, stream=False, extra_body={**endpoint.extra_body, **fields})
+
+
+def _from_tokenize(endpoint: Endpoint) -> Endpoint:
+    return replace(
+        endpoint, stream=False, dialect="tokenize", extra_body={},
+        base_url=endpoint.base_url.removesuffix("/v1"),
+    )  # fmt: skip
+
+
+_WAYS: Final = (_beside_the_answer, _as_an_echo, _from_tokenize)
+
+
+async def _ask(endpoint: Endpoint, probe: Probe) -> Attempt:
+    async with Client(endpoint) as client:
+        sent = await client.ask(probe, number=1, logprobs=False)
+        return sent.attempt
+
+
+# -- what came back ----------------------------------------------------------------------------
+
+
+def _compare(
+    attempt: Attempt, probe: Probe, entries: Mapping[str, Rendering], renderer: Renderer
+) -> ShownPrompt | None:
+    """The prompt in an answer, compared; None when there is none, or it cannot be rendered."""
+    ids, text = _prompt_in(attempt)
+    if ids is not None:
+        proof = compare_ids(ids, probe, entries, renderer)
+    elif text is not None:
+        proof = compare_text(text, probe, entries, renderer)
+    else:
+        return None
+    if proof is None:
+        return None
+    names = proof.names
+    if ids is None and "bos-missing" in names:
+        # a text does not tell whether the token that begins it is added in front of it
+        names = (REFERENCE, *(name for name in names if name != REFERENCE))
+    return ShownPrompt(
+        probe_id=probe.id,
+        names=names,
+        differs_at=proof.differs_at,
+        published=_around(proof, proof.published, renderer),
+        shown=_around(proof, proof.shown, renderer),
+    )
+
+
+def _prompt_in(attempt: Attempt) -> tuple[tuple[int, ...] | None, str | None]:
+    """Ids or text of the prompt that an answer shows; ids where it shows both."""
+    if attempt.status != 200 or attempt.error is not None:
+        return None, None
+    try:
+        body = json.loads(attempt.body)
+    except (ValueError, RecursionError):
+        return None, None
+    for value in _values(body, "prompt_token_ids", "tokens"):
+        ids = tuple(items(value))[:_MOST_TOKENS]
+        if ids and all(type(one) is int and 0 <= one < 2**31 for one in ids):
+            return ids, None
+    for value in _values(body, "prompt_text", "prompt"):
+        text = value if isinstance(value, str) else member(next(iter(items(value)), None), "text")
+        if isinstance(text, str) and text:
+            return None, text
+    return None, None
+
+
+def _values(body: object, *names: str) -> Iterator[object]:
+    for holder in (body, next(iter(items(member(body, "choices"))), None)):
+        yield from (member(holder, name) for name in names)
+
+
+def _around(proof: Proof, ids: Sequence[int], renderer: Renderer) -> str:
+    """The words around the first token that differs."""
+    if proof.differs_at is None:
+        return ""
+    start = max(0, proof.differs_at - 2)
+    return renderer.decode_prompt(ids[start : start + _AROUND])
+
+
+def _count(attempt: Attempt, name: str) -> int:
+    try:
+        found = member(member(json.loads(attempt.body), "usage"), name)
+    except (ValueError, RecursionError):
+        return 0
+    return found if type(found) is int and 0 <= found <= 10**9 else 0
