@@ -48,6 +48,7 @@ from verifier.records import (
     Report,
     ScoreRequest,
 )
+from verifier.renderings.catalogue import family_template
 from verifier.tokens import Tokenizer
 
 #: About six minutes on two idle cores, most of it vLLM's own start, five times.
@@ -418,7 +419,7 @@ def test_a_vllm_that_does_not_reload_faithfully_is_refused(
 
 
 @contextmanager
-def vllm_server(weights: Path, dtype: str) -> Iterator[str]:
+def vllm_server(weights: Path, dtype: str, *options: str) -> Iterator[str]:
     """vLLM's own server on a free port, stopped with its children whatever happens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -428,7 +429,7 @@ def vllm_server(weights: Path, dtype: str) -> Iterator[str]:
         "--served-model-name", "smollm2", "--host", "127.0.0.1", "--port", str(port),
         "--dtype", dtype, "--enforce-eager", "--max-model-len", "2048",
         "--kv-cache-memory-bytes", str(2**28), "--gpu-memory-utilization", "0.1",
-        "--max-logprobs", "1024",
+        "--max-logprobs", "1024", *options,
     ]  # fmt: skip
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
     process = subprocess.Popen(
@@ -486,6 +487,15 @@ def rounded_server(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def honest_server(embedded: Path) -> Iterator[str]:
     """A vLLM server that serves the published weights in the arithmetic that hosts use most."""
     with vllm_server(embedded, "bfloat16") as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def mistaken_server(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A vLLM server of the published weights after another family's chat template."""
+    path = tmp_path_factory.mktemp("template") / "chat_template.jinja"
+    path.write_text(family_template("chatml"))
+    with vllm_server(embedded, "float32", "--chat-template", str(path)) as url:
         yield url
 
 
@@ -566,6 +576,20 @@ def test_a_vllm_server_with_4_bit_weights_is_inconsistent_and_named(
 
     assert report.decision == "inconsistent"
     assert report.findings[-1].name == "int4-asym-g64"
+
+
+def test_a_vllm_server_with_another_chat_template_is_told_which(
+    engine: VllmEngine, tokenizer: Tokenizer, mistaken_server: str, tmp_path: Path
+) -> None:
+    """Its weights are the published ones; the prompts that it shows say the same."""
+    report = audited(mistaken_server, engine, tokenizer, tmp_path / "run")
+
+    named = {finding.aspect: finding for finding in report.findings}
+    assert report.decision == "inconsistent"
+    assert "family-chatml" in named["template"].name
+    assert "family-chatml" in named["shown prompt"].name
+    assert "cause" not in named
+    assert "prompts (" in report.summary
 
 
 @pytest.mark.parametrize("stream", [False, True])
