@@ -13,12 +13,12 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from verifier.align import align
 from verifier.audit import (
     FURTHER_ROUNDS,
     PANEL_PROBES,
@@ -38,7 +38,7 @@ from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference import load_card
 from verifier.renderings.catalogue import Rendering, catalogue, render_probe
 from verifier.renderings.panel import Panel, design_panel
-from verifier.score import score_replies
+from verifier.score import read_scores, score_replies
 from verifier.stats import confidence_sequence
 from verifier.templates import (
     ENOUGH,
@@ -187,7 +187,7 @@ class _Bench:
             open_ = [host for host in hosts if host.fault not in settled]
             most = max(size, ENOUGH)
             replies |= {h.fault: self._ask(number, h, panel.probes, most=most) for h in open_}
-            self._score_together(open_, panel.probes[asked:size], replies, likely)
+            self._score_together(number, open_, panel.probes[asked:size], replies, likely)
             for host in open_:
                 names = likely[host.fault]
                 ledger, found = self._look(number, host, panel.probes[:size], replies, names)
@@ -259,6 +259,7 @@ class _Bench:
 
     def _score_together(
         self,
+        number: int,
         hosts: Sequence[Host],
         probes: Sequence[Probe],
         replies: Mapping[str, Mapping[str, Reply]],
@@ -267,13 +268,19 @@ class _Bench:
         """Score what the hosts' ledgers will need at once: rendered prompts are then shared."""
         wanted: dict[ScoreRequest, None] = {}
         for host in hosts:
-            for probe in probes:
-                reply = replies[host.fault].get(probe.id)
-                ids = align(reply, self._tokenizer).reply_ids if reply else ()
-                for name in likely[host.fault] if ids else ():
-                    made = render_probe(self._entries[name], probe, self._tokenizer)
-                    if made is not None:
-                        wanted[ScoreRequest(prompt_ids=made.ids, reply_ids=ids)] = None
+            folder = self._folder(number, host)
+            score_replies(  # under the published rendering: it decides how a text is read
+                folder, probes, replies[host.fault], engine=self._reference,
+                tokenizer=self._tokenizer,
+            )  # fmt: skip
+            asked = {probe.id: probe for probe in probes}
+            read = {s.probe_id: s.aligned.reply_ids for s in read_scores(folder)}
+            for name, (probe_id, ids) in product(likely[host.fault], read.items()):
+                if probe_id not in asked:
+                    continue
+                made = render_probe(self._entries[name], asked[probe_id], self._tokenizer)
+                if made is not None:
+                    wanted[ScoreRequest(prompt_ids=made.ids, reply_ids=ids)] = None
         self._reference.load_variant(REFERENCE)
         self._reference.score(list(wanted))
 
