@@ -47,10 +47,10 @@ LAYERS = (
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
-    {"calibration", "weights", "memory", "testbed_dialects"},
+    {"calibration", "weights", "memory", "testbed_dialects", "substitution"},
     {
         "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
-        "engines.prompt_logprobs", "renderings.panel",
+        "engines.prompt_logprobs", "renderings.panel", "mixture",
     },
     {"checkpoint", "wire"},
     {"claims", "dialects.completions"},
