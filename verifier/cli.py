@@ -194,7 +194,7 @@ def audit(
         str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="screen (default), standard or strict.")
+        str | None, typer.Option(help="screen (default), standard, strict or routing.")
     ] = None,
     budget_completion_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Completion tokens at most (6000).")

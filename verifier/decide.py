@@ -25,6 +25,7 @@ from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
+    REFERENCE,
     Attempt,
     Decision,
     Failure,
@@ -35,22 +36,25 @@ from verifier.records import (
     Reply,
     Report,
     Status,
+    Substitution,
     Usage,
 )
 from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
+from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import (
     ABOVE,
     Evidence,
     build_totals,
     honest_scales,
+    judge_part,
     judge_under,
     named_column,
     read_rows,
     weigh,
 )
-from verifier.wording import describe_replies
+from verifier.wording import BELONGS_AT, CAUSES, describe_percent, describe_replies, describe_share
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
 MAX_UNUSABLE = 0.5
@@ -102,11 +106,15 @@ def decide(
     findings = [
         *_noise_findings(plan, evidence, usage.tokens_scored),
         *_build_findings(plan, ledger, column, usage.tokens_scored),
+        *_routing_findings(plan, evidence, usage.tokens_scored),
         *_logprob_findings(plan, evidence, column),
     ]
     decision = _conclude(plan, evidence, findings, usage)
+    substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if column is not None:
         findings += _template_causes(plan, evidence)
+    elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
+        findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent":
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
@@ -128,6 +136,7 @@ def decide(
         beta=plan.beta,
         signature=_signature(plan, engine),
         capabilities=() if capabilities is None else tuple(describe_capabilities(capabilities)),
+        substitution=substitution,
     )
 
 
@@ -194,6 +203,42 @@ def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int)
                 excluded="the published weights explain the replies better than this build",
                 detected="this build explains the replies better than the published weights",
                 undecided="this build and the published weights explain the replies alike",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _routing_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding]:
+    """Each share of requests of the policy, by the confidence sequence of the share.
+
+    Excluded: neither this share nor a larger one fits, for a model of any noise from the class's
+    own upwards. Detected: no smaller share fits.
+    """
+    scales = {c.name: c.scale for c in plan.calibration.classes}
+    honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
+    for of, share in plan.policy.routed.items():
+        name = f"{describe_percent(share)} of requests to {of} or worse"
+        suspects = np.asarray(scales[of] <= TEXT_SCALES * ABOVE) & ~honest
+        if evidence.shares is None:
+            detail = "the replies are to another rendering of the prompts; mend the template first"
+            found.append(_finding("routing", "not run", name, None, detail))
+            continue
+        if scales[of] <= plan.calibration.text.honest_scale * ABOVE:
+            detail = f"its scale {scales[of]:.2g} is within honest serving on this card"
+            found.append(_finding("routing", "not run", name, None, detail))
+            continue
+        if evidence.rows == 0:
+            found.append(_finding("routing", "undecided", name, 0.0, "no reply was scored"))
+            continue
+        shown = describe_percent(share)
+        found.append(
+            _weighed(
+                plan, "routing", name, tokens=tokens,
+                towards=log_e_for_routing(evidence.shares, share),
+                against=log_e_against_routing(evidence.shares, suspects, honest, share),
+                excluded=f"fewer than {shown} of the replies come from such a model",
+                detected=f"{shown} or more of the replies come from something else",
+                undecided=f"the share of other replies is not yet bounded below {shown}",
             )
         )  # fmt: skip
     return found
@@ -285,6 +330,62 @@ def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
     return found
 
 
+def _is_part(plan: Plan, evidence: Evidence) -> bool:
+    """Whether some of the replies, and not all, come from something else."""
+    shares = evidence.shares
+    return shares is not None and shares.log_e_part >= math.log(1 / plan.beta)
+
+
+def _part_causes(
+    plan: Plan, ledger: Ledger, evidence: Evidence, substitution: Substitution
+) -> list[Finding]:
+    """That a part of the replies comes from something else, how large, and its best name.
+
+    The name is that of the replies that likelier than not belong to it.
+    """
+    assert evidence.shares is not None
+    told = {name for name, chance in substitution.replies if chance >= BELONGS_AT}
+    detail = (
+        f"{describe_share(substitution)} of the replies come from something else: "
+        f"{len(told)} of {describe_replies(len(substitution.replies))} so far"
+    )
+    log_e = evidence.shares.log_e_part
+    found = [_finding("substitution", "detected", "a part of the replies", log_e, detail)]
+    rows = tuple(row for row in ledger.rows if row.probe_id in told)
+    if rows:
+        part = judge_part(plan, evidence, evidence.shares.belongs >= BELONGS_AT)
+        found.append(_name_cause(plan, Ledger(rows=rows), part))
+    return found
+
+
+def _substitution(
+    plan: Plan, ledger: Ledger, evidence: Evidence, decision: Decision
+) -> Substitution | None:
+    """The share of replies from something else, where the policy asks or something is wrong."""
+    shares = evidence.shares
+    if shares is None or shares.share is None:
+        return None
+    if decision != "inconsistent" and not plan.policy.routed:
+        return None
+    ids = [row.probe_id for row in ledger.rows if REFERENCE in row.text]
+    return Substitution(
+        suspect=shares.suspect,
+        share=shares.share.estimate,
+        lower=shares.share.lower,
+        upper=shares.share.upper,
+        level=shares.share.level,
+        replies=tuple(
+            (probe_id, round(float(chance), 4))
+            for probe_id, chance in zip(ids, shares.belongs, strict=True)
+        ),
+    )
+
+
+def names_part(report: Report) -> bool:
+    """Whether a report says that a part of the replies comes from something else."""
+    return any(finding.aspect == "substitution" for finding in report.findings)
+
+
 def names_template(report: Report) -> bool:
     """Whether a report names a template fault."""
     return any(finding.aspect == "template" for finding in report.findings)
@@ -347,7 +448,8 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    required = [f for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"]
+    policy = [f for f in findings if f.aspect in ("noise", "weights", "routing")]
+    required = [finding for finding in policy if finding.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
         required
@@ -367,7 +469,7 @@ def _summarise(
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
-        named = " and ".join(f.name for f in findings if f.aspect in ("template", "cause"))
+        named = " and ".join(f.name for f in findings if f.aspect in CAUSES)
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
         return (
             f"the replies differ from the published {what} ({named}): evidence log e "

@@ -40,9 +40,6 @@ UNKNOWN = "unknown"
 #: Coverage of the interval of a share.
 LEVEL = 0.95
 
-#: A reply is told to be a suspect's from this probability on.
-BELONGS_AT = 0.5
-
 #: A host of one kind may spread its replies further around its scale than any that was calibrated:
 #: these spreads, in log scale, are no sign of two kinds.
 WIDER = (0.3, 0.6)
