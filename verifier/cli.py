@@ -646,9 +646,10 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Three parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
-    20 minutes), `templates` (which template fault is named; hours) and `wire` (what collecting
-    withstands, and how fast it is; half an hour).
+    Four parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `routing` (hosts that answer some requests with another model; 20 minutes),
+    `templates` (which template fault is named; hours) and `wire` (what collecting withstands, and
+    how fast it is; half an hour).
 
     \b
     Examples:
@@ -660,6 +661,8 @@ def bench(
     match part:
         case ["engine"]:
             path, tabulate = _bench_engine(out, seed=seed)
+        case ["routing"]:
+            path, tabulate = _bench_routing(out, seed=seed)
         case ["templates"]:
             path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
         case ["wire"]:
@@ -691,6 +694,20 @@ def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
     with _showing() as show:
         path = run_engine_bench(out, cache=_cache(), seed=seed, tell=show.tell)
     return path, tabulate_engine
+
+
+def _bench_routing(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_routing import run_routing_bench, tabulate_routing
+
+    with _showing() as show:
+        path = run_routing_bench(
+            out,
+            cache=_cache(),
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate_routing
 
 
 def _bench_templates(
