@@ -58,7 +58,7 @@ LAYERS = (
     {"dialects"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
-        "body", "limits", "testbed_proxy",
+        "body", "limits", "testbed_proxy", "testbed_router",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"renderings.catalogue", "counts"},
@@ -69,7 +69,7 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint", "engines.remote", "stream", "bench_wire"},
+    "httpx": {"endpoint", "engines.remote", "stream", "bench_wire", "testbed_router"},
     "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
     "junitparser": {"machine"},
@@ -90,7 +90,7 @@ HOMES = {
     "matplotlib": {"dial"},
     "psutil": {"bench_engine"},
     "scipy": {"stats"},
-    "starlette": {"testbed"},
+    "starlette": {"testbed", "testbed_router"},
     "uvicorn": {"testbed"},
     "typer": {"cli"},
     "rich": {"cli", "report", "sheets"},

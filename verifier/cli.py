@@ -893,6 +893,47 @@ def serve_testbed(
     )
 
 
+@testbed_app.command("route")
+def route_testbed(
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="The host that gets what no --route takes.")
+    ],
+    route: Annotated[
+        list[str],
+        typer.Option(metavar="SHARE:URL", help="A host and its share of requests; repeatable."),
+    ],
+    routing: Annotated[
+        Literal["random", "sticky", "bursts"],
+        typer.Option(help="By request, by the user's first words, or by runs of requests."),
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
+    ] = None,
+) -> None:
+    """Answer some requests from other hosts than the rest, as a router may, until stopped.
+
+    A laboratory instrument. Answers do not tell which host gave them.
+
+    \b
+    Example:
+      verifier testbed route --base-url http://127.0.0.1:8000/v1 \\
+          --route 0.3:http://127.0.0.1:8001/v1 --routing sticky --log routed.jsonl
+    """
+    from verifier.testbed import serve
+    from verifier.testbed_router import create_router, read_routes
+
+    upstreams = read_routes(base_url, route)
+    serve(
+        create_router(upstreams, routing=routing, seed=seed, log=log),
+        port=port,
+        announce=lambda url: print(  # noqa: T201
+            f"routing between {len(upstreams)} hosts at {url}", flush=True
+        ),
+    )
+
+
 # -- showing -----------------------------------------------------------------------------------
 
 
