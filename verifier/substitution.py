@@ -77,15 +77,18 @@ def weigh_shares(
         log_e = mix_log_e([(0.5, log_e), *((each, found[name]) for name in builds)])
     complete = [n for n, m in mixtures.items() if len(m.ratios) == len(text)]
     suspect = max(complete, key=lambda name: found[name])
-    chosen = math.log(len(complete))  # the price of choosing after the fact
-    whole = _whole(text, scales, honest, suspect, builds)
+    part = log_e
+    if log_e > 0:
+        whole = _whole(text, scales, honest, suspect, builds)
+        chosen = math.log(len(complete))  # the price of choosing after the fact
+        part = min(part, log_e_against_whole(mixtures[suspect], whole) - chosen)
     share = estimate_share(mixtures[suspect], level=LEVEL)
     return ShareEvidence(
         suspect=suspect,
         share=share,
         belongs=belongings(mixtures[suspect], 0.0 if share is None else share.estimate),
         log_e=log_e,
-        log_e_part=min(log_e, log_e_against_whole(mixtures[suspect], whole) - chosen),
+        log_e_part=part,
         unknown=unknown,
         text=text,
     )
