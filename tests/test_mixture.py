@@ -224,3 +224,15 @@ def test_shares_are_tried_from_none_to_all() -> None:
     assert np.all(np.diff(SHARES) > 0)
     assert {0.05, 0.1, 0.3} <= set(SHARES)
     assert log_e_against_shares(mix(np.zeros(0), np.zeros((0, 2)))) == pytest.approx(0)
+
+
+def test_one_unlikely_reply_moves_no_bound_alone() -> None:
+    """Of 240 replies 239 speak clearly for honest serving and one as clearly against it."""
+    suspect = np.full(240, -30.0)
+    suspect[7] = 40.0
+    mixture = mix(suspect, np.zeros((240, 2)))
+    found = estimate_share(mixture, level=0.95)
+
+    assert found is not None
+    assert (found.lower, found.upper) <= (0.0, 0.04)
+    assert log_e_against_at_least([mixture], 0.05) > math.log(1000)

@@ -55,13 +55,19 @@ class Mixture:
     ratios: Array  # [n, H] log p_suspect - log p_honest
     honest: Array  # [H] log p_honest of all rows
     curve: Array  # [E, H] log-likelihood of all rows at each share, less `honest`
+    cut: Array  # [E, H] the same, of ratios cut at CAP
 
 
 def mix(suspect: Array, honest: Array) -> Mixture:
     """The likelihood of every share, given rows under a suspect ([n] or [n, H]) and the honest."""
     suspect = suspect[:, None] if suspect.ndim == 1 else suspect
     ratios = suspect - honest
-    return Mixture(ratios=ratios, honest=honest.sum(axis=0), curve=_curve(ratios))
+    return Mixture(
+        ratios=ratios,
+        honest=honest.sum(axis=0),
+        curve=_curve(ratios),
+        cut=_curve(np.minimum(ratios, math.log(CAP))),
+    )
 
 
 def log_e_against_honest(mixture: Mixture) -> float:
@@ -76,8 +82,7 @@ def log_e_against_honest(mixture: Mixture) -> float:
     """
     if len(mixture.ratios) == 0:
         return 0.0
-    curve = _curve(np.minimum(mixture.ratios, math.log(CAP)))
-    return float(_mean_over(curve, SHARES > 0).min())
+    return float(_mean_over(mixture.cut, SHARES > 0).min())
 
 
 def log_e_against_whole(mixture: Mixture, whole: Array) -> float:
@@ -99,12 +104,28 @@ def log_e_against_shares(mixture: Mixture) -> Array:
     over all, divided by the likelihood of the share at this scale, is a test martingale (Robbins
     1970); the smallest over scales is an e-process for the share. The suspect's distribution is
     assumed known: where it is a stand-in, coverage is to be measured.
+
+    Now and then an honest reply is very unlikely, for instance where its text is tokenized in
+    another way than it was made. It should not move a bound alone, so r = p_suspect / p_honest is
+    cut at CAP where that is fair. The ratio of a row, (1 - b + b r) / (1 - a + a r) for a bet b
+    against a share a, rises with r when b > a, so that cutting can only lower its mean. When b is
+    0 it falls: cutting at C raises its mean of 1 by at most P(r > C) / (1 - a + a C), and
+    P(r > C) <= a + (1 - a) / C; the bet is divided by that for every row. Above the line of bets at
+    other scales cutting is always fair: it takes away from a density.
     """
-    curve, honest = mixture.curve, mixture.honest
-    same = _mean_over(curve, SHARES >= 0)  # [H]
-    spread = log_mean_exp(same + honest) - honest
-    bet = np.logaddexp(math.log(SAME_SCALE) + same, math.log1p(-SAME_SCALE) + spread)
-    return np.asarray((bet - curve).min(axis=1))
+    curve, cut, honest = mixture.curve, mixture.cut, mixture.honest
+    spread = log_mean_exp(_mean_over(cut, SHARES >= 0) + honest) - honest  # [H]
+    found = []
+    for at, share in enumerate(SHARES):
+        gains = np.where(np.arange(len(SHARES))[:, None] > at, cut - cut[at], curve - curve[at])
+        if share:
+            raised = (share + (1 - share) / CAP) / (1 - share + share * CAP)
+            gains[0] = -cut[at] - len(mixture.ratios) * math.log1p(raised)
+        same = _mean_over(gains, SHARES >= 0)
+        others = spread - curve[at]
+        bet = np.logaddexp(math.log(SAME_SCALE) + same, math.log1p(-SAME_SCALE) + others)
+        found.append(bet.min())
+    return np.array(found)
 
 
 def estimate_share(mixture: Mixture, *, level: float) -> Share | None:
