@@ -381,9 +381,15 @@ def _substitution(
     )
 
 
-def names_part(report: Report) -> bool:
-    """Whether a report says that a part of the replies comes from something else."""
-    return any(finding.aspect == "substitution" for finding in report.findings)
+def suspicious(run: Path) -> frozenset[str]:
+    """The probes whose replies come from something else, where only a part of all do."""
+    plan = read_plan(run)
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).ordinary
+    evidence = weigh(plan, ledger)
+    found = _substitution(plan, ledger, evidence, "inconsistent")
+    if found is None or not _is_part(plan, evidence):
+        return frozenset()
+    return frozenset(name for name, chance in found.replies if chance >= BELONGS_AT)
 
 
 def names_template(report: Report) -> bool:

@@ -30,6 +30,9 @@ SHARES: Array = np.round(
 #: than what a verdict at the usual alpha needs, so no single reply decides.
 CAP = 1000.0
 
+#: Nats beyond which a ratio is no larger for any share between 0 and 1: before numbers overflow.
+_MOST = 600.0
+
 #: Weight of the share 0 in the bet against other shares: a host that mixes nothing is the commonest
 #: and its upper bound should fall as fast as replies allow.
 AT_ZERO = 0.5
@@ -115,17 +118,14 @@ def log_e_against_shares(mixture: Mixture) -> Array:
     """
     curve, cut, honest = mixture.curve, mixture.cut, mixture.honest
     spread = log_mean_exp(_mean_over(cut, SHARES >= 0) + honest) - honest  # [H]
-    found = []
-    for at, share in enumerate(SHARES):
-        gains = np.where(np.arange(len(SHARES))[:, None] > at, cut - cut[at], curve - curve[at])
-        if share:
-            raised = (share + (1 - share) / CAP) / (1 - share + share * CAP)
-            gains[0] = -cut[at] - len(mixture.ratios) * math.log1p(raised)
-        same = _mean_over(gains, SHARES >= 0)
-        others = spread - curve[at]
-        bet = np.logaddexp(math.log(SAME_SCALE) + same, math.log1p(-SAME_SCALE) + others)
-        found.append(bet.min())
-    return np.array(found)
+    bets, shares = np.arange(len(SHARES)), SHARES[:, None]
+    above = (bets[None, :] > bets[:, None])[:, :, None]
+    gains = np.where(above, cut[None] - cut[:, None], curve[None] - curve[:, None])  # [E, bet, H]
+    raised = (shares + (1 - shares) / CAP) / (1 - shares + shares * CAP)
+    gains[1:, 0] = -cut[1:] - len(mixture.ratios) * np.log1p(raised[1:])
+    same = _mean_over(gains, SHARES >= 0)
+    bet = np.logaddexp(math.log(SAME_SCALE) + same, math.log1p(-SAME_SCALE) + spread - curve)
+    return np.asarray(bet.min(axis=1))
 
 
 def estimate_share(mixture: Mixture, *, level: float) -> Share | None:
@@ -169,10 +169,9 @@ def belongings(mixture: Mixture, share: float) -> Array:
 
 def _curve(ratios: Array) -> Array:
     """Log-likelihood [E, H] of all rows at each share, relative to the honest columns."""
-    with np.errstate(divide="ignore"):
-        stays, goes = np.log1p(-SHARES), np.log(SHARES)
-    found = [np.logaddexp(a, b + ratios).sum(axis=0) for a, b in zip(stays, goes, strict=True)]
-    return np.array(found)
+    odds = np.exp(np.minimum(ratios, _MOST))
+    part = [np.log(1 - share + share * odds).sum(axis=0) for share in SHARES[1:-1]]
+    return np.array([np.zeros(ratios.shape[1]), *part, ratios.sum(axis=0)])
 
 
 def _prior() -> Array:
@@ -186,6 +185,8 @@ _PRIOR = _prior()
 
 
 def _mean_over(curve: Array, chosen: Mask) -> Array:
-    """Log of the mean likelihood [H] over some shares, by their prior weights."""
-    logs = np.log(_PRIOR[chosen] / _PRIOR[chosen].sum())
-    return np.asarray(np.logaddexp.reduce(curve[chosen] + logs[:, None], axis=0))
+    """Log of the mean likelihood [..., H] over some shares [..., E, H], by their prior weights."""
+    weights = _PRIOR[chosen] / _PRIOR[chosen].sum()
+    top = curve[..., chosen, :].max(axis=-2)
+    means = np.einsum("e,...eh->...h", weights, np.exp(curve[..., chosen, :] - top[..., None, :]))
+    return np.asarray(np.log(means) + top)
