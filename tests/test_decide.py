@@ -11,7 +11,7 @@ from simulate import make_calibration, make_plan, make_reply, replies, simulate_
 
 from verifier.calibration import Channel
 from verifier.config import Policy, Prices
-from verifier.decide import decide
+from verifier.decide import NOTHING_FITS, decide
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
 from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report
@@ -303,8 +303,8 @@ def routed_rows(share: float, count: int, *, seed: int, scale: float = 0.6) -> l
     return rows
 
 
-def _under_a_build(row: Row, rng: np.random.Generator) -> Row:
-    other = simulate_row(rng, row.probe_id, scale=0.6)
+def _under_a_build(row: Row, rng: np.random.Generator, scale: float = 0.6) -> Row:
+    other = simulate_row(rng, row.probe_id, scale=scale)
     return replace(row, text=row.text | {"int4-sym-g64": other.text[REFERENCE]})
 
 
@@ -381,3 +381,34 @@ def test_a_routed_host_is_found_sooner_by_its_parts() -> None:
     found = [judge(routed_rows(0.1, 60, seed=s)).decision for s in range(20)]
 
     assert found.count("inconsistent") >= 15
+
+
+# -- nothing fits ------------------------------------------------------------------------------
+
+
+def strange_rows(count: int, *, seed: int) -> list[Row]:
+    """Replies of no column of the bank: as far from the build as from the weights."""
+    rng = np.random.default_rng(seed)
+    return [_under_a_build(simulate_row(rng, f"p{n}", scale=1.5), rng, 1.5) for n in range(count)]
+
+
+def test_replies_that_nothing_explains_are_said_to_be_so() -> None:
+    """With the divergence in nats per token from the weights and from the nearest build."""
+    (cause,) = [f for f in judge(strange_rows(12, seed=1)).findings if f.aspect == "cause"]
+
+    assert (cause.name, cause.decision) == (NOTHING_FITS, "undecided")
+    assert "nats per token from the published weights" in cause.detail
+    assert "from the nearest build, int4-sym-g64" in cause.detail
+    assert "sampling in spite of temperature 0" in cause.detail
+
+
+def test_a_build_that_explains_the_replies_is_no_stranger() -> None:
+    """However far it is from the weights: it fits as calibrated stacks do."""
+    rng = np.random.default_rng(1)
+    rows = [
+        simulate_row(rng, f"p{n}", scale=1.5, builds=("int4-sym-g64",)) for n in range(12)
+    ]  # fmt: skip
+    (cause,) = [f for f in judge(rows).findings if f.aspect == "cause"]
+
+    assert (cause.name, cause.decision) == ("int4-sym-g64", "detected")
+    assert "even so" not in cause.detail

@@ -32,6 +32,7 @@ from verifier.folder import PAGE, REPORT
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
 from verifier.reference import find_card, load_card
 from verifier.testbed import create_app, running
+from verifier.testbed_router import create_router, read_routes
 from verifier.tokens import Tokenizer
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
@@ -154,6 +155,15 @@ def test_after_all_faults_the_reference_is_taken_back_whole(
 # -- audits over HTTP --------------------------------------------------------------------------
 
 
+def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
+    """The shipped card with a bank of two, so that naming a cause takes seconds."""
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": bank}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    return str(card)
+
+
 def run_audit(
     card: str,
     out: Path,
@@ -205,13 +215,9 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
     """No column describes its rounding, and its noise gives it away; no build is excluded by it."""
     fault = "int4-asym-g48"
     assert fault not in BANK
-    # the shipped card with a bank of two, so that naming a cause takes seconds
-    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
-    card = tmp_path / "card.yaml"
-    card.write_text(yaml.safe_dump(raw | {"bank": ["fp8-channel", "int4-asym-g64"]}))
-    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    card = card_with_bank(tmp_path, ["fp8-channel", "int4-asym-g64"])
     report = run_audit(
-        str(card), tmp_path / "run", fault=fault, served=served, engine=engine,
+        card, tmp_path / "run", fault=fault, served=served, engine=engine,
         tokenizer=tokenizer,
     )  # fmt: skip
 
@@ -219,6 +225,57 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
     assert report.noise_scale.lower is not None
     assert report.noise_scale.lower > report.noise_scale.honest
     assert report.usage.completion_tokens < 800
+
+
+def test_a_router_that_sends_some_requests_elsewhere_is_found(
+    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """Three in ten to a host that lacks a layer: the share is in its interval, and which replies.
+
+    The verdict is put off by a tiny alpha, so that there are replies to tell apart.
+    """
+    card = card_with_bank(tmp_path, ["int4-asym-g64", "drop-1"])
+    other = TransformersEngine(
+        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    )
+    other.load_variant("drop-1")
+    served.load_variant(REFERENCE)
+    log = tmp_path / "routed.jsonl"
+    with (
+        running(create_app(served, tokenizer, model=EMBEDDED)) as first,
+        running(create_app(other, tokenizer, model=EMBEDDED)) as second,
+        running(
+            create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=3, log=log)
+        ) as url,
+    ):
+        config = RunFile.model_validate(
+            {
+                "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
+                "reference": {"card": card},
+                "audit": {
+                    "seed": 20261124, "max_tokens": 32, "top_logprobs": 0, "alpha": 1e-9,
+                    "budget_completion_tokens": 2400,
+                },
+                "out": tmp_path / "run",
+            }
+        )  # fmt: skip
+        report = audit(
+            config,
+            api_key=None,
+            load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+            show=QUIET,
+        )
+
+    routed = [json.loads(line)["upstream"] == second for line in log.read_text().splitlines()]
+    aspects = {finding.aspect: finding for finding in report.findings}
+    share = report.substitution
+    assert 0 < sum(routed) < len(routed)
+    assert report.decision == "inconsistent"
+    assert share is not None
+    assert share.lower <= 0.3 <= share.upper < 1
+    assert sum(chance >= 0.5 for _, chance in share.replies) == pytest.approx(sum(routed), abs=2)
+    assert aspects["substitution"].decision == "detected"
+    assert aspects["cause"].name == "drop-1"
 
 
 # -- the command line --------------------------------------------------------------------------

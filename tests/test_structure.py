@@ -47,7 +47,7 @@ LAYERS = (
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
-    {"calibration", "weights", "memory", "testbed_dialects", "substitution"},
+    {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
     {
         "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
         "engines.prompt_logprobs", "renderings.panel", "mixture",

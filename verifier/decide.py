@@ -22,6 +22,7 @@ from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
+from verifier.goodness import judge_fits
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
@@ -64,6 +65,9 @@ NAMED_AT = 0.95
 
 #: Counts of prompt tokens that favour a fault by this factor are looked into.
 SUSPECTED_AT = 20.0
+
+#: The cause where no column fits as calibrated stacks fit theirs.
+NOTHING_FITS = "not this model as published, and nothing else that we know"
 
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
@@ -419,10 +423,14 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
         return _finding("cause", "undecided", like, None, "no build was scored")
     channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
     honest = honest_scales(TEXT_SCALES, channel)
-    noise = log_mean_exp(read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
-    scores = {"": noise}
+    columns = {
+        name: read_rows(both.text(name), TEXT_SCALES, channel) for name in (REFERENCE, *builds)
+    }
+    tokens = sum(row.tokens for row in shared)
+    fits = judge_fits(columns, TEXT_SCALES, honest, tokens=tokens)
+    scores = {"": log_mean_exp(columns[REFERENCE].sum(axis=0)[~honest])}
     for name in builds:
-        totals = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+        totals = columns[name].sum(axis=0)
         scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
     ranked = sorted(scores, key=lambda name: -scores[name])
     best, second = ranked[0], ranked[1]
@@ -435,9 +443,23 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
             f"{what}; fits {describe_replies(len(shared))} better than {runner}, "
             f"odds {_odds(odds)} to 1"
         )
+        (own,) = (fit for fit in fits if fit.column == best)
+        if own.fails(plan.beta):
+            detail += (
+                f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
+                "nats per token beyond honest serving of it"
+            )
         return _finding("cause", "detected", best, odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
+        if all(fit.fails(plan.beta) for fit in fits):
+            away = {fit.column: f"{fit.divergence:.2g}" for fit in fits}
+            nearest = next(fit.column for fit in fits if fit.column != REFERENCE)
+            like = NOTHING_FITS
+            detail = (
+                f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
+                f"from the nearest build, {nearest}, each beyond honest serving"
+            )
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
     return _finding("cause", "undecided", like, None, detail)
 
