@@ -45,7 +45,7 @@ from verifier.weights import check_weights, fetch_weights
 BENCH_SCHEMA = 1
 
 #: Completion tokens of each audit.
-BUDGET = 12_000
+BUDGET = 14_000
 
 #: Replies after which the interval of the share is looked at once more, whatever the verdict.
 LATER = 150

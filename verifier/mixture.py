@@ -113,11 +113,12 @@ def log_e_against_shares(mixture: Mixture) -> Array:
     cut at CAP where that is fair. The ratio of a row, (1 - b + b r) / (1 - a + a r) for a bet b
     against a share a, rises with r when b > a, so that cutting can only lower its mean. When b is
     0 it falls: cutting at C raises its mean of 1 by at most P(r > C) / (1 - a + a C), and
-    P(r > C) <= a + (1 - a) / C; the bet is divided by that for every row. Above the line of bets at
-    other scales cutting is always fair: it takes away from a density.
+    P(r > C) <= a + (1 - a) / C; the bet is divided by that for every row. Of bets at other scales
+    it is fair too, since it takes away from a density, and needed against the share 0 alone.
     """
     curve, cut, honest = mixture.curve, mixture.cut, mixture.honest
-    spread = log_mean_exp(_mean_over(cut, SHARES >= 0) + honest) - honest  # [H]
+    spread = np.full_like(curve, log_mean_exp(_mean_over(curve, SHARES >= 0) + honest) - honest)
+    spread[0] = log_mean_exp(_mean_over(cut, SHARES >= 0) + honest) - honest
     bets, shares = np.arange(len(SHARES)), SHARES[:, None]
     above = (bets[None, :] > bets[:, None])[:, :, None]
     gains = np.where(above, cut[None] - cut[:, None], curve[None] - curve[:, None])  # [E, bet, H]
