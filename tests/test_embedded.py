@@ -253,8 +253,8 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
                 "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
                 "reference": {"card": card},
                 "audit": {
-                    "seed": 20261124, "max_tokens": 32, "top_logprobs": 0, "alpha": 1e-9,
-                    "budget_completion_tokens": 2400,
+                    "policy": "routing", "seed": 20261124, "max_tokens": 32, "top_logprobs": 0,
+                    "alpha": 1e-9, "budget_completion_tokens": 6000,
                 },
                 "out": tmp_path / "run",
             }
