@@ -22,11 +22,12 @@ import torch
 import yaml
 from conftest import EMBEDDED
 
-from verifier.audit import Reference, Show, audit
+from verifier.audit import Reference, Show, ask, audit, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path
 from verifier.cli import _cache
 from verifier.config import RunFile
+from verifier.decide import decide_folder
 from verifier.engines.transformers import TransformersEngine
 from verifier.folder import PAGE, REPORT
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
@@ -230,9 +231,9 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
 def test_a_router_that_sends_some_requests_elsewhere_is_found(
     tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
 ) -> None:
-    """Three in ten to a host that lacks a layer: the share is in its interval, and which replies.
+    """Three in ten to a host that lacks a layer: the verdict, and the share in its interval.
 
-    The verdict is put off by a tiny alpha, so that there are replies to tell apart.
+    After 40 replies also that it is a part, which replies, and what served them.
     """
     card = card_with_bank(tmp_path, ["int4-asym-g64", "drop-1"])
     other = TransformersEngine(
@@ -240,7 +241,8 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
-    log = tmp_path / "routed.jsonl"
+    reference = Reference(engine=engine, tokenizer=tokenizer)
+    run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
         running(create_app(served, tokenizer, model=EMBEDDED)) as first,
         running(create_app(other, tokenizer, model=EMBEDDED)) as second,
@@ -254,23 +256,23 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
                 "reference": {"card": card},
                 "audit": {
                     "policy": "routing", "seed": 20261124, "max_tokens": 32, "top_logprobs": 0,
-                    "alpha": 1e-9, "budget_completion_tokens": 6000,
+                    "budget_completion_tokens": 6000,
                 },
-                "out": tmp_path / "run",
+                "out": run,
             }
         )  # fmt: skip
-        report = audit(
-            config,
-            api_key=None,
-            load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
-            show=QUIET,
-        )
+        early = audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
+        ask(run, api_key=None, probes=40, show=QUIET)
+    score(run, reference, weights=("int4-asym-g64", "drop-1"), limit=24, show=QUIET)
+    report = decide_folder(run)
 
     routed = [json.loads(line)["upstream"] == second for line in log.read_text().splitlines()]
     aspects = {finding.aspect: finding for finding in report.findings}
     share = report.substitution
-    assert 0 < sum(routed) < len(routed)
-    assert report.decision == "inconsistent"
+    assert 5 < sum(routed) < 20
+    assert {early.decision, report.decision} == {"inconsistent"}
+    assert early.substitution is not None
+    assert early.substitution.lower <= 0.3 <= early.substitution.upper
     assert share is not None
     assert share.lower <= 0.3 <= share.upper < 1
     assert sum(chance >= 0.5 for _, chance in share.replies) == pytest.approx(sum(routed), abs=2)

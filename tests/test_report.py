@@ -898,8 +898,27 @@ def test_the_page_shows_which_replies_belong_to_what() -> None:
 
 
 def test_a_share_is_not_shown_where_one_cause_explains_everything() -> None:
-    """It is kept in the file alone."""
-    whole = dataclasses.replace(SAMPLES["inconsistent"], substitution=routed().substitution)
+    """It is kept in the file alone, also where the policy bounds a share."""
+    before = SAMPLES["inconsistent"]
+    bounded = finding("routing", "detected", "5 % of requests to another model", 9.0)
+    for findings in (before.findings, (*before.findings, bounded)):
+        bare = dataclasses.replace(before, findings=findings)
+        whole = dataclasses.replace(bare, substitution=routed().substitution)
 
-    assert terminal_of(whole) == terminal_of(SAMPLES["inconsistent"])
-    assert page_of(whole) == page_of(SAMPLES["inconsistent"])
+        assert terminal_of(whole) == terminal_of(bare)
+        assert page_of(whole) == page_of(bare)
+
+
+def test_a_share_that_the_policy_bounds_is_shown_with_the_verdict() -> None:
+    """An honest host under such a policy: its upper bound, and no reply that fits otherwise."""
+    before = SAMPLES["consistent"]
+    share = Substitution(
+        suspect="unknown", share=0.0, lower=0.0, upper=0.03, level=0.95,
+        replies=tuple((f"p{n:04}", 0.0) for n in range(3)),
+    )  # fmt: skip
+    bounded = finding("routing", "excluded", "5 % of requests to another model", -9.0)
+    report = dataclasses.replace(before, findings=(*before.findings, bounded), substitution=share)
+
+    assert "about 0 % (95 % interval 0 % to 3 %)" in " ".join(terminal_of(report).split())
+    assert "Which" not in terminal_of(report)
+    assert "0 of 3 replies fit something else better." in page_of(report)
