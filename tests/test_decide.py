@@ -326,6 +326,17 @@ def test_a_part_of_the_replies_is_named_with_its_share() -> None:
     assert f"{len(told)} of 40 replies so far" in aspects["substitution"].detail
 
 
+def test_a_build_of_the_policy_is_a_suspect_with_a_share_of_its_own() -> None:
+    """Beside the unknown one; the build that was served is the suspect, and its share is right."""
+    policy = Policy(noise=("another model",), builds=("int4-sym-g64",))
+    found = judge(routed_rows(0.3, 40, seed=1), make_plan(policy=policy)).substitution
+
+    assert found is not None
+    assert found.suspect == "int4-sym-g64"
+    assert [name for name, *_ in found.suspects] == ["unknown", "int4-sym-g64"]
+    assert all(lower <= 0.3 <= upper for _, _, lower, upper in found.suspects)
+
+
 @pytest.mark.parametrize("scale", [0.2, 0.6])
 def test_nothing_is_said_of_parts_where_one_cause_explains_everything(scale: float) -> None:
     """Every reply from one other host, mild or not: the noise is the finding."""

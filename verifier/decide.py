@@ -382,6 +382,9 @@ def _substitution(
             (probe_id, round(float(chance), 4))
             for probe_id, chance in zip(ids, shares.belongs, strict=True)
         ),
+        suspects=tuple(
+            (name, own.estimate, own.lower, own.upper) for name, own in shares.shares.items()
+        ),
     )
 
 

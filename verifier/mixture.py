@@ -143,6 +143,11 @@ def estimate_share(mixture: Mixture, *, level: float) -> Share | None:
     )
 
 
+def best_likelihood(mixture: Mixture) -> float:
+    """Log-likelihood of all rows at the best share and honest column."""
+    return float((mixture.curve + mixture.honest).max())
+
+
 def log_e_against_at_least(mixtures: list[Mixture], share: float) -> float:
     """Log e-value against "this share of replies, or more, comes from one of the suspects"."""
     members = share - 1e-9 <= SHARES

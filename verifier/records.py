@@ -226,6 +226,8 @@ class Substitution:
     upper: float
     level: float  # coverage of the interval, e.g. 0.95
     replies: tuple[tuple[str, float], ...]  # probe and the probability that its reply is one
+    #: Each suspect that all replies were scored under, with its own share, lower and upper.
+    suspects: tuple[tuple[str, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,6 +22,7 @@ from verifier.mixture import (
     Mixture,
     Share,
     belongings,
+    best_likelihood,
     estimate_share,
     log_e_against_at_least,
     log_e_against_honest,
@@ -51,6 +52,7 @@ class ShareEvidence:
 
     suspect: str  # a build, or UNKNOWN
     share: Share | None  # None without rows
+    shares: dict[str, Share]  # of every suspect of which all rows speak
     belongs: Array  # [n] probability of each reply to be the suspect's
     log_e: float  # against "none does"
     log_e_part: float  # against "none does" and against "all do": the smaller
@@ -76,16 +78,18 @@ def weigh_shares(
         each = 0.5 / len(builds)
         log_e = mix_log_e([(0.5, log_e), *((each, found[name]) for name in builds)])
     complete = [n for n, m in mixtures.items() if len(m.ratios) == len(text)]
-    suspect = max(complete, key=lambda name: found[name])
+    suspect = max(complete, key=lambda name: best_likelihood(mixtures[name]))
     part = log_e
     if log_e > 0:
         whole = _whole(text, scales, honest, suspect, builds)
         chosen = math.log(len(complete))  # the price of choosing after the fact
         part = min(part, log_e_against_whole(mixtures[suspect], whole) - chosen)
-    share = estimate_share(mixtures[suspect], level=LEVEL)
+    shares = {name: estimate_share(mixtures[name], level=LEVEL) for name in complete}
+    share = shares[suspect]
     return ShareEvidence(
         suspect=suspect,
         share=share,
+        shares={name: found for name, found in shares.items() if found is not None},
         belongs=belongings(mixtures[suspect], 0.0 if share is None else share.estimate),
         log_e=log_e,
         log_e_part=part,
