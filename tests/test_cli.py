@@ -809,6 +809,10 @@ def test_the_testbed_lists_every_fault_with_a_word_on_it() -> None:
     [
         (["calibrate", "nosuch"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--card", "nosuch"], "reference: no card 'nosuch'; there are"),
+        (
+            ["testbed", "route", "--base-url", "http://a", "--route", "b"],
+            "--route: expected SHARE:",
+        ),
         (["testbed", "serve", "--fault", "int5"], "no weights variant 'int5'; there are"),
         (["testbed", "serve", "--fault", "template:x"], "template: no rendering 'x'; there are"),
         (["panel", "nosuch", "--seed", "1"], "reference: no card 'nosuch'; there are"),

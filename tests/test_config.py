@@ -69,7 +69,11 @@ FULL: dict[str, Any] = {
         "hardware": {"gpus": 8, "memory_gib": 80.0, "nodes": 2},
     },
     "audit": {
-        "policy": {"noise": ["4-bit-class rounding"], "builds": ["nf4-g64"]},
+        "policy": {
+            "noise": ["4-bit-class rounding"],
+            "builds": ["nf4-g64"],
+            "routed": {"another model": 0.1},
+        },
         "alpha": 0.01,
         "beta": 0.02,
         "seed": 12,
@@ -388,14 +392,18 @@ def test_any_text_loads_or_is_refused(tmp_path: Path, text: str) -> None:
         load_run_file(path)
 
 
-def test_three_policies_ship_each_stricter_than_the_last() -> None:
-    """Whoever passes strict passes standard, and so on."""
+def test_policies_ship_each_stricter_than_the_last() -> None:
+    """Whoever passes strict passes standard, and so on; routing is screen and one thing more."""
     policies = load_policies()
+    *three, routing = policies.values()
 
-    assert list(policies) == ["screen", "standard", "strict"]
-    noise = [set(policy.noise) for policy in policies.values()]
+    assert list(policies) == ["screen", "standard", "strict", "routing"]
+    noise = [set(policy.noise) for policy in three]
     assert noise[0] < noise[1] < noise[2]
-    assert [policy.builds for policy in policies.values()] == [(), (), ("all",)]
+    assert [policy.builds for policy in three] == [(), (), ("all",)]
+    assert [policy.routed for policy in three] == [{}, {}, {}]
+    routed = {"4-bit-class rounding": 0.05}
+    assert routing == three[0].model_copy(update={"routed": routed})
 
 
 def test_a_policy_is_found_by_name_or_taken_as_written() -> None:

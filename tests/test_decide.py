@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ from simulate import make_calibration, make_plan, make_reply, replies, simulate_
 
 from verifier.calibration import Channel
 from verifier.config import Policy, Prices
-from verifier.decide import decide
+from verifier.decide import NOTHING_FITS, decide
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
-from verifier.records import Failure, Finding, NotJudged, Outcome, Report
+from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report
 from verifier.weigh import weigh
 
 
@@ -284,3 +285,141 @@ def test_the_signature_holds_what_it_takes_to_recompute() -> None:
         "versions", "engine", "card", "card_sha256", "tensors_sha256", "tokenizer_sha256",
         "template_sha256", "pool_sha256", "seed", "configuration",
     } <= signature.keys()  # fmt: skip
+
+
+# -- a part of the replies ---------------------------------------------------------------------
+
+
+def routed_rows(share: float, count: int, *, seed: int, scale: float = 0.6) -> list[Row]:
+    """Replies of a host that sends each request to a build with a chance of `share`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in range(count):
+        own = scale if rng.random() < share else 0.05
+        builds = ("int4-sym-g64",) if own == scale else ()
+        row = simulate_row(rng, f"p{n:04}", scale=own, builds=builds)
+        # honest replies under the build: unlike them by as much as the build is unlike the weights
+        rows.append(row if builds else _under_a_build(row, rng))
+    return rows
+
+
+def _under_a_build(row: Row, rng: np.random.Generator, scale: float = 0.6) -> Row:
+    other = simulate_row(rng, row.probe_id, scale=scale)
+    return replace(row, text=row.text | {"int4-sym-g64": other.text[REFERENCE]})
+
+
+def test_a_part_of_the_replies_is_named_with_its_share() -> None:
+    """Three in ten from a build of the bank: the share, its interval, the replies and the build."""
+    rows = routed_rows(0.3, 40, seed=1)
+    report = judge(rows)
+    aspects = {finding.aspect: finding for finding in report.findings}
+    found = report.substitution
+
+    assert report.decision == "inconsistent"
+    assert aspects["substitution"].detail.startswith("about ")
+    assert aspects["cause"].name == "int4-sym-g64"
+    assert "a part of the replies and int4-sym-g64" in report.summary
+    assert found is not None
+    assert found.lower <= 0.3 <= found.upper
+    told = {name for name, chance in found.replies if chance >= 0.5}
+    assert 6 <= len(told) <= 18
+    assert f"{len(told)} of 40 replies so far" in aspects["substitution"].detail
+
+
+def test_a_build_of_the_policy_is_a_suspect_with_a_share_of_its_own() -> None:
+    """Beside the unknown one; the build that was served is the suspect, and its share is right."""
+    policy = Policy(noise=("another model",), builds=("int4-sym-g64",))
+    found = judge(routed_rows(0.3, 40, seed=1), make_plan(policy=policy)).substitution
+
+    assert found is not None
+    assert found.suspect == "int4-sym-g64"
+    assert [name for name, *_ in found.suspects] == ["unknown", "int4-sym-g64"]
+    assert all(lower <= 0.3 <= upper for _, _, lower, upper in found.suspects)
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.6])
+def test_nothing_is_said_of_parts_where_one_cause_explains_everything(scale: float) -> None:
+    """Every reply from one other host, mild or not: the noise is the finding."""
+    for seed in range(30):
+        report = judge(rows_at(scale, 30, seed=seed))
+
+        assert not any(finding.aspect == "substitution" for finding in report.findings)
+
+
+def test_an_honest_host_has_no_share() -> None:
+    """The policy does not ask for one."""
+    assert judge(rows_at(0.05, 20, seed=1)).substitution is None
+
+
+def test_a_small_share_is_excluded_only_with_replies_enough() -> None:
+    """The policy asks for it: open after 60 replies, excluded after 260, with its upper bound."""
+    policy = Policy(noise=("another model",), routed={"4-bit-class rounding": 0.05})
+    plan = make_plan(policy=policy)
+    rows = rows_at(0.05, 260, seed=4)
+    early, late = judge(rows[:60], plan), judge(rows, plan)
+    name = "5 % of requests to 4-bit-class rounding or worse"
+
+    assert (early.decision, only(early, name).decision) == ("inconclusive", "undecided")
+    assert (only(early, name).tokens_needed or 0) > 1000
+    assert (late.decision, only(late, name).decision) == ("consistent", "excluded")
+    assert late.substitution is not None
+    assert late.substitution.upper < 0.05
+
+
+def test_a_share_is_rarely_excluded_at_the_edge_of_its_class() -> None:
+    """Three requests in ten to a host at the class's own scale, at every look from 10 replies."""
+    policy = Policy(noise=(), routed={"4-bit-class rounding": 0.3})
+    plan = make_plan(alpha=1e-9, beta=0.05, policy=policy)
+    wrong = 0
+    for seed in range(60):
+        rows = routed_rows(0.3, 22, seed=seed, scale=0.3)
+        ends = [end for end in batch_ends(len(rows)) if end >= plan.min_replies]
+        wrong += any(judge(rows[:end], plan).decision == "consistent" for end in ends)
+
+    assert wrong <= 9  # 60 x 0.05 = 3 expected at most; 9 is above its 99.9 % quantile
+
+
+def test_a_share_within_honest_serving_is_not_run() -> None:
+    """Text cannot tell such a model from an honest one, however it is routed."""
+    plan = make_plan(policy=Policy(noise=("another model",), routed={"int8-class rounding": 0.5}))
+    report = judge(rows_at(0.05, 12, seed=1), plan)
+
+    assert only(report, "50 % of requests to int8-class rounding or worse").decision == "not run"
+
+
+def test_a_routed_host_is_found_sooner_by_its_parts() -> None:
+    """One request in ten: of 20 hosts most are found within 60 replies."""
+    found = [judge(routed_rows(0.1, 60, seed=s)).decision for s in range(20)]
+
+    assert found.count("inconsistent") >= 15
+
+
+# -- nothing fits ------------------------------------------------------------------------------
+
+
+def strange_rows(count: int, *, seed: int) -> list[Row]:
+    """Replies of no column of the bank: as far from the build as from the weights."""
+    rng = np.random.default_rng(seed)
+    return [_under_a_build(simulate_row(rng, f"p{n}", scale=1.5), rng, 1.5) for n in range(count)]
+
+
+def test_replies_that_nothing_explains_are_said_to_be_so() -> None:
+    """With the divergence in nats per token from the weights and from the nearest build."""
+    (cause,) = [f for f in judge(strange_rows(12, seed=1)).findings if f.aspect == "cause"]
+
+    assert (cause.name, cause.decision) == (NOTHING_FITS, "undecided")
+    assert "nats per token from the published weights" in cause.detail
+    assert "from the nearest build, int4-sym-g64" in cause.detail
+    assert "sampling in spite of temperature 0" in cause.detail
+
+
+def test_a_build_that_explains_the_replies_is_no_stranger() -> None:
+    """However far it is from the weights: it fits as calibrated stacks do."""
+    rng = np.random.default_rng(1)
+    rows = [
+        simulate_row(rng, f"p{n}", scale=1.5, builds=("int4-sym-g64",)) for n in range(12)
+    ]  # fmt: skip
+    (cause,) = [f for f in judge(rows).findings if f.aspect == "cause"]
+
+    assert (cause.name, cause.decision) == ("int4-sym-g64", "detected")
+    assert "even so" not in cause.detail

@@ -22,16 +22,18 @@ import torch
 import yaml
 from conftest import EMBEDDED
 
-from verifier.audit import Reference, Show, audit
+from verifier.audit import Reference, Show, ask, audit, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path
 from verifier.cli import _cache
 from verifier.config import RunFile
+from verifier.decide import decide_folder
 from verifier.engines.transformers import TransformersEngine
 from verifier.folder import PAGE, REPORT
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
 from verifier.reference import find_card, load_card
 from verifier.testbed import create_app, running
+from verifier.testbed_router import create_router, read_routes
 from verifier.tokens import Tokenizer
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
@@ -154,6 +156,15 @@ def test_after_all_faults_the_reference_is_taken_back_whole(
 # -- audits over HTTP --------------------------------------------------------------------------
 
 
+def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
+    """The shipped card with a bank of two, so that naming a cause takes seconds."""
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": bank}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    return str(card)
+
+
 def run_audit(
     card: str,
     out: Path,
@@ -205,13 +216,9 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
     """No column describes its rounding, and its noise gives it away; no build is excluded by it."""
     fault = "int4-asym-g48"
     assert fault not in BANK
-    # the shipped card with a bank of two, so that naming a cause takes seconds
-    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
-    card = tmp_path / "card.yaml"
-    card.write_text(yaml.safe_dump(raw | {"bank": ["fp8-channel", "int4-asym-g64"]}))
-    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    card = card_with_bank(tmp_path, ["fp8-channel", "int4-asym-g64"])
     report = run_audit(
-        str(card), tmp_path / "run", fault=fault, served=served, engine=engine,
+        card, tmp_path / "run", fault=fault, served=served, engine=engine,
         tokenizer=tokenizer,
     )  # fmt: skip
 
@@ -219,6 +226,59 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
     assert report.noise_scale.lower is not None
     assert report.noise_scale.lower > report.noise_scale.honest
     assert report.usage.completion_tokens < 800
+
+
+def test_a_router_that_sends_some_requests_elsewhere_is_found(
+    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """Three in ten to a host that lacks a layer: the verdict, and the share in its interval.
+
+    After 40 replies also that it is a part, which replies, and what served them.
+    """
+    card = card_with_bank(tmp_path, ["int4-asym-g64", "drop-1"])
+    other = TransformersEngine(
+        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    )
+    other.load_variant("drop-1")
+    served.load_variant(REFERENCE)
+    reference = Reference(engine=engine, tokenizer=tokenizer)
+    run, log = tmp_path / "run", tmp_path / "routed.jsonl"
+    with (
+        running(create_app(served, tokenizer, model=EMBEDDED)) as first,
+        running(create_app(other, tokenizer, model=EMBEDDED)) as second,
+        running(
+            create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=3, log=log)
+        ) as url,
+    ):
+        config = RunFile.model_validate(
+            {
+                "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
+                "reference": {"card": card},
+                "audit": {
+                    "policy": "routing", "seed": 20261124, "max_tokens": 32, "top_logprobs": 0,
+                    "budget_completion_tokens": 6000,
+                },
+                "out": run,
+            }
+        )  # fmt: skip
+        early = audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
+        ask(run, api_key=None, probes=40, show=QUIET)
+    score(run, reference, weights=("int4-asym-g64", "drop-1"), limit=24, show=QUIET)
+    report = decide_folder(run)
+
+    routed = [json.loads(line)["upstream"] == second for line in log.read_text().splitlines()]
+    aspects = {finding.aspect: finding for finding in report.findings}
+    share = report.substitution
+    assert 5 < sum(routed) < 20
+    assert {early.decision, report.decision} == {"inconsistent"}
+    assert early.substitution is not None
+    assert early.substitution.lower <= 0.3 <= early.substitution.upper
+    assert share is not None
+    assert share.lower <= 0.3 <= share.upper < 1
+    told = sum(chance >= 0.5 for _, chance in share.replies)
+    assert 0.6 * sum(routed) <= told <= sum(routed)  # some replies are the same without the layer
+    assert aspects["substitution"].decision == "detected"
+    assert aspects["cause"].name == "drop-1"
 
 
 # -- the command line --------------------------------------------------------------------------

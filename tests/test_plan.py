@@ -181,8 +181,12 @@ def test_all_builds_are_those_of_the_bank(pool: Pool) -> None:
             "audit.policy: builds: the card's bank has no 'int5'; it has int4-sym-g64, fp8-channel",
         ),
         (
+            {"policy": {"noise": [], "routed": {"worse": 0.1}}},
+            "audit.policy: routed: the card's calibration has no class 'worse'",
+        ),
+        (
             {"policy": {"noise": []}},
-            "audit.policy: names no departure; list some under noise or builds",
+            "audit.policy: names no departure; list some under noise, builds or routed",
         ),
         (
             {"budget_completion_tokens": 479},
@@ -191,7 +195,7 @@ def test_all_builds_are_those_of_the_bank(pool: Pool) -> None:
         ({"kinds": ["poem"]}, "probes: expected kinds out of"),
         ({"kinds": []}, "probes: expected kinds out of"),
     ],
-    ids=["policy", "class", "build", "nothing named", "budget", "kind", "no kind"],
+    ids=["policy", "class", "build", "routed", "nothing named", "budget", "kind", "no kind"],
 )
 def test_a_run_that_cannot_end_is_refused_before_it_begins(
     pool: Pool, audit: dict[str, Any], complaint: str
@@ -201,6 +205,21 @@ def test_a_run_that_cannot_end_is_refused_before_it_begins(
         plan(pool, **audit)
 
     assert str(refused.value).startswith(complaint)
+
+
+def test_a_small_share_of_requests_needs_a_budget_of_its_own(pool: Pool) -> None:
+    """The refusal names the class, the replies and a budget that is accepted."""
+    policy = {"noise": ["another model"], "routed": {"another model": 0.05}}
+    with pytest.raises(ConfigError) as refused:
+        plan(pool, policy=policy, budget_completion_tokens=7247)
+    made, _ = plan(pool, policy=policy, budget_completion_tokens=7248)
+
+    assert str(refused.value) == (
+        "audit.budget_completion_tokens: 7247 cannot exclude that 0.05 of the requests meet "
+        "another model: that takes 151 replies of 48 tokens at the very least; allow 7248 or, "
+        "better, half as many again"
+    )
+    assert made.policy.routed == {"another model": 0.05}
 
 
 def test_the_least_budget_is_enough(pool: Pool) -> None:

@@ -32,6 +32,7 @@ from verifier.records import (
     Reply,
     Report,
     ReportedToken,
+    Substitution,
     Usage,
 )
 from verifier.report import (
@@ -846,3 +847,78 @@ def test_a_template_fault_is_a_best_name_and_no_departure() -> None:
     assert wording.causes(report) == (found,)
     assert wording.departures(report) == ()
     assert "bos-doubled" in terminal_of(report)
+
+
+# -- a part of the replies ---------------------------------------------------------------------
+
+
+def routed() -> Report:
+    """The inconsistent sample, with four of ten replies from something else."""
+    chances = (0.01, 0.99, 0.02, 1.0, 0.0, 0.6, 0.03, 0.51, 0.49, 0.0)
+    share = Substitution(
+        suspect="unknown", share=0.4, lower=0.1, upper=0.75, level=0.95,
+        replies=tuple((f"p{n:04}", chance) for n, chance in enumerate(chances)),
+    )  # fmt: skip
+    part = finding("substitution", "detected", "a part of the replies", 12.5, detail="about 40 %")
+    before = SAMPLES["inconsistent"]
+    return dataclasses.replace(before, findings=(*before.findings, part), substitution=share)
+
+
+def test_a_share_survives_json() -> None:
+    """Every value, the replies among them."""
+    assert report_from_json(report_to_json(routed())) == routed()
+
+
+def test_the_terminal_says_the_share_and_which_replies() -> None:
+    """With its interval; a handful of names at most."""
+    lines = " ".join(terminal_of(routed()).split())
+    many = tuple((f"p{n:04}", 0.9) for n in range(20))
+    assert routed().substitution is not None
+    crowd = dataclasses.replace(
+        routed(), substitution=dataclasses.replace(routed().substitution, replies=many)
+    )
+
+    assert "Share about 40 % (95 % interval 10 % to 75 %) of the replies from something" in lines
+    assert "Which p0001, p0003, p0005, p0007" in lines
+    assert "p0007 and 12 more" in " ".join(terminal_of(crowd).split())
+
+
+def test_the_page_shows_which_replies_belong_to_what() -> None:
+    """A strip with a mark for each reply, and a table; the strip is told in words too."""
+    page = page_of(routed())
+    outline = Outline(page)
+    labels = [value for _, key, value in outline.attributes if key == "aria-label"]
+
+    assert outline.open == []
+    assert "About 40 % (95 % interval 10 % to 75 %)" in outline.text
+    assert "4 of 10 replies fit something else better." in labels
+    assert page.count('<span class="other"') == 4
+    assert page.count('<span class="own"') == 6
+    assert outline.tags.count("table") == outline.tags.count("caption")
+
+
+def test_a_share_is_not_shown_where_one_cause_explains_everything() -> None:
+    """It is kept in the file alone, also where the policy bounds a share."""
+    before = SAMPLES["inconsistent"]
+    bounded = finding("routing", "detected", "5 % of requests to another model", 9.0)
+    for findings in (before.findings, (*before.findings, bounded)):
+        bare = dataclasses.replace(before, findings=findings)
+        whole = dataclasses.replace(bare, substitution=routed().substitution)
+
+        assert terminal_of(whole) == terminal_of(bare)
+        assert page_of(whole) == page_of(bare)
+
+
+def test_a_share_that_the_policy_bounds_is_shown_with_the_verdict() -> None:
+    """An honest host under such a policy: its upper bound, and no reply that fits otherwise."""
+    before = SAMPLES["consistent"]
+    share = Substitution(
+        suspect="unknown", share=0.0, lower=0.0, upper=0.03, level=0.95,
+        replies=tuple((f"p{n:04}", 0.0) for n in range(3)),
+    )  # fmt: skip
+    bounded = finding("routing", "excluded", "5 % of requests to another model", -9.0)
+    report = dataclasses.replace(before, findings=(*before.findings, bounded), substitution=share)
+
+    assert "about 0 % (95 % interval 0 % to 3 %)" in " ".join(terminal_of(report).split())
+    assert "Which" not in terminal_of(report)
+    assert "0 of 3 replies fit something else better." in page_of(report)

@@ -37,7 +37,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"bench_wire"},
-    {"demo", "bench_templates"},
+    {"demo", "bench_templates", "bench_routing"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
     {"weigh", "report", "machine", "corpus", "sheets", "capabilities", "shown"},
@@ -47,10 +47,10 @@ LAYERS = (
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
-    {"calibration", "weights", "memory", "testbed_dialects"},
+    {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
     {
         "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
-        "engines.prompt_logprobs", "renderings.panel",
+        "engines.prompt_logprobs", "renderings.panel", "mixture",
     },
     {"checkpoint", "wire"},
     {"claims", "dialects.completions"},
@@ -58,7 +58,7 @@ LAYERS = (
     {"dialects"},
     {
         "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
-        "body", "limits", "testbed_proxy",
+        "body", "limits", "testbed_proxy", "testbed_router",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"renderings.catalogue", "counts"},
@@ -69,7 +69,7 @@ LAYERS = (
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
 HOMES = {
-    "httpx": {"endpoint", "engines.remote", "stream", "bench_wire"},
+    "httpx": {"endpoint", "engines.remote", "stream", "bench_wire", "testbed_router"},
     "httpx_sse": {"stream"},
     "aiolimiter": {"endpoint"},
     "junitparser": {"machine"},
@@ -90,7 +90,7 @@ HOMES = {
     "matplotlib": {"dial"},
     "psutil": {"bench_engine"},
     "scipy": {"stats"},
-    "starlette": {"testbed"},
+    "starlette": {"testbed", "testbed_router"},
     "uvicorn": {"testbed"},
     "typer": {"cli"},
     "rich": {"cli", "report", "sheets"},

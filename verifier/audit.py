@@ -18,7 +18,7 @@ from verifier.capabilities import Capabilities, probe_capabilities, read_capabil
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.decide import decide_folder, names_template, suspects_template
+from verifier.decide import decide_folder, names_template, suspects_template, suspicious
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
@@ -440,7 +440,9 @@ def score(
     score_some(probes, plan.policy.builds)
     if weights:
         replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
-        score_some(replied[:limit], weights)
+        first = suspicious(run)  # where only some replies are wrong, they tell what served them
+        ranked = sorted(replied, key=lambda probe: probe.id not in first)
+        score_some(tuple(ranked[:limit]), weights)
     if panel:
         score_panel(run, reference, panel=panel, show=show)
 

@@ -194,7 +194,7 @@ def audit(
         str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
     ] = None,
     policy: Annotated[
-        str | None, typer.Option(help="screen (default), standard or strict.")
+        str | None, typer.Option(help="screen (default), standard, strict or routing.")
     ] = None,
     budget_completion_tokens: Annotated[
         int | None, typer.Option(metavar="N", help="Completion tokens at most (6000).")
@@ -646,9 +646,10 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Three parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
-    20 minutes), `templates` (which template fault is named; hours) and `wire` (what collecting
-    withstands, and how fast it is; half an hour).
+    Four parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `routing` (hosts that answer some requests with another model; 20 minutes),
+    `templates` (which template fault is named; hours) and `wire` (what collecting withstands, and
+    how fast it is; half an hour).
 
     \b
     Examples:
@@ -660,6 +661,8 @@ def bench(
     match part:
         case ["engine"]:
             path, tabulate = _bench_engine(out, seed=seed)
+        case ["routing"]:
+            path, tabulate = _bench_routing(out, seed=seed)
         case ["templates"]:
             path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
         case ["wire"]:
@@ -691,6 +694,20 @@ def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
     with _showing() as show:
         path = run_engine_bench(out, cache=_cache(), seed=seed, tell=show.tell)
     return path, tabulate_engine
+
+
+def _bench_routing(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_routing import run_routing_bench, tabulate_routing
+
+    with _showing() as show:
+        path = run_routing_bench(
+            out,
+            cache=_cache(),
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate_routing
 
 
 def _bench_templates(
@@ -875,6 +892,47 @@ def serve_testbed(
         port=port,
         announce=lambda url: print(  # noqa: T201
             f"serving {found.name} with fault {fault} at {url}", flush=True
+        ),
+    )
+
+
+@testbed_app.command("route")
+def route_testbed(
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="The host that gets what no --route takes.")
+    ],
+    route: Annotated[
+        list[str],
+        typer.Option(metavar="SHARE:URL", help="A host and its share of requests; repeatable."),
+    ],
+    routing: Annotated[
+        Literal["random", "sticky", "bursts"],
+        typer.Option(help="By request, by the user's first words, or by runs of requests."),
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
+    ] = None,
+) -> None:
+    """Answer some requests from other hosts than the rest, as a router may, until stopped.
+
+    A laboratory instrument. Answers do not tell which host gave them.
+
+    \b
+    Example:
+      verifier testbed route --base-url http://127.0.0.1:8000/v1 \\
+          --route 0.3:http://127.0.0.1:8001/v1 --routing sticky --log routed.jsonl
+    """
+    from verifier.testbed import serve
+    from verifier.testbed_router import create_router, read_routes
+
+    upstreams = read_routes(base_url, route)
+    serve(
+        create_router(upstreams, routing=routing, seed=seed, log=log),
+        port=port,
+        announce=lambda url: print(  # noqa: T201
+            f"routing between {len(upstreams)} hosts at {url}", flush=True
         ),
     )
 

@@ -182,11 +182,14 @@ class Policy(_Section):
     """The departures that a consistent verdict must exclude.
 
     `noise` are classes of the card's calibration, excluded by the bound on the noise scale;
-    `builds` are exact builds of the card's bank, or ["all"], each tested by its own column.
+    `builds` are exact builds of the card's bank, or ["all"], each tested by its own column;
+    `routed` are classes of the calibration with the share of requests, as a fraction, above which a
+    model of that class or worse must not have answered.
     """
 
     noise: tuple[str, ...]
     builds: tuple[str, ...] = ()
+    routed: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
 
 
 def _form_of_policy(value: object) -> str:
@@ -269,7 +272,7 @@ def resolve_policy(asked: str | Policy) -> tuple[str, Policy]:
     if asked not in policies:
         raise ConfigError(
             f"audit.policy: no policy {asked!r}; there are {', '.join(policies)}, or write out "
-            "noise and builds"
+            "noise, builds and routed"
         )
     return asked, policies[asked]
 

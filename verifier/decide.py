@@ -22,9 +22,11 @@ from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
+from verifier.goodness import judge_fits
 from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
+    REFERENCE,
     Attempt,
     Decision,
     Failure,
@@ -35,6 +37,7 @@ from verifier.records import (
     Reply,
     Report,
     Status,
+    Substitution,
     Usage,
 )
 from verifier.renderings.catalogue import entries_named
@@ -42,17 +45,19 @@ from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
+from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import (
     ABOVE,
     Evidence,
     build_totals,
     honest_scales,
+    judge_part,
     judge_under,
     named_column,
     read_rows,
     weigh,
 )
-from verifier.wording import describe_replies
+from verifier.wording import BELONGS_AT, CAUSES, describe_percent, describe_replies, describe_share
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
 MAX_UNUSABLE = 0.5
@@ -62,6 +67,9 @@ NAMED_AT = 0.95
 
 #: Counts of prompt tokens that favour a fault by this factor are looked into.
 SUSPECTED_AT = 20.0
+
+#: The cause where no column fits as calibrated stacks fit theirs.
+NOTHING_FITS = "not this model as published, and nothing else that we know"
 
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
@@ -114,15 +122,19 @@ def decide(
     findings = [
         *_noise_findings(plan, evidence, usage.tokens_scored),
         *_build_findings(plan, ledger, column, usage.tokens_scored),
+        *_routing_findings(plan, evidence, usage.tokens_scored),
         *_logprob_findings(plan, evidence, column),
     ]
     decision = _conclude(plan, evidence, findings, usage)
+    substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
         findings.append(judge_shown(shown))
     if named_column(plan, evidence) is not None:
         findings += _template_causes(plan, evidence)
     elif faults:
         findings += _shown_causes(plan, evidence, faults, judged=column is not None)
+    elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
+        findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent":
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
@@ -149,6 +161,7 @@ def decide(
         beta=plan.beta,
         signature=_signature(plan, engine),
         capabilities=() if capabilities is None else tuple(describe_capabilities(capabilities)),
+        substitution=substitution,
     )
 
 
@@ -215,6 +228,42 @@ def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int)
                 excluded="the published weights explain the replies better than this build",
                 detected="this build explains the replies better than the published weights",
                 undecided="this build and the published weights explain the replies alike",
+            )
+        )  # fmt: skip
+    return found
+
+
+def _routing_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding]:
+    """Each share of requests of the policy, by the confidence sequence of the share.
+
+    Excluded: neither this share nor a larger one fits, for a model of any noise from the class's
+    own upwards. Detected: no smaller share fits.
+    """
+    scales = {c.name: c.scale for c in plan.calibration.classes}
+    honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
+    for of, share in plan.policy.routed.items():
+        name = f"{describe_percent(share)} of requests to {of} or worse"
+        suspects = np.asarray(scales[of] <= TEXT_SCALES * ABOVE) & ~honest
+        if evidence.shares is None:
+            detail = "the replies are to another rendering of the prompts; mend the template first"
+            found.append(_finding("routing", "not run", name, None, detail))
+            continue
+        if scales[of] <= plan.calibration.text.honest_scale * ABOVE:
+            detail = f"its scale {scales[of]:.2g} is within honest serving on this card"
+            found.append(_finding("routing", "not run", name, None, detail))
+            continue
+        if evidence.rows == 0:
+            found.append(_finding("routing", "undecided", name, 0.0, "no reply was scored"))
+            continue
+        shown = describe_percent(share)
+        found.append(
+            _weighed(
+                plan, "routing", name, tokens=tokens,
+                towards=log_e_for_routing(evidence.shares, share),
+                against=log_e_against_routing(evidence.shares, suspects, honest, share),
+                excluded=f"fewer than {shown} of the replies come from such a model",
+                detected=f"{shown} or more of the replies come from something else",
+                undecided=f"the share of other replies is not yet bounded below {shown}",
             )
         )  # fmt: skip
     return found
@@ -321,6 +370,71 @@ def _noise_left(plan: Plan, evidence: Evidence, name: str) -> list[Finding]:
     return [_finding("cause", "undecided", like, None, detail)]
 
 
+def _is_part(plan: Plan, evidence: Evidence) -> bool:
+    """Whether some of the replies, and not all, come from something else."""
+    shares = evidence.shares
+    return shares is not None and shares.log_e_part >= math.log(1 / plan.beta)
+
+
+def _part_causes(
+    plan: Plan, ledger: Ledger, evidence: Evidence, substitution: Substitution
+) -> list[Finding]:
+    """That a part of the replies comes from something else, how large, and its best name.
+
+    The name is that of the replies that likelier than not belong to it.
+    """
+    assert evidence.shares is not None
+    told = {name for name, chance in substitution.replies if chance >= BELONGS_AT}
+    detail = (
+        f"{describe_share(substitution)} of the replies come from something else: "
+        f"{len(told)} of {describe_replies(len(substitution.replies))} so far"
+    )
+    log_e = evidence.shares.log_e_part
+    found = [_finding("substitution", "detected", "a part of the replies", log_e, detail)]
+    rows = tuple(row for row in ledger.rows if row.probe_id in told)
+    if rows:
+        part = judge_part(plan, evidence, evidence.shares.belongs >= BELONGS_AT)
+        found.append(_name_cause(plan, Ledger(rows=rows), part))
+    return found
+
+
+def _substitution(
+    plan: Plan, ledger: Ledger, evidence: Evidence, decision: Decision
+) -> Substitution | None:
+    """The share of replies from something else, where the policy asks or something is wrong."""
+    shares = evidence.shares
+    if shares is None or shares.share is None:
+        return None
+    if decision != "inconsistent" and not plan.policy.routed:
+        return None
+    ids = [row.probe_id for row in ledger.rows if REFERENCE in row.text]
+    return Substitution(
+        suspect=shares.suspect,
+        share=shares.share.estimate,
+        lower=shares.share.lower,
+        upper=shares.share.upper,
+        level=shares.share.level,
+        replies=tuple(
+            (probe_id, round(float(chance), 4))
+            for probe_id, chance in zip(ids, shares.belongs, strict=True)
+        ),
+        suspects=tuple(
+            (name, own.estimate, own.lower, own.upper) for name, own in shares.shares.items()
+        ),
+    )
+
+
+def suspicious(run: Path) -> frozenset[str]:
+    """The probes whose replies come from something else, where only a part of all do."""
+    plan = read_plan(run)
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).ordinary
+    evidence = weigh(plan, ledger)
+    found = _substitution(plan, ledger, evidence, "inconsistent")
+    if found is None or not _is_part(plan, evidence):
+        return frozenset()
+    return frozenset(name for name, chance in found.replies if chance >= BELONGS_AT)
+
+
 def names_template(report: Report) -> bool:
     """Whether a report names a template fault."""
     return any(finding.aspect == "template" for finding in report.findings)
@@ -348,10 +462,14 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
         return _finding("cause", "undecided", like, None, "no build was scored")
     channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
     honest = honest_scales(TEXT_SCALES, channel)
-    noise = log_mean_exp(read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
-    scores = {"": noise}
+    columns = {
+        name: read_rows(both.text(name), TEXT_SCALES, channel) for name in (REFERENCE, *builds)
+    }
+    tokens = sum(row.tokens for row in shared)
+    fits = judge_fits(columns, TEXT_SCALES, honest, tokens=tokens)
+    scores = {"": log_mean_exp(columns[REFERENCE].sum(axis=0)[~honest])}
     for name in builds:
-        totals = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+        totals = columns[name].sum(axis=0)
         scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
     ranked = sorted(scores, key=lambda name: -scores[name])
     best, second = ranked[0], ranked[1]
@@ -364,9 +482,23 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
             f"{what}; fits {describe_replies(len(shared))} better than {runner}, "
             f"odds {_odds(odds)} to 1"
         )
+        (own,) = (fit for fit in fits if fit.column == best)
+        if own.fails(plan.beta):
+            detail += (
+                f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
+                "nats per token beyond honest serving of it"
+            )
         return _finding("cause", "detected", best, odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
+        if all(fit.fails(plan.beta) for fit in fits):
+            away = {fit.column: f"{fit.divergence:.2g}" for fit in fits}
+            nearest = next(fit.column for fit in fits if fit.column != REFERENCE)
+            like = NOTHING_FITS
+            detail = (
+                f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
+                f"from the nearest build, {nearest}, each beyond honest serving"
+            )
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
     return _finding("cause", "undecided", like, None, detail)
 
@@ -383,7 +515,8 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    required = [f for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"]
+    policy = [f for f in findings if f.aspect in ("noise", "weights", "routing")]
+    required = [finding for finding in policy if finding.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
         required
@@ -403,7 +536,7 @@ def _summarise(
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
-        named = " and ".join(f.name for f in findings if f.aspect in ("template", "cause"))
+        named = " and ".join(f.name for f in findings if f.aspect in CAUSES)
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
         return (
             f"the replies differ from the published {what} ({named}): evidence log e "

@@ -66,6 +66,7 @@ def render_markdown(report: Report) -> str:
     lines += [_row(finding) for finding in wording.departures(report)]
     facts = [
         *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(report.noise_scale)),
         *wording.list_spending(report.usage),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),

@@ -58,6 +58,9 @@ def render_page(
         about=_about(signature, attempts),
         spent=wording.list_spending(report.usage),
         signature=signature,
+        share=wording.shown_share(report),
+        belongs_at=wording.BELONGS_AT,
+        share_words=wording.describe_share,
         prompts=prompts,
         prompt_lines=wording.diff_prompts(prompts["published"], prompts["served"])
         if prompts

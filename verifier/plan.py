@@ -22,6 +22,7 @@ from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
+from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
@@ -87,7 +88,8 @@ class Plan(BaseModel):
     @model_validator(mode="after")
     def _policy_is_known(self) -> Self:
         classes = {known.name for known in self.calibration.classes}
-        unknown = {*self.policy.noise} - classes | {*self.policy.builds} - {*self.bank}
+        unknown = {*self.policy.noise, *self.policy.routed} - classes
+        unknown |= {*self.policy.builds} - {*self.bank}
         if unknown:
             raise ValueError(f"the policy names {min(unknown)!r}, of which nothing is known")
         return self
@@ -116,8 +118,16 @@ def make_plan(
                 f"audit.policy: builds: the card's bank has no {wanted!r}; it has "
                 f"{', '.join(card.columns)}"
             )
-    if not policy.noise and not builds:
-        raise ConfigError("audit.policy: names no departure; list some under noise or builds")
+    for wanted in policy.routed:
+        if wanted not in known:
+            raise ConfigError(
+                f"audit.policy: routed: the card's calibration has no class {wanted!r}; it has "
+                f"{', '.join(known)}"
+            )
+    if not policy.noise and not builds and not policy.routed:
+        raise ConfigError(
+            "audit.policy: names no departure; list some under noise, builds or routed"
+        )
     least = audit.min_replies * audit.max_tokens
     if audit.budget_completion_tokens < least:
         raise ConfigError(
@@ -125,6 +135,15 @@ def make_plan(
             f"{audit.min_replies} replies of {audit.max_tokens} tokens, the least for a verdict; "
             f"allow {least} or more"
         )
+    for wanted, share in policy.routed.items():
+        replies = least_replies(share, error=audit.beta)
+        if audit.budget_completion_tokens < replies * audit.max_tokens:
+            raise ConfigError(
+                f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot exclude "
+                f"that {share:g} of the requests meet {wanted}: that takes {replies} replies of "
+                f"{audit.max_tokens} tokens at the very least; allow "
+                f"{replies * audit.max_tokens} or, better, half as many again"
+            )
     if audit.budget_usd is not None and config.prices is None:
         raise ConfigError("audit.budget_usd: dollars need prices; write out prices in the run file")
     seed = secrets.randbits(63) if audit.seed is None else audit.seed
@@ -144,7 +163,7 @@ def make_plan(
     plan = Plan(
         schema_version=PLAN_SCHEMA,
         policy_name=name,
-        policy=Policy(noise=policy.noise, builds=builds),
+        policy=policy.model_copy(update={"builds": builds}),
         alpha=audit.alpha,
         beta=audit.beta,
         seed=seed,

@@ -192,8 +192,9 @@ class Generation:
 class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
-    #: "noise" (a class of rounding), "weights" (one build), "logprobs", "samples" (against the
-    #: probabilities reported with them), "template", "cause" or "shown prompt".
+    #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
+    #: "logprobs", "samples" (against the probabilities reported with them), "template",
+    #: "substitution" (a part of the replies), "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str
@@ -213,6 +214,20 @@ class NoiseScale:
     equivalent: str  # the rounding it is equivalent to on this model
     honest: float  # the largest scale that honest serving reaches (calibrated)
     marks: tuple[tuple[str, float], ...]  # (variant or class, its own scale), ascending
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Substitution:
+    """How many of the replies come from something else than the published weights."""
+
+    suspect: str  # a build, or "unknown": noise of any scale above the honest one
+    share: float  # of largest likelihood
+    lower: float  # confidence sequence at its stopping time
+    upper: float
+    level: float  # coverage of the interval, e.g. 0.95
+    replies: tuple[tuple[str, float], ...]  # probe and the probability that its reply is one
+    #: Each suspect that all replies were scored under, with its own share, lower and upper.
+    suspects: tuple[tuple[str, float, float, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,3 +261,4 @@ class Report:
     beta: float  # error rate of each exclusion
     signature: dict[str, object]
     capabilities: tuple[tuple[str, str], ...] = ()  # label and finding; (): not probed
+    substitution: Substitution | None = None  # None: not asked for, and no cause to show it

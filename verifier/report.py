@@ -148,6 +148,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     return [
         ("Departures", wording.count_statuses(report)),
         *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(scale)),
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),
         ("Honest", f"serving reaches a noise scale of {wording.describe_number(scale.honest)}"),

@@ -3,9 +3,9 @@
 Null: the replies come from the published weights with logit noise of a scale at most the calibrated
 honest one (and reported log-probabilities that differ by at most theirs). The evidence against it
 is a mixture, with weights fixed in advance, of e-processes: noise above the honest scale, each
-build that the policy names, the reported log-probabilities, and, where they were scored, the
-template columns. Assumptions: replies are independent, and the calibrated model of a row holds
-(`stats`). Pure arithmetic.
+build that the policy names, the reported log-probabilities, a share of replies from something else
+(`substitution`), and, where they were scored, the template columns. Assumptions: replies are
+independent, and the calibrated model of a row holds (`stats`). Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
 from verifier.renderings.catalogue import entries_named
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
+from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
 
 Array = NDArray[np.float64]
@@ -31,6 +32,9 @@ ABOVE = 1 + 1e-9
 
 #: Share of the template columns in the evidence: what they say is never subtle.
 TEMPLATE_SHARE = 0.01
+
+#: Share of the evidence that bets on a part of the replies.
+PART_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +49,7 @@ class Evidence:
     log_e_logprob: float
     logprob_rows: int
     logprob_interval: Interval | None
+    shares: ShareEvidence | None  # of a part of the replies; None: judged by another measure
     templates: TemplateEvidence | None  # None: no other rendering is in the ledger
     log_e: float  # of everything, against honest serving
 
@@ -68,11 +73,16 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         of_text = mix_log_e([(0.5, noise), *((share, log_e) for log_e in builds.values())])
     of_logprob = _log_e_noise(logprob, LOGPROB_SCALES, logprob_channel)
     everything = mix_log_e([(0.5, of_text), (0.5, of_logprob)]) if plan.top_logprobs else of_text
+    honest = honest_scales(TEXT_SCALES, text_channel)
+    scored = {name: _build_rows(plan, ledger, name) for name in plan.policy.builds}
+    known = {name: rows for name, rows in scored.items() if rows is not None}
+    shares = weigh_shares(text, TEXT_SCALES, honest, known)
+    everything = mix_log_e([(1 - PART_SHARE, everything), (PART_SHARE, shares.log_e)])
     everything += math.log1p(-TEMPLATE_SHARE)
     if templates is not None:
-        shares = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
+        weights = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
         everything = mix_log_e(
-            [(shares[0], everything - math.log(shares[0])), (shares[1], templates.log_e)]
+            [(weights[0], everything - math.log(weights[0])), (weights[1], templates.log_e)]
         )
     level = 1 - plan.beta
     return Evidence(
@@ -84,6 +94,7 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         log_e_logprob=of_logprob,
         logprob_rows=len(logprob),
         logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
+        shares=shares,
         templates=templates,
         log_e=everything,
     )
@@ -110,12 +121,17 @@ def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
 def judge_under(plan: Plan, ledger: Ledger, evidence: Evidence, column: str) -> Evidence:
     """The same evidence, with the noise judged under another rendering of the prompts."""
     text = read_rows(ledger.text(column), TEXT_SCALES, plan.calibration.text)
-    return replace(
-        evidence,
-        rows=len(text),
-        text=text,
-        interval=confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta),
-    )
+    return replace(_judge_rows(plan, evidence, text), shares=None)
+
+
+def judge_part(plan: Plan, evidence: Evidence, members: Mask) -> Evidence:
+    """The same evidence, with the noise judged of some of the replies [n] alone."""
+    return _judge_rows(plan, evidence, evidence.text[members])
+
+
+def _judge_rows(plan: Plan, evidence: Evidence, text: Array) -> Evidence:
+    interval = confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta)
+    return replace(evidence, rows=len(text), text=text, interval=interval)
 
 
 def read_rows(rows: Array, scales: Array, channel: Channel) -> Array:
@@ -138,12 +154,20 @@ def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
 
 def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
     """Totals [S] under a build and under the reference, of the rows scored under both."""
+    rows = _build_rows(plan, ledger, name)
+    return None if rows is None else (rows[0].sum(axis=0), rows[1].sum(axis=0))
+
+
+def _build_rows(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
+    """Rows [m, S] under a build and under the reference, of those scored under both."""
     rows = [row for row in ledger.rows if name in row.text]
     if not rows:
         return None
     channel, both = plan.calibration.text, Ledger(rows=tuple(rows))
-    build = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
-    return build, read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)
+    return (
+        read_rows(both.text(name), TEXT_SCALES, channel),
+        read_rows(both.text(), TEXT_SCALES, channel),
+    )
 
 
 def _log_e_build(plan: Plan, ledger: Ledger, name: str) -> float:

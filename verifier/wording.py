@@ -9,7 +9,7 @@ import difflib
 import re
 from typing import Final
 
-from verifier.records import Decision, Finding, NoiseScale, Report, Status, Usage
+from verifier.records import Decision, Finding, NoiseScale, Report, Status, Substitution, Usage
 
 #: What each decision says, in one line. Kept to what the evidence can carry.
 HEADLINES: Final[dict[Decision, str]] = {
@@ -21,14 +21,21 @@ HEADLINES: Final[dict[Decision, str]] = {
 SIGNS: Final[dict[Decision, str]] = {"consistent": "=", "inconsistent": "≠", "inconclusive": "?"}
 _STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "not run")
 
+#: A reply is told to come from something else from this probability on.
+BELONGS_AT: Final = 0.5
+
+#: Replies named in one line.
+SHOWN: Final = 8
+
 #: What a finding is about, by its aspect. One build excluded tells nothing of others.
 _KINDS: Final = {
     "noise": "class of rounding",
     "weights": "one exact build",
     "logprobs": "reported logprobs",
+    "routing": "share of requests",
 }
 #: The aspects of the best names, which are no departures of the policy.
-CAUSES: Final = ("template", "cause")
+CAUSES: Final = ("template", "substitution", "cause")
 #: What was seen beside them, and decides nothing.
 _BESIDE: Final = ("samples",)
 
@@ -129,6 +136,39 @@ def list_spending(usage: Usage) -> list[tuple[str, str]]:
 def describe_replies(count: int) -> str:
     """How many replies, in words."""
     return "1 reply" if count == 1 else f"{count} replies"
+
+
+def describe_share(found: Substitution) -> str:
+    """A share of replies with its interval and coverage."""
+    return (
+        f"about {describe_percent(found.share)} ({describe_percent(found.level)} interval "
+        f"{describe_percent(found.lower)} to {describe_percent(found.upper)})"
+    )
+
+
+def shown_share(report: Report) -> Substitution | None:
+    """The share of replies from something else, where the report speaks of one.
+
+    Not where everything is explained at once: then a share says nothing.
+    """
+    spoken = any(finding.aspect in ("substitution", "routing") for finding in report.findings)
+    whole = report.decision == "inconsistent" and not any(
+        finding.aspect == "substitution" for finding in report.findings
+    )
+    return report.substitution if spoken and not whole else None
+
+
+def list_belongings(report: Report) -> list[tuple[str, str]]:
+    """Which replies come from what, in at most two lines: label and words."""
+    found = shown_share(report)
+    if found is None:
+        return []
+    others = [name for name, chance in found.replies if chance >= BELONGS_AT]
+    lines = [("Share", f"{describe_share(found)} of the replies from something else")]
+    if others:
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        lines.append(("Which", ", ".join(others[:SHOWN]) + more))
+    return lines
 
 
 def describe_number(scale: float) -> str:
