@@ -57,12 +57,12 @@ LAYERS = (
     {"dialects.chat", "dialects.messages", "dialects.responses"},
     {"dialects"},
     {
-        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
+        "config", "probes", "tokens", "bank", "ledger", "stats", "align", "stream",
         "body", "limits", "testbed_proxy",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"renderings.catalogue", "counts"},
-    {"renderings.changes", "renderings"},
+    {"renderings.changes", "renderings", "folder"},
     {"prompts"},
     {"records", "errors", "shipped", "verifier"},
 )  # fmt: skip
