@@ -500,7 +500,9 @@ def test_e_bh_keeps_its_level_when_every_e_value_is_the_same() -> None:
     """The hardest dependence: all are 1/level at once, as seldom as a mean of 1 allows."""
     level, trials, count = 0.1, 2000, 6
     struck = np.random.default_rng(11).random(trials) < level * 0.999
-    rejections = [e_bh([math.log(1.001 / level) if hit else -50.0] * count, level) for hit in struck]
+    rejections = [
+        e_bh([math.log(1.001 / level) if hit else -50.0] * count, level) for hit in struck
+    ]
     false = sum(bool(rejected) for rejected in rejections)
 
     assert false <= most(trials, level)

@@ -37,9 +37,10 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"bench_wire"},
-    {"demo", "bench_templates"},
-    {"audit", "bench", "bench_engine"},
+    {"demo", "bench_templates", "fleet"},
+    {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
+    {"control"},
     {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",

@@ -310,6 +310,12 @@ class Fleet(_Section):
         prices = self.control.prices or self.prices
         return self._of(self.control.endpoint, prices, out=self.out / CONTROL)
 
+    @property
+    def every_run_file(self) -> dict[str, RunFile]:
+        """Those of the targets, then the control's under its own name."""
+        control = self.control_file
+        return self.run_files | ({} if control is None else {CONTROL: control})
+
     def _of(self, endpoint: EndpointSection, prices: Prices | None, *, out: Path) -> RunFile:
         return RunFile(
             endpoint=endpoint, reference=self.reference, audit=self.audit, prices=prices, out=out

@@ -25,7 +25,7 @@ from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
-from verifier.spending import Ceiling
+from verifier.spending import Amount, Ceiling, Priced, forecast
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -200,6 +200,20 @@ def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: in
         return None
     micro = prompt_tokens * prices.prompt + completion_tokens * prices.completion
     return round(micro / 1e6, 6)
+
+
+def forecast_run(run: Path) -> tuple[Priced, Priced]:
+    """What a planned run may cost, as expected and at most."""
+    plan = read_plan(run)
+    expected, most = forecast(read_probes(run), max_tokens=plan.max_tokens, ceiling=plan.ceiling)
+
+    def price(amount: Amount) -> Priced:
+        usd = amount.usd(plan.prices)
+        if usd is not None and plan.budget_usd is not None:
+            usd = min(usd, plan.budget_usd)
+        return Priced(amount=amount, usd=usd)
+
+    return price(expected), price(most)
 
 
 # -- in the run folder -------------------------------------------------------------------------

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["SCHEMA_VERSION", "render_page", "render_terminal", "report_from_json", "report_to_json"]
+__all__ = [
+    "SCHEMA_VERSION", "plain", "render_page", "render_terminal", "report_from_json",
+    "report_to_json",
+]  # fmt: skip
 
 SCHEMA_VERSION: Final = 1
 
@@ -47,17 +50,18 @@ def report_to_json(report: Report) -> dict[str, Any]:
 
     Lone surrogates become U+FFFD, so that the file is valid UTF-8 whatever a host sent.
     """
-    plain: dict[str, Any] = _plain(report)
-    return plain
+    found: dict[str, Any] = plain(report)
+    return found
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A record as JSON values; lone surrogates become U+FFFD."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
@@ -152,6 +156,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),
         ("Honest", f"serving reaches a noise scale of {wording.describe_number(scale.honest)}"),
         *wording.list_spending(report.usage),
+        *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
         *(("Note", note) for note in report.notes),
     ]
