@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import re
 import signal
 import threading
+from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from fakes_engine import FakeTokenizer
 from fakes_host import Asked, FakeHost, chat, error
+from junitparser import JUnitXml
+from rich.console import Console
+from scipy.stats import binom
+from simulate import make_plan, simulate_row
 from test_audit import (  # noqa: F401 - a fixture
     FAULT,
     QUIET,
@@ -25,10 +34,11 @@ from test_audit import (  # noqa: F401 - a fixture
     make_engine,
     run,
 )
+from test_cli import call, with_fake_reference, write_run_file
 
 from verifier.audit import Reference, Show
 from verifier.collect import read_attempts
-from verifier.config import Fleet, RunFile, load_fleet, load_run_file
+from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError
 from verifier.fleet import audit_beside_control, audit_targets, start_targets
@@ -38,15 +48,22 @@ from verifier.folder import (
     ERRORS,
     EXCHANGES,
     FLEET,
+    LEDGER,
     PAGE,
     REPORT,
     RUN,
     SUMMARY,
     read_json,
+    write_json,
 )
-from verifier.plan import read_plan, read_probes
+from verifier.ledger import Ledger, ledger_to_json
+from verifier.machine import render_junits, render_summary
+from verifier.plan import read_plan, read_probes, write_plan
 from verifier.records import Report, Summary
-from verifier.summary import summarise
+from verifier.sheets import print_summary
+from verifier.stats import e_bh
+from verifier.summary import read_reports, summarise, write_errors
+from verifier.weigh import weigh
 
 NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
 
@@ -339,9 +356,7 @@ def test_a_dead_control_vouches_for_nothing_and_the_verdict_stands(
     """With a note that says so."""
     out = tmp_path / "run"
     with host(weights) as url:
-        report = audit_one(
-            make_fleet(card, out, endpoint=endpoint(url), control=endpoint(NOWHERE))
-        )
+        report = audit_one(make_fleet(card, out, endpoint=endpoint(url), control=endpoint(NOWHERE)))
 
     assert report.decision == ("consistent" if weights == "reference" else "inconsistent")
     assert any(
@@ -356,10 +371,6 @@ def test_a_dead_control_vouches_for_nothing_and_the_verdict_stands(
 def test_before_the_control_is_judged_nobody_is_accused(card: Path, tmp_path: Path) -> None:  # noqa: F811
     """A run that was killed in between says so, and the same command says what it found."""
     out = tmp_path / "run"
-
-    def tell(line: str) -> None:
-        if "detected" in line:
-            raise KeyError(line)
 
     with host(FAULT) as url, host() as control:
         fleet = make_fleet(card, out, endpoint=endpoint(url), control=endpoint(control))
@@ -434,3 +445,255 @@ def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None
             if plan.prices] == [1.0, 3.0]  # fmt: skip
     assert isinstance(kept.run_files["a"], RunFile)
     assert yaml.safe_load((kept.out / "a" / RUN).read_text())["endpoint"].get("prices") is None
+
+
+# -- which accusations stand -------------------------------------------------------------------
+
+
+def make_folders(out: Path, hosts: Mapping[str, tuple[float, int]], **sections: Any) -> Fleet:
+    """Decided run folders without an audit: replies of hosts of a known noise scale and count."""
+    fleet = Fleet.model_validate(
+        {
+            "targets": {name: endpoint(NOWHERE) for name in hosts},
+            "reference": {"card": "tiny"},
+            "out": out,
+        }
+        | sections
+    )
+    out.mkdir()
+    (out / FLEET).write_text(dump_run_file(fleet))
+    for name, (scale, count) in hosts.items():
+        write_folder(out / name, scale=scale, count=count)
+    return fleet
+
+
+def write_folder(run_: Path, *, scale: float, count: int) -> None:
+    rng = np.random.default_rng(7)
+    rows = [simulate_row(rng, f"p{n}", scale=scale) for n in range(count)]
+    write_plan(run_, "", make_plan(prices=Prices(prompt=1.0, completion=2.0)), ())
+    write_json(run_ / LEDGER, ledger_to_json(Ledger(rows=tuple(rows))) | {"engine": {}})
+
+
+#: A host whose evidence ends just above the 6.9 that one endpoint needs (`simulate`, seed 7).
+WEAK = (0.13, 12)
+
+
+def test_an_accusation_must_stand_among_all_targets(tmp_path: Path) -> None:
+    """Weak evidence against one of many is said to hold for that one alone, everywhere."""
+    honest = {f"h{n}": (0.05, 14) for n in range(5)}
+    make_folders(tmp_path / "many", {"weak": WEAK, "clear": (0.8, 14)} | honest)
+    make_folders(tmp_path / "one", {"weak": WEAK})
+    many, one = summarise(tmp_path / "many"), summarise(tmp_path / "one")
+
+    found = {target.name: target for target in many.targets}
+    assert found["weak"].decision == one.targets[0].decision == "inconsistent"
+    assert (
+        (found["weak"].log_e or 0)
+        < many.log_e_needed
+        == pytest.approx(math.log(7 / 0.002), abs=1e-4)
+    )
+    assert found["weak"].accusation == "does not stand"
+    assert found["clear"].accusation == one.targets[0].accusation == "stands"
+    assert many.summary.endswith(
+        "stands among them at a false-discovery rate of 0.001: clear; inconsistent alone, but not "
+        "among so many: weak"
+    )
+    said = "this holds for the endpoint alone, but does not stand among 7 targets"
+    console = Console(file=io.StringIO(), width=200)
+    print_summary(many, console)
+    assert said in console.file.getvalue()  # type: ignore[attr-defined]
+    assert said in render_summary(many)
+    suites = JUnitXml.fromstring(
+        render_junits(many, read_reports(tmp_path / "many", many)).encode()
+    )
+    assert [suite.name for suite in suites] == list(found)
+    assert said in next(iter(suites)).tostring().decode()
+
+
+def test_what_was_not_judged_is_no_evidence_but_counts_as_a_target(tmp_path: Path) -> None:
+    """A failed target neither accuses nor makes it easier to accuse the others."""
+    out = tmp_path / "hosts"
+    make_folders(out, {"weak": WEAK, "dead": (0.8, 14), "gone": (0.8, 14)})
+    write_errors(out, {"dead": "cannot reach it", "gone": "no such model"})
+    summary = summarise(out)
+
+    assert [target.decision for target in summary.targets] == ["inconsistent", None, None]
+    assert [target.log_e for target in summary.targets][1:] == [None, None]
+    assert summary.targets[0].accusation == "does not stand"
+    assert summary.summary.startswith("3 targets: 1 inconsistent, 2 not judged")
+
+
+def test_no_accusation_stands_while_the_control_is_in_doubt(tmp_path: Path) -> None:
+    """Its evidence is shown and not counted."""
+    out = tmp_path / "hosts"
+    make_folders(out, {"a": (0.8, 14), "b": (0.05, 14)}, control=endpoint(NOWHERE))
+    pending = summarise(out)
+    write_folder(out / CONTROL, scale=0.8, count=14)
+    doubted = summarise(out)
+    write_folder(out / CONTROL, scale=0.05, count=14)
+    vouched = summarise(out)
+
+    for summary in (pending, doubted):
+        assert [t.decision for t in summary.targets] == ["inconclusive", "consistent"]
+        assert [t.accusation for t in summary.targets] == [None, None]
+        assert (summary.targets[0].log_e or 0) > 20
+    assert [t.decision for t in vouched.targets] == ["inconsistent", "consistent"]
+    assert vouched.targets[0].accusation == "stands"
+    assert vouched.control is not None
+    assert vouched.control.decision == "consistent"
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_accusations_that_stand_are_seldom_false(tmp_path: Path, count: int) -> None:
+    """Hosts at the edge of honest serving, at a level that simulation can see."""
+    trials, alpha, wrong = 60, 0.1, 0
+    rng = np.random.default_rng(21)
+    plan = make_plan(alpha=alpha)
+    for _ in range(trials):
+        log_e = [
+            weigh(
+                plan, Ledger(rows=tuple(simulate_row(rng, f"p{n}", scale=0.1) for n in range(10)))
+            ).log_e
+            for _ in range(count)
+        ]
+        wrong += bool(e_bh(log_e, alpha))
+
+    assert wrong <= float(binom.ppf(0.999, trials, alpha))
+
+
+def test_a_strangers_folder_leads_nowhere_else(tmp_path: Path) -> None:
+    """A run folder that is a link, and names that leave the folder, are refused unread."""
+    out = tmp_path / "hosts"
+    make_folders(out, {"a": (0.05, 14)})
+    (out / "a").rename(tmp_path / "elsewhere")
+    (out / "a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="is a link"):
+        summarise(out)
+    (out / FLEET).write_text((out / FLEET).read_text().replace("  a:", "  ../elsewhere:"))
+    with pytest.raises(ConfigError, match="cannot name a folder"):
+        summarise(out)
+
+    assert not (tmp_path / "elsewhere" / REPORT).exists()
+
+
+# -- the command line --------------------------------------------------------------------------
+
+
+def write_targets(folder: Path, **sections: Any) -> Path:
+    """A run file of the tiny card; `sections` beside reference and audit."""
+    path = write_run_file(folder, NOWHERE)
+    content = yaml.safe_load(path.read_text())
+    del content["endpoint"]
+    path.write_text(yaml.safe_dump(content | sections))
+    return path
+
+
+def test_the_command_line_audits_targets_and_sums_them_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Worst news first; JSON is the file to the byte; the rest comes from the folder."""
+    with_fake_reference(monkeypatch)
+    out = tmp_path / "run"
+    with host() as honest, host(FAULT) as faulty, host() as trusted:
+        targets = {"good": endpoint(honest), "bad": endpoint(faulty), "off": endpoint(NOWHERE)}
+        path = write_targets(tmp_path, targets=targets, control=endpoint(trusted))
+        planned = call("plan", path)
+        ended = call("audit", path, "--json")
+    said = call("summary", out, "--junit", tmp_path / "j.xml", "--markdown", tmp_path / "s.md")
+
+    assert planned.status == 0
+    assert [line for line in planned.out.splitlines() if line.startswith("==")] == [
+        "== good ==", "== bad ==", "== off ==", "== control ==", "== in all ==",
+    ]  # fmt: skip
+    amounts = re.findall(r"at most: ([\d,]+) requests.* USD ([\d.]+)", planned.out)
+    assert int(amounts[-1][0].replace(",", "")) == sum(int(n) for n, _ in amounts[:-1])
+    assert float(amounts[-1][1]) == pytest.approx(sum(float(usd) for _, usd in amounts[:-1]))
+    assert ended.status == said.status == 1
+    assert ended.out.encode() == (out / SUMMARY).read_bytes()
+    assert "not judged" in said.out
+    assert "the same command" not in said.out
+    xml = JUnitXml.fromstring((tmp_path / "j.xml").read_bytes())
+    assert [suite.name for suite in xml] == ["good", "bad", "off"]
+    assert (tmp_path / "s.md").read_text().startswith("## 3 targets: 1 inconsistent, 1 not judged")
+
+
+@pytest.mark.parametrize(
+    ("weights", "dead", "status"),
+    [((), 1, 3), (("reference",), 0, 0), (("reference",), 1, 3), (("reference", FAULT), 0, 1)],
+)
+def test_the_exit_status_is_the_worst_news(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weights: tuple[str, ...],
+    dead: int,
+    status: int,
+) -> None:
+    """1 for any inconsistent target, else 3 for any that is not judged, else 0."""
+    with_fake_reference(monkeypatch)
+    with ExitStack() as stack:
+        urls = [stack.enter_context(host(name)) for name in weights] + [NOWHERE] * dead
+        targets = {f"t{n}": endpoint(url) for n, url in enumerate(urls)}
+        ended = call("audit", write_targets(tmp_path, targets=targets))
+
+    assert ended.status == status
+    assert call("summary", tmp_path / "run").status == status
+
+
+def test_a_control_may_be_named_by_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its finding and what it cost are shown."""
+    with_fake_reference(monkeypatch)
+    with host(FAULT) as url, host(FAULT) as trusted:
+        path = write_run_file(tmp_path, url)
+        missing = call("audit", path, "--control", trusted)
+        ended = call("audit", path, "--control", trusted, "--control-model", "tiny")
+    again = call("decide", tmp_path / "run")
+
+    assert missing.status == 2
+    assert "control.model: missing" in missing.complaint
+    assert ended.status == again.status == 3
+    assert "INCONCLUSIVE" in ended.out
+    words = " ".join(ended.out.split())
+    assert "Control inconsistent: the replies differ" in words
+    assert "Control spent" in words
+
+
+@pytest.mark.parametrize(
+    ("sections", "arguments", "complaint"),
+    [
+        ({}, (), "give endpoint or targets, exactly one"),
+        ({"targets": {}}, (), "targets: names no endpoint"),
+        ({"targets": {"a": {"model": "m"}}}, (), "targets.a.base_url: missing"),
+        ({"targets": {"a": endpoint(NOWHERE), "A": endpoint(NOWHERE)}}, (), "differ in case alone"),
+        ({"targets": {"Control": endpoint(NOWHERE)}}, (), "names something else in the folder"),
+        ({"targets": {"summary.json": endpoint(NOWHERE)}}, (), "names something else"),
+        ({"targets": {"targets.yaml.partial": endpoint(NOWHERE)}}, (), "names something else"),
+        ({"targets": {"../a": endpoint(NOWHERE)}}, (), "cannot name a folder"),
+        ({"targets": {".a": endpoint(NOWHERE)}}, (), "cannot name a folder"),
+        ({"targets": {"a": endpoint(NOWHERE)}}, ("--model", "m"), "names several targets"),
+        ({"targets": {"a": endpoint(NOWHERE, api_key_env="SOME_KEY")}}, (), "SOME_KEY is not set"),
+    ],
+)
+def test_a_run_file_of_targets_that_cannot_be_is_refused(
+    tmp_path: Path, sections: dict[str, Any], arguments: tuple[str, ...], complaint: str
+) -> None:
+    """In one line, before anything is written."""
+    ended = call("audit", write_targets(tmp_path, **sections), *arguments)
+
+    assert ended.status == 2
+    assert complaint in ended.complaint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("section", ["targets", "control"])
+def test_commands_of_one_endpoint_say_so(tmp_path: Path, section: str) -> None:
+    """And what to give them instead."""
+    value = {"a": endpoint(NOWHERE)} if section == "targets" else endpoint(NOWHERE)
+    ended = call("capabilities", write_targets(tmp_path, **{section: value}))
+
+    assert ended.status == 2
+    assert f"{section}: this command takes one endpoint" in ended.complaint
+
+
+def test_a_folder_without_targets_has_no_summary(tmp_path: Path) -> None:
+    """One line that says what makes one."""
+    assert "holds no targets.yaml" in call("summary", tmp_path).complaint
