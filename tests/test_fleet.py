@@ -9,7 +9,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -41,7 +41,7 @@ from verifier.collect import read_attempts
 from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError
-from verifier.fleet import audit_beside_control, audit_targets, start_targets
+from verifier.fleet import Together, audit_beside_control, audit_targets, start_targets
 from verifier.folder import (
     CONTROL,
     CONTROL_REPORT,
@@ -121,6 +121,8 @@ def test_a_dead_target_harms_no_other(card: Path, tmp_path: Path) -> None:  # no
     found = {target.name: target for target in summary.targets}
     assert [target.decision for target in summary.targets] == ["consistent", None, "inconsistent"]
     assert "cannot reach 127.0.0.1:1" in found["dead"].summary
+    assert found["dead"].usage is not None
+    assert found["dead"].usage.requests > 0
     assert found["dead"].log_e is None
     assert found["int4"].accusation == "stands"
     assert found["int4"].best_name == FAULT
@@ -399,35 +401,81 @@ def test_a_target_that_cannot_be_asked_is_the_operators(card: Path, tmp_path: Pa
 
 
 def spans(run_: Path) -> list[tuple[datetime, datetime]]:
+    """When each attempt was under way, to the millisecond."""
     found = []
     for attempt in read_attempts(run_):
         begun = datetime.fromisoformat(attempt.started_at)
-        found.append((begun, begun + timedelta(seconds=attempt.elapsed_s)))
+        found.append((begun, begun + timedelta(seconds=attempt.elapsed_s, milliseconds=1)))
     return found
 
 
 def test_the_control_is_asked_the_same_at_the_same_time(card: Path, tmp_path: Path) -> None:  # noqa: F811
-    """The same probes in the same order, and neither is a batch ahead of the other."""
-    out = tmp_path / "run"
+    """Each of the two hosts answers a question only when the other has been asked it, too."""
+    out, both = tmp_path / "run", threading.Barrier(2, timeout=20)
 
-    def slow(asked: Asked) -> Any:
-        threading.Event().wait(0.05)
+    def script(_asked: Asked) -> Any:
+        both.wait()
         return chat("the model says more or less now")
 
-    with FakeHost(slow) as one, FakeHost(slow) as two:
+    with FakeHost(script) as one, FakeHost(script) as two:
         fleet = make_fleet(
-            card, out, endpoint=endpoint(one.url), control=endpoint(two.url),
-            audit={"seed": None, "top_logprobs": 0, "budget_completion_tokens": 240},
+            card, out, endpoint=endpoint(one.url, concurrency=1),
+            control=endpoint(two.url, concurrency=1), audit={"seed": None, "top_logprobs": 0},
         )  # fmt: skip
         audit_one(fleet)
 
     ours, theirs = read_attempts(out), read_attempts(out / CONTROL)
-    assert [a.probe_id for a in ours][:2] == [a.probe_id for a in theirs][:2]
-    shared = min(len(ours), len(theirs))
-    assert shared >= 1
-    for mine, other in list(zip(spans(out), spans(out / CONTROL), strict=False))[:2]:
+    assert not both.broken
+    assert [attempt.request for attempt in ours] == [attempt.request for attempt in theirs]
+    assert len(ours) >= 2
+    for mine, other in zip(spans(out), spans(out / CONTROL), strict=True):
         assert mine[0] < other[1]
         assert other[0] < mine[1]
+
+
+def in_threads(*steps: Callable[[], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=step) for step in steps]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_the_control_is_never_ahead_and_one_target_is_enough() -> None:
+    """It waits for the first target to come to a batch, and for no other."""
+    together = Together(["a", "b", CONTROL])
+    (waiting,) = in_threads(lambda: together.begin(CONTROL, 2))
+    together.begin("a", 1)
+    waiting.join(0.1)
+    ahead = not waiting.is_alive()
+    together.begin("a", 2)
+    waiting.join(5)
+
+    assert not ahead
+    assert not waiting.is_alive()
+
+
+def test_a_target_waits_for_the_control_and_no_longer_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once the control is there, gone, or too slow; never for another target."""
+    for free in (lambda t: t.begin(CONTROL, 1), lambda t: t.end(CONTROL), lambda t: t.stop()):
+        together = Together(["a", "b", CONTROL])
+        (waiting,) = in_threads(lambda t=together: t.begin("a", 1))  # type: ignore[misc]
+        waiting.join(0.1)
+        assert waiting.is_alive()
+        free(together)
+        waiting.join(5)
+        assert not waiting.is_alive()
+    monkeypatch.setattr("verifier.fleet.PATIENCE_S", 0.05)
+    Together(["a", CONTROL]).begin("a", 1)
+    Together(["a", "b"]).begin("a", 9)
+
+
+def test_the_control_goes_on_alone_when_all_targets_are_done() -> None:
+    """Its verdict is still wanted."""
+    together = Together(["a", CONTROL])
+    together.end("a")
+    together.begin(CONTROL, 40)
 
 
 def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None:  # noqa: F811

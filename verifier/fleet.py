@@ -164,7 +164,7 @@ class _Stopped(Exception):
     """Raised where an audit shows progress, once all are to stop."""
 
 
-class _Together:
+class Together:
     """Where the control and the targets wait for each other, and hear that they are to stop.
 
     Batch by batch the control is asked when the first target is, never before; a target waits for
@@ -177,9 +177,11 @@ class _Together:
         self._over = False
 
     def stopped(self) -> bool:
+        """Whether all are to stop."""
         return self._over
 
     def stop(self) -> None:
+        """Tell all to stop; nobody waits any more."""
         with self._turn:
             self._over = True
             self._turn.notify_all()
@@ -226,7 +228,7 @@ def _audit_all(
         every[CONTROL] = control
         place_control(pending_control(control), runs)
     raised: _Raised = {}
-    together = _Together(every)
+    together = Together(every)
 
     def run(name: str, config: RunFile) -> None:
         try:

@@ -273,7 +273,7 @@ class Standing:
     noise_scale: NoiseScale | None  # None: not judged
     log_e: float | None  # against honest serving, in nats, rounded down; None: not judged
     accusation: Literal["stands", "does not stand"] | None  # among all targets; None: none is made
-    usage: Usage | None  # None: not judged
+    usage: Usage | None  # None: it was never planned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

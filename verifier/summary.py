@@ -12,14 +12,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from verifier.capabilities import read_capabilities
+from verifier.collect import read_attempts, read_outcomes
 from verifier.config import Fleet, RunFile, load_fleet
 from verifier.control import write_control
-from verifier.decide import decide_folder
+from verifier.decide import count_usage, decide_folder
 from verifier.errors import ConfigError
-from verifier.folder import CONTROL, ERRORS, FLEET, LEDGER, REPORT, SUMMARY, read_json, write_json
-from verifier.ledger import ledger_from_json
+from verifier.folder import (
+    CONTROL,
+    ERRORS,
+    FLEET,
+    LEDGER,
+    PLAN,
+    REPORT,
+    SUMMARY,
+    read_json,
+    write_json,
+)
+from verifier.ledger import Ledger, ledger_from_json
 from verifier.plan import read_plan
-from verifier.records import Control, Report, Standing, Summary
+from verifier.records import Control, Report, Standing, Summary, Usage
 from verifier.report import plain, report_from_json
 from verifier.stats import e_bh
 from verifier.weigh import weigh
@@ -160,7 +172,21 @@ def _find(name: str, config: RunFile, error: str | None) -> Standing:
         noise_scale=None if report is None else report.noise_scale,
         log_e=None if report is None else _log_e(config.out),
         accusation=None,
-        usage=None if report is None else report.usage,
+        usage=_spent(config.out) if report is None else report.usage,
+    )
+
+
+def _spent(run: Path) -> Usage | None:
+    """What was asked of an endpoint that was not judged; None when it was never planned."""
+    if not (run / PLAN).exists():
+        return None
+    plan = read_plan(run)
+    return count_usage(
+        plan,
+        Ledger(rows=()),
+        read_attempts(run),
+        read_outcomes(run, max_attempts=plan.max_attempts),
+        read_capabilities(run),
     )
 
 
