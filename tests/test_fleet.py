@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,12 @@ from test_audit import (  # noqa: F401 - a fixture
     run,
 )
 from test_cli import call, with_fake_reference, write_run_file
+from test_machine import finding, make_report
 
 from verifier.audit import Reference, Show
 from verifier.collect import read_attempts
 from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
+from verifier.control import judge_beside
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError
 from verifier.fleet import Together, audit_beside_control, audit_targets, start_targets
@@ -59,7 +62,7 @@ from verifier.folder import (
 from verifier.ledger import Ledger, ledger_to_json
 from verifier.machine import render_junits, render_summary
 from verifier.plan import read_plan, read_probes, write_plan
-from verifier.records import Report, Summary
+from verifier.records import Control, Report, Summary
 from verifier.sheets import print_summary
 from verifier.stats import e_bh
 from verifier.summary import read_reports, summarise, write_errors
@@ -388,6 +391,54 @@ def test_before_the_control_is_judged_nobody_is_accused(card: Path, tmp_path: Pa
     assert decisions == {"inconclusive"}
     assert report.decision == "inconsistent"
     assert pending["finding"] == "consistent"
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"finding": "guilty"}, "control.json: finding: "),
+        ({"usage": {"requests": 1}}, "control.json: usage.replies: "),
+        ({"more": 1}, "control.json: more: "),
+        ({"summary": None}, "control.json: summary: "),
+    ],
+)
+def test_a_damaged_finding_of_a_control_is_refused(
+    tmp_path: Path, changes: dict[str, Any], complaint: str
+) -> None:
+    """By the key; no verdict is given without it."""
+    write_folder(tmp_path / "run", scale=0.8, count=14)
+    good = {
+        "base_url": NOWHERE, "model": "m", "finding": "failed", "summary": "dead", "usage": None,
+    }  # fmt: skip
+    write_json(tmp_path / "run" / CONTROL_REPORT, good)
+    assert decide_folder(tmp_path / "run").decision == "inconsistent"
+    write_json(tmp_path / "run" / CONTROL_REPORT, good | changes)
+    with pytest.raises(ConfigError) as refused:
+        decide_folder(tmp_path / "run")
+
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_what_samples_show_holds_whatever_the_control_says() -> None:
+    """It needs no reference; a departure does."""
+    control = Control(
+        base_url=NOWHERE, model="m", finding="inconsistent", summary="it differs", usage=None
+    )
+    detected = finding("detected")
+    report = replace(
+        make_report("inconsistent"),
+        findings=(
+            detected, replace(detected, aspect="samples"), replace(detected, aspect="template"),
+            finding("excluded"),
+        ),
+    )  # fmt: skip
+    beside = judge_beside(report, control)
+
+    assert [(f.aspect, f.decision) for f in beside.findings] == [
+        ("noise", "undecided"), ("samples", "detected"), ("noise", "excluded"),
+    ]  # fmt: skip
+    assert beside.decision == "inconclusive"
 
 
 def test_a_target_that_cannot_be_asked_is_the_operators(card: Path, tmp_path: Path) -> None:  # noqa: F811

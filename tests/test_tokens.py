@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -247,3 +249,27 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path: Path, content: str) -> Non
 def test_the_template_of_the_small_tokenizer_is_the_one_on_disk(tiny: Path) -> None:
     """The fixture is what the tests above take it for."""
     assert (tiny / "chat_template.jinja").read_text() == TEMPLATE
+
+
+def test_two_threads_read_control_tokens_each_as_it_means(tiny: Path) -> None:
+    """In a prompt they are tokens, in a reply they are text, whatever another thread does."""
+    tokenizer = Tokenizer(tiny)
+    text = "<|im_start|>user" * 20
+    alone = (tokenizer.encode_prompt(text), tokenizer.encode(text))
+    found = set()
+
+    def read(one: Callable[[str], tuple[int, ...]]) -> None:
+        for _ in range(200):
+            found.add(one(text))
+
+    threads = [
+        threading.Thread(target=read, args=(one,))
+        for one in (tokenizer.encode_prompt, tokenizer.encode)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert alone[0] != alone[1]
+    assert found == set(alone)
