@@ -352,6 +352,26 @@ def test_beside_an_inconsistent_control_nothing_is_called_inconsistent(
     assert (target / REPORT).read_bytes() == written
 
 
+def test_a_control_that_was_judged_is_not_in_doubt_again(card: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Going on with a finished run leaves its finding in place; one that failed is tried again."""
+    out, seen = tmp_path / "run", []
+
+    def step(_name: str, _done: int, _of: int) -> None:
+        seen.append(read_json(out / CONTROL_REPORT)["finding"])
+
+    with host(FAULT) as url, host() as control:
+        fleet = make_fleet(card, out, endpoint=endpoint(url), control=endpoint(control))
+        audit_one(fleet)
+        audit_one(fleet, show=Show(tell=lambda _line: None, step=step))
+        again, seen = seen, []
+        write_json(out / CONTROL_REPORT, read_json(out / CONTROL_REPORT) | {"finding": "failed"})
+        audit_one(fleet, show=Show(tell=lambda _line: None, step=step))
+
+    assert set(again) == {"consistent"}
+    assert set(seen) == {"pending"}
+    assert read_json(out / CONTROL_REPORT)["finding"] == "consistent"
+
+
 @pytest.mark.parametrize("weights", ["reference", FAULT])
 def test_a_dead_control_vouches_for_nothing_and_the_verdict_stands(
     card: Path,  # noqa: F811
@@ -636,6 +656,7 @@ def test_no_accusation_stands_while_the_control_is_in_doubt(tmp_path: Path) -> N
         assert [t.decision for t in summary.targets] == ["inconclusive", "consistent"]
         assert [t.accusation for t in summary.targets] == [None, None]
         assert (summary.targets[0].log_e or 0) > 20
+        assert summary.log_e_needed == pytest.approx(math.log(2 / 0.001), abs=1e-4)
     assert [t.decision for t in vouched.targets] == ["inconsistent", "consistent"]
     assert vouched.targets[0].accusation == "stands"
     assert vouched.control is not None
@@ -791,6 +812,15 @@ def test_commands_of_one_endpoint_say_so(tmp_path: Path, section: str) -> None:
 
     assert ended.status == 2
     assert f"{section}: this command takes one endpoint" in ended.complaint
+
+
+def test_steps_of_one_run_folder_do_not_take_that_of_many(tmp_path: Path) -> None:
+    """They say what does."""
+    make_folders(tmp_path / "hosts", {"a": (0.05, 14)})
+    for command in ("decide", "report", "score", "collect"):
+        ended = call(command, tmp_path / "hosts")
+        assert ended.status == 2
+        assert "run `verifier summary`" in ended.complaint
 
 
 def test_a_folder_without_targets_has_no_summary(tmp_path: Path) -> None:

@@ -40,8 +40,8 @@ LAYERS = (
     {"demo", "bench_templates", "fleet"},
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
-    {"control"},
-    {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},
+    {"control", "sheets"},
+    {"weigh", "report", "machine", "corpus", "capabilities"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit",

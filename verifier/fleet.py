@@ -14,6 +14,7 @@ from typing import Final
 
 from verifier.audit import LoadReference, Pace, Show, audit, start, write_page
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
+from verifier.control import read_control
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, VerifierError
 from verifier.folder import CONTROL, FLEET, write_whole
@@ -219,14 +220,17 @@ def _audit_all(
 ) -> _Raised:
     """Audit all of them at once; what was raised, by name.
 
-    The reference is loaded once, before the first request. While the control is not judged, every
-    run folder says so, and nothing is held against its endpoint.
+    The reference is loaded once, before the first request. Until the control is judged, every run
+    folder says so, and nothing is held against its endpoint.
     """
     reference = load_reference()
     every = dict(runs)
     if control is not None:
         every[CONTROL] = control
-        place_control(pending_control(control), runs)
+        place_control(
+            pending_control(control),
+            {name: config for name, config in runs.items() if not _is_vouched(config)},
+        )
     raised: _Raised = {}
     together = Together(every)
 
@@ -259,6 +263,12 @@ def _audit_all(
             thread.join(GRACE_S)
         raise
     return raised
+
+
+def _is_vouched(config: RunFile) -> bool:
+    """Whether a finding of the control is kept already; one that failed is tried again."""
+    known = read_control(config.out)
+    return known is not None and known.finding not in ("failed", "pending")
 
 
 def _named(show: Show, name: str, stopped: Callable[[], bool]) -> Show:

@@ -21,7 +21,7 @@ import verifier
 from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
-from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
+from verifier.folder import FLEET, PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
@@ -237,6 +237,10 @@ def read_plan(run: Path) -> Plan:
     """The plan of a run folder. Raises ConfigError when there is none that this version reads."""
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder")
+    if (run / FLEET).exists():
+        raise ConfigError(
+            f"{run}: holds several targets; give the run folder of one, or run `verifier summary`"
+        )
     raw, where = read_json(run / PLAN), run / PLAN
     if raw.get("schema_version") != PLAN_SCHEMA:
         raise ConfigError(

@@ -27,14 +27,16 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 __all__ = [
-    "SCHEMA_VERSION", "plain", "render_page", "render_terminal", "report_from_json",
+    "SCHEMA_VERSION",
+    "STYLES", "plain", "render_page", "render_terminal", "report_from_json",
     "report_to_json",
 ]  # fmt: skip
 
 SCHEMA_VERSION: Final = 1
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_STYLES: Final[dict[Decision | Status, str]] = {
+#: The style of each decision, beside its word.
+STYLES: Final[dict[Decision | Status, str]] = {
     "consistent": "bold green",
     "inconsistent": "bold red",
     "inconclusive": "bold yellow",
@@ -113,7 +115,7 @@ def _complaint(wrong: ErrorDetails) -> str:
 
 def render_terminal(report: Report, *, console: Console) -> None:
     """Print the report as a compact table that fits 80 columns."""
-    verdict = Text(report.decision.upper(), style=_STYLES[report.decision])
+    verdict = Text(report.decision.upper(), style=STYLES[report.decision])
     verdict.append(f"  {wording.HEADLINES[report.decision]}", style="default not bold")
     console.print(verdict)
     console.print(_line(report.summary), end="\n\n")
@@ -139,7 +141,7 @@ def _departure_table(report: Report) -> Table:
         table.add_row(
             _line(finding.name) if finding.decision != "not run" else _unrun(finding),
             _line(wording.describe_kind(finding)),
-            Text(finding.decision, style=_STYLES[finding.decision]),
+            Text(finding.decision, style=STYLES[finding.decision]),
             wording.describe_evidence(finding),
             wording.describe_need(finding),
         )

@@ -12,6 +12,7 @@ from verifier import wording
 from verifier.calibration import calibration_path
 from verifier.fit import GIB, Memory, room_for_tokens
 from verifier.reference import Card, HubSource, WheelSource, list_cards, load_card
+from verifier.report import STYLES
 from verifier.wording import visible
 
 if TYPE_CHECKING:
@@ -181,12 +182,13 @@ def _line(text: str) -> Text:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print where several targets stand."""
+    styles = {str(word): style for word, style in STYLES.items()}
     console.print(Text(visible(summary.summary), style="bold"), end="\n\n")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for label in wording.STANDING_COLUMNS:
         table.add_column(label.capitalize() if label.islower() else label, overflow="fold")
     for cells in wording.list_standings(summary):
-        table.add_row(*(Text(visible(cell)) for cell in cells))
+        table.add_row(*(Text(visible(cell), style=styles.get(cell, "")) for cell in cells))
     console.print(table, end="\n\n")
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(overflow="fold", style="bold")
