@@ -67,6 +67,15 @@ def test_the_job_ends_as_the_audit_did(
     assert (len(calls) == 2) is reported
 
 
+def test_several_targets_are_summed_up(tmp_path: Path) -> None:
+    """Their folder has no report of its own."""
+    (tmp_path / "runs" / "x").mkdir(parents=True)
+    (tmp_path / "runs" / "x" / "targets.yaml").touch()
+    _ended, _outputs, calls = run_audit_step(tmp_path, 1)
+
+    assert calls[1].startswith("summary runs/x --junit")
+
+
 def test_an_inconclusive_audit_may_pass_when_asked_for(tmp_path: Path) -> None:
     """It still says that it was inconclusive."""
     ended, outputs, _calls = run_audit_step(tmp_path, 3, inconclusive="pass")

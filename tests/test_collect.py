@@ -728,3 +728,27 @@ def test_a_malformed_line_names_file_and_line(tmp_path: Path, line: str, said: s
         read_outcomes(tmp_path, max_attempts=4)
     assert f"{exchanges}:2" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_collection_is_given_up_when_another_thread_says_so(tmp_path: Path) -> None:
+    """Also while a host hangs; what is under way is asked again the next time."""
+    stop = threading.Event()
+
+    def script(asked: Asked) -> Any:
+        if asked.index == 1:
+            stop.set()
+            host.closing.wait(20)
+        return chat()
+
+    with FakeHost(script) as host:
+        began = time.monotonic()
+        collect(tmp_path, endpoint(host.url), probes(5), stopped=stop.is_set)
+        took_s = time.monotonic() - began
+        kept = len(read_attempts(tmp_path))
+        host.closing.set()
+        collect(tmp_path, endpoint(host.url), probes(5))
+
+    assert took_s < 10
+    assert kept == 1
+    asked = [attempt.probe_id for attempt in read_attempts(tmp_path)]
+    assert len(asked) == len(set(asked)) == 5

@@ -15,12 +15,15 @@ from verifier.audit import make_endpoint
 from verifier.config import (
     AuditSection,
     EndpointSection,
+    Fleet,
     Hardware,
     Policy,
     Prices,
     ReferenceSection,
     RunFile,
+    TargetSection,
     dump_run_file,
+    load_fleet,
     load_hosts,
     load_policies,
     load_run_file,
@@ -166,6 +169,19 @@ def test_the_example_shows_every_key_with_its_default() -> None:
     comments = path.read_text()
     for name in (*Policy.model_fields, *Prices.model_fields, *Hardware.model_fields):
         assert f"{name}:" in comments  # the forms that null and screen stand for
+
+
+def test_the_second_example_shows_what_the_first_does_not() -> None:
+    """Targets, a control, prices of their own; the rest is in the first."""
+    path = shipped("configs") / "targets.yaml"
+    fleet = load_fleet(path)
+    shown = path.read_text()
+
+    for name in Fleet.model_fields.keys() - RunFile.model_fields.keys():
+        assert f"\n{name}:" in shown
+    for name in TargetSection.model_fields.keys() - EndpointSection.model_fields.keys():
+        assert f"    {name}:" in shown
+    assert fleet == Fleet.model_validate(yaml.safe_load(dump_run_file(fleet)))
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,14 @@ from verifier.audit import Reference, Show, ask, audit, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path
 from verifier.cli import _cache
-from verifier.config import RunFile
+from verifier.config import Fleet, RunFile
 from verifier.decide import decide_folder
 from verifier.engines.transformers import TransformersEngine
-from verifier.folder import PAGE, REPORT
+from verifier.fleet import audit_targets
+from verifier.folder import PAGE, REPORT, SUMMARY
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
 from verifier.reference import find_card, load_card
+from verifier.summary import summarise
 from verifier.testbed import create_app, running
 from verifier.testbed_router import create_router, read_routes
 from verifier.tokens import Tokenizer
@@ -279,6 +281,62 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     assert 0.6 * sum(routed) <= told <= sum(routed)  # some replies are the same without the layer
     assert aspects["substitution"].decision == "detected"
     assert aspects["cause"].name == "drop-1"
+
+
+def test_two_targets_are_told_apart_unless_the_control_differs_too(
+    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """Beside an honest control one is consistent, one accused; beside a 4-bit one, nobody is."""
+    fault = "int4-asym-g64"
+    rounded = TransformersEngine(
+        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    )
+    rounded.load_variant(fault)
+    served.load_variant(REFERENCE)
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": ["fp8-channel", fault]}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    found = {}
+    with (
+        running(create_app(served, tokenizer, model=EMBEDDED)) as honest,
+        running(create_app(rounded, tokenizer, model=EMBEDDED)) as int4,
+    ):
+        for name, control in (("honest", honest), ("int4", int4)):
+            section = {"model": EMBEDDED, "max_attempts": 1}
+            fleet = Fleet.model_validate(
+                {
+                    "targets": {
+                        "honest": section | {"base_url": honest},
+                        "int4": section | {"base_url": int4},
+                    },
+                    "control": section | {"base_url": control},
+                    "reference": {"card": str(card)},
+                    "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                    "out": tmp_path / name,
+                }
+            )
+            found[name] = audit_targets(
+                fleet,
+                keys=dict.fromkeys(fleet.every_run_file),
+                load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+                show=QUIET,
+            )
+
+    told = {
+        name: [(target.decision, target.accusation) for target in summary.targets]
+        for name, summary in found.items()
+    }
+    assert told == {
+        "honest": [("consistent", None), ("inconsistent", "stands")],
+        "int4": [("consistent", None), ("inconclusive", None)],
+    }
+    assert found["honest"].targets[1].best_name == fault
+    note = json.loads((tmp_path / "int4" / "int4" / REPORT).read_text())["notes"][-1]
+    assert note.startswith("the control, too, differs from the published weights: ")
+    before = (tmp_path / "int4" / SUMMARY).read_bytes()
+    summarise(tmp_path / "int4")
+    assert (tmp_path / "int4" / SUMMARY).read_bytes() == before
 
 
 # -- the command line --------------------------------------------------------------------------

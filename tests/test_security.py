@@ -8,6 +8,7 @@ import shutil
 import ssl
 import subprocess
 import threading
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from fakes_engine import FakeTokenizer
-from fakes_host import Answer, FakeHost, chat
+from fakes_host import Answer, Asked, FakeHost, chat
 from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
-from test_cli import call, write_run_file
+from test_cli import call, with_fake_reference, write_run_file
 
 from verifier.audit import write_page
 from verifier.collect import collect, read_outcomes
@@ -135,6 +136,61 @@ def test_a_key_may_come_from_a_file(tmp_path: Path) -> None:
 
         assert host.asked[0].headers["authorization"] == f"Bearer {KEY}"
     assert KEY.encode() not in every_byte(tmp_path / "run")
+
+
+def test_keys_of_several_targets_and_a_control_are_in_no_artefact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each host gets its own alone and repeats it, one refuses it; nothing written holds any."""
+    with_fake_reference(monkeypatch)
+    keys = {name: f"sk-of-{name}-0123456789abcdef" for name in ("one", "two", "off", "control")}
+
+    def script(asked: Asked) -> Any:
+        key = asked.headers["authorization"].removeprefix("Bearer ")
+        if key == keys["off"]:
+            return Answer(status=401, body={"error": {"message": f"bad key {key}"}})
+        return chat(f"the model says {key} more or less now")
+
+    with ExitStack() as stack:
+        hosts = {name: stack.enter_context(FakeHost(script)) for name in keys}
+        sections = {}
+        for name, key in keys.items():
+            (tmp_path / f"{name}.key").write_text(key)
+            sections[name] = {
+                "base_url": hosts[name].url, "model": "tiny", "max_attempts": 1,
+                "api_key_file": str(tmp_path / f"{name}.key"),
+            }  # fmt: skip
+        path = write_run_file(tmp_path, "http://127.0.0.1:1/v1")
+        content = yaml.safe_load(path.read_text())
+        del content["endpoint"]
+        control = sections.pop("control")
+        path.write_text(yaml.safe_dump(content | {"targets": sections, "control": control}))
+        ended = call("audit", path)
+        out = tmp_path / "run"
+        call("summary", out, "--junit", out / "junit.xml", "--markdown", out / "summary.md")
+        sent = {
+            name: {asked.headers["authorization"] for asked in host.asked}
+            for name, host in hosts.items()
+        }
+
+    assert ended.status in (1, 3)
+    assert sent == {name: {f"Bearer {key}"} for name, key in keys.items()}
+    written = every_byte(out) + (ended.out + ended.err).encode()
+    assert b"refused the API key" in written
+    for key in keys.values():
+        assert key.encode() not in written
+
+
+def test_a_key_file_in_the_folder_of_all_targets_is_refused(tmp_path: Path) -> None:
+    """That folder is passed on whole."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "key.txt").write_text(KEY)
+    path = write_run_file(tmp_path, "http://127.0.0.1:1/v1")
+    content = yaml.safe_load(path.read_text())
+    target = content.pop("endpoint") | {"api_key_file": str(tmp_path / "run" / "key.txt")}
+    path.write_text(yaml.safe_dump(content | {"targets": {"a": target}}))
+
+    assert "lies in the run folder" in call("audit", path).complaint
 
 
 # -- the line ----------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ import math
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.stats import binom, norm
+from scipy.stats import binom, false_discovery_control, norm
 
 from verifier.stats import (
     Interval,
     best_scale,
     confidence_sequence,
+    e_bh,
     fit_learning_rate,
     fit_reading,
     fit_spread,
@@ -490,3 +491,74 @@ def test_a_likelihood_ratio_too_large_for_a_number_turns_a_learning_rate_down() 
 
     with pytest.raises(ValueError, match="no learning rate"):
         fit_learning_rate([rows], ladder=(1.0,))
+
+
+# -- many hypotheses ---------------------------------------------------------------------------
+
+
+def test_e_bh_keeps_its_level_when_every_e_value_is_the_same() -> None:
+    """The hardest dependence: all are 1/level at once, as seldom as a mean of 1 allows."""
+    level, trials, count = 0.1, 2000, 6
+    struck = np.random.default_rng(11).random(trials) < level * 0.999
+    rejections = [
+        e_bh([math.log(1.001 / level) if hit else -50.0] * count, level) for hit in struck
+    ]
+    false = sum(bool(rejected) for rejected in rejections)
+
+    assert false <= most(trials, level)
+    assert false > 0.8 * level * trials  # at its level, not by being idle
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 0.95])
+def test_e_bh_keeps_its_level_beside_true_discoveries(shared: float) -> None:
+    """Likelihood ratios that share their noise, stopped when they cross: the mean share of false
+    rejections stays below the level, and most true ones are found."""
+    rng, level, trials = np.random.default_rng(5), 0.1, 400
+    wrong, found = [], []
+    for _ in range(trials):
+        noise = math.sqrt(shared) * rng.normal(size=(1, 12)) + math.sqrt(1 - shared) * rng.normal(
+            size=(8, 12)
+        )
+        noise[:3] += 1.0  # three of eight are what the alternative says
+        log_e = (noise - 0.5).cumsum(axis=1)
+        crossed = log_e >= math.log(8 / level)
+        stop = np.where(crossed.any(axis=1), crossed.argmax(axis=1), 11)
+        rejected = e_bh(log_e[range(8), stop].tolist(), level)
+        wrong.append(sum(n >= 3 for n in rejected) / max(1, len(rejected)))
+        found.append(sum(n < 3 for n in rejected) / 3)
+
+    assert np.mean(wrong) <= level
+    assert np.mean(found) > 0.6
+
+
+@pytest.mark.parametrize(
+    ("e", "rejected"),
+    [
+        ((60.0, 1.0, 26.0, 0.5, 15.0), (0, 2)),  # 50, 25, 16.7, 12.5 and 10 are needed
+        ((12.0, 12.0, 12.0), (0, 1, 2)),  # none reaches 30 alone, all reach 10 together
+        ((29.0, 1.0, 1.0), ()),
+        ((11.0,), (0,)),
+        ((), ()),
+        ((math.inf, 0.0), (0,)),
+    ],
+)
+def test_e_bh_worked_by_hand(e: tuple[float, ...], rejected: tuple[int, ...]) -> None:
+    """Level 0.1."""
+    with np.errstate(divide="ignore"):
+        assert e_bh(np.log(np.array(e, dtype=float)).tolist(), 0.1) == rejected
+
+
+def test_e_bh_is_the_benjamini_hochberg_procedure_on_reciprocals() -> None:
+    """Wang and Ramdas (2022), section 4; the procedure on p-values is scipy's."""
+    rng = np.random.default_rng(9)
+    for _ in range(200):
+        e = np.exp(rng.normal(1.5, 2.0, size=int(rng.integers(1, 12))))
+        adjusted = false_discovery_control(np.minimum(1.0, 1 / e), method="bh")
+
+        assert e_bh(np.log(e).tolist(), 0.2) == tuple(np.flatnonzero(adjusted <= 0.2).tolist())
+
+
+def test_e_bh_takes_no_unknown_for_a_number() -> None:
+    """Not a number is no evidence either way."""
+    with pytest.raises(ValueError, match="no number"):
+        e_bh([0.0, math.nan], 0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -247,3 +248,29 @@ def test_a_broken_tokenizer_file_is_refused(tmp_path: Path, content: str) -> Non
 def test_the_template_of_the_small_tokenizer_is_the_one_on_disk(tiny: Path) -> None:
     """The fixture is what the tests above take it for."""
     assert (tiny / "chat_template.jinja").read_text() == TEMPLATE
+
+
+def test_prompts_and_replies_are_never_read_at_once(tmp_path: Path) -> None:
+    """Whether control tokens are split is a state of the tokenizer, and threads share it."""
+    save_tokenizer(tmp_path)
+    tokenizer = Tokenizer(tmp_path)
+    within, met = threading.Event(), threading.Event()
+
+    class Slow:
+        def encode(self, *_args: object, **_settings: object) -> list[int]:
+            within.set()
+            return [int(met.wait(0.2))]
+
+        def __call__(self, *_args: object, **_settings: object) -> dict[str, list[int]]:
+            met.set()
+            return {"input_ids": []}
+
+    tokenizer._tokenizer = Slow()
+    found: list[tuple[int, ...]] = []
+    thread = threading.Thread(target=lambda: found.append(tokenizer.encode("a")))
+    thread.start()
+    assert within.wait(10)
+    tokenizer.encode_prompt("a")
+    thread.join()
+
+    assert found == [(False,)]

@@ -9,16 +9,25 @@ an audit that was killed goes on where it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import RLock
 
 from verifier.calibration import load_calibration
 from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.decide import decide_folder, names_template, suspects_template, suspicious
+from verifier.decide import (
+    decide_folder,
+    judge_folder,
+    names_template,
+    publish,
+    suspects_template,
+    suspicious,
+)
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
@@ -94,13 +103,33 @@ class Reference:
     engine: Engine
     tokenizer: Reader
     catalogue: Mapping[str, Rendering] = field(default_factory=catalogue)
+    #: Held for one whole scoring step, so that audits side by side never meet in the engine, which
+    #: changes its weights in place. Never held while an endpoint is asked.
+    busy: AbstractContextManager[object] = field(default_factory=RLock)
 
 
 LoadReference = Callable[[], Reference]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How an audit keeps step with others beside it."""
+
+    begin: Callable[[int], None]  # called with a batch's number before it is asked; may wait
+    stopped: Callable[[], bool]  # whether to give up what is being asked
+
+
+#: The pace of an audit by itself.
+ALONE = Pace(begin=lambda _number: None, stopped=lambda: False)
+
+
 def audit(
-    config: RunFile, *, api_key: str | None, load_reference: LoadReference, show: Show
+    config: RunFile,
+    *,
+    api_key: str | None,
+    load_reference: LoadReference,
+    show: Show,
+    pace: Pace = ALONE,
 ) -> Report:
     """Audit the endpoint of a run file; the run folder is its `out`.
 
@@ -120,24 +149,24 @@ def audit(
         show.tell("finding out what the endpoint can do")
         known = probe_capabilities(run, endpoint)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
-    report, looked = None, False
-    for end in batch_ends(len(probes)):
-        _collect_within_budget(run, plan, endpoint, probes[:end], show)
+    found, looked = None, False
+    for number, end in enumerate(batch_ends(len(probes)), 1):
+        pace.begin(number)
+        _collect_within_budget(run, plan, endpoint, probes[:end], show, pace)
         score(run, reference, show=show)
         if not looked and endpoint.dialect == "chat" and suspects_template(run):
             looked = True
-            look_at_template(run, plan, endpoint, reference, show)
-        report = decide_folder(run)
-        show.tell(_standing(report))
-        if report.decision != "inconclusive" or not _goes_on(run, plan, probes[:end]):
+            look_at_template(run, plan, endpoint, reference, show, pace)
+        found = judge_folder(run)
+        show.tell(_standing(publish(run, found)))
+        if found.decision != "inconclusive" or not _goes_on(run, plan, probes[:end]):
             break
-    assert report is not None  # a plan has at least one probe
-    if report.decision == "inconsistent" and not names_template(report):
+    assert found is not None  # a plan has at least one probe
+    if found.decision == "inconsistent" and not names_template(found):
         loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
         score(run, reference, weights=loadable, limit=NAMING_REPLIES, show=show)
-        report = decide_folder(run)
-    write_page(run)
-    return report
+        decide_folder(run)
+    return write_page(run)
 
 
 def _renderer(tokenizer: Reader) -> Render:
@@ -266,7 +295,12 @@ def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Sh
 
 
 def look_at_template(
-    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show
+    run: Path,
+    plan: Plan,
+    endpoint: Endpoint,
+    reference: Reference,
+    show: Show,
+    pace: Pace = ALONE,
 ) -> None:
     """Ask the panel, a few probes at a time, until the rendering is known or all are asked.
 
@@ -282,7 +316,7 @@ def look_at_template(
     ask_for_prompts(run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer)
 
     def ask_some(some: tuple[Probe, ...]) -> None:
-        _collect_within_budget(run, plan, endpoint, some, show)
+        _collect_within_budget(run, plan, endpoint, some, show, pace)
 
     score_panel(run, reference, panel=panel, before=ask_some, show=show)
 
@@ -310,12 +344,13 @@ def score_panel(
     names = (REFERENCE, *(entry.name for entry in able))
 
     def look(some: tuple[Probe, ...], names: tuple[str, ...]) -> TemplateEvidence | None:
-        ledger = score_replies(
-            run, some, read_outcomes(run, max_attempts=plan.max_attempts),
-            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            templates=names, catalogue=entries,
-            progress=lambda done, of: show.step("scoring", done, of),
-        )  # fmt: skip
+        with reference.busy:
+            ledger = score_replies(
+                run, some, read_outcomes(run, max_attempts=plan.max_attempts),
+                every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+                templates=names, catalogue=entries,
+                progress=lambda done, of: show.step("scoring", done, of),
+            )  # fmt: skip
         return weigh_templates(ledger, entries, plan.calibration.text)
 
     evidence = None
@@ -437,14 +472,15 @@ def score(
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
-    score_some(probes, plan.policy.builds)
-    if weights:
-        replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
-        first = suspicious(run)  # where only some replies are wrong, they tell what served them
-        ranked = sorted(replied, key=lambda probe: probe.id not in first)
-        score_some(tuple(ranked[:limit]), weights)
-    if panel:
-        score_panel(run, reference, panel=panel, show=show)
+    with reference.busy:
+        score_some(probes, plan.policy.builds)
+        if weights:
+            replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
+            first = suspicious(run)  # where only some replies are wrong, they tell what served them
+            ranked = sorted(replied, key=lambda probe: probe.id not in first)
+            score_some(tuple(ranked[:limit]), weights)
+        if panel:
+            score_panel(run, reference, panel=panel, show=show)
 
 
 def write_page(run: Path) -> Report:
@@ -466,7 +502,12 @@ def write_page(run: Path) -> Report:
 
 
 def _collect_within_budget(
-    run: Path, plan: Plan, endpoint: Endpoint, probes: tuple[Probe, ...], show: Show
+    run: Path,
+    plan: Plan,
+    endpoint: Endpoint,
+    probes: tuple[Probe, ...],
+    show: Show,
+    pace: Pace = ALONE,
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
     every, before = read_probes(run), -1
@@ -476,7 +517,7 @@ def _collect_within_budget(
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
             run, endpoint, probes, ceiling=ceiling, every=every,
-            progress=lambda done, of: show.step("asking", done, of),
+            progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
         )  # fmt: skip
         before = settled
 

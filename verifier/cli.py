@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from verifier.audit import LoadReference, Show
-    from verifier.config import RunFile
-    from verifier.records import Decision, Report
+    from verifier.config import Fleet, RunFile
+    from verifier.records import Decision, Report, Summary
+    from verifier.spending import Priced
 
     #: The table of a results file.
     Tabulate = Callable[[dict[str, Any]], str]
@@ -71,6 +72,13 @@ RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="The run folder is yours: do what its run file says.")
+]
+Junit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML there.")
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Also append a summary in Markdown there."),
 ]
 CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
 
@@ -205,12 +213,23 @@ def audit(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the probes; drawn in secret when left out.")
     ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A trusted endpoint, which is asked the same probes."),
+    ] = None,
+    control_model: Annotated[
+        str | None, typer.Option(help="The model's name at the control.")
+    ] = None,
+    control_api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Variable that holds the control's key.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Audit an endpoint against local reference weights.
+    """Audit an endpoint against local reference weights, or several of one run file.
 
-    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive.
-    An audit that was stopped goes on with the same command.
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive. Of
+    several targets the worst news counts: 1 when any is inconsistent, else 3 when any is
+    inconclusive or not judged. An audit that was stopped goes on with the same command.
 
     \b
     Examples:
@@ -220,10 +239,15 @@ def audit(
           --out runs/first
     """
     from verifier.audit import audit as run_audit
-    from verifier.audit import make_endpoint, reference_loader
+    from verifier.audit import make_endpoint
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
+        "control": {
+            "base_url": control,
+            "model": control_model,
+            "api_key_env": control_api_key_env,
+        },
         "reference": {"card": reference, "engine": engine, "url": reference_url},
         "audit": {
             "policy": policy,
@@ -233,38 +257,79 @@ def audit(
         },
         "out": out,
     }
-    config = _configure(run_file, flags)
-    api_key = _api_key(config)
-    make_endpoint(config, api_key=api_key)  # what it refuses should leave no run folder behind
+    fleet = _configure(run_file, flags)
+    every = fleet.every_run_file
+    keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
+    for name, config in every.items():  # what it refuses should leave no run folder behind
+        make_endpoint(config, api_key=keys[name])
     with _showing() as show:
-        report = run_audit(
-            config,
-            api_key=api_key,
-            load_reference=reference_loader(
-                config, cache=_cache(), show=show, api_key=_reference_key(config)
-            ),
-            show=show,
-        )
-    _print_report(report, config.out, as_json=as_json)
+        load_reference = _reference_loader(next(iter(every.values())), show)
+        if fleet.targets is not None:
+            from verifier.fleet import audit_targets
+
+            found = audit_targets(fleet, keys=keys, load_reference=load_reference, show=show)
+        elif fleet.control is not None:
+            from verifier.fleet import audit_beside_control
+
+            report = audit_beside_control(
+                fleet, keys=keys, load_reference=load_reference, show=show
+            )
+        else:
+            report = run_audit(
+                every[""], api_key=keys[""], load_reference=load_reference, show=show
+            )
+    if fleet.targets is not None:
+        _print_summary(found, fleet.out, as_json=as_json)
+        raise typer.Exit(_worst(found))
+    _print_report(report, fleet.out, as_json=as_json)
     raise typer.Exit(EXIT[report.decision])
 
 
-def _configure(run_file: Path | None, flags: dict[str, Any]) -> RunFile:
-    """The run file, or the one that the flags describe; flags override the file."""
-    from verifier.config import RunFile, load_run_file, validated
+def _reference_loader(config: RunFile, show: Show) -> LoadReference:
+    from verifier.audit import reference_loader
 
-    base = {} if run_file is None else load_run_file(run_file).model_dump()
+    return reference_loader(config, cache=_cache(), show=show, api_key=_reference_key(config))
+
+
+def _worst(found: Summary) -> int:
+    """The exit status of several targets: the worst news first."""
+    decisions = {target.decision for target in found.targets}
+    if "inconsistent" in decisions:
+        return EXIT["inconsistent"]
+    return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
+
+
+def _configure(run_file: Path | None, flags: dict[str, Any]) -> Fleet:
+    """The run file, or the one that the flags describe; flags override the file."""
+    from verifier.config import Fleet, load_fleet, validated
+
+    base = {} if run_file is None else load_fleet(run_file).model_dump()
     merged = _merge(base, flags)
+    if base.get("targets") is not None:
+        if merged["endpoint"]:
+            raise ConfigError("audit: --base-url, --model and --api-key-env are for one endpoint, "
+                              f"but {run_file} names several targets")  # fmt: skip
+        del merged["endpoint"]
+    if not merged["control"]:
+        del merged["control"]
     if run_file is None:
         for flag, found in (
             ("--base-url", merged["endpoint"].get("base_url")),
             ("--model", merged["endpoint"].get("model")),
             ("--reference", merged["reference"].get("card")),
             ("--out", merged.get("out")),
+            *_of_control(merged.get("control")),
         ):
             if found is None:
                 raise ConfigError(f"audit: {flag} is missing; give it, or give a run file")
-    return validated(RunFile, merged, where="audit" if run_file is None else str(run_file))
+    return validated(Fleet, merged, where="audit" if run_file is None else str(run_file))
+
+
+def _of_control(section: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """What a control needs, by its flags; nothing when there is none."""
+    if section is None:
+        return []
+    return [("--control", section.get("base_url")), ("--control-model", section.get("model"))]
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -277,10 +342,11 @@ def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _api_key(config: RunFile) -> str | None:
+def _api_key(config: RunFile, *, out: Path) -> str | None:
+    """The key of an endpoint. `out` is what is passed on, with all that lies in it."""
     name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
     if path is not None:
-        return _read_key_file(path, run=config.out)
+        return _read_key_file(path, run=out)
     if name is None:
         return None
     return _read_key(name, where="endpoint.api_key_env")
@@ -353,22 +419,41 @@ def plan(
       verifier plan configs/example.yaml
     """
     from verifier.audit import make_endpoint, start
-    from verifier.config import load_run_file
-    from verifier.plan import read_probes
-    from verifier.spending import forecast
+    from verifier.config import load_fleet
+    from verifier.plan import forecast_run
+    from verifier.spending import add_up
 
-    config = load_run_file(run_file)
-    make_endpoint(config, api_key=None)  # what it refuses should leave no run folder behind
-    _check_memory(config)
-    made = start(config)
-    expected, most = forecast(
-        read_probes(config.out), max_tokens=made.max_tokens, ceiling=made.ceiling
-    )
-    typer.echo(f"run folder: {config.out}")
-    for name, amount in (("expected, if the whole budget is used", expected), ("at most", most)):
-        usd = amount.usd(made.prices)
-        if usd is not None and made.budget_usd is not None:
-            usd = min(usd, made.budget_usd)
+    fleet = load_fleet(run_file)
+    every = fleet.every_run_file
+    for config in every.values():  # what it refuses should leave no run folder behind
+        make_endpoint(config, api_key=None)
+    _check_memory(next(iter(every.values())))
+    if fleet.targets is not None:
+        from verifier.fleet import start_targets
+
+        for problem in start_targets(fleet)[2].values():
+            raise problem
+    elif fleet.control is not None:
+        from verifier.fleet import start_beside
+
+        start_beside(fleet)
+    else:
+        start(every[""])
+    forecasts = {name: forecast_run(config.out) for name, config in every.items()}
+    for name, config in every.items():
+        if name:
+            typer.echo(f"\n== {name} ==")
+        typer.echo(f"run folder: {config.out}")
+        _print_forecast(*forecasts[name])
+    if len(forecasts) > 1:
+        typer.echo("\n== in all ==")
+        expected, most = zip(*forecasts.values(), strict=True)
+        _print_forecast(add_up(expected), add_up(most))
+
+
+def _print_forecast(expected: Priced, most: Priced) -> None:
+    for name, priced in (("expected, if the whole budget is used", expected), ("at most", most)):
+        amount, usd = priced.amount, priced.usd
         cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
         typer.echo(
             f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
@@ -416,7 +501,9 @@ def capabilities(
     from verifier.wording import visible
 
     config = load_run_file(run_file)
-    for name, found in describe(find_capabilities(config, api_key=_api_key(config))):
+    for name, found in describe(
+        find_capabilities(config, api_key=_api_key(config, out=config.out))
+    ):
         typer.echo(f"{name}: {visible(found)}")
 
 
@@ -450,7 +537,7 @@ def collect(
             trust, run, "endpoint.api_key_env", f"sends your key to {config.endpoint.base_url}"
         )
     with _showing() as show:
-        count = ask(run, api_key=_api_key(config), probes=probes, show=show)
+        count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
     typer.echo(f"{count} probes have an outcome in {run}")
 
 
@@ -516,12 +603,8 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
 def report(
     run: RunFolder,
     as_json: AsJson = False,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML there.")
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also append a summary in Markdown there.")
-    ] = None,
+    junit: Junit = None,
+    markdown: Markdown = None,
 ) -> None:
     """Show the verdict of a run folder and write its HTML page.
 
@@ -536,16 +619,59 @@ def report(
 
     found = write_page(run)
     if junit is not None or markdown is not None:
-        from verifier.folder import write_whole
         from verifier.machine import render_junit, render_markdown
 
-        if junit is not None:
-            write_whole(junit, render_junit(found))
-        if markdown is not None:
-            with markdown.open("a", encoding="utf-8") as file:
-                file.write(render_markdown(found))
+        _write_for_machines(
+            junit=(junit, render_junit(found)), markdown=(markdown, render_markdown(found))
+        )
     _print_report(found, run, as_json=as_json)
     raise typer.Exit(EXIT[found.decision])
+
+
+@app.command()
+def summary(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of several targets' run folders.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print summary.json instead of a table.")
+    ] = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
+) -> None:
+    """Say where several targets stand, and which accusations stand among so many.
+
+    Decides every run folder anew and writes summary.json; no model, no network, the same bytes.
+    JUnit XML has one suite a target. The exit status is that of the audit.
+
+    \b
+    Example:
+      verifier summary runs/hosts --junit junit.xml --markdown summary.md
+    """
+    from verifier.summary import read_reports, summarise
+
+    found = summarise(folder)
+    if junit is not None or markdown is not None:
+        from verifier.machine import render_junits, render_summary
+
+        reports = read_reports(folder, found)
+        _write_for_machines(
+            junit=(junit, render_junits(found, reports)), markdown=(markdown, render_summary(found))
+        )
+    _print_summary(found, folder, as_json=as_json)
+    raise typer.Exit(_worst(found))
+
+
+def _write_for_machines(
+    *, junit: tuple[Path | None, str], markdown: tuple[Path | None, str]
+) -> None:
+    from verifier.folder import write_whole
+
+    if junit[0] is not None:
+        write_whole(junit[0], junit[1])
+    if markdown[0] is not None:
+        with markdown[0].open("a", encoding="utf-8") as file:
+            file.write(markdown[1])
 
 
 # -- calibrate, demo, bench --------------------------------------------------------------------
@@ -988,6 +1114,19 @@ def _print_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     render_terminal(found, console=console)
     if run is not None:
         console.print(f"\nrun folder: {run}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _print_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
+    from verifier.report import plain
+    from verifier.sheets import print_summary
+
+    if as_json:
+        text = json.dumps(plain(found), indent=2, ensure_ascii=False)
+        typer.echo(f"{text}\n".encode(), nl=False)  # as in the file
+        return
+    console = _Console()
+    print_summary(found, console)
+    console.print(f"\nrun folders: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 class _Console(Console):

@@ -32,6 +32,7 @@ _FIRST_BACKOFF_S: Final = 1.0
 _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the minute
 _MAX_BACKOFF_S: Final = 60.0
 _MODELS_SHOWN: Final = 8
+_LOOK_EVERY_S: Final = 0.1  # whether to stop
 _FIELDS: Final = {  # of a line of the exchanges file
     "probe_id": str,
     "number": int,
@@ -55,15 +56,17 @@ def collect(
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
     sleep: Sleep = asyncio.sleep,
     rng: random.Random | None = None,
 ) -> None:
     """Ask those of `probes` that have no outcome in the folder; append every attempt as it comes.
 
     `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
-    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, and when one
-    more request could cross the `ceiling` on what the folder's requests cost, those for `every`
-    other probe included. `sleep` and `rng` time the retries; None draws the jitter afresh.
+    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
+    request could cross the `ceiling` on what the folder's requests cost, those for `every` other
+    probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
+    `rng` time the retries; None draws the jitter afresh.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
@@ -80,6 +83,7 @@ def collect(
         endpoint=endpoint,
         history=history,
         purse=purse,
+        stopped=stopped,
         sleep=sleep,
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
@@ -295,6 +299,7 @@ class _Collection:
     endpoint: Endpoint
     history: _History
     purse: Purse | None
+    stopped: Callable[[], bool] | None
     sleep: Sleep
     rng: random.Random
 
@@ -337,13 +342,26 @@ class _Collection:
                 await client.pace()
             count = min(self.endpoint.concurrency, len(waiting))
             workers = [asyncio.create_task(work(client)) for _ in range(count)]
+            watch = asyncio.create_task(self._watch(workers))
             try:
                 await asyncio.gather(*workers)
+            except asyncio.CancelledError:
+                if self.stopped is None or not self.stopped():
+                    raise
             finally:
-                for worker in workers:
+                for worker in (watch, *workers):
                     worker.cancel()
-                await asyncio.gather(*workers, return_exceptions=True)
+                await asyncio.gather(watch, *workers, return_exceptions=True)
                 await log.finish()
+
+    async def _watch(self, workers: Sequence[asyncio.Task[None]]) -> None:
+        """End the workers once another thread says so: no signal reaches this one."""
+        if self.stopped is None:
+            return
+        while not self.stopped():  # noqa: ASYNC110 - another thread sets it, not this loop
+            await asyncio.sleep(_LOOK_EVERY_S)
+        for worker in workers:
+            worker.cancel()
 
     async def _ask(self, client: Client, log: _Log, slots: Slots, gate: Gate, probe: Probe) -> None:
         """Ask one probe until it is settled, or no more can be paid for.

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 import yaml
@@ -29,6 +29,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from verifier.errors import ConfigError
+from verifier.folder import CONTROL, RESERVED, RUN
 from verifier.shipped import shipped
 
 T = TypeVar("T", bound=BaseModel)
@@ -157,6 +158,24 @@ class EndpointSection(_HostFacts):
         return self
 
 
+class Prices(_Section):
+    """USD per million tokens."""
+
+    prompt: Annotated[float, Field(ge=0)]
+    completion: Annotated[float, Field(ge=0)]
+
+
+class TargetSection(EndpointSection):
+    """One of several endpoints: its own prices come before the run file's."""
+
+    prices: Prices | None = None
+
+    @property
+    def endpoint(self) -> EndpointSection:
+        """Where to ask, less what it costs."""
+        return EndpointSection.model_validate(self.model_dump(exclude={"prices"}))
+
+
 class Hardware(_Section):
     """The GPUs that the reference will run on, so that `verifier plan` can say what fits."""
 
@@ -216,13 +235,6 @@ class AuditSection(_Section):
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
 
 
-class Prices(_Section):
-    """USD per million tokens."""
-
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
-
-
 class RunFile(_Section):
     """One reproducible run."""
 
@@ -233,15 +245,112 @@ class RunFile(_Section):
     out: Path
 
 
+def _folder_names(targets: dict[str, T]) -> dict[str, T]:
+    """Each names a folder: safe in a path, alone on any file system, no other file of `out`."""
+    if not targets:
+        raise PydanticCustomError("value_error", "names no endpoint; add one")
+    seen: dict[str, str] = {}
+    for name in targets:
+        shown = repr(name[:40])
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise PydanticCustomError(
+                "value_error",
+                "{name} cannot name a folder; take letters, digits and . _ -",
+                {"name": shown},
+            )
+        folded = name.casefold()
+        if folded.removesuffix(".partial") in RESERVED:
+            raise PydanticCustomError(
+                "value_error",
+                "{name} names something else in the folder; take another name",
+                {"name": shown},
+            )
+        if folded in seen:
+            raise PydanticCustomError(
+                "value_error",
+                "{name} and {other} differ in case alone; take another name",
+                {"name": shown, "other": repr(seen[folded][:40])},
+            )
+        seen[folded] = name
+    return targets
+
+
+class Fleet(_Section):
+    """A run file of any kind: one endpoint or several, perhaps beside a control."""
+
+    endpoint: EndpointSection | None = None
+    targets: Annotated[dict[str, TargetSection], AfterValidator(_folder_names)] | None = None
+    control: TargetSection | None = None  # a trusted endpoint, asked the same
+    reference: ReferenceSection
+    audit: AuditSection = AuditSection()
+    prices: Prices | None = None
+    out: Path
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> Self:
+        if (self.endpoint is None) == (self.targets is None):
+            raise PydanticCustomError(
+                "value_error", "give endpoint or targets, exactly one of the two"
+            )
+        return self
+
+    @property
+    def run_files(self) -> dict[str, RunFile]:
+        """Each target's own run file, by its name; of a sole endpoint, it has none: ""."""
+        if self.targets is None:
+            assert self.endpoint is not None
+            return {"": self._of(self.endpoint, self.prices, out=self.out)}
+        return {
+            name: self._of(target.endpoint, target.prices or self.prices, out=self.out / name)
+            for name, target in self.targets.items()
+        }
+
+    @property
+    def control_file(self) -> RunFile | None:
+        """The control's own run file."""
+        if self.control is None:
+            return None
+        prices = self.control.prices or self.prices
+        return self._of(self.control.endpoint, prices, out=self.out / CONTROL)
+
+    @property
+    def every_run_file(self) -> dict[str, RunFile]:
+        """Those of the targets, then the control's under its own name."""
+        control = self.control_file
+        return self.run_files | ({} if control is None else {CONTROL: control})
+
+    def _of(self, endpoint: EndpointSection, prices: Prices | None, *, out: Path) -> RunFile:
+        return RunFile(
+            endpoint=endpoint, reference=self.reference, audit=self.audit, prices=prices, out=out
+        )
+
+
 def load_run_file(path: Path) -> RunFile:
-    """A run file. Raises ConfigError that names the file, the key and what is wrong."""
+    """The run file of one endpoint. Raises ConfigError that names file, key and what is wrong."""
+    raw = _read_run_file(path)
+    for key in ("targets", "control"):
+        if raw.get(key) is not None:
+            raise ConfigError(
+                f"{path}: {key}: this command takes one endpoint; run `verifier plan` on this run "
+                f"file, and give the {RUN} of one of the run folders that it writes"
+            )
+    rest = {key: value for key, value in raw.items() if key not in ("targets", "control")}
+    return validated(RunFile, rest, where=str(path))
+
+
+def load_fleet(path: Path) -> Fleet:
+    """A run file of any kind. Raises ConfigError that names the file, the key and what is wrong."""
+    return validated(Fleet, _read_run_file(path), where=str(path))
+
+
+def _read_run_file(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{path}: {'is not a' if path.exists() else 'no such'} run file")
-    return validated(RunFile, _read_yaml(path), where=str(path))
+    return _read_yaml(path)
 
 
-def dump_run_file(config: RunFile) -> str:
-    """The run file with every default written out; `load_run_file` gives it back."""
+def dump_run_file(config: RunFile | Fleet) -> str:
+    """The run file with every default written out; loading it gives it back."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
@@ -306,15 +415,26 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tup
     steps: list[str] = []
     here: list[type[BaseModel]] = [kind]
     strange = len(loc) - 1 if wrong in ("extra_forbidden", "invalid_key") else None
+    named = False
     for number, step in enumerate(loc):
         fields = {name: field for model in here for name, field in model.model_fields.items()}
-        if step in fields:
+        if named:
+            named = False  # the file chose this key
+        elif step in fields:
             here = list(_models_in(fields[str(step)].annotation))
+            named = _is_by_name(fields[str(step)].annotation)
         elif here and number != strange:
             continue  # which member of a union was tried
         steps.append(str(step))
     names = dict.fromkeys(name for model in here for name in model.model_fields)
     return ".".join(steps), list(names)
+
+
+def _is_by_name(annotation: object) -> bool:
+    """Whether a value of this type holds records under names of the file's own."""
+    if get_origin(annotation) is dict:
+        return any(True for _ in _models_in(annotation))
+    return any(_is_by_name(part) for part in get_args(annotation))
 
 
 def _models_in(annotation: object) -> Iterator[type[BaseModel]]:

@@ -19,6 +19,7 @@ from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
+from verifier.control import judge_beside, read_control
 from verifier.counts import OFFSETS
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
@@ -76,13 +77,26 @@ SAMPLED_FROM = 0.8
 
 
 def decide_folder(run: Path) -> Report:
-    """Decide a run folder from its plan, ledger and exchanges, and write its report."""
+    """Decide a run folder from its plan, ledger, exchanges and control, and write its report."""
+    return publish(run, judge_folder(run))
+
+
+def publish(run: Path, found: Report) -> Report:
+    """Write what was found of a run's endpoint as it stands beside the control, if it has one."""
+    control = read_control(run)
+    report = found if control is None else judge_beside(found, control)
+    write_json(run / REPORT, report_to_json(report))
+    return report
+
+
+def judge_folder(run: Path) -> Report:
+    """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
     raw = read_json(run / LEDGER)
     engine = raw.get("engine")
     if not isinstance(engine, dict):
         raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
-    report = decide(
+    return decide(
         plan,
         ledger_from_json(raw, where=str(run / LEDGER)),
         engine=engine,
@@ -91,8 +105,6 @@ def decide_folder(run: Path) -> Report:
         capabilities=read_capabilities(run),
         shown=read_shown(run),
     )
-    write_json(run / REPORT, report_to_json(report))
-    return report
 
 
 def decide(

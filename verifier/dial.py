@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 from verifier.bank import VARIANTS, Family
@@ -39,6 +40,9 @@ _VARIABLES: Final = {
     _MARK: "var(--mark, #8a5a00)",
     _RULE: "var(--rule, #d5d9de)",
 }
+
+#: Settings of matplotlib hold for the whole process, and audits side by side draw at once.
+_DRAWING: Final = Lock()
 
 _NO_METADATA: Final = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 _FONT: Final = "DejaVu Sans"  # comes with matplotlib
@@ -83,7 +87,7 @@ def draw_dial(scale: NoiseScale) -> str:
 
     groups = group_marks(scale.marks)
     height = _TOP + _ROW * (1 + len(groups)) + _BOTTOM
-    with mpl.rc_context():
+    with _DRAWING, mpl.rc_context():
         mpl.rcdefaults()
         mpl.rc("svg", fonttype="none", hashsalt="dial")
         mpl.rc("font", family=[_FONT])

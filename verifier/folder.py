@@ -28,6 +28,17 @@ SCORES: Final = "scores.jsonl"  # one line per reply and weights, append-only
 LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis
 REPORT: Final = "report.json"  # the verdict
 PAGE: Final = "report.html"  # the verdict for people
+CONTROL_REPORT: Final = "control.json"  # what the control showed, where there is one
+
+CONTROL: Final = "control"  # the run folder of the control, in the folder of what it stands beside
+
+# In the folder of several targets, beside the run folder of each.
+FLEET: Final = "targets.yaml"  # what was asked for, with the seed that all share
+ERRORS: Final = "errors.json"  # why a target was not judged
+SUMMARY: Final = "summary.json"  # where all of them stand
+
+#: Names that no target can have, in lower case.
+RESERVED: Final = frozenset({CONTROL, FLEET, ERRORS, SUMMARY, RUN})
 
 #: Larger lines or files are refused: a run folder may come from a stranger.
 MAX_LINE_BYTES: Final = 64 * 2**20

@@ -7,12 +7,13 @@ markup and move no cursor.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from verifier import wording
-from verifier.records import Finding, Report
+from verifier.records import Finding, Report, Summary
 
 #: Signs that Markdown, GitHub's additions to it, or HTML may act on.
 _ACTIVE: Final = re.compile(r"[^\w\s.,;:%()'-]|_|(?<!\s)[:.](?=\w)")
@@ -24,20 +25,43 @@ def render_junit(report: Report) -> str:
     Detected is a failure, excluded a pass. Undecided and not run are skipped, never passed; so is
     a verdict that the evidence does not decide.
     """
-    cases = [_case("verdict", report.decision, report.summary)]
+    return _to_xml([_suite("hosted-model verifier", report, report.summary)])
+
+
+def render_junits(summary: Summary, reports: Mapping[str, Report]) -> str:
+    """One suite a target, as of its own report; one that was not judged is one skipped case."""
+    suites = []
+    for target in summary.targets:
+        said = f"{target.summary}{wording.describe_accusation(target, summary)}"
+        if target.name in reports:
+            suites.append(_suite(target.name, reports[target.name], said))
+            continue
+        suite = TestSuite(_plain(target.name))
+        suite.add_testcase(_case("verdict", "not judged", said))
+        suites.append(suite)
+    return _to_xml(suites)
+
+
+def _suite(name: str, report: Report, said: str) -> TestSuite:
+    cases = [_case("verdict", report.decision, said)]
     cases += [
         _case(f"{wording.describe_kind(f)}: {f.name}", f.decision, f.detail)
         for f in wording.departures(report)
     ]
-    suite = TestSuite("hosted-model verifier")
+    suite = TestSuite(_plain(name))
     suite.add_testcases(cases)
     suite.add_property("policy", _plain(report.policy))
     suite.add_property("alpha", f"{report.alpha:g}")
     suite.add_property("beta", f"{report.beta:g}")
-    for name, spent in wording.list_spending(report.usage):
-        suite.add_property(name.lower(), _plain(spent))
+    for label, spent in (*wording.list_spending(report.usage), *wording.list_control(report)):
+        suite.add_property(label.lower(), _plain(spent))
+    return suite
+
+
+def _to_xml(suites: Sequence[TestSuite]) -> str:
     xml = JUnitXml()
-    xml.add_testsuite(suite)
+    for suite in suites:
+        xml.add_testsuite(suite)
     written: bytes = xml.tostring()  # type: ignore[no-untyped-call]  # junitparser types only some
     return written.decode()
 
@@ -69,11 +93,25 @@ def render_markdown(report: Report) -> str:
         *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(report.noise_scale)),
         *wording.list_spending(report.usage),
+        *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
         *(("Note", note) for note in report.notes),
     ]
     lines += ["", *(f"- **{name}**: {_inert(text)}" for name, text in facts), ""]
     return "\n".join(lines)
+
+
+def render_summary(summary: Summary) -> str:
+    """Where several targets stand, as GitHub shows it below a job."""
+    lines = [
+        f"## {_inert(summary.summary)}",
+        "",
+        f"| {' | '.join(wording.STANDING_COLUMNS)} |",
+        f"|{'---|' * len(wording.STANDING_COLUMNS)}",
+    ]
+    lines += [f"| {' | '.join(map(_inert, cells))} |" for cells in wording.list_standings(summary)]
+    lines += ["", *(f"- **{name}**: {_inert(text)}" for name, text in wording.list_facts(summary))]
+    return "\n".join([*lines, ""])
 
 
 def _row(finding: Finding) -> str:

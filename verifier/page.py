@@ -56,7 +56,7 @@ def render_page(
         dial_words=dial.describe_dial(report.noise_scale),
         scale=wording.describe_scale(report.noise_scale),
         about=_about(signature, attempts),
-        spent=wording.list_spending(report.usage),
+        spent=[*wording.list_spending(report.usage), *wording.list_control(report)],
         signature=signature,
         share=wording.shown_share(report),
         belongs_at=wording.BELONGS_AT,

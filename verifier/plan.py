@@ -21,12 +21,12 @@ import verifier
 from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
-from verifier.folder import PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
+from verifier.folder import FLEET, PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
-from verifier.spending import Ceiling
+from verifier.spending import Amount, Ceiling, Priced, forecast
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -221,6 +221,20 @@ def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: in
     return round(micro / 1e6, 6)
 
 
+def forecast_run(run: Path) -> tuple[Priced, Priced]:
+    """What a planned run may cost, as expected and at most."""
+    plan = read_plan(run)
+    expected, most = forecast(read_probes(run), max_tokens=plan.max_tokens, ceiling=plan.ceiling)
+
+    def price(amount: Amount) -> Priced:
+        usd = amount.usd(plan.prices)
+        if usd is not None and plan.budget_usd is not None:
+            usd = min(usd, plan.budget_usd)
+        return Priced(amount=amount, usd=usd)
+
+    return price(expected), price(most)
+
+
 # -- in the run folder -------------------------------------------------------------------------
 
 
@@ -242,6 +256,10 @@ def read_plan(run: Path) -> Plan:
     """The plan of a run folder. Raises ConfigError when there is none that this version reads."""
     if not run.is_dir():
         raise ConfigError(f"{run}: no such run folder")
+    if (run / FLEET).exists():
+        raise ConfigError(
+            f"{run}: holds several targets; give the run folder of one, or run `verifier summary`"
+        )
     raw, where = read_json(run / PLAN), run / PLAN
     if raw.get("schema_version") != PLAN_SCHEMA:
         raise ConfigError(

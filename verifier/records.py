@@ -246,6 +246,17 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """A trusted endpoint that was asked the same probes, and what came of it."""
+
+    base_url: str
+    model: str
+    finding: Literal["consistent", "inconsistent", "inconclusive", "failed", "pending"]
+    summary: str  # one line: what was found, or why it could not be judged
+    usage: Usage | None  # None: not judged
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The verdict of one audit: everything `report.json` holds."""
 
@@ -262,3 +273,33 @@ class Report:
     signature: dict[str, object]
     capabilities: tuple[tuple[str, str], ...] = ()  # label and finding; (): not probed
     substitution: Substitution | None = None  # None: not asked for, and no cause to show it
+    control: Control | None = None  # None: there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """Where one of several targets stands, or their control."""
+
+    name: str
+    base_url: str
+    model: str
+    decision: Decision | None  # None: not judged
+    summary: str  # one line: its report's, or why it was not judged
+    best_name: str | None  # for what was found; None: nothing was, or it has no name
+    noise_scale: NoiseScale | None  # None: not judged
+    log_e: float | None  # against honest serving, in nats, rounded down; None: not judged
+    accusation: Literal["stands", "does not stand"] | None  # among all targets; None: none is made
+    usage: Usage | None  # None: it was never planned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Where all targets of a run file stand: everything `summary.json` holds."""
+
+    schema_version: int
+    summary: str  # one line
+    alpha: float  # false-discovery rate of the accusations that stand
+    log_e_needed: float  # for one more accusation to stand, in nats
+    targets: tuple[Standing, ...]
+    control: Standing | None  # None: there is none
+    cost_usd: float | None  # of all; None: the prices of some are not known

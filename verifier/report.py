@@ -26,12 +26,17 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-__all__ = ["SCHEMA_VERSION", "render_page", "render_terminal", "report_from_json", "report_to_json"]
+__all__ = [
+    "SCHEMA_VERSION",
+    "STYLES", "plain", "render_page", "render_terminal", "report_from_json",
+    "report_to_json",
+]  # fmt: skip
 
 SCHEMA_VERSION: Final = 1
 
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
-_STYLES: Final[dict[Decision | Status, str]] = {
+#: The style of each decision, beside its word.
+STYLES: Final[dict[Decision | Status, str]] = {
     "consistent": "bold green",
     "inconsistent": "bold red",
     "inconclusive": "bold yellow",
@@ -47,17 +52,18 @@ def report_to_json(report: Report) -> dict[str, Any]:
 
     Lone surrogates become U+FFFD, so that the file is valid UTF-8 whatever a host sent.
     """
-    plain: dict[str, Any] = _plain(report)
-    return plain
+    found: dict[str, Any] = plain(report)
+    return found
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
+    """A record as JSON values; lone surrogates become U+FFFD."""
     if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {_plain(str(key)): _plain(item) for key, item in value.items()}
+        return {plain(str(key)): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
@@ -109,7 +115,7 @@ def _complaint(wrong: ErrorDetails) -> str:
 
 def render_terminal(report: Report, *, console: Console) -> None:
     """Print the report as a compact table that fits 80 columns."""
-    verdict = Text(report.decision.upper(), style=_STYLES[report.decision])
+    verdict = Text(report.decision.upper(), style=STYLES[report.decision])
     verdict.append(f"  {wording.HEADLINES[report.decision]}", style="default not bold")
     console.print(verdict)
     console.print(_line(report.summary), end="\n\n")
@@ -135,7 +141,7 @@ def _departure_table(report: Report) -> Table:
         table.add_row(
             _line(finding.name) if finding.decision != "not run" else _unrun(finding),
             _line(wording.describe_kind(finding)),
-            Text(finding.decision, style=_STYLES[finding.decision]),
+            Text(finding.decision, style=STYLES[finding.decision]),
             wording.describe_evidence(finding),
             wording.describe_need(finding),
         )
@@ -153,6 +159,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),
         ("Honest", f"serving reaches a noise scale of {wording.describe_number(scale.honest)}"),
         *wording.list_spending(report.usage),
+        *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
         *(("Note", note) for note in report.notes),
     ]

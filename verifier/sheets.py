@@ -1,4 +1,4 @@
-"""Cards and memory plans as terminal tables. A home of rich."""
+"""Cards, memory plans and several targets as terminal tables. A home of rich."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
+from verifier import wording
 from verifier.calibration import calibration_path
 from verifier.fit import GIB, Memory, room_for_tokens
 from verifier.reference import Card, HubSource, WheelSource, list_cards, load_card
+from verifier.report import STYLES
 from verifier.wording import visible
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from verifier.config import Hardware
+    from verifier.records import Summary
 
 _HOSTING = {
     "allowed": "allowed",
@@ -172,3 +175,24 @@ def _table(*columns: str) -> Table:
 def _line(text: str) -> Text:
     """Text of a card on one line, never read as console markup."""
     return Text(" ".join(visible(text).split()))
+
+
+# -- several targets ---------------------------------------------------------------------------
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print where several targets stand."""
+    styles = {str(word): style for word, style in STYLES.items()}
+    console.print(Text(visible(summary.summary), style="bold"), end="\n\n")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for label in wording.STANDING_COLUMNS:
+        table.add_column(label.capitalize() if label.islower() else label, overflow="fold")
+    for cells in wording.list_standings(summary):
+        table.add_row(*(Text(visible(cell), style=styles.get(cell, "")) for cell in cells))
+    console.print(table, end="\n\n")
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    facts.add_column(overflow="fold", style="bold")
+    facts.add_column(overflow="fold")
+    for name, text in wording.list_facts(summary):
+        facts.add_row(Text(visible(name)), Text(" ".join(visible(text).split())))
+    console.print(facts)

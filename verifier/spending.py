@@ -60,6 +60,28 @@ class Amount:
         return tokens / 1e6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """Tokens of requests, and what they cost."""
+
+    amount: Amount
+    usd: float | None  # None: the prices are not known
+
+
+def add_up(parts: Sequence[Priced]) -> Priced:
+    """All of them together; the dollars are known when they are of each."""
+    amounts = [part.amount for part in parts]
+    usd = [part.usd for part in parts if part.usd is not None]
+    return Priced(
+        amount=Amount(
+            requests=sum(amount.requests for amount in amounts),
+            prompt_tokens=sum(amount.prompt_tokens for amount in amounts),
+            completion_tokens=sum(amount.completion_tokens for amount in amounts),
+        ),
+        usd=sum(usd) if len(usd) == len(parts) else None,
+    )
+
+
 def most_prompt_tokens(probe: Probe) -> int:
     """An upper bound on what a prompt counts: no tokenizer makes more tokens than bytes."""
     return sum(len(m.content.encode()) + _MOST_PER_MESSAGE for m in probe.messages)

@@ -6,6 +6,8 @@ are the independent unit; nothing here sees a token.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -62,6 +64,24 @@ def mix_log_e(weighted: list[tuple[float, float]]) -> float:
     weights = np.array([w for w, _ in weighted], dtype=float)
     logs = np.array([log_e for _, log_e in weighted], dtype=float)
     return float(logsumexp(logs, b=weights / weights.sum()))
+
+
+def e_bh(log_e: Sequence[float], level: float) -> tuple[int, ...]:
+    """Which of K hypotheses the e-BH procedure rejects: their positions in `log_e`, ascending.
+
+    Null of each: its own; under it the mean of exp(log_e) is at most 1. The k largest e-values
+    are rejected, for the largest k of which the k-th is at least K / (level k). Assumes nothing
+    of their dependence, and an e-process may be stopped at any stopping time. Controls the
+    false-discovery rate, the mean share of true nulls among the rejected, at `level` (Wang and
+    Ramdas 2022, "False discovery rate control with e-values"). Raises ValueError for a log
+    e-value that is no number.
+    """
+    if any(math.isnan(value) for value in log_e):
+        raise ValueError("a log e-value is no number")
+    order = sorted(range(len(log_e)), key=lambda position: -log_e[position])
+    needed = math.log(len(log_e)) - math.log(level) if log_e else 0.0
+    enough = [k for k, n in enumerate(order, 1) if log_e[n] >= needed - math.log(k)]
+    return tuple(sorted(order[: max(enough, default=0)]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

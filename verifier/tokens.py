@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any, cast
 
 from verifier.errors import ReferenceMismatch, RenderingError
@@ -33,6 +34,7 @@ class Tokenizer:
             ) from error
         self._tokenizer = cast(Any, loaded)
         backend = getattr(loaded, "backend_tokenizer", None)
+        self._splitting = Lock()  # whether to split control tokens is a state of the tokenizer
         self._by_mistral_common = (directory / "tekken.json").exists()
         self._byte_level = "ByteLevel" in repr(getattr(backend, "decoder", None))
 
@@ -116,7 +118,8 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Ids of a rendered prompt: control tokens are recognised, none is added."""
-        return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        with self._splitting:
+            return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """Text of a prompt's ids, control tokens by their names; unknown ids are left out."""
@@ -125,9 +128,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Ids of plain text: no special tokens are added or recognised."""
-        return tuple(
-            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        )
+        with self._splitting:
+            return tuple(
+                self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
+            )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, control tokens left out; incomplete characters show as U+FFFD."""

@@ -9,7 +9,17 @@ import difflib
 import re
 from typing import Final
 
-from verifier.records import Decision, Finding, NoiseScale, Report, Status, Substitution, Usage
+from verifier.records import (
+    Decision,
+    Finding,
+    NoiseScale,
+    Report,
+    Standing,
+    Status,
+    Substitution,
+    Summary,
+    Usage,
+)
 
 #: What each decision says, in one line. Kept to what the evidence can carry.
 HEADLINES: Final[dict[Decision, str]] = {
@@ -133,6 +143,18 @@ def list_spending(usage: Usage) -> list[tuple[str, str]]:
     return [("Requests", requests), ("Tokens", tokens), ("Cost", price)]
 
 
+def list_control(report: Report) -> list[tuple[str, str]]:
+    """The control, what was found of it and what it cost: label and one line; none without it."""
+    control = report.control
+    if control is None:
+        return []
+    line = f"{control.finding}: {control.summary} ({control.model} at {control.base_url})"
+    if control.usage is None:
+        return [("Control", line)]
+    spent = "; ".join(text for label, text in list_spending(control.usage) if label != "Requests")
+    return [("Control", line), ("Control spent", spent)]
+
+
 def describe_replies(count: int) -> str:
     """How many replies, in words."""
     return "1 reply" if count == 1 else f"{count} replies"
@@ -185,3 +207,65 @@ def describe_interval(scale: NoiseScale) -> str:
     """The interval in words and two digits, without its coverage."""
     lower = "0" if scale.lower is None else describe_number(scale.lower)
     return f"{lower} to {'unbounded' if scale.upper is None else describe_number(scale.upper)}"
+
+
+# -- several targets ---------------------------------------------------------------------------
+
+STANDING_COLUMNS: Final = (
+    "target",
+    "verdict",
+    "among all",
+    "log e",
+    "noise scale",
+    "tokens",
+    "USD",
+)
+
+
+def list_standings(summary: Summary) -> list[tuple[str, ...]]:
+    """A row for each target, and one for the control: cells under `STANDING_COLUMNS`."""
+    rows = [_row_of(target) for target in summary.targets]
+    if summary.control is not None:
+        rows.append(_row_of(summary.control))
+    return rows
+
+
+def _row_of(one: Standing) -> tuple[str, ...]:
+    scale, usage = one.noise_scale, one.usage
+    estimate = None if scale is None else scale.estimate
+    return (
+        one.name,
+        one.decision or "not judged",
+        one.accusation or "-",
+        "-" if one.log_e is None else f"{one.log_e:+,.1f}",
+        "-" if estimate is None else describe_number(estimate),
+        "-" if usage is None else f"{usage.completion_tokens:,}",
+        "-" if usage is None or usage.cost_usd is None else f"{usage.cost_usd:,.4f}",
+    )
+
+
+def list_facts(summary: Summary) -> list[tuple[str, str]]:
+    """What is said of each target, of all of them and of the control: label and one line each."""
+    facts = [
+        (target.name, f"{target.summary}{describe_accusation(target, summary)}")
+        for target in summary.targets
+    ]
+    if summary.control is not None:
+        facts.append((summary.control.name, summary.control.summary))
+    cost = summary.cost_usd
+    price = "not known: not every price was given" if cost is None else f"USD {cost:,.4f} in all"
+    rule = (
+        f"accusations that stand keep a false-discovery rate of {summary.alpha:g} over all "
+        f"{len(summary.targets)} targets (e-BH); one more needs log e {summary.log_e_needed:.1f}"
+    )
+    return [*facts, ("Cost", price), ("Among all", rule)]
+
+
+def describe_accusation(one: Standing, summary: Summary) -> str:
+    """What to add on an accusation that does not stand among so many; nothing on others."""
+    if one.accusation != "does not stand":
+        return ""
+    return (
+        f"; this holds for the endpoint alone, but does not stand among {len(summary.targets)} "
+        f"targets, where log e {summary.log_e_needed:.1f} is needed"
+    )

@@ -1,0 +1,229 @@
+"""Where several targets stand: one summary, made from their run folders alone.
+
+No model, no network, and the same bytes each time. What each target is said to be stands in its
+own report; here is only added which accusations stand when so many endpoints are looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from verifier.capabilities import read_capabilities
+from verifier.collect import read_attempts, read_outcomes
+from verifier.config import Fleet, RunFile, load_fleet
+from verifier.control import write_control
+from verifier.decide import count_usage, decide_folder
+from verifier.errors import ConfigError
+from verifier.folder import (
+    CONTROL,
+    ERRORS,
+    FLEET,
+    LEDGER,
+    PLAN,
+    REPORT,
+    SUMMARY,
+    read_json,
+    write_json,
+)
+from verifier.ledger import Ledger, ledger_from_json
+from verifier.plan import read_plan
+from verifier.records import Control, Report, Standing, Summary, Usage
+from verifier.report import plain, report_from_json
+from verifier.shown import read_shown
+from verifier.stats import e_bh
+from verifier.weigh import weigh
+from verifier.wording import causes
+
+SUMMARY_SCHEMA: Final = 1
+
+#: What is said of a target whose audit was stopped before anything was scored.
+UNFINISHED: Final = "nothing is scored yet; the same command goes on"
+
+#: While a control says so, the reference is in doubt, and no evidence counts.
+_IN_DOUBT: Final = ("inconsistent", "pending")
+
+
+def summarise(out: Path) -> Summary:
+    """Decide the control and every target of a folder anew, and write the summary.
+
+    Raises ConfigError when it is no folder of several targets.
+    """
+    if not (out / FLEET).is_file():
+        raise ConfigError(f"{out}: holds no {FLEET}; `verifier audit` of several targets writes it")
+    fleet = load_fleet(out / FLEET).model_copy(update={"out": out})
+    if fleet.targets is None:
+        raise ConfigError(f"{out / FLEET}: targets: missing; restore the folder from a copy")
+    for run in (*fleet.run_files.values(), *filter(None, [fleet.control_file])):
+        if run.out.is_symlink():
+            raise ConfigError(f"{run.out}: is a link; a run folder holds plain files only")
+    errors = _read_errors(out)
+    control = None
+    if fleet.control_file is not None:
+        control = find_control(fleet.control_file, errors.get(CONTROL))
+        place_control(control, fleet.run_files)
+    summary = _summarise(fleet, errors, control)
+    write_json(out / SUMMARY, plain(summary))
+    return summary
+
+
+def read_reports(out: Path, summary: Summary) -> dict[str, Report]:
+    """The reports of the targets that were judged, by name."""
+    judged = [target.name for target in summary.targets if target.decision is not None]
+    return {name: report_from_json(read_json(out / name / REPORT)) for name in judged}
+
+
+def write_errors(out: Path, errors: Mapping[str, str]) -> None:
+    """Keep why targets were not judged, one line each."""
+    write_json(out / ERRORS, {"errors": dict(errors)})
+
+
+def _read_errors(out: Path) -> dict[str, str]:
+    if not (out / ERRORS).exists():
+        return {}
+    errors = read_json(out / ERRORS).get("errors")
+    if not isinstance(errors, dict) or not all(isinstance(line, str) for line in errors.values()):
+        raise ConfigError(f"{out / ERRORS}: errors: expected names and lines; run the audit again")
+    return errors
+
+
+# -- the control -------------------------------------------------------------------------------
+
+
+def find_control(config: RunFile, error: str | None) -> Control:
+    """What the control's run folder shows, judged exactly as a target; `error`: why it cannot."""
+    pending = pending_control(config)
+    if error is not None:
+        return replace(pending, finding="failed", summary=error)
+    if not (config.out / LEDGER).exists():
+        return pending
+    report = decide_folder(config.out)
+    return replace(pending, finding=report.decision, summary=report.summary, usage=report.usage)
+
+
+def pending_control(config: RunFile) -> Control:
+    """A control that is not judged yet."""
+    return Control(
+        base_url=config.endpoint.base_url,
+        model=config.endpoint.model,
+        finding="pending",
+        summary=UNFINISHED,
+        usage=None,
+    )
+
+
+def place_control(control: Control, run_files: Mapping[str, RunFile]) -> None:
+    """Put what the control showed beside every target that is planned."""
+    for config in run_files.values():
+        if config.out.is_dir():
+            write_control(config.out, control)
+
+
+# -- the targets -------------------------------------------------------------------------------
+
+
+def _summarise(fleet: Fleet, errors: Mapping[str, str], control: Control | None) -> Summary:
+    """Null of each target: its endpoint serves the published weights honestly.
+
+    Its e-value is that of its own audit at the reply where that stopped (`weigh`), so e-BH keeps
+    the false-discovery rate of the accusations that stand at alpha, whatever the targets have in
+    common: the probes, the reference, the host behind a router (Wang and Ramdas 2022). Assumes
+    what each audit assumes. A target that was not judged counts as no evidence, log e 0, and so
+    does every target while the control puts the reference in doubt.
+    """
+    found = {
+        name: _find(name, config, errors.get(name)) for name, config in fleet.run_files.items()
+    }
+    doubted = control is not None and control.finding in _IN_DOUBT
+    log_e = [0.0 if doubted else (one.log_e or 0.0) for one in found.values()]
+    rejected = e_bh(log_e, fleet.audit.alpha)
+    targets = tuple(
+        _accused(one, stands=number in rejected) for number, one in enumerate(found.values())
+    )
+    beside = None
+    if fleet.control_file is not None:
+        beside = _find(CONTROL, fleet.control_file, errors.get(CONTROL))
+    needed = math.log(len(targets) / (fleet.audit.alpha * min(len(targets), len(rejected) + 1)))
+    return Summary(
+        schema_version=SUMMARY_SCHEMA,
+        summary=_say(targets, fleet.audit.alpha),
+        alpha=fleet.audit.alpha,
+        log_e_needed=math.ceil(needed * 1e4) / 1e4,
+        targets=targets,
+        control=beside,
+        cost_usd=_total_usd([*targets, *filter(None, [beside])]),
+    )
+
+
+def _find(name: str, config: RunFile, error: str | None) -> Standing:
+    """What a run folder says, before it is looked at among others."""
+    if error is None and not (config.out / LEDGER).exists():
+        error = UNFINISHED
+    report = None if error is not None else decide_folder(config.out)
+    return Standing(
+        name=name,
+        base_url=config.endpoint.base_url,
+        model=config.endpoint.model,
+        decision=None if report is None else report.decision,
+        summary=str(error) if report is None else report.summary,
+        best_name=None if report is None else _best_name(report),
+        noise_scale=None if report is None else report.noise_scale,
+        log_e=None if report is None else _log_e(config.out),
+        accusation=None,
+        usage=_spent(config.out) if report is None else report.usage,
+    )
+
+
+def _spent(run: Path) -> Usage | None:
+    """What was asked of an endpoint that was not judged; None when it was never planned."""
+    if not (run / PLAN).exists():
+        return None
+    plan = read_plan(run)
+    return count_usage(
+        plan,
+        Ledger(rows=()),
+        read_attempts(run),
+        read_outcomes(run, max_attempts=plan.max_attempts),
+        (read_capabilities(run), read_shown(run)),
+    )
+
+
+def _best_name(report: Report) -> str | None:
+    names = [finding.name for finding in causes(report)]
+    return " and ".join(names) if names else None
+
+
+def _log_e(run: Path) -> float:
+    """All evidence of a run against honest serving, rounded down."""
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    return math.floor(weigh(read_plan(run), ledger).log_e * 1e4) / 1e4
+
+
+def _accused(one: Standing, *, stands: bool) -> Standing:
+    if one.decision != "inconsistent":
+        return one
+    return replace(one, accusation="stands" if stands else "does not stand")
+
+
+def _total_usd(found: Sequence[Standing]) -> float | None:
+    costs = [one.usage.cost_usd for one in found if one.usage is not None]
+    known = [cost for cost in costs if cost is not None]
+    return round(sum(known), 6) if costs and len(known) == len(costs) else None
+
+
+def _say(targets: Sequence[Standing], alpha: float) -> str:
+    """One line: how many ended how, and which accusations stand among so many."""
+    ended = [one.decision or "not judged" for one in targets]
+    words = ("inconsistent", "inconclusive", "not judged", "consistent")
+    counts = ", ".join(f"{ended.count(word)} {word}" for word in words if word in ended)
+    line = f"{len(targets)} {'target' if len(targets) == 1 else 'targets'}: {counts}"
+    standing = [one.name for one in targets if one.accusation == "stands"]
+    fallen = [one.name for one in targets if one.accusation == "does not stand"]
+    if standing:
+        line += f"; stands among them at a false-discovery rate of {alpha:g}: {', '.join(standing)}"
+    if fallen:
+        line += f"; inconsistent alone, but not among so many: {', '.join(fallen)}"
+    return line
