@@ -25,8 +25,10 @@ from verifier.records import (
     Message,
     Prompt,
     ReplyScore,
+    SamplerRequest,
     ScoreRequest,
 )
+from verifier.samplers import Sampler, distribution, is_plain, row_cells
 
 EOS, TURN = 256, 257
 WORDS = (
@@ -173,6 +175,29 @@ class FakeEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         return [self._score(request) for request in requests]
 
+    @property
+    def scores_samplers(self) -> bool:
+        return True
+
+    def score_samplers(
+        self, requests: Sequence[SamplerRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[float, ...]]:
+        return [
+            row_cells(
+                np.array(
+                    [
+                        self.logprobs(request.prompt_ids, request.reply_ids[:t])
+                        for t in range(len(request.reply_ids))
+                    ]
+                ),
+                prompt_ids=request.prompt_ids,
+                reply_ids=request.reply_ids,
+                kept=request.kept,
+                samplers=samplers,
+            )
+            for request in requests
+        ]
+
     def close(self) -> None:
         self.closed = True
 
@@ -230,7 +255,7 @@ class FakeEngine:
         top: list[tuple[tuple[int, float], ...]] = []
         while True:
             row = self.logprobs(request.prompt_ids, ids)
-            token = _sample(row, request, rng)
+            token = _sample(row, request, rng, ids)
             ids.append(token)
             logprobs.append(float(row[token]))
             if request.top_logprobs:
@@ -254,8 +279,12 @@ def _digest(ids: tuple[int, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
 
-def _sample(row: np.ndarray, request: GenerateRequest, rng: np.random.Generator) -> int:
-    """Greedy at temperature 0, else temperature, then top-k, then top-p."""
+def _sample(
+    row: np.ndarray, request: GenerateRequest, rng: np.random.Generator, said: Sequence[int]
+) -> int:
+    """Greedy at temperature 0, else temperature, then top-k, then top-p; or as a fault has it."""
+    if not is_plain(request):
+        return int(rng.choice(len(row), p=distribution(row, request, said)))
     if request.temperature == 0:
         return int(row.argmax())
     weights = np.exp((row - row.max()) / request.temperature)

@@ -43,7 +43,7 @@ LAYERS = (
     {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
-        "fit",
+        "fit", "sampling",
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
@@ -57,11 +57,12 @@ LAYERS = (
     {"dialects.chat", "dialects.messages", "dialects.responses"},
     {"dialects"},
     {
-        "config", "probes", "tokens", "bank", "folder", "ledger", "stats", "align", "stream",
+        "config", "probes", "tokens", "bank", "folder", "stats", "align", "stream",
         "body", "limits", "testbed_proxy",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
-    {"renderings.catalogue", "counts"},
+    {"samplers"},
+    {"renderings.catalogue", "counts", "ledger"},
     {"renderings.changes", "renderings"},
     {"prompts"},
     {"records", "errors", "shipped", "verifier"},

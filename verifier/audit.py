@@ -18,7 +18,13 @@ from verifier.capabilities import Capabilities, probe_capabilities, read_capabil
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.decide import decide_folder, names_template, suspects_template
+from verifier.decide import (
+    decide_folder,
+    greedy_is_quiet,
+    names_sampler,
+    names_template,
+    suspects_template,
+)
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
@@ -31,6 +37,7 @@ from verifier.folder import (
     PROMPTS,
     REPORT,
     RUN,
+    SAMPLED,
     read_json,
     write_json,
     write_whole,
@@ -40,6 +47,7 @@ from verifier.plan import (
     Plan,
     batch_ends,
     make_plan,
+    make_sampled,
     read_plan,
     read_probes,
     write_plan,
@@ -52,8 +60,9 @@ from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
-from verifier.score import Reader, score_replies
+from verifier.score import Reader, score_replies, score_sampled
 from verifier.templates import is_settled, still_likely, weigh_templates
+from verifier.weigh import planned_samplers
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
@@ -118,10 +127,14 @@ def audit(
             look_at_template(run, plan, endpoint, reference, show)
         report = decide_folder(run)
         show.tell(_standing(report))
-        if report.decision != "inconclusive" or not _goes_on(run, plan, probes[:end]):
+        quiet = plan.samplers and _may_be_sampled(plan, report)
+        if report.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert report is not None  # a plan has at least one probe
-    if report.decision == "inconsistent" and not names_template(report):
+    if plan.samplers and _may_be_sampled(plan, report):
+        report = ask_for_samples(run, plan, endpoint, reference, show)
+    named = names_template(report) or names_sampler(report.findings)
+    if report.decision == "inconsistent" and not named:
         loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
         score(run, reference, weights=loadable, limit=NAMING_REPLIES, show=show)
         report = decide_folder(run)
@@ -164,13 +177,14 @@ def start(config: RunFile) -> Plan:
     card = load_card(config.reference.card)
     calibration = load_calibration(config.reference.card, card)
     plan, probes = make_plan(config, card, calibration, load_pool())
-    write_plan(run, dump_run_file(config), plan, probes)
+    sampled = make_sampled(config, plan, load_pool(), len(probes))
+    write_plan(run, dump_run_file(config), plan, probes, sampled)
     return plan
 
 
 def _is_of_a_plan(path: Path) -> bool:
     """Whether a kill while a plan was written may have left this file."""
-    return path.name.removesuffix(".partial") in (RUN, PROBES, PLAN)
+    return path.name.removesuffix(".partial") in (RUN, PROBES, SAMPLED, PLAN)
 
 
 def make_endpoint(
@@ -333,6 +347,32 @@ def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) ->
         write_json(run / PROMPTS, prompts)
 
 
+# -- the sampler -------------------------------------------------------------------------------
+
+
+def _may_be_sampled(plan: Plan, report: Report) -> bool:
+    """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
+    return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
+
+
+def ask_for_samples(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show
+) -> Report:
+    """Ask at temperature 1 until it is decided how replies are sampled, or the budget ends."""
+    sampled = read_probes(run, name=SAMPLED)
+    report = decide_folder(run)
+    if not reference.engine.scores_samplers or not endpoint.top_logprobs:
+        sampled = sampled[:1]  # one reply says why none can be judged
+    for end in batch_ends(len(sampled)):
+        _collect_within_budget(run, plan, endpoint, sampled[:end], show)
+        score(run, reference, show=show)
+        report = decide_folder(run)
+        show.tell(_standing(report))
+        if report.decision != "inconclusive" or not _goes_on(run, plan, sampled[:end]):
+            break
+    return report
+
+
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
@@ -357,10 +397,12 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     endpoint = make_endpoint(config, api_key=api_key)
     known = read_capabilities(run)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
-    for end in batch_ends(len(asked)):
-        _collect_within_budget(run, plan, endpoint, asked[:end], show)
-        if not _goes_on(run, plan, asked[:end]):
-            break
+    sampled = read_probes(run, name=SAMPLED) if probes is None else ()
+    for some in (asked, sampled):
+        for end in batch_ends(len(some)):
+            _collect_within_budget(run, plan, endpoint, some[:end], show)
+            if not _goes_on(run, plan, some[:end]):
+                break
     return len(read_outcomes(run, max_attempts=plan.max_attempts))
 
 
@@ -388,6 +430,11 @@ def score(
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
+    score_sampled(
+        run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
+        tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
+        progress=lambda done, of: show.step("scoring", done, of),
+    )  # fmt: skip
     score_some(probes, plan.policy.builds)
     if weights:
         replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
@@ -403,7 +450,7 @@ def write_page(run: Path) -> Report:
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
-        probes=(*read_probes(run), *read_probes(run, name=PANEL)),
+        probes=tuple(p for name in (PROBES, PANEL, SAMPLED) for p in read_probes(run, name=name)),
         attempts=read_attempts(run),
         prompts=read_json(run / PROMPTS) if names_template(report) else None,
     )
@@ -421,6 +468,10 @@ def _collect_within_budget(
     every, before = read_probes(run), -1
     known = read_capabilities(run)
     ceiling = plan.ceiling if known is None else plan.ceiling.less(known.completion_tokens)
+    if probes and probes[0].temperature:
+        every = (*every, *read_probes(run, name=PANEL))
+    else:  # a share is kept for samples
+        ceiling = ceiling.less(plan.budget_sampled_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
             run, endpoint, probes, ceiling=ceiling, every=every,

@@ -819,7 +819,7 @@ def list_testbed_faults() -> None:
 @testbed_app.command("serve")
 def serve_testbed(
     fault: Annotated[
-        str, typer.Option(help="A fault of `testbed list`; two kinds joined by a plus sign.")
+        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
     ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
     card: Annotated[
@@ -864,8 +864,8 @@ def serve_testbed(
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
     loaded.load_variant(served.weights)
     host = create_app(
-        loaded, tokenizer, model=found.name, rendering=served.rendering, api_key=key,
-        max_batch=max_batch,
+        loaded, tokenizer, model=found.name, rendering=served.rendering,
+        sampler=dict(served.sampler), api_key=key, max_batch=max_batch,
     )  # fmt: skip
     serve(
         host,

@@ -39,6 +39,7 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
+from verifier.sampling import describe_sampler
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
 from verifier.weigh import (
     ABOVE,
@@ -47,6 +48,7 @@ from verifier.weigh import (
     honest_scales,
     judge_under,
     named_column,
+    planned_samplers,
     read_rows,
     weigh,
 )
@@ -104,10 +106,12 @@ def decide(
         *_build_findings(plan, ledger, column, usage.tokens_scored),
         *_logprob_findings(plan, evidence, column),
     ]
+    if evidence.samplers is not None:
+        findings.append(_sampler_finding(plan, evidence, findings))
     decision = _conclude(plan, evidence, findings, usage)
     if column is not None:
         findings += _template_causes(plan, evidence)
-    elif decision == "inconsistent":
+    elif decision == "inconsistent" and not names_sampler(findings):
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
     samples = None if capabilities is None else judge_capabilities(capabilities)
@@ -197,6 +201,60 @@ def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int)
             )
         )  # fmt: skip
     return found
+
+
+def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) -> Finding:
+    """Whether sampled replies are drawn as asked; a sampler is named once the greedy replies are
+    quiet.
+
+    Noise in the weights flattens distributions as a temperature does, so samples are not judged
+    where the greedy replies leave open, or show, that other weights are served.
+    """
+    found, name = evidence.samplers, "sampling other than asked"
+    assert found is not None
+    needed = math.log(1 / plan.beta)
+    if evidence.log_e_greedy >= math.log(1 / plan.alpha):
+        detail = "the greedy replies differ already; mend what they show first"
+        return _finding("sampler", "not run", name, None, detail)
+    if found.set_aside and not found.rows:
+        reason = max(found.set_aside, key=lambda why: found.set_aside[why])
+        return _finding("sampler", "not run", name, None, reason)
+    if not found.rows:
+        return _finding("sampler", "undecided", name, 0.0, "no sampled reply was scored")
+    told = f"{describe_replies(found.rows)} sampled at temperature 1, {found.tokens} tokens"
+    if found.log_e >= needed:
+        if not greedy_is_quiet(others) or found.log_e_named < needed:
+            detail = (
+                f"{told}: they are not drawn as asked from the published weights; whether that is "
+                "the sampler or the weights is open while the greedy replies bound no noise below it"
+            )
+            return _finding("sampler", "undecided", name, found.log_e, detail)
+        said = describe_sampler(found, planned_samplers(plan))
+        detail = f"{told}: so drawn rather than as asked; the greedy replies fit the weights"
+        return _finding("sampler", "detected", said, found.log_e_named, detail)
+    interval = found.temperature
+    assert interval is not None
+    upper = "more" if interval.upper is None else f"{interval.upper:g}"
+    within = f"{told}: temperature {interval.lower:g} to {upper}"
+    if found.log_e_honest >= needed:
+        return _finding("sampler", "excluded", name, -found.log_e_honest, within)
+    leading = found.log_e_honest
+    more = math.ceil((needed - leading) * found.tokens / leading) if leading > 0 else None
+    detail = f"{within}; {found.hardest} is not yet excluded"
+    return _finding("sampler", "undecided", name, -leading, detail, more)
+
+
+def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
+    """Whether the greedy replies exclude every departure of the weights that could be judged."""
+    judged = [
+        f.decision for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"
+    ]
+    return bool(judged) and all(decision == "excluded" for decision in judged)
+
+
+def names_sampler(findings: Sequence[Finding]) -> bool:
+    """Whether a sampler is named."""
+    return any(f.aspect == "sampler" and f.decision == "detected" for f in findings)
 
 
 def _logprob_findings(plan: Plan, evidence: Evidence, column: str | None) -> list[Finding]:
@@ -347,11 +405,13 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    required = [f for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"]
+    aspects = ("noise", "weights", "sampler")
+    required = [f for f in findings if f.aspect in aspects and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
         required
         and all(finding.decision == "excluded" for finding in required)
+        and greedy_is_quiet(findings)
         and usage.replies >= plan.min_replies
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
     )
@@ -369,8 +429,12 @@ def _summarise(
     if decision == "inconsistent":
         named = " and ".join(f.name for f in findings if f.aspect in ("template", "cause"))
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
+        differ = f"the replies differ from the published {what} ({named})"
+        if names_sampler(findings):
+            named = " and ".join(f.name for f in findings if f.aspect == "sampler")
+            differ = f"the replies are not sampled as asked ({named})"
         return (
-            f"the replies differ from the published {what} ({named}): evidence log e "
+            f"{differ}: evidence log e "
             f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
         )
     if decision == "consistent":
@@ -490,6 +554,7 @@ def count_usage(
     Where the endpoint does not count tokens, ours are counted.
     """
     ours = {row.probe_id: row.tokens + row.left_out for row in ledger.rows}
+    ours |= {row.probe_id: row.tokens + row.left_out for row in ledger.sampled}
     answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
     prompt = sum(answer.prompt_tokens or 0 for answer in answers)
     completion = sum(

@@ -26,6 +26,7 @@ _KINDS: Final = {
     "noise": "class of rounding",
     "weights": "one exact build",
     "logprobs": "reported logprobs",
+    "sampler": "how it samples",
 }
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "cause")
