@@ -226,7 +226,7 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
         if not greedy_is_quiet(others) or found.log_e_named < needed:
             detail = (
                 f"{told}: they are not drawn as asked from the published weights; whether that is "
-                "the sampler or the weights is open while the greedy replies bound no noise below it"
+                "the sampler or the weights is open while the greedy replies leave noise possible"
             )
             return _finding("sampler", "undecided", name, found.log_e, detail)
         said = describe_sampler(found, planned_samplers(plan))

@@ -246,7 +246,7 @@ def probabilities(
 ) -> NDArray[np.float64]:
     """The whole distribution [V] of the next token: slow and obvious, what a host draws from."""
     scaled = penalized(logits, prompt_ids, Counter(reply_ids), sampler) / sampler.temperature
-    found = np.exp(scaled - scaled.max())
+    found = np.exp((scaled - scaled.max()).astype(np.float64))
     if sampler.min_p:
         found[found < sampler.min_p * found.max()] = 0
     if sampler.top_k:
@@ -298,9 +298,9 @@ def distribution(
 
 def penalized(
     logits: Array, prompt_ids: Sequence[int], before: Mapping[int, int], sampler: Sampler
-) -> NDArray[np.float64]:
+) -> Array:
     """Logits [V] with the penalties taken off; `before` counts the tokens of the reply so far."""
-    found = np.array(logits, dtype=np.float64)
+    found = np.array(logits)
     said = list(before)
     if sampler.repetition_penalty != 1:
         seen = list({*prompt_ids, *said})
