@@ -24,6 +24,7 @@ from verifier.decide import (
     names_sampler,
     names_template,
     suspects_template,
+    wants_samples,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
@@ -368,7 +369,7 @@ def ask_for_samples(
         score(run, reference, show=show)
         report = decide_folder(run)
         show.tell(_standing(report))
-        if report.decision != "inconclusive" or not _goes_on(run, plan, sampled[:end]):
+        if not wants_samples(report) or not _goes_on(run, plan, sampled[:end]):
             break
     return report
 

@@ -20,6 +20,7 @@ from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
+from verifier.engines import NO_DISTRIBUTION
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
@@ -39,7 +40,8 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
-from verifier.sampling import describe_sampler
+from verifier.sampling import UNNAMED, describe_sampler
+from verifier.score import NO_TOKENS
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
 from verifier.weigh import (
     ABOVE,
@@ -59,6 +61,9 @@ MAX_UNUSABLE = 0.5
 
 #: A build is named when its posterior probability reaches this.
 NAMED_AT = 0.95
+
+#: Sampled replies of which none can be read, before it is said that none can.
+MIN_SET_ASIDE = 8
 
 #: Counts of prompt tokens that favour a fault by this factor are looked into.
 SUSPECTED_AT = 20.0
@@ -210,7 +215,7 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
     Noise in the weights flattens distributions as a temperature does, so samples are not judged
     where the greedy replies leave open, or show, that other weights are served.
     """
-    found, name = evidence.samplers, "sampling other than asked"
+    found, name = evidence.samplers, UNNAMED
     assert found is not None
     needed = math.log(1 / plan.beta)
     if evidence.log_e_greedy >= math.log(1 / plan.alpha):
@@ -218,6 +223,9 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
         return _finding("sampler", "not run", name, None, detail)
     if found.set_aside and not found.rows:
         reason = max(found.set_aside, key=lambda why: found.set_aside[why])
+        enough = sum(found.set_aside.values()) >= MIN_SET_ASIDE
+        if not enough and reason not in (NO_DISTRIBUTION, NO_TOKENS):
+            return _finding("sampler", "undecided", name, 0.0, reason)
         return _finding("sampler", "not run", name, None, reason)
     if not found.rows:
         return _finding("sampler", "undecided", name, 0.0, "no sampled reply was scored")
@@ -231,6 +239,8 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
             return _finding("sampler", "undecided", name, found.log_e, detail)
         said = describe_sampler(found, planned_samplers(plan))
         detail = f"{told}: so drawn rather than as asked; the greedy replies fit the weights"
+        if said == UNNAMED:
+            detail += f"; most like {' or '.join(found.names[:3])}"
         return _finding("sampler", "detected", said, found.log_e_named, detail)
     interval = found.temperature
     assert interval is not None
@@ -253,8 +263,14 @@ def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
 
 
 def names_sampler(findings: Sequence[Finding]) -> bool:
-    """Whether a sampler is named."""
+    """Whether a sampler is detected rather than weights."""
     return any(f.aspect == "sampler" and f.decision == "detected" for f in findings)
+
+
+def wants_samples(report: Report) -> bool:
+    """Whether more samples may decide: none is decided, or what was found has no name yet."""
+    unnamed = any(f.aspect == "sampler" and f.name == UNNAMED for f in report.findings)
+    return report.decision == "inconclusive" or (report.decision == "inconsistent" and unnamed)
 
 
 def _logprob_findings(plan: Plan, evidence: Evidence, column: str | None) -> list[Finding]:

@@ -24,13 +24,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.ledger import SampledRow
-from verifier.samplers import LABELS, TOLERANCE, Sampler, changed, kind_of
+from verifier.samplers import LABELS, SEVERAL, TOLERANCE, Sampler, changed, kind_of
 from verifier.stats import Interval, confidence_sequence, log_mean_exp
 
 Array = NDArray[np.float64]
 
 #: Share of the samplers in the evidence of an audit that asks for them.
 SAMPLER_SHARE: Final = 0.25
+
+#: The finding's name while no one kind of sampler stands out.
+UNNAMED: Final = "sampling other than asked"
 
 #: What must be excluded before it is said that samples are drawn as asked: from here on outwards.
 #: Milder settings stay open: they take more tokens than an audit has.
@@ -44,8 +47,13 @@ MARKS: Final[Mapping[str, tuple[float, float]]] = {  # label: up to the first, o
     "frequency_penalty": (-3, 0.5),
 }
 
+#: Prior weights of kinds that are not 1: several settings at once, and what no API offers.
+KIND_WEIGHTS: Final[Mapping[str, float]] = {
+    SEVERAL: 0.2, LABELS["drop_best"]: 0.2, LABELS["rare"]: 0.2
+}  # fmt: skip
+
 #: A kind of sampler is named when its posterior probability reaches this.
-NAMED_AT: Final = 0.95
+NAMED_AT: Final = 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +68,7 @@ class SamplerEvidence:
     log_e_honest: float  # the honest ones against the marked sampler that is hardest to exclude
     hardest: str  # that sampler; "" without rows
     temperature: Interval | None
+    one_kind: bool  # whether one kind of sampler stands out
     names: tuple[str, ...]  # the likeliest that are not honest, of one kind where one stands out
 
 
@@ -80,7 +89,7 @@ def weigh_samplers(
     if not scored:
         return SamplerEvidence(
             rows=0, tokens=0, set_aside=dict(aside), log_e=0.0, log_e_named=0.0, log_e_honest=0.0,
-            hardest="", temperature=None, names=(),
+            hardest="", temperature=None, one_kind=False, names=(),
         )  # fmt: skip
     names = list(samplers)
     totals = np.array([[row.cells[name] for name in names] for row in scored]).sum(axis=0)
@@ -88,6 +97,7 @@ def weigh_samplers(
     mimicked = allowed | np.array([_mimics(samplers[name], noise) for name in names])
     marked = [n for n, name in enumerate(names) if not allowed[n] and is_marked(samplers[name])]
     hardest = max(marked, key=lambda n: totals[n])
+    likeliest = _likeliest(totals, samplers, mimicked)
     return SamplerEvidence(
         rows=len(scored),
         tokens=sum(row.tokens for row in scored),
@@ -97,7 +107,8 @@ def weigh_samplers(
         log_e_honest=log_mean_exp(totals[allowed]) - float(totals[hardest]),
         hardest=names[hardest],
         temperature=_temperature(scored, samplers, level),
-        names=_likeliest(totals, samplers, mimicked),
+        one_kind=len({kind_of(samplers[name]) for name in likeliest}) == 1,
+        names=likeliest,
     )
 
 
@@ -122,12 +133,14 @@ def _mimics(sampler: Sampler, noise: float | None) -> bool:
 
 
 def _log_weights(samplers: Mapping[str, Sampler], others: NDArray[np.bool_]) -> Array:
-    """Log prior weights of `others`: kinds evenly, and within a kind its members evenly."""
+    """Log prior weights of `others`: kinds as KIND_WEIGHTS say, their members evenly."""
     kinds = [kind_of(sampler) for sampler in samplers.values()]
     members = Counter(kind for kind, other in zip(kinds, others, strict=True) if other)
+    weights = {kind: KIND_WEIGHTS.get(kind, 1.0) for kind in members}
+    total = sum(weights.values())
     return np.array(
         [
-            -math.log(len(members) * members[kind]) if other else -np.inf
+            math.log(weights[kind] / total / members[kind]) if other else -np.inf
             for kind, other in zip(kinds, others, strict=True)
         ]
     )
@@ -178,10 +191,9 @@ def _temperature(
 def describe_sampler(evidence: SamplerEvidence, samplers: Mapping[str, Sampler]) -> str:
     """The sampler that the samples speak for, e.g. temperature about 0.9 (0.86 to 0.94)."""
     first = samplers[evidence.names[0]]
-    kinds = {kind_of(samplers[name]) for name in evidence.names}
     settings = changed(first)
-    if len(kinds) > 1:
-        return " or ".join(evidence.names[:3])
+    if not evidence.one_kind:
+        return UNNAMED
     if len(settings) != 1:
         return evidence.names[0]
     ((name, value),) = settings.items()

@@ -56,6 +56,9 @@ CHUNK = 16
 #: How often a text is read anew; what is still doubtful then is left out whole.
 MAX_READINGS = 4
 
+#: Why a sampled reply is set aside that came without its tokens.
+NO_TOKENS = "the endpoint does not name the tokens of its replies"
+
 #: Decimals kept of a log-probability: far below any noise, and half the bytes.
 DECIMALS = 6
 
@@ -384,7 +387,7 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
     if not engine.scores_samplers:
         return NO_DISTRIBUTION
     if aligned.by == "text":
-        return aligned.problem or "the endpoint does not name the tokens of its replies"
+        return aligned.problem or NO_TOKENS
     return None
 
 
