@@ -37,7 +37,7 @@ LAYERS = (
     {"__main__"},
     {"cli"},
     {"bench_wire"},
-    {"demo", "bench_templates"},
+    {"demo", "bench_templates", "bench_samplers"},
     {"audit", "bench", "bench_engine"},
     {"decide", "calibrate"},
     {"weigh", "report", "machine", "corpus", "sheets", "capabilities"},

@@ -20,7 +20,7 @@ from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_o
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import (
     decide_folder,
-    greedy_is_quiet,
+    may_be_sampled,
     names_sampler,
     names_template,
     suspects_template,
@@ -128,11 +128,11 @@ def audit(
             look_at_template(run, plan, endpoint, reference, show)
         report = decide_folder(run)
         show.tell(_standing(report))
-        quiet = plan.samplers and _may_be_sampled(plan, report)
+        quiet = plan.samplers and may_be_sampled(plan, report)
         if report.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert report is not None  # a plan has at least one probe
-    if plan.samplers and _may_be_sampled(plan, report):
+    if plan.samplers and may_be_sampled(plan, report):
         report = ask_for_samples(run, plan, endpoint, reference, show)
     named = names_template(report) or names_sampler(report.findings)
     if report.decision == "inconsistent" and not named:
@@ -349,11 +349,6 @@ def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) ->
 
 
 # -- the sampler -------------------------------------------------------------------------------
-
-
-def _may_be_sampled(plan: Plan, report: Report) -> bool:
-    """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
-    return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
 
 
 def ask_for_samples(

@@ -646,9 +646,9 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Three parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
-    20 minutes), `templates` (which template fault is named; hours) and `wire` (what collecting
-    withstands, and how fast it is; half an hour).
+    Four parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `templates` (which template fault is named; hours), `samplers` (what is said of
+    samplers; an hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
 
     \b
     Examples:
@@ -662,6 +662,8 @@ def bench(
             path, tabulate = _bench_engine(out, seed=seed)
         case ["templates"]:
             path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
+        case ["samplers"]:
+            path, tabulate = _bench_samplers(out, seed=seed)
         case ["wire"]:
             path, tabulate = _bench_wire(out, seed=seed)
         case _:
@@ -703,6 +705,14 @@ def _bench_templates(
             out, cache=_cache(), seed=seed, faults=tuple(faults), audits=audits, tell=show.tell
         )
     return path, tabulate_templates
+
+
+def _bench_samplers(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_samplers import run_sampler_bench, tabulate_samplers
+
+    with _showing() as show:
+        path = run_sampler_bench(out, cache=_cache(), seed=seed, tell=show.tell)
+    return path, tabulate_samplers
 
 
 def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:

@@ -267,6 +267,11 @@ def names_sampler(findings: Sequence[Finding]) -> bool:
     return any(f.aspect == "sampler" and f.decision == "detected" for f in findings)
 
 
+def may_be_sampled(plan: Plan, report: Report) -> bool:
+    """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
+    return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
+
+
 def wants_samples(report: Report) -> bool:
     """Whether more samples may decide: none is decided, or what was found has no name yet."""
     unnamed = any(f.aspect == "sampler" and f.name == UNNAMED for f in report.findings)
