@@ -2,9 +2,9 @@
 
 Of each host a corpus of sampled replies is collected over HTTP, and of each weights one of greedy
 replies: the same weights answer greedy questions alike whatever their sampler. An audit reads both
-in a random order of its own, greedy replies first, with the looks, the budget and the stopping rules
-of a real one. The audits of a host share replies, so they say how often names are right, not how
-often an honest host would be accused: that is what the level tests are for.
+in a random order of its own, greedy replies first, with the looks, the budget and the stopping
+rules of a real one. The audits of a host share replies, so they say how often names are right, not
+how often an honest host would be accused: that is what the level tests are for.
 """
 
 from __future__ import annotations
@@ -124,11 +124,13 @@ def replay(
     rng = np.random.default_rng([seed, number])
     rows = [ledger.rows[i] for i in rng.permutation(len(ledger.rows))]
     sampled = [ledger.sampled[i] for i in rng.permutation(len(ledger.sampled))]
-    part, report = Ledger(rows=()), None
-    for part, report in _looks(plan, rows, sampled, outcomes):
-        if _tokens(part) + plan.max_tokens > plan.budget_completion_tokens:
+    looks = _looks(plan, rows, sampled, outcomes)
+    part, report = next(looks)
+    while _tokens(part) + plan.max_tokens <= plan.budget_completion_tokens:
+        further = next(looks, None)
+        if further is None:
             break
-    assert report is not None
+        part, report = further
     found = weigh(plan, part).samplers
     assert found is not None
     (finding,) = [f for f in report.findings if f.aspect == "sampler"]
@@ -173,18 +175,18 @@ def _looks(
 
 
 def _tokens(part: Ledger) -> int:
-    return sum(row.tokens + row.left_out for row in (*part.rows,)) + sum(
-        row.tokens + row.left_out for row in part.sampled
-    )
+    greedy = sum(row.tokens + row.left_out for row in part.rows)
+    return greedy + sum(row.tokens + row.left_out for row in part.sampled)
 
 
 def is_right(audit: Mapping[str, Any]) -> bool:
     """Whether what was said is true: the setting by its name, nothing of an honest sampler."""
     _, _, setting = audit["fault"].partition("sampler:")
     if not setting:
-        return audit["sampler"] != "detected"
+        return bool(audit["sampler"] != "detected")
     name = setting.partition("=")[0].replace("-", "_")
-    return audit["sampler"] == "detected" and audit["said"].startswith(f"{LABELS[name]} about")
+    said = str(audit["said"])
+    return audit["sampler"] == "detected" and said.startswith(f"{LABELS[name]} about")
 
 
 def holds_truth(audit: Mapping[str, Any]) -> bool | None:
@@ -234,18 +236,17 @@ def sum_up(each: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
 
 def tabulate_samplers(results: Mapping[str, Any]) -> str:
     """A Markdown table with a row per host."""
-    lines = [
-        "| host | audits | verdicts | sampler | said rightly | median tokens, sampled (all) | "
-        "interval holds |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = (
+        "host", "audits", "verdicts", "sampler", "said rightly", "median tokens, sampled (all)",
+        "interval holds",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for figure in results["figures"]:
         verdicts = ", ".join(f"{name} {count}" for name, count in figure["decisions"].items())
         found = ", ".join(f"{name} {count}" for name, count in figure["sampler"].items())
         tokens = f"{figure['median_sampled_tokens']:.0f} ({figure['median_tokens']:.0f})"
-        held = (
-            f"{figure['interval_holds']} of {figure['intervals']}" if figure["intervals"] else "-"
-        )
+        intervals = figure["intervals"]
+        held = f"{figure['interval_holds']} of {intervals}" if intervals else "-"
         lines.append(
             f"| {figure['fault']} | {figure['audits']} | {verdicts} | {found} | "
             f"{figure['right']} | {tokens} | {held} |"
