@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +30,7 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
-from verifier.samplers import Sampler, distribution, is_plain, row_cells
+from verifier.samplers import Sampler, distribution, is_plain, penalized, row_cells
 
 EOS, TURN = 256, 257
 WORDS = (
@@ -198,6 +200,14 @@ class FakeEngine:
             for request in requests
         ]
 
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        return [
+            tuple(self._score(replace(request, candidates=None), sampler) for sampler in samplers)
+            for request in requests
+        ]
+
     def close(self) -> None:
         self.closed = True
 
@@ -226,11 +236,16 @@ class FakeEngine:
             logits += self._noise.get(self.loaded, 1.0) * other.normal(size=size)
         return logits - np.logaddexp.reduce(logits)
 
-    def _score(self, request: ScoreRequest) -> ReplyScore:
+    def _score(self, request: ScoreRequest, sampler: Sampler | None = None) -> ReplyScore:
         rows = [
             self.logprobs(request.prompt_ids, request.reply_ids[:t])
             for t in range(len(request.reply_ids))
         ]
+        if sampler is not None:
+            for t, row in enumerate(rows):
+                said = Counter(request.reply_ids[:t])
+                logits = penalized(row, request.prompt_ids, said, sampler)
+                rows[t] = logits - np.logaddexp.reduce(logits)
         chosen = list(zip(rows, request.reply_ids, strict=True))
         top = [np.argsort(-row, kind="stable")[:TOP_K] for row in rows]
         candidates = None

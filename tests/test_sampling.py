@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from fakes_engine import FakeEngine, FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from simulate import make_calibration, make_plan, replies, simulate_row
 from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
 
@@ -311,11 +311,16 @@ def card(tmp_path: Path) -> Path:
     return path
 
 
+def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Two words over and over: what a penalty cannot bear."""
+    return wordy_script(prompt_ids)[:2] * 5
+
+
 @contextmanager
-def host(fault: str = "none") -> Iterator[str]:
+def host(fault: str = "none", engine: FakeEngine | None = None) -> Iterator[str]:
     found = read_fault(fault, layers=2, catalogue=catalogue())
     app = create_app(
-        make_engine(found.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+        engine or make_engine(found.weights), FakeTokenizer(), model="tiny", window_s=0.001,
         sampler=dict(found.sampler),
     )  # fmt: skip
     with running(app) as url:
@@ -432,3 +437,35 @@ def test_the_sampler_is_only_looked_at_where_the_run_file_says_so(
     assert read_json(out / "plan.json")["samplers"] == {}
     assert read_outcomes(out, max_attempts=1) == {}
     assert not (out / LEDGER).exists()
+
+
+@pytest.mark.parametrize("setting", ["presence-penalty=1.5", "frequency-penalty=1.5"])
+def test_a_penalty_on_greedy_replies_is_named_and_no_noise(
+    card: Path, tmp_path: Path, setting: str
+) -> None:
+    """Also by an audit that asks for no samples: it is never taken for rounding."""
+    out = tmp_path / "run"
+    engine = FakeEngine(script=chanting, margin=4.5)
+    reference = Reference(engine=FakeEngine(script=chanting, margin=4.5), tokenizer=FakeTokenizer())
+    with host(f"sampler:{setting}", engine) as url:
+        report = run(configure(url, card, out), lambda: reference)
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name == setting.replace("-", " ").replace("=", " ")
+    assert not [f for f in report.findings if f.aspect == "cause" or f.decision == "detected"][1:]
+    assert report.summary.startswith("the replies are not sampled as asked")
+    before = (out / REPORT).read_bytes()
+    decide_folder(out)
+    assert (out / REPORT).read_bytes() == before
+
+
+def test_weights_are_not_taken_for_a_penalty(card: Path, tmp_path: Path) -> None:
+    """All penalties are scored, and none fits as the build does that is served."""
+    with host(FAULT) as url:
+        report = run(configure(url, card, tmp_path / "run"))
+
+    assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
+    assert not [f for f in report.findings if f.aspect == "sampler"]
+    names = {line["weights"] for line in read_lines(tmp_path / "run" / "scores.jsonl")}
+    assert {"sampler:presence penalty 0.5", FAULT} <= names

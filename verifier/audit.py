@@ -21,8 +21,8 @@ from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import (
     decide_folder,
     may_be_sampled,
-    names_sampler,
     names_template,
+    seeks_cause,
     suspects_template,
     wants_samples,
 )
@@ -61,6 +61,7 @@ from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
+from verifier.samplers import Sampler, penalty_columns
 from verifier.score import Reader, score_replies, score_sampled
 from verifier.templates import is_settled, still_likely, weigh_templates
 from verifier.weigh import planned_samplers
@@ -134,10 +135,14 @@ def audit(
     assert report is not None  # a plan has at least one probe
     if plan.samplers and may_be_sampled(plan, report):
         report = ask_for_samples(run, plan, endpoint, reference, show)
-    named = names_template(report) or names_sampler(report.findings)
-    if report.decision == "inconsistent" and not named:
+    sought = seeks_cause(report.findings) and not names_template(report)
+    if report.decision == "inconsistent" and sought:
         loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
-        score(run, reference, weights=loadable, limit=NAMING_REPLIES, show=show)
+        able = reference.engine.scores_samplers
+        score(
+            run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
+            penalties=penalty_columns() if able else {},
+        )  # fmt: skip
         report = decide_folder(run)
     write_page(run)
     return report
@@ -408,22 +413,26 @@ def score(
     *,
     weights: tuple[str, ...] = (),
     limit: int | None = None,
+    penalties: Mapping[str, Sampler] | None = None,
     show: Show,
 ) -> None:
     """Score what has arrived under the reference and the policy's builds, and write the ledger.
 
-    A panel's replies are scored under template columns too. `weights` are further builds, scored
-    on the first `limit` replies only.
+    A panel's replies are scored under template columns too. `weights` are further builds and
+    `penalties` samplers, scored on the first `limit` replies only.
     """
     plan, probes = read_plan(run), read_probes(run)
     panel = read_probes(run, name=PANEL)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
 
-    def score_some(some: tuple[Probe, ...], columns: tuple[str, ...]) -> None:
+    def score_some(
+        some: tuple[Probe, ...], columns: tuple[str, ...],
+        penalties: Mapping[str, Sampler] | None = None,
+    ) -> None:  # fmt: skip
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
-            progress=lambda done, of: show.step("scoring", done, of),
+            penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
     score_sampled(
@@ -432,9 +441,9 @@ def score(
         progress=lambda done, of: show.step("scoring", done, of),
     )  # fmt: skip
     score_some(probes, plan.policy.builds)
-    if weights:
+    if weights or penalties:
         replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
-        score_some(replied[:limit], weights)
+        score_some(replied[:limit], weights, penalties)
     if panel:
         score_panel(run, reference, panel=panel, show=show)
 

@@ -111,6 +111,11 @@ class RememberingEngine:
     ) -> list[tuple[float, ...]]:
         return self._engine.score_samplers(requests, samplers)
 
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        return self._engine.score_penalized(requests, samplers)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         keys = [(self._weights, request.prompt_ids, request.reply_ids) for request in requests]
         new = [

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from verifier.counts import OFFSETS
 from verifier.engines import NO_DISTRIBUTION
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
+from verifier.ledger import SAMPLER, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
     Attempt,
@@ -61,6 +62,9 @@ MAX_UNUSABLE = 0.5
 
 #: A build is named when its posterior probability reaches this.
 NAMED_AT = 0.95
+
+#: What noise is called beside the builds.
+NO_BUILD = "noise of no known build"
 
 #: Sampled replies of which none can be read, before it is said that none can.
 MIN_SET_ASIDE = 8
@@ -104,19 +108,27 @@ def decide(
     evidence = weigh(plan, ledger)
     usage = count_usage(plan, ledger, attempts, outcomes, capabilities)
     column = named_column(plan, evidence)
+    penalty, judged = None, column
+    if column is None and evidence.log_e >= math.log(1 / plan.alpha):
+        penalty = _named_penalty(plan, ledger.ordinary)
     if column is not None:  # the template comes first: noise is judged under what was rendered
         evidence = judge_under(plan, ledger, evidence, column)
+    elif penalty is not None:
+        evidence = judge_under(plan, ledger.ordinary, evidence, penalty.column)
+        judged = penalty.column
     findings = [
         *_noise_findings(plan, evidence, usage.tokens_scored),
-        *_build_findings(plan, ledger, column, usage.tokens_scored),
-        *_logprob_findings(plan, evidence, column),
+        *_build_findings(plan, ledger, judged, usage.tokens_scored),
+        *_logprob_findings(plan, evidence, judged),
     ]
-    if evidence.samplers is not None:
+    if penalty is not None:
+        findings.append(_penalty_finding(penalty))
+    elif evidence.samplers is not None:
         findings.append(_sampler_finding(plan, evidence, findings))
     decision = _conclude(plan, evidence, findings, usage)
     if column is not None:
         findings += _template_causes(plan, evidence)
-    elif decision == "inconsistent" and not names_sampler(findings):
+    elif decision == "inconsistent" and seeks_cause(findings):
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
     samples = None if capabilities is None else judge_capabilities(capabilities)
@@ -186,6 +198,8 @@ def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int)
     """
     if column is not None:
         detail = "the replies are to another rendering of the prompts; mend the template first"
+        if column.startswith(SAMPLER):
+            detail = "the replies are made under a penalty; mend the sampler first"
         return [_finding("weights", "not run", name, None, detail) for name in plan.policy.builds]
     ledger = ledger.ordinary
     honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
@@ -262,9 +276,12 @@ def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
     return bool(judged) and all(decision == "excluded" for decision in judged)
 
 
-def names_sampler(findings: Sequence[Finding]) -> bool:
-    """Whether a sampler is detected rather than weights."""
-    return any(f.aspect == "sampler" and f.decision == "detected" for f in findings)
+def seeks_cause(findings: Sequence[Finding]) -> bool:
+    """Whether a name for an inconsistency is to be sought among noise and builds: not where it is
+    the samples that differ, nor where a penalty is named."""
+    return not any(
+        f.aspect == "sampler" and f.decision in ("detected", "undecided") for f in findings
+    )
 
 
 def may_be_sampled(plan: Plan, report: Report) -> bool:
@@ -384,34 +401,83 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     Posterior over one half "noise of no known build" and one half the builds, evenly.
     """
     builds = [name for name in plan.bank if any(name in row.text for row in ledger.rows)]
-    shared = [row for row in ledger.rows if all(name in row.text for name in builds)]
     scale = _noise_scale(plan, evidence)
     like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
-    if not builds or not shared:
+    named = _rank(plan, ledger, builds)
+    if named is None:
         return _finding("cause", "undecided", like, None, "no build was scored")
-    channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
-    honest = honest_scales(TEXT_SCALES, channel)
-    noise = log_mean_exp(read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
-    scores = {"": noise}
-    for name in builds:
-        totals = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
-        scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
-    ranked = sorted(scores, key=lambda name: -scores[name])
-    best, second = ranked[0], ranked[1]
-    odds = scores[best] - scores[second]
-    posterior = math.exp(scores[best] - log_mean_exp(np.array(list(scores.values())))) / len(scores)
-    if best and posterior >= NAMED_AT:
-        runner = second or "noise of no known build"
+    best, second = named.column, named.second
+    if named.stands_out:
+        runner = second or NO_BUILD
         what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
         detail = (
-            f"{what}; fits {describe_replies(len(shared))} better than {runner}, "
-            f"odds {_odds(odds)} to 1"
+            f"{what}; fits {describe_replies(named.replies)} better than {runner}, "
+            f"odds {_odds(named.log_odds)} to 1"
         )
-        return _finding("cause", "detected", best, odds, detail)
+        return _finding("cause", "detected", best, named.log_odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
     return _finding("cause", "undecided", like, None, detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """The likeliest of some columns and of noise; noise is the empty name."""
+
+    column: str
+    second: str
+    log_odds: float  # of the first against the second
+    stands_out: bool  # it is no noise, and its posterior reaches NAMED_AT
+    penalties: float  # posterior of all penalties together
+    replies: int
+
+
+def _rank(plan: Plan, ledger: Ledger, columns: Sequence[str]) -> _Named | None:
+    """One half noise of any scale, one half the columns, evenly; None: no reply has them all."""
+    shared = [row for row in ledger.rows if all(name in row.text for name in columns)]
+    if not columns or not shared:
+        return None
+    channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
+    honest = honest_scales(TEXT_SCALES, channel)
+    noise = log_mean_exp(read_rows(both.text(), TEXT_SCALES, channel).sum(axis=0)[~honest])
+    scores = {"": noise}
+    for name in columns:
+        totals = read_rows(both.text(name), TEXT_SCALES, channel).sum(axis=0)
+        scores[name] = log_mean_exp(totals[honest]) - math.log(len(columns))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    best, second = ranked[0], ranked[1]
+    whole = float(np.logaddexp.reduce(list(scores.values())))
+    posterior = {name: math.exp(score - whole) for name, score in scores.items()}
+    return _Named(
+        column=best,
+        second=second,
+        log_odds=scores[best] - scores[second],
+        stands_out=best != "" and posterior[best] >= NAMED_AT,
+        penalties=sum(p for name, p in posterior.items() if name.startswith(SAMPLER)),
+        replies=len(shared),
+    )
+
+
+def _named_penalty(plan: Plan, ledger: Ledger) -> _Named | None:
+    """The penalty that greedy replies were made under; None: noise or a build fits as well.
+
+    Whichever penalty it is, all of them together must stand out from what is no penalty.
+    """
+    scored = dict.fromkeys(name for row in ledger.rows for name in row.text)
+    penalties = [name for name in scored if name.startswith(SAMPLER)]
+    found = _rank(plan, ledger, [*penalties, *(name for name in plan.bank if name in scored)])
+    return found if found is not None and found.penalties >= NAMED_AT else None
+
+
+def _penalty_finding(named: _Named) -> Finding:
+    runner = named.second.removeprefix(SAMPLER) or NO_BUILD
+    detail = (
+        f"in greedy replies; fits {describe_replies(named.replies)} better than {runner}, "
+        f"odds {_odds(named.log_odds)} to 1"
+    )
+    name = named.column.removeprefix(SAMPLER)
+    return _finding("sampler", "detected", name, named.log_odds, detail)
 
 
 def _odds(log_odds: float) -> str:
@@ -451,7 +517,7 @@ def _summarise(
         named = " and ".join(f.name for f in findings if f.aspect in ("template", "cause"))
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
         differ = f"the replies differ from the published {what} ({named})"
-        if names_sampler(findings):
+        if not seeks_cause(findings):
             named = " and ".join(f.name for f in findings if f.aspect == "sampler")
             differ = f"the replies are not sampled as asked ({named})"
         return (

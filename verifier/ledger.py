@@ -35,6 +35,9 @@ FLOOR = 1e-3
 #: How the name of a template column begins; the name of its rendering follows.
 TEMPLATE = "template:"
 
+#: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
+SAMPLER = "sampler:"
+
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
 

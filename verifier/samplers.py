@@ -170,6 +170,11 @@ def sampler_columns(defaults: Mapping[str, float]) -> dict[str, Sampler]:
     return {name_of(sampler): sampler for sampler in each}
 
 
+def penalty_columns() -> dict[str, Sampler]:
+    """The penalties of the catalogue, each alone: what greedy replies may be made under, too."""
+    return {name: s for name, s in sampler_columns({}).items() if s.penalizes}
+
+
 def honest_samplers(defaults: Mapping[str, float]) -> tuple[Sampler, ...]:
     """What an honest host may do that is asked for temperature 1 and top_p 1.
 

@@ -26,6 +26,7 @@ from verifier.folder import (
 )
 from verifier.ledger import (
     FLOOR,
+    SAMPLER,
     TEMPLATE,
     Ledger,
     Row,
@@ -90,12 +91,14 @@ def score_replies(
     templates: Sequence[str] = (),
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
+    penalties: Mapping[str, Sampler] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
+    `penalties` are samplers under whose penalties they score the replies too.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
@@ -129,6 +132,15 @@ def score_replies(
     for start in range(0, len(replies) if missing else 0, CHUNK):
         asked = [probe for probe, _ in replies[start : start + CHUNK]]
         for scored in _score_templates(asked, missing, done, engine, tokenizer):
+            done[scored.probe_id, scored.weights] = scored
+            append_line(run / SCORES, _to_json(scored))
+    new = [] if not penalties else [
+        (probe, done[probe.id, REFERENCE].aligned) for probe, _ in replies
+        if (probe.id, SAMPLER + next(iter(penalties))) not in done
+    ]  # fmt: skip
+    for start in range(0, len(new), CHUNK):
+        some = new[start : start + CHUNK]
+        for scored in _score_penalties(some, penalties or {}, engine, tokenizer):
             done[scored.probe_id, scored.weights] = scored
             append_line(run / SCORES, _to_json(scored))
     ledger = build_ledger(
@@ -259,6 +271,28 @@ def _score(
         Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
         for probe, aligned, score in zip(probes, readings, engine.score(requests), strict=True)
     ]
+
+
+def _score_penalties(
+    readings: Sequence[tuple[Probe, Aligned]],
+    penalties: Mapping[str, Sampler],
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Greedy replies under the published weights, as a host with a penalty would choose."""
+    requests = [
+        ScoreRequest(prompt_ids=_prompt_ids(probe, tokenizer), reply_ids=aligned.reply_ids)
+        for probe, aligned in readings
+    ]
+    scores = engine.score_penalized(requests, tuple(penalties.values()))
+    return [
+        Scored(
+            probe_id=probe.id, weights=SAMPLER + name, score=_rounded(score),
+            aligned=replace(aligned, candidates=None, reported=None),
+        )
+        for (probe, aligned), each in zip(readings, scores, strict=True)
+        for name, score in zip(penalties, each, strict=True)
+    ]  # fmt: skip
 
 
 def _prompt_ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:

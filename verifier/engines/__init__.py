@@ -66,6 +66,15 @@ class Engine(Protocol):
         """
         ...
 
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        """`score`, after the penalties of each sampler; candidates are not scored.
+
+        Raises ConfigError where `scores_samplers` is false.
+        """
+        ...
+
     def close(self) -> None:
         """Free what the engine holds; it is of no use afterwards."""
         ...

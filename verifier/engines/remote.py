@@ -114,6 +114,13 @@ class RemoteEngine:
     ) -> list[tuple[float, ...]]:
         raise ConfigError(NO_DISTRIBUTION)
 
+    def score_penalized(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[ReplyScore, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
         for request in requests:

@@ -6,10 +6,13 @@ The home of transformers' models. Works on CPU or one GPU.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
@@ -27,7 +30,7 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
-from verifier.samplers import Sampler, distribution, is_plain, row_cells
+from verifier.samplers import Sampler, distribution, is_plain, penalized, row_cells
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -167,6 +170,21 @@ class TransformersEngine:
                     samplers=samplers,
                 )  # fmt: skip
         return [cells[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        scores: dict[int, tuple[ReplyScore, ...]] = {}
+        for batch in self._batches([r.prompt_ids + r.reply_ids for r in requests]):
+            some = [requests[i] for i in batch]
+            for index, logits in zip(batch, self._reply_logits(some), strict=True):
+                request = replace(requests[index], candidates=None)
+                each = (_penalized(logits.cpu(), request, sampler) for sampler in samplers)
+                scores[index] = tuple(
+                    _reply_score(torch.log_softmax(changed, dim=-1), request) for changed in each
+                )
+        return [scores[i] for i in range(len(requests))]
 
     def _batches(self, rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
         """Group indices of rows that begin alike and are of similar length, within the limit."""
@@ -337,6 +355,15 @@ def _rounded_to(
         return forward(wide).to(half)
 
     return rounded
+
+
+def _penalized(logits: torch.Tensor, request: ScoreRequest, sampler: Sampler) -> torch.Tensor:
+    """Logits [T, V] of a reply after the penalties of a sampler."""
+    rows = [
+        penalized(row, request.prompt_ids, Counter(request.reply_ids[:t]), sampler)
+        for t, row in enumerate(logits.numpy())
+    ]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _reply_score(logp: torch.Tensor, request: ScoreRequest) -> ReplyScore:

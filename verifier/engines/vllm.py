@@ -243,6 +243,13 @@ class VllmEngine:
     ) -> list[tuple[float, ...]]:
         raise ConfigError(NO_DISTRIBUTION)
 
+    def score_penalized(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[ReplyScore, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
         longest = max((len(r.prompt_ids) + len(r.reply_ids) for r in requests), default=0)
