@@ -354,6 +354,7 @@ def plan(
     """
     from verifier.audit import make_endpoint, start
     from verifier.config import load_run_file
+    from verifier.folder import SAMPLED
     from verifier.plan import read_probes
     from verifier.spending import forecast
 
@@ -362,7 +363,9 @@ def plan(
     _check_memory(config)
     made = start(config)
     expected, most = forecast(
-        read_probes(config.out), max_tokens=made.max_tokens, ceiling=made.ceiling
+        (*read_probes(config.out), *read_probes(config.out, name=SAMPLED)),
+        max_tokens=made.max_tokens,
+        ceiling=made.ceiling,
     )
     typer.echo(f"run folder: {config.out}")
     for name, amount in (("expected, if the whole budget is used", expected), ("at most", most)):
