@@ -10,7 +10,9 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,8 +27,10 @@ from verifier.records import (
     Message,
     Prompt,
     ReplyScore,
+    SamplerRequest,
     ScoreRequest,
 )
+from verifier.samplers import Sampler, distribution, is_plain, penalized, row_cells
 
 EOS, TURN = 256, 257
 WORDS = (
@@ -178,6 +182,37 @@ class FakeEngine:
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         return [self._score(request) for request in requests]
 
+    @property
+    def scores_samplers(self) -> bool:
+        return True
+
+    def score_samplers(
+        self, requests: Sequence[SamplerRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[float, ...]]:
+        return [
+            row_cells(
+                np.array(
+                    [
+                        self.logprobs(request.prompt_ids, request.reply_ids[:t])
+                        for t in range(len(request.reply_ids))
+                    ]
+                ),
+                prompt_ids=request.prompt_ids,
+                reply_ids=request.reply_ids,
+                kept=request.kept,
+                samplers=samplers,
+            )
+            for request in requests
+        ]
+
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        return [
+            tuple(self._score(replace(request, candidates=None), sampler) for sampler in samplers)
+            for request in requests
+        ]
+
     def close(self) -> None:
         self.closed = True
 
@@ -206,11 +241,16 @@ class FakeEngine:
             logits += self._noise.get(self.loaded, 1.0) * other.normal(size=size)
         return logits - np.logaddexp.reduce(logits)
 
-    def _score(self, request: ScoreRequest) -> ReplyScore:
+    def _score(self, request: ScoreRequest, sampler: Sampler | None = None) -> ReplyScore:
         rows = [
             self.logprobs(request.prompt_ids, request.reply_ids[:t])
             for t in range(len(request.reply_ids))
         ]
+        if sampler is not None:
+            for t, row in enumerate(rows):
+                said = Counter(request.reply_ids[:t])
+                logits = penalized(row, request.prompt_ids, said, sampler)
+                rows[t] = logits - np.logaddexp.reduce(logits)
         chosen = list(zip(rows, request.reply_ids, strict=True))
         top = [np.argsort(-row, kind="stable")[:TOP_K] for row in rows]
         candidates = None
@@ -235,7 +275,7 @@ class FakeEngine:
         top: list[tuple[tuple[int, float], ...]] = []
         while True:
             row = self.logprobs(request.prompt_ids, ids)
-            token = _sample(row, request, rng)
+            token = _sample(row, request, rng, ids)
             ids.append(token)
             logprobs.append(float(row[token]))
             if request.top_logprobs:
@@ -259,8 +299,12 @@ def _digest(ids: tuple[int, ...]) -> int:
     return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
 
 
-def _sample(row: np.ndarray, request: GenerateRequest, rng: np.random.Generator) -> int:
-    """Greedy at temperature 0, else temperature, then top-k, then top-p."""
+def _sample(
+    row: np.ndarray, request: GenerateRequest, rng: np.random.Generator, said: Sequence[int]
+) -> int:
+    """Greedy at temperature 0, else temperature, then top-k, then top-p; or as a fault has it."""
+    if not is_plain(request):
+        return int(rng.choice(len(row), p=distribution(row, request, said)))
     if request.temperature == 0:
         return int(row.argmax())
     weights = np.exp((row - row.max()) / request.temperature)

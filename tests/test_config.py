@@ -87,6 +87,7 @@ FULL: dict[str, Any] = {
         "min_replies": 6,
         "kinds": ["code", "list"],
         "template_settings": {"enable_thinking": False},
+        "sampler": True,
         "capabilities": True,
     },
     "prices": {"prompt": 0.5, "completion": 1.5},

@@ -33,8 +33,9 @@ from verifier.fleet import audit_targets
 from verifier.folder import PAGE, REPORT, SUMMARY
 from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
 from verifier.reference import find_card, load_card
+from verifier.renderings.catalogue import catalogue
 from verifier.summary import summarise
-from verifier.testbed import create_app, running
+from verifier.testbed import create_app, read_fault, running
 from verifier.testbed_router import create_router, read_routes
 from verifier.tokens import Tokenizer
 
@@ -175,16 +176,22 @@ def run_audit(
     served: TransformersEngine,
     engine: TransformersEngine,
     tokenizer: Tokenizer,
+    **changes: Any,
 ) -> Report:
-    """Audit a host in bfloat16 that serves `fault`, with the reference in float32."""
-    served.load_variant(fault)
-    app = create_app(served, tokenizer, model=EMBEDDED)
+    """Audit a host in bfloat16 that serves `fault`, with the reference in float32.
+
+    `changes` go into the audit section.
+    """
+    found = read_fault(fault, layers=30, catalogue=catalogue())
+    served.load_variant(found.weights)
+    app = create_app(served, tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
+    settings = {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400} | changes
     with running(app) as url:
         config = RunFile.model_validate(
             {
                 "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
                 "reference": {"card": card},
-                "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                "audit": settings,
                 "out": out,
             }
         )
@@ -201,7 +208,7 @@ def test_an_honest_host_in_bfloat16_is_consistent(
 ) -> None:
     """Every departure of the policy is excluded, and nothing else is held against the host."""
     report = run_audit(
-        EMBEDDED, tmp_path / "run", fault=REFERENCE, served=served, engine=engine,
+        EMBEDDED, tmp_path / "run", fault="none", served=served, engine=engine,
         tokenizer=tokenizer,
     )  # fmt: skip
 
@@ -337,6 +344,49 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
     before = (tmp_path / "int4" / SUMMARY).read_bytes()
     summarise(tmp_path / "int4")
     assert (tmp_path / "int4" / SUMMARY).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("fault", "decision", "said"),
+    [
+        ("none", "excluded", "sampling other than asked"),
+        ("sampler:temperature=0.9", "detected", "temperature about "),
+    ],
+)
+def test_how_a_host_samples_is_found_out(
+    tmp_path: Path, served: Any, engine: Any, tokenizer: Any, fault: str, decision: str, said: str
+) -> None:
+    """Another temperature is said to be that and not other weights; honest sampling is neither."""
+    report = run_audit(
+        EMBEDDED, tmp_path / "run", fault=fault, served=served, engine=engine,
+        tokenizer=tokenizer, sampler=True, budget_completion_tokens=6000, max_tokens=48,
+    )  # fmt: skip
+    (finding,) = [f for f in report.findings if f.aspect == "sampler"]
+
+    assert report.decision == ("inconsistent" if decision == "detected" else "consistent")
+    assert finding.decision == decision
+    assert finding.name.startswith(said)
+    assert not [f for f in report.findings if f.aspect == "cause"]
+
+
+def test_a_penalty_on_greedy_replies_is_not_taken_for_rounding(
+    tmp_path: Path, served: Any, engine: Any, tokenizer: Any
+) -> None:
+    """It is named, and what noise is left under it is that of an honest host."""
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": ["fp8-channel", "int4-asym-g64"]}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    report = run_audit(
+        str(card), tmp_path / "run", fault="sampler:repetition-penalty=1.1", served=served,
+        engine=engine, tokenizer=tokenizer,
+    )  # fmt: skip
+    (finding,) = [f for f in report.findings if f.aspect == "sampler"]
+
+    assert report.decision == "inconsistent"
+    assert (finding.decision, finding.name) == ("detected", "repetition penalty 1.1")
+    assert not [f for f in report.findings if f.aspect in ("cause", "template")]
+    assert not [f for f in report.findings if f.aspect == "noise" and f.decision == "detected"]
 
 
 # -- the command line --------------------------------------------------------------------------

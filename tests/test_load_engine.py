@@ -243,3 +243,15 @@ def test_the_remote_engine_needs_a_url(tiny: Path) -> None:
     """The key is named."""
     with pytest.raises(ConfigError, match=r"reference\.url: missing"):
         load_engine("remote", tiny, FakeTokenizer())
+
+
+def test_engines_without_whole_distributions_refuse_samplers() -> None:
+    """They say so, and what to use; nothing is approximated."""
+    from verifier.engines.vllm import VllmEngine
+
+    for kind in (RemoteEngine, VllmEngine):
+        engine: Any = object.__new__(kind)
+        assert engine.scores_samplers is False
+        for ask in (engine.score_samplers, engine.score_penalized):
+            with pytest.raises(ConfigError, match="--engine transformers"):
+                ask((), ())

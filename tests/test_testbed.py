@@ -725,7 +725,8 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     assert faults[0][0] == "none"
     names = [name for name, _ in faults[1:]]
     assert names[: len(VARIANTS)] == list(VARIANTS)
-    assert all(name.startswith("template:") for name in names[len(VARIANTS) :])
+    kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
+    assert kinds == sorted(kinds, key=["template", "sampler"].index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names
     assert all(summary for _, summary in faults)
@@ -737,6 +738,7 @@ def test_every_listed_fault_can_be_served_alone_and_every_template_with_weights(
     found = read_fault(name, layers=30, catalogue=catalogue())
 
     assert found.rendering.name == (name.partition("template:")[2] or REFERENCE)
+    assert bool(found.sampler) == name.startswith("sampler:")
     if name.startswith("template:"):
         both = read_fault(f"int4-sym-g64+{name}", layers=30, catalogue=catalogue())
         assert both.weights == "int4-sym-g64"
@@ -744,7 +746,15 @@ def test_every_listed_fault_can_be_served_alone_and_every_template_with_weights(
 
 
 @pytest.mark.parametrize(
-    "name", ["int4-sym-g64+nf4-g64", "template:a+template:b", "template:x", "y"]
+    "name",
+    [
+        "int4-sym-g64+nf4-g64",
+        "template:a+template:b",
+        "template:x",
+        "y",
+        "sampler:heat=1",
+        "sampler:top-k=4+sampler:top-k=5",
+    ],
 )
 def test_unknown_and_doubled_faults_are_refused(name: str) -> None:
     """In one line."""

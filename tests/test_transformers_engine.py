@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,16 @@ from verifier.bank import VARIANTS
 from verifier.engines import TOP_K
 from verifier.engines.transformers import TransformersEngine
 from verifier.errors import ConfigError
-from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+from verifier.ledger import FLOOR
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    ReplyScore,
+    SamplerRequest,
+    ScoreRequest,
+)
+from verifier.samplers import Sampler, probabilities
 
 VOCABULARY = 264
 
@@ -127,6 +137,80 @@ def test_scores_are_the_log_softmax_of_each_reply_alone(
         rows = plain_logprobs(plain, request)
         chosen = rows[np.arange(len(rows)), list(request.reply_ids)]
         assert score.logprobs == pytest.approx(chosen, abs=CLOSE)
+
+
+@BATCHES
+def test_samplers_are_scored_from_the_whole_distribution(
+    tiny: Path, plain: Any, tokens_per_batch: int
+) -> None:
+    """Against the same sampler written out over plain logits, in batches of any size."""
+    engine = TransformersEngine(tiny, eos_ids=(EOS_ID,), tokens_per_batch=tokens_per_batch)
+    samplers = (
+        Sampler(), Sampler(temperature=0.7), Sampler(repetition_penalty=1.3),
+        Sampler(frequency_penalty=0.8), Sampler(drop_best=0.1), Sampler(rare=0.05),
+    )  # fmt: skip
+    requests = mixed_requests()
+    kept = [tuple(range(0, len(request.reply_ids), 2)) for request in requests]
+    found = engine.score_samplers(
+        [
+            SamplerRequest(prompt_ids=request.prompt_ids, reply_ids=request.reply_ids, kept=some)
+            for request, some in zip(requests, kept, strict=True)
+        ],
+        samplers,
+    )
+
+    for request, some, cells in zip(requests, kept, found, strict=True):
+        prompt, reply = request.prompt_ids, request.reply_ids
+        logits = plain_logits(plain, (*prompt, *reply))[len(prompt) - 1 : -1]
+        for sampler, cell in zip(samplers, cells, strict=True):
+            expected = 0.0
+            for t in some:
+                p, at_one = (
+                    probabilities(logits[t], prompt_ids=prompt, reply_ids=reply[:t], sampler=s)
+                    for s in (sampler, Sampler())
+                )
+                expected += np.log((1 - FLOOR) * p[reply[t]] + FLOOR * at_one[reply[t]])
+            assert cell == pytest.approx(expected, abs=20 * CLOSE)
+
+
+def test_penalized_scores_are_those_of_the_penalized_logits(
+    engine: TransformersEngine, plain: Any
+) -> None:
+    """One for each sampler; without a penalty they are the plain scores."""
+    requests = mixed_requests(candidates=True)
+    penalty = Sampler(repetition_penalty=1.3, presence_penalty=0.5)
+    found = engine.score_penalized(requests, (Sampler(), penalty))
+    unpenalized = engine.score([replace(request, candidates=None) for request in requests])
+
+    for request, (same, penalized), score in zip(requests, found, unpenalized, strict=True):
+        prompt, reply = request.prompt_ids, request.reply_ids
+        logits = plain_logits(plain, (*prompt, *reply))[len(prompt) - 1 : -1]
+        expected = [
+            np.log(
+                probabilities(row, prompt_ids=prompt, reply_ids=reply[:t], sampler=penalty)[
+                    reply[t]
+                ]
+            )
+            for t, row in enumerate(logits)
+        ]
+        assert same.logprobs == pytest.approx(score.logprobs, abs=CLOSE)
+        assert penalized.logprobs == pytest.approx(expected, abs=CLOSE)
+        assert penalized.candidate_logprobs is None
+
+
+def test_a_penalty_changes_greedy_replies_and_rare_tokens_come_by_chance(
+    engine: TransformersEngine,
+) -> None:
+    """Faults to serve: what was said is not said again, and what is likeliest is passed over."""
+    prompt = make_prompts(1)[0]
+    (plainly,) = greedy(engine, prompt, max_tokens=24)
+    (penalized,) = greedy(engine, prompt, max_tokens=24, presence_penalty=2.0)
+    (second,) = greedy(engine, prompt, max_tokens=1, drop_best=0.999, seed=1)
+    (anything,) = greedy(engine, prompt, max_tokens=24, rare=0.999, seed=1)
+
+    assert len(set(penalized.token_ids)) > len(set(plainly.token_ids))
+    assert second.token_ids[0] != plainly.token_ids[0]
+    assert len(set(anything.token_ids)) > 15 or anything.finish_reason == "stop"
 
 
 def test_ranks_count_the_likelier_tokens(engine: TransformersEngine, plain: Any) -> None:

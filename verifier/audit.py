@@ -23,10 +23,13 @@ from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import (
     decide_folder,
     judge_folder,
+    may_be_sampled,
     names_template,
     publish,
+    seeks_cause,
     suspects_template,
     suspicious,
+    wants_samples,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
@@ -40,6 +43,7 @@ from verifier.folder import (
     PROMPTS,
     REPORT,
     RUN,
+    SAMPLED,
     read_json,
     write_json,
     write_whole,
@@ -49,6 +53,7 @@ from verifier.plan import (
     Plan,
     batch_ends,
     make_plan,
+    make_sampled,
     read_plan,
     read_probes,
     write_plan,
@@ -61,7 +66,8 @@ from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
-from verifier.score import Reader, score_replies
+from verifier.samplers import Sampler, penalty_columns
+from verifier.score import Reader, score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.templates import (
     ENOUGH,
@@ -70,7 +76,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
-from verifier.weigh import named_template
+from verifier.weigh import named_template, planned_samplers
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
 
@@ -159,12 +165,20 @@ def audit(
             look_at_template(run, plan, endpoint, reference, show, pace)
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
-        if found.decision != "inconclusive" or not _goes_on(run, plan, probes[:end]):
+        quiet = plan.samplers and may_be_sampled(plan, found)
+        if found.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe
-    if found.decision == "inconsistent" and not names_template(found):
+    if plan.samplers and may_be_sampled(plan, found):
+        found = ask_for_samples(run, plan, endpoint, reference, show, pace)
+    sought = seeks_cause(found.findings) and not names_template(found)
+    if found.decision == "inconsistent" and sought:
         loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
-        score(run, reference, weights=loadable, limit=NAMING_REPLIES, show=show)
+        able = reference.engine.scores_samplers
+        score(
+            run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
+            penalties=penalty_columns() if able else {},
+        )  # fmt: skip
         decide_folder(run)
     return write_page(run)
 
@@ -204,13 +218,14 @@ def start(config: RunFile) -> Plan:
     card = load_card(config.reference.card)
     calibration = load_calibration(config.reference.card, card)
     plan, probes = make_plan(config, card, calibration, load_pool())
-    write_plan(run, dump_run_file(config), plan, probes)
+    sampled = make_sampled(config, plan, load_pool(), len(probes))
+    write_plan(run, dump_run_file(config), plan, probes, sampled)
     return plan
 
 
 def _is_of_a_plan(path: Path) -> bool:
     """Whether a kill while a plan was written may have left this file."""
-    return path.name.removesuffix(".partial") in (RUN, PROBES, PLAN)
+    return path.name.removesuffix(".partial") in (RUN, PROBES, SAMPLED, PLAN)
 
 
 def make_endpoint(
@@ -417,6 +432,27 @@ def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) ->
         write_json(run / PROMPTS, prompts)
 
 
+# -- the sampler -------------------------------------------------------------------------------
+
+
+def ask_for_samples(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> Report:
+    """Ask at temperature 1 until it is decided how replies are sampled, or the budget ends."""
+    sampled = read_probes(run, name=SAMPLED)
+    found = judge_folder(run)
+    if not reference.engine.scores_samplers or not endpoint.top_logprobs:
+        sampled = sampled[:1]  # one reply says why none can be judged
+    for end in batch_ends(len(sampled)):
+        _collect_within_budget(run, plan, endpoint, sampled[:end], show, pace)
+        score(run, reference, show=show)
+        found = judge_folder(run)
+        show.tell(_standing(publish(run, found)))
+        if not wants_samples(found) or not _goes_on(run, plan, sampled[:end]):
+            break
+    return found
+
+
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
@@ -441,10 +477,12 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     endpoint = make_endpoint(config, api_key=api_key)
     known = read_capabilities(run)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
-    for end in batch_ends(len(asked)):
-        _collect_within_budget(run, plan, endpoint, asked[:end], show)
-        if not _goes_on(run, plan, asked[:end]):
-            break
+    sampled = read_probes(run, name=SAMPLED) if probes is None else ()
+    for some in (asked, sampled):
+        for end in batch_ends(len(some)):
+            _collect_within_budget(run, plan, endpoint, some[:end], show)
+            if not _goes_on(run, plan, some[:end]):
+                break
     return len(read_outcomes(run, max_attempts=plan.max_attempts))
 
 
@@ -454,31 +492,40 @@ def score(
     *,
     weights: tuple[str, ...] = (),
     limit: int | None = None,
+    penalties: Mapping[str, Sampler] | None = None,
     show: Show,
 ) -> None:
     """Score what has arrived under the reference and the policy's builds, and write the ledger.
 
-    A panel's replies are scored under template columns too. `weights` are further builds, scored
-    on the first `limit` replies only.
+    A panel's replies are scored under template columns too. `weights` are further builds and
+    `penalties` samplers, scored on the first `limit` replies only.
     """
     plan, probes = read_plan(run), read_probes(run)
     panel = read_probes(run, name=PANEL)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
 
-    def score_some(some: tuple[Probe, ...], columns: tuple[str, ...]) -> None:
+    def score_some(
+        some: tuple[Probe, ...], columns: tuple[str, ...],
+        penalties: Mapping[str, Sampler] | None = None,
+    ) -> None:  # fmt: skip
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
-            progress=lambda done, of: show.step("scoring", done, of),
+            penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
     with reference.busy:
+        score_sampled(
+            run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
+            tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
+            progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
         score_some(probes, plan.policy.builds)
-        if weights:
+        if weights or penalties:
             replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
             first = suspicious(run)  # where only some replies are wrong, they tell what served them
             ranked = sorted(replied, key=lambda probe: probe.id not in first)
-            score_some(tuple(ranked[:limit]), weights)
+            score_some(tuple(ranked[:limit]), weights, penalties)
         if panel:
             score_panel(run, reference, panel=panel, show=show)
 
@@ -490,7 +537,7 @@ def write_page(run: Path) -> Report:
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
-        probes=(*read_probes(run), *read_probes(run, name=PANEL)),
+        probes=tuple(p for name in (PROBES, PANEL, SAMPLED) for p in read_probes(run, name=name)),
         attempts=read_attempts(run),
         prompts=read_json(run / PROMPTS) if names_template(report) else None,
     )
@@ -510,10 +557,12 @@ def _collect_within_budget(
     pace: Pace = ALONE,
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    every, before = read_probes(run), -1
+    every, before = (*read_probes(run), *read_probes(run, name=PANEL)), -1
     known, shown = read_capabilities(run), read_shown(run)
     beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
     ceiling = plan.ceiling.less(beside)
+    if not (probes and probes[0].temperature):  # a share is kept for samples
+        ceiling = ceiling.less(plan.budget_sampled_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
             run, endpoint, probes, ceiling=ceiling, every=every,

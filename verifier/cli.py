@@ -774,8 +774,8 @@ def bench(
 
     Four parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
     20 minutes), `routing` (hosts that answer some requests with another model; 20 minutes),
-    `templates` (which template fault is named; hours) and `wire` (what collecting withstands, and
-    how fast it is; half an hour).
+    `samplers` (what is said of samplers; an hour), `templates` (which template fault is named;
+    hours) and `wire` (what collecting withstands, and how fast it is; half an hour).
 
     \b
     Examples:
@@ -791,6 +791,8 @@ def bench(
             path, tabulate = _bench_routing(out, seed=seed)
         case ["templates"]:
             path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
+        case ["samplers"]:
+            path, tabulate = _bench_samplers(out, seed=seed)
         case ["wire"]:
             path, tabulate = _bench_wire(out, seed=seed)
         case _:
@@ -846,6 +848,14 @@ def _bench_templates(
             out, cache=_cache(), seed=seed, faults=tuple(faults), audits=audits, tell=show.tell
         )
     return path, tabulate_templates
+
+
+def _bench_samplers(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_samplers import run_sampler_bench, tabulate_samplers
+
+    with _showing() as show:
+        path = run_sampler_bench(out, cache=_cache(), seed=seed, tell=show.tell)
+    return path, tabulate_samplers
 
 
 def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
@@ -962,7 +972,7 @@ def list_testbed_faults() -> None:
 @testbed_app.command("serve")
 def serve_testbed(
     fault: Annotated[
-        str, typer.Option(help="A fault of `testbed list`; two kinds joined by a plus sign.")
+        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
     ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
     card: Annotated[
@@ -1010,8 +1020,8 @@ def serve_testbed(
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
     loaded.load_variant(served.weights)
     host = create_app(
-        loaded, tokenizer, model=found.name, rendering=served.rendering, api_key=key,
-        max_batch=max_batch, shows_prompts=shows_prompts,
+        loaded, tokenizer, model=found.name, rendering=served.rendering,
+        sampler=dict(served.sampler), api_key=key, max_batch=max_batch, shows_prompts=shows_prompts,
     )  # fmt: skip
     serve(
         host,

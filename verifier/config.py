@@ -232,6 +232,7 @@ class AuditSection(_Section):
     min_replies: Annotated[int, Field(ge=5)] = 10
     kinds: tuple[str, ...] | None = None  # kinds of probes; None: all
     template_settings: dict[str, bool | str] = {}  # of every probe, e.g. enable_thinking
+    sampler: bool = False  # ask some probes at temperature 1, and judge how they are sampled
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
 
 

@@ -5,7 +5,7 @@ Calibration and benchmark both rest on such corpora. A corpus is a run folder wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
@@ -25,9 +25,11 @@ from verifier.records import (
     Probe,
     Reply,
     ReplyScore,
+    SamplerRequest,
     ScoreRequest,
 )
 from verifier.renderings.catalogue import PUBLISHED, Rendering
+from verifier.samplers import Sampler
 from verifier.score import score_replies
 from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
@@ -100,6 +102,20 @@ class RememberingEngine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         return self._engine.generate(requests)
 
+    @property
+    def scores_samplers(self) -> bool:
+        return self._engine.scores_samplers
+
+    def score_samplers(
+        self, requests: Sequence[SamplerRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[float, ...]]:
+        return self._engine.score_samplers(requests, samplers)
+
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        return self._engine.score_penalized(requests, samplers)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         keys = [(self._weights, request.prompt_ids, request.reply_ids) for request in requests]
         new = [
@@ -135,6 +151,7 @@ def collect_corpus(
     engine: Engine,
     tokenizer: Tokenizer,
     rendering: Rendering = PUBLISHED,
+    sampler: Mapping[str, float] | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
@@ -149,7 +166,9 @@ def collect_corpus(
     if is_collected(folder, probes):
         return
     engine.load_variant(stack.weights)
-    app = create_app(engine, tokenizer, model=MODEL, rendering=rendering, max_batch=stack.batch)
+    app = create_app(
+        engine, tokenizer, model=MODEL, rendering=rendering, sampler=sampler, max_batch=stack.batch
+    )
     with running(app) as base_url:
         endpoint = Endpoint(
             base_url=base_url,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,11 @@ from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.control import judge_beside, read_control
 from verifier.counts import OFFSETS
+from verifier.engines import NO_DISTRIBUTION
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.goodness import judge_fits
-from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
+from verifier.goodness import Fit, judge_fits
+from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
 from verifier.records import (
     REFERENCE,
@@ -43,6 +45,8 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import entries_named
 from verifier.report import SCHEMA_VERSION, report_to_json
+from verifier.sampling import UNNAMED, describe_sampler
+from verifier.score import NO_TOKENS
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
 from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
@@ -55,6 +59,7 @@ from verifier.weigh import (
     judge_part,
     judge_under,
     named_column,
+    planned_samplers,
     read_rows,
     weigh,
 )
@@ -65,6 +70,12 @@ MAX_UNUSABLE = 0.5
 
 #: A build is named when its posterior probability reaches this.
 NAMED_AT = 0.95
+
+#: What noise is called beside the builds.
+NO_BUILD = "noise of no known build"
+
+#: Sampled replies of which none can be read, before it is said that none can.
+MIN_SET_ASIDE = 8
 
 #: Counts of prompt tokens that favour a fault by this factor are looked into.
 SUSPECTED_AT = 20.0
@@ -129,14 +140,24 @@ def decide(
     if column is None and faults:
         scored = {name for row in ledger.rows for name in row.text}
         column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
+    penalty, judged = None, column
+    if column is None and not faults and evidence.log_e >= math.log(1 / plan.alpha):
+        penalty = _named_penalty(plan, ledger.ordinary)
     if column is not None:  # the template comes first: noise is judged under what was rendered
         evidence = judge_under(plan, ledger, evidence, column)
+    elif penalty is not None:
+        evidence = judge_under(plan, ledger.ordinary, evidence, penalty.column)
+        judged = penalty.column
     findings = [
         *_noise_findings(plan, evidence, usage.tokens_scored),
-        *_build_findings(plan, ledger, column, usage.tokens_scored),
+        *_build_findings(plan, ledger, judged, usage.tokens_scored),
         *_routing_findings(plan, evidence, usage.tokens_scored),
-        *_logprob_findings(plan, evidence, column),
+        *_logprob_findings(plan, evidence, judged),
     ]
+    if penalty is not None:
+        findings.append(_penalty_finding(penalty))
+    elif evidence.samplers is not None:
+        findings.append(_sampler_finding(plan, evidence, findings))
     decision = _conclude(plan, evidence, findings, usage)
     substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
@@ -147,7 +168,7 @@ def decide(
         findings += _shown_causes(plan, evidence, faults, judged=column is not None)
     elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
-    elif decision == "inconsistent":
+    elif decision == "inconsistent" and seeks_cause(findings):
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
     if shown is not None and shown.prompts and not shown.differs:
@@ -223,6 +244,8 @@ def _build_findings(plan: Plan, ledger: Ledger, column: str | None, tokens: int)
     """
     if column is not None:
         detail = "the replies are to another rendering of the prompts; mend the template first"
+        if column.startswith(SAMPLER):
+            detail = "the replies are made under a penalty; mend the sampler first"
         return [_finding("weights", "not run", name, None, detail) for name in plan.policy.builds]
     ledger = ledger.ordinary
     honest, found = honest_scales(TEXT_SCALES, plan.calibration.text), []
@@ -279,6 +302,79 @@ def _routing_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Findi
             )
         )  # fmt: skip
     return found
+
+
+def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) -> Finding:
+    """Whether sampled replies are drawn as asked; a sampler is named once the greedy replies are
+    quiet.
+
+    Noise in the weights flattens distributions as a temperature does, so samples are not judged
+    where the greedy replies leave open, or show, that other weights are served.
+    """
+    found, name = evidence.samplers, UNNAMED
+    assert found is not None
+    needed = math.log(1 / plan.beta)
+    if evidence.log_e_greedy >= math.log(1 / plan.alpha):
+        detail = "the greedy replies differ already; mend what they show first"
+        return _finding("sampler", "not run", name, None, detail)
+    if found.set_aside and not found.rows:
+        reason = max(found.set_aside, key=lambda why: found.set_aside[why])
+        enough = sum(found.set_aside.values()) >= MIN_SET_ASIDE
+        if not enough and reason not in (NO_DISTRIBUTION, NO_TOKENS):
+            return _finding("sampler", "undecided", name, 0.0, reason)
+        return _finding("sampler", "not run", name, None, reason)
+    if not found.rows:
+        return _finding("sampler", "undecided", name, 0.0, "no sampled reply was scored")
+    told = f"{describe_replies(found.rows)} sampled at temperature 1, {found.tokens} tokens"
+    if found.log_e >= needed:
+        if not greedy_is_quiet(others) or found.log_e_named < needed:
+            detail = (
+                f"{told}: they are not drawn as asked from the published weights; whether that is "
+                "the sampler or the weights is open while the greedy replies leave noise possible"
+            )
+            return _finding("sampler", "undecided", name, found.log_e, detail)
+        said = describe_sampler(found, planned_samplers(plan))
+        detail = f"{told}: so drawn rather than as asked; the greedy replies fit the weights"
+        if said == UNNAMED:
+            detail += f"; most like {' or '.join(found.names[:3])}"
+        return _finding("sampler", "detected", said, found.log_e_named, detail)
+    interval = found.temperature
+    assert interval is not None
+    upper = "more" if interval.upper is None else f"{interval.upper:g}"
+    within = f"{told}: temperature {interval.lower:g} to {upper}"
+    if found.log_e_honest >= needed:
+        return _finding("sampler", "excluded", name, -found.log_e_honest, within)
+    leading = found.log_e_honest
+    more = math.ceil((needed - leading) * found.tokens / leading) if leading > 0 else None
+    detail = f"{within}; {found.hardest} is not yet excluded"
+    return _finding("sampler", "undecided", name, -leading, detail, more)
+
+
+def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
+    """Whether the greedy replies exclude every departure of the weights that could be judged."""
+    judged = [
+        f.decision for f in findings if f.aspect in ("noise", "weights") and f.decision != "not run"
+    ]
+    return bool(judged) and all(decision == "excluded" for decision in judged)
+
+
+def seeks_cause(findings: Sequence[Finding]) -> bool:
+    """Whether a name for an inconsistency is to be sought among noise and builds: not where it is
+    the samples that differ, nor where a penalty is named."""
+    return not any(
+        f.aspect == "sampler" and f.decision in ("detected", "undecided") for f in findings
+    )
+
+
+def may_be_sampled(plan: Plan, report: Report) -> bool:
+    """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
+    return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
+
+
+def wants_samples(report: Report) -> bool:
+    """Whether more samples may decide: none is decided, or what was found has no name yet."""
+    unnamed = any(f.aspect == "sampler" and f.name == UNNAMED for f in report.findings)
+    return report.decision == "inconclusive" or (report.decision == "inconsistent" and unnamed)
 
 
 def _logprob_findings(plan: Plan, evidence: Evidence, column: str | None) -> list[Finding]:
@@ -467,45 +563,31 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     Posterior over one half "noise of no known build" and one half the builds, evenly.
     """
     builds = [name for name in plan.bank if any(name in row.text for row in ledger.rows)]
-    shared = [row for row in ledger.rows if all(name in row.text for name in builds)]
     scale = _noise_scale(plan, evidence)
     like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
-    if not builds or not shared:
+    named = _rank(plan, ledger, builds)
+    if named is None:
         return _finding("cause", "undecided", like, None, "no build was scored")
-    channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
-    honest = honest_scales(TEXT_SCALES, channel)
-    columns = {
-        name: read_rows(both.text(name), TEXT_SCALES, channel) for name in (REFERENCE, *builds)
-    }
-    tokens = sum(row.tokens for row in shared)
-    fits = judge_fits(columns, TEXT_SCALES, honest, tokens=tokens)
-    scores = {"": log_mean_exp(columns[REFERENCE].sum(axis=0)[~honest])}
-    for name in builds:
-        totals = columns[name].sum(axis=0)
-        scores[name] = log_mean_exp(totals[honest]) - math.log(len(builds))
-    ranked = sorted(scores, key=lambda name: -scores[name])
-    best, second = ranked[0], ranked[1]
-    odds = scores[best] - scores[second]
-    posterior = math.exp(scores[best] - log_mean_exp(np.array(list(scores.values())))) / len(scores)
-    if best and posterior >= NAMED_AT:
-        runner = second or "noise of no known build"
+    best, second = named.column, named.second
+    if named.stands_out:
+        runner = second or NO_BUILD
         what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
         detail = (
-            f"{what}; fits {describe_replies(len(shared))} better than {runner}, "
-            f"odds {_odds(odds)} to 1"
+            f"{what}; fits {describe_replies(named.replies)} better than {runner}, "
+            f"odds {_odds(named.log_odds)} to 1"
         )
-        (own,) = (fit for fit in fits if fit.column == best)
+        (own,) = (fit for fit in named.fits if fit.column == best)
         if own.fails(plan.beta):
             detail += (
                 f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
                 "nats per token beyond honest serving of it"
             )
-        return _finding("cause", "detected", best, odds, detail)
+        return _finding("cause", "detected", best, named.log_odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
-        if all(fit.fails(plan.beta) for fit in fits):
-            away = {fit.column: f"{fit.divergence:.2g}" for fit in fits}
-            nearest = next(fit.column for fit in fits if fit.column != REFERENCE)
+        if all(fit.fails(plan.beta) for fit in named.fits):
+            away = {fit.column: f"{fit.divergence:.2g}" for fit in named.fits}
+            nearest = next(fit.column for fit in named.fits if fit.column != REFERENCE)
             like = NOTHING_FITS
             detail = (
                 f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
@@ -513,6 +595,69 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
             )
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
     return _finding("cause", "undecided", like, None, detail)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Named:
+    """The likeliest of some columns and of noise; noise is the empty name."""
+
+    column: str
+    second: str
+    log_odds: float  # of the first against the second
+    stands_out: bool  # it is no noise, and its posterior reaches NAMED_AT
+    penalties: float  # posterior of all penalties together
+    fits: tuple[Fit, ...]  # how well each column, and noise, fits at its best
+    replies: int
+
+
+def _rank(plan: Plan, ledger: Ledger, columns: Sequence[str]) -> _Named | None:
+    """One half noise of any scale, one half the columns, evenly; None: no reply has them all."""
+    shared = [row for row in ledger.rows if all(name in row.text for name in columns)]
+    if not columns or not shared:
+        return None
+    channel, both = plan.calibration.text, Ledger(rows=tuple(shared))
+    honest = honest_scales(TEXT_SCALES, channel)
+    read = {
+        name: read_rows(both.text(name), TEXT_SCALES, channel) for name in (REFERENCE, *columns)
+    }
+    scores = {"": log_mean_exp(read[REFERENCE].sum(axis=0)[~honest])}
+    for name in columns:
+        totals = read[name].sum(axis=0)
+        scores[name] = log_mean_exp(totals[honest]) - math.log(len(columns))
+    ranked = sorted(scores, key=lambda name: -scores[name])
+    best, second = ranked[0], ranked[1]
+    whole = float(np.logaddexp.reduce(list(scores.values())))
+    posterior = {name: math.exp(score - whole) for name, score in scores.items()}
+    return _Named(
+        column=best,
+        second=second,
+        log_odds=scores[best] - scores[second],
+        stands_out=best != "" and posterior[best] >= NAMED_AT,
+        penalties=sum(p for name, p in posterior.items() if name.startswith(SAMPLER)),
+        fits=tuple(judge_fits(read, TEXT_SCALES, honest, tokens=sum(row.tokens for row in shared))),
+        replies=len(shared),
+    )
+
+
+def _named_penalty(plan: Plan, ledger: Ledger) -> _Named | None:
+    """The penalty that greedy replies were made under; None: noise or a build fits as well.
+
+    Whichever penalty it is, all of them together must stand out from what is no penalty.
+    """
+    scored = dict.fromkeys(name for row in ledger.rows for name in row.text)
+    penalties = [name for name in scored if name.startswith(SAMPLER)]
+    found = _rank(plan, ledger, [*penalties, *(name for name in plan.bank if name in scored)])
+    return found if found is not None and found.penalties >= NAMED_AT else None
+
+
+def _penalty_finding(named: _Named) -> Finding:
+    runner = named.second.removeprefix(SAMPLER) or NO_BUILD
+    detail = (
+        f"in greedy replies; fits {describe_replies(named.replies)} better than {runner}, "
+        f"odds {_odds(named.log_odds)} to 1"
+    )
+    name = named.column.removeprefix(SAMPLER)
+    return _finding("sampler", "detected", name, named.log_odds, detail)
 
 
 def _odds(log_odds: float) -> str:
@@ -527,12 +672,13 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    policy = [f for f in findings if f.aspect in ("noise", "weights", "routing")]
-    required = [finding for finding in policy if finding.decision != "not run"]
+    aspects = ("noise", "weights", "routing", "sampler")
+    required = [f for f in findings if f.aspect in aspects and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
         required
         and all(finding.decision == "excluded" for finding in required)
+        and greedy_is_quiet(findings)
         and usage.replies >= plan.min_replies
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
     )
@@ -550,8 +696,12 @@ def _summarise(
     if decision == "inconsistent":
         named = " and ".join(f.name for f in findings if f.aspect in CAUSES)
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
+        differ = f"the replies differ from the published {what} ({named})"
+        if not seeks_cause(findings):
+            named = " and ".join(f.name for f in findings if f.aspect == "sampler")
+            differ = f"the replies are not sampled as asked ({named})"
         return (
-            f"the replies differ from the published {what} ({named}): evidence log e "
+            f"{differ}: evidence log e "
             f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
         )
     if decision == "consistent":
@@ -671,6 +821,7 @@ def count_usage(
     Where the endpoint does not count tokens, ours are counted.
     """
     ours = {row.probe_id: row.tokens + row.left_out for row in ledger.rows}
+    ours |= {row.probe_id: row.tokens + row.left_out for row in ledger.sampled}
     answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
     prompt = sum(answer.prompt_tokens or 0 for answer in answers)
     completion = sum(

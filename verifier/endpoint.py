@@ -41,6 +41,9 @@ _KEPT_OF_HEADER: Final = 200
 _PER_LANE: Final = 8
 _AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
 
+#: Fields that may have been found to make a host greedy, and are not for samples.
+_OF_SAMPLING: Final = ("temperature", "top_k", "top_p")
+
 #: What may come besides tokens, and for each token and each alternative to it, in bytes.
 _ROOM: Final = 2**18
 _ROOM_PER_CANDIDATE: Final = 1024
@@ -348,8 +351,13 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
         top_logprobs=endpoint.top_logprobs if logprobs else None,
         logprobs_form=endpoint.logprobs_form,
         stream=endpoint.stream,
+        temperature=probe.temperature,
     )
-    body = DIALECTS[endpoint.dialect].body(ask) | dict(endpoint.extra_body)
+    extra = {
+        name: value for name, value in endpoint.extra_body.items()
+        if not (probe.temperature and name in _OF_SAMPLING)  # they make a host greedy
+    }  # fmt: skip
+    body = DIALECTS[endpoint.dialect].body(ask) | extra
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 

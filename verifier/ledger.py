@@ -9,7 +9,7 @@ Everything downstream reads this and knows nothing of models or HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ FLOOR = 1e-3
 
 #: How the name of a template column begins; the name of its rendering follows.
 TEMPLATE = "template:"
+
+#: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
+SAMPLER = "sampler:"
 
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
@@ -63,15 +66,27 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SampledRow:
+    """The cells of one reply that was sampled at temperature 1: a section of its own."""
+
+    probe_id: str
+    tokens: int  # completion tokens scored
+    left_out: int
+    cells: dict[str, float]  # sampler -> log p; {}: not scored
+    problem: str | None  # why not
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ledger:
-    """All rows, in the order in which the probes were planned."""
+    """All rows, in the order in which the probes were planned; and those of sampled replies."""
 
     rows: tuple[Row, ...]
+    sampled: tuple[SampledRow, ...] = ()
 
     @property
     def ordinary(self) -> Ledger:
         """The rows of ordinary probes: what calibration speaks of."""
-        return Ledger(rows=tuple(row for row in self.rows if not row.panel))
+        return replace(self, rows=tuple(row for row in self.rows if not row.panel))
 
     def text(self, weights: str = REFERENCE) -> Array:
         """Cells [n, S] of the text channel under `weights`, of the rows scored under them."""
@@ -163,7 +178,7 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         "text_scales": [float(s) for s in TEXT_SCALES],
         "logprob_scales": [float(s) for s in LOGPROB_SCALES],
         "rows": [asdict(row) for row in ledger.rows],
-    }
+    } | ({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {})
 
 
 def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
@@ -196,9 +211,24 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
             )
             for row in value["rows"]
         )
+        sampled = tuple(sampled_row_from_json(row) for row in value.get("sampled", ()))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{where}: malformed ledger ({error!r}); score again") from error
-    return Ledger(rows=rows)
+    return Ledger(rows=rows, sampled=sampled)
+
+
+def sampled_row_from_json(row: dict[str, Any]) -> SampledRow:
+    """One sampled row, read back. Raises KeyError, TypeError or ValueError for a bad one."""
+    cells = {str(name): float(value) for name, value in row["cells"].items()}
+    if not np.isfinite(list(cells.values())).all():
+        raise ValueError("expected finite numbers")
+    return SampledRow(
+        probe_id=str(row["probe_id"]),
+        tokens=int(row["tokens"]),
+        left_out=int(row["left_out"]),
+        cells=cells,
+        problem=None if row["problem"] is None else str(row["problem"]),
+    )
 
 
 def _floats(values: Sequence[float], length: int) -> tuple[float, ...]:

@@ -7,6 +7,7 @@ rates, calibration, digests, seed and versions are all copied into it.
 from __future__ import annotations
 
 import json
+import math
 import platform
 import secrets
 from dataclasses import asdict, replace
@@ -21,11 +22,22 @@ import verifier
 from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
 from verifier.errors import ConfigError
-from verifier.folder import FLEET, PLAN, PROBES, RUN, read_json, read_lines, write_json, write_whole
+from verifier.folder import (
+    FLEET,
+    PLAN,
+    PROBES,
+    RUN,
+    SAMPLED,
+    read_json,
+    read_lines,
+    write_json,
+    write_whole,
+)
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
+from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
 
 #: Version of the plan file.
@@ -37,6 +49,10 @@ BATCHES = (1, 1, 2, 2, 4, 4, 8)
 
 #: Probes drawn for each that the budget would pay at full length: many replies end early.
 SPARE_PROBES = 2
+
+#: Share of the token budget that is kept for sampled replies, where they are asked for. What greedy
+#: replies leave over is theirs as well.
+SAMPLED_BUDGET = 0.5
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
@@ -60,6 +76,9 @@ class Plan(BaseModel):
     min_replies: Count
     budget_completion_tokens: Count
     budget_usd: Annotated[float, Field(ge=0)] | None = None
+    budget_sampled_tokens: Count = 0  # kept of the budget for sampled replies
+    samplers: dict[str, dict[str, float]] = {}  # columns of sampled replies; {}: none are asked for
+    honest_samplers: tuple[str, ...] = ()  # those of them that an honest host may use
     top_logprobs: Count
     max_attempts: Annotated[int, Field(ge=1)]
     prices: Prices | None
@@ -129,6 +148,13 @@ def make_plan(
             "audit.policy: names no departure; list some under noise, builds or routed"
         )
     least = audit.min_replies * audit.max_tokens
+    sampled = int(SAMPLED_BUDGET * audit.budget_completion_tokens) if audit.sampler else 0
+    if sampled and audit.budget_completion_tokens - sampled < least:
+        raise ConfigError(
+            f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot pay for "
+            f"{audit.min_replies} replies of {audit.max_tokens} tokens beside the samples that "
+            f"audit.sampler asks for; allow {math.ceil(least / (1 - SAMPLED_BUDGET))} or more"
+        )
     if audit.budget_completion_tokens < least:
         raise ConfigError(
             f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot pay for "
@@ -152,6 +178,7 @@ def make_plan(
         SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens),
         sum(family.size for family in pool.families if family.kind in kinds),
     )
+    columns = sampler_columns(card.sampling) if audit.sampler else {}
     probes = draw(pool, seed=seed, count=count, max_tokens=audit.max_tokens, kinds=audit.kinds)
     settings = tuple(audit.template_settings.items())
     if settings and config.endpoint.dialect != "chat":
@@ -171,6 +198,9 @@ def make_plan(
         min_replies=audit.min_replies,
         budget_completion_tokens=audit.budget_completion_tokens,
         budget_usd=audit.budget_usd,
+        budget_sampled_tokens=sampled,
+        samplers={n: changed(s) for n, s in columns.items()},
+        honest_samplers=tuple(map(name_of, honest_samplers(card.sampling))) if columns else (),
         top_logprobs=audit.top_logprobs,
         max_attempts=config.endpoint.max_attempts,
         prices=config.prices,
@@ -188,6 +218,23 @@ def make_plan(
         calibration=calibration,
     )
     return plan, probes
+
+
+def make_sampled(config: RunFile, plan: Plan, pool: Pool, drawn: int) -> tuple[Probe, ...]:
+    """The probes asked at temperature 1, drawn after the `drawn` greedy ones; none unless asked."""
+    audit = config.audit
+    if not plan.samplers:
+        return ()
+    kinds = pool.kinds if audit.kinds is None else audit.kinds
+    count = min(
+        SPARE_PROBES * (plan.budget_completion_tokens // audit.max_tokens),
+        sum(family.size for family in pool.families if family.kind in kinds) - drawn,
+    )
+    probes = draw(
+        pool, seed=plan.seed, count=drawn + count, max_tokens=audit.max_tokens, kinds=audit.kinds
+    )
+    settings = tuple(audit.template_settings.items())
+    return tuple(replace(p, settings=settings, temperature=1.0) for p in probes[drawn:])
 
 
 def versions() -> dict[str, str]:
@@ -224,7 +271,11 @@ def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: in
 def forecast_run(run: Path) -> tuple[Priced, Priced]:
     """What a planned run may cost, as expected and at most."""
     plan = read_plan(run)
-    expected, most = forecast(read_probes(run), max_tokens=plan.max_tokens, ceiling=plan.ceiling)
+    expected, most = forecast(
+        (*read_probes(run), *read_probes(run, name=SAMPLED)),
+        max_tokens=plan.max_tokens,
+        ceiling=plan.ceiling,
+    )
 
     def price(amount: Amount) -> Priced:
         usd = amount.usd(plan.prices)
@@ -238,11 +289,19 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
 # -- in the run folder -------------------------------------------------------------------------
 
 
-def write_plan(run: Path, run_file: str, plan: Plan, probes: tuple[Probe, ...]) -> None:
+def write_plan(
+    run: Path,
+    run_file: str,
+    plan: Plan,
+    probes: tuple[Probe, ...],
+    sampled: tuple[Probe, ...] = (),
+) -> None:
     """Write run file, probes and plan; the plan last, so that with it the others are there."""
     run.mkdir(parents=True, exist_ok=True)
     write_whole(run / RUN, run_file)
     write_probes(run, probes)
+    if sampled:
+        write_probes(run, sampled, name=SAMPLED)
     write_json(run / PLAN, plan.model_dump(mode="json"))
 
 
@@ -287,6 +346,7 @@ def _read_probe(line: dict[str, Any], *, where: str) -> Probe:
             tools=tuple(Tool(**_texts(tool)) for tool in line.get("tools", ())),
             settings=tuple((str(name), _setting(v)) for name, v in line.get("settings", ())),
             today=_optional(line.get("today")),
+            temperature=float(line.get("temperature", 0.0)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(

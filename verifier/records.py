@@ -49,7 +49,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """One question, asked once, at temperature 0."""
+    """One question, asked once: at temperature 0, unless its samples are what is judged."""
 
     id: str
     kind: str
@@ -58,6 +58,7 @@ class Probe:
     tools: tuple[Tool, ...] = ()
     settings: tuple[tuple[str, bool | str], ...] = ()  # of the template, e.g. enable_thinking
     today: str | None = None  # the day a template may print, ISO 8601; None: whenever it is read
+    temperature: float = 0.0  # above 0: asked with top_p 1 as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +153,15 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SamplerRequest:
+    """A sampled reply to score under many samplers, by the positions `kept` of it."""
+
+    prompt_ids: tuple[int, ...]
+    reply_ids: tuple[int, ...]
+    kept: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReplyScore:
     """What an engine says of one reply; every tuple has one entry per reply token (nats)."""
 
@@ -176,6 +186,12 @@ class GenerateRequest:
     top_logprobs: int = 0  # how many alternatives to return per position
     stop: tuple[str, ...] = ()
     past_end: bool = False  # whether to run on past the end of the turn: a fault to serve
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    drop_best: float = 0.0  # how often the likeliest token is passed over: a fault to serve
+    rare: float = 0.0  # how often any token at all is put in its place: a fault to serve
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,8 +209,8 @@ class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
     #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
-    #: "logprobs", "samples" (against the probabilities reported with them), "template",
-    #: "substitution" (a part of the replies), "cause" or "shown prompt".
+    #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
+    #: are drawn), "template", "substitution" (a part of the replies), "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str

@@ -14,16 +14,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from verifier.align import Aligned, Vocabulary, align, read_past_end, reread
-from verifier.engines import Engine
+from verifier.engines import NO_DISTRIBUTION, Engine
 from verifier.errors import ConfigError
-from verifier.folder import LEDGER, SCORES, append_line, read_lines, write_json
+from verifier.folder import (
+    LEDGER,
+    SAMPLED_SCORES,
+    SCORES,
+    append_line,
+    read_lines,
+    write_json,
+)
 from verifier.ledger import (
     FLOOR,
+    SAMPLER,
     TEMPLATE,
     Ledger,
     Row,
+    SampledRow,
     ledger_to_json,
     logprob_cells,
+    sampled_row_from_json,
     text_cells,
 )
 from verifier.prompts import prompt_of
@@ -33,17 +43,22 @@ from verifier.records import (
     Probe,
     Reply,
     ReplyScore,
+    SamplerRequest,
     ScoreRequest,
 )
 from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.changes import Renderer
 from verifier.renderings.panel import PANEL_KIND
+from verifier.samplers import Sampler
 
 #: Replies scored between two writes.
 CHUNK = 16
 
 #: How often a text is read anew; what is still doubtful then is left out whole.
 MAX_READINGS = 4
+
+#: Why a sampled reply is set aside that came without its tokens.
+NO_TOKENS = "the endpoint does not name the tokens of its replies"
 
 #: Decimals kept of a log-probability: far below any noise, and half the bytes.
 DECIMALS = 6
@@ -76,12 +91,14 @@ def score_replies(
     templates: Sequence[str] = (),
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
+    penalties: Mapping[str, Sampler] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
+    `penalties` are samplers under whose penalties they score the replies too.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
@@ -117,12 +134,22 @@ def score_replies(
         for scored in _score_templates(asked, missing, done, engine, tokenizer):
             done[scored.probe_id, scored.weights] = scored
             append_line(run / SCORES, _to_json(scored))
+    new = [] if not penalties else [
+        (probe, done[probe.id, REFERENCE].aligned) for probe, _ in replies
+        if (probe.id, SAMPLER + next(iter(penalties))) not in done
+    ]  # fmt: skip
+    for start in range(0, len(new), CHUNK):
+        some = new[start : start + CHUNK]
+        for scored in _score_penalties(some, penalties or {}, engine, tokenizer):
+            done[scored.probe_id, scored.weights] = scored
+            append_line(run / SCORES, _to_json(scored))
     ledger = build_ledger(
         probes if every is None else every,
         list(done.values()),
         counts={name: o.prompt_tokens for name, o in outcomes.items() if isinstance(o, Reply)},
         lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
     )
+    ledger = replace(ledger, sampled=read_sampled(run))
     write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
     return ledger
 
@@ -246,6 +273,28 @@ def _score(
     ]
 
 
+def _score_penalties(
+    readings: Sequence[tuple[Probe, Aligned]],
+    penalties: Mapping[str, Sampler],
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Greedy replies under the published weights, as a host with a penalty would choose."""
+    requests = [
+        ScoreRequest(prompt_ids=_prompt_ids(probe, tokenizer), reply_ids=aligned.reply_ids)
+        for probe, aligned in readings
+    ]
+    scores = engine.score_penalized(requests, tuple(penalties.values()))
+    return [
+        Scored(
+            probe_id=probe.id, weights=SAMPLER + name, score=_rounded(score),
+            aligned=replace(aligned, candidates=None, reported=None),
+        )
+        for (probe, aligned), each in zip(readings, scores, strict=True)
+        for name, score in zip(penalties, each, strict=True)
+    ]  # fmt: skip
+
+
 def _prompt_ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:
     """The published prompt of a probe. Raises RenderingError when the template refuses it."""
     return tokenizer.encode_prompt(tokenizer.render_text(prompt_of(probe)))
@@ -308,6 +357,86 @@ def _run_past_end(
         (raw,) = engine.score([replace(request, reply_ids=aligned.reply_ids)])
         score = _rounded(raw)
     return aligned, score
+
+
+# -- sampled replies ---------------------------------------------------------------------------
+
+
+def score_sampled(
+    run: Path,
+    probes: Sequence[Probe],
+    outcomes: Mapping[str, Outcome],
+    *,
+    engine: Engine,
+    tokenizer: Reader,
+    samplers: Mapping[str, Sampler],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Score every sampled reply that lacks it under every sampler; `score_replies` then writes the
+    ledger.
+
+    Only replies whose tokens the endpoint names are read. A sampled text may have come by other
+    tokens than its usual ones, and leaving those places out would leave out the unlikely ones.
+    """
+    done = {row.probe_id for row in read_sampled(run)}
+    replies = [
+        (probe, outcome)
+        for probe in probes
+        if probe.id not in done and isinstance(outcome := outcomes.get(probe.id), Reply)
+    ]
+    if replies and engine.scores_samplers:
+        engine.load_variant(REFERENCE)
+    for start in range(0, len(replies), CHUNK):
+        chunk = replies[start : start + CHUNK]
+        readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in chunk]
+        problems = [_why_not(aligned, engine) for aligned in readings]
+        requests = [
+            SamplerRequest(
+                prompt_ids=_prompt_ids(probe, tokenizer),
+                reply_ids=aligned.reply_ids,
+                kept=tuple(_kept(aligned)),
+            )
+            for (probe, _), aligned, problem in zip(chunk, readings, problems, strict=True)
+            if problem is None
+        ]
+        scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
+        for (probe, _), aligned, problem in zip(chunk, readings, problems, strict=True):
+            cells = (
+                {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
+                if problem is None
+                else {}
+            )
+            kept = len(_kept(aligned)) if problem is None else 0
+            row = SampledRow(
+                probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept,
+                cells=cells, problem=problem,
+            )  # fmt: skip
+            append_line(run / SAMPLED_SCORES, asdict(row))
+        if progress:
+            progress(start + len(chunk), len(replies))
+
+
+def _why_not(aligned: Aligned, engine: Engine) -> str | None:
+    """Why a sampled reply is not scored; None: it is."""
+    if not engine.scores_samplers:
+        return NO_DISTRIBUTION
+    if aligned.by == "text":
+        return aligned.problem or NO_TOKENS
+    return None
+
+
+def read_sampled(run: Path) -> tuple[SampledRow, ...]:
+    """The sampled rows of a run folder, as they were scored. Raises ConfigError for a bad line."""
+    path, found = run / SAMPLED_SCORES, []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            found.append(sampled_row_from_json(line))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{path}:{number}: malformed score ({error!r}); remove the file and run "
+                "`verifier score` again"
+            ) from error
+    return tuple(found)
 
 
 # -- the scores file ---------------------------------------------------------------------------

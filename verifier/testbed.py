@@ -36,6 +36,7 @@ from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
 from verifier.records import REFERENCE, GenerateRequest, Generation
 from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
+from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
     Event,
     MessagesBody,
@@ -66,23 +67,42 @@ _GRACE_S: Final = 5  # how long requests under way may go on once the server is 
 _NOT_STARTED: Final = "the testbed host did not start: its app failed while starting"
 
 
-#: How the name of a template fault begins, and what stands between two faults served together.
+#: How the names of template and sampler faults begin, and what stands between faults served
+#: together.
 _TEMPLATE: Final = "template:"
+_SAMPLER: Final = "sampler:"
 _AND: Final = "+"
+
+#: Sampler faults that `list_faults` shows; any other number may be given.
+_SAMPLERS: Final = {
+    "temperature=0.9": "samples are drawn at this temperature, whatever was asked",
+    "top-k=40": "samples are drawn from so many tokens, whatever was asked",
+    "top-p=0.95": "samples are drawn from this share of the distribution",
+    "min-p=0.05": "tokens below this share of the likeliest are never drawn",
+    "repetition-penalty=1.1": "tokens of prompt and reply are penalized, in greedy replies too",
+    "presence-penalty=0.5": "tokens of the reply are penalized once, in greedy replies too",
+    "frequency-penalty=0.5": "tokens of the reply are penalized each time, in greedy replies too",
+    "drop-best=0.02": "the likeliest token is passed over now and then, in greedy replies too",
+    "rare=0.01": "any token at all is put in now and then, in greedy replies too",
+}
+
+#: Settings that mean nothing where the likeliest token is taken.
+_OF_SAMPLES: Final = ("temperature", "top_k", "top_p", "min_p")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a host serves: weights of the bank, and a rendering of the catalogue."""
+    """What a host serves: weights of the bank, a rendering of the catalogue, and its sampler."""
 
     weights: str
     rendering: Rendering
+    sampler: tuple[tuple[str, float], ...] = ()  # settings that stand for what was asked
 
 
 def list_faults() -> list[tuple[str, str]]:
     """Name and one-line summary of everything the testbed can serve; "none" is honest.
 
-    A weights fault and a template fault can be served together, with a plus sign between them.
+    One fault of each kind can be served together, with a plus sign between them.
     """
     honest = ("none", "the published weights, as they are")
     weights = [(variant.name, variant.summary) for variant in VARIANTS.values()]
@@ -91,7 +111,8 @@ def list_faults() -> list[tuple[str, str]]:
         for entry in catalogue().values()
         if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
     ]
-    return [honest, *weights, *renderings]
+    samplers = [(_SAMPLER + name, summary) for name, summary in _SAMPLERS.items()]
+    return [honest, *weights, *renderings, *samplers]
 
 
 def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
@@ -101,14 +122,16 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     """
     found: dict[str, str] = {}
     for part in name.split(_AND):
-        kind = "template" if part.startswith(_TEMPLATE) else "weights"
+        prefix = next((p for p in (_TEMPLATE, _SAMPLER) if part.startswith(p)), "")
+        kind = prefix.removesuffix(":") or "weights"
         if kind in found:
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
-        found[kind] = part.removeprefix(_TEMPLATE)
+        found[kind] = part.removeprefix(prefix)
     weights = found.get("weights", "none")
     return Fault(
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
         rendering=served(found.get("template", REFERENCE), catalogue),
+        sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),
     )
 
 
@@ -116,11 +139,15 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
 
 
 def _answer_batch(
-    engine: Engine, tokenizer: Tokenizer, rendering: Rendering, bodies: Sequence[Body]
+    engine: Engine,
+    tokenizer: Tokenizer,
+    rendering: Rendering,
+    sampler: Mapping[str, float],
+    bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
     requests = [_read(body, tokenizer, rendering) for body in bodies]
-    ready = [request for request in requests if isinstance(request, GenerateRequest)]
+    ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     return [
         request if isinstance(request, WireError) else _read_answer(request, next(found), tokenizer)
@@ -144,6 +171,14 @@ def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateReq
     if strange is not None:
         return WireError(f"prompt: no token has the id {strange}", param="prompt")
     return request_of(body, body.prompt)
+
+
+def _resampled(request: GenerateRequest, sampler: Mapping[str, float]) -> GenerateRequest:
+    """The request as a host with a sampler fault takes it: greedy ones stay greedy."""
+    greedy = request.temperature == 0
+    settings = {n: v for n, v in sampler.items() if not (greedy and n in _OF_SAMPLES)}
+    changes: dict[str, Any] = settings
+    return replace(request, **changes)
 
 
 def _read_answer(request: GenerateRequest, made: Generation, tokenizer: Tokenizer) -> Answer:
@@ -249,6 +284,7 @@ def create_app(
     *,
     model: str,
     rendering: Rendering = PUBLISHED,
+    sampler: Mapping[str, float] | None = None,
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
@@ -259,7 +295,8 @@ def create_app(
     It speaks OpenAI's chat, text completions and Responses, and Anthropic's Messages.
 
     Chats are rendered by `rendering`: the published template, or a template fault. With
-    `shows_prompts` what was rendered is shown to who asks, as vLLM does.
+    `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
+    of `sampler` stand for those that are asked for.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -270,7 +307,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering),
+            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}),
             max_batch=max_batch,
             window_s=window_s,
         )

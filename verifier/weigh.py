@@ -4,14 +4,16 @@ Null: the replies come from the published weights with logit noise of a scale at
 honest one (and reported log-probabilities that differ by at most theirs). The evidence against it
 is a mixture, with weights fixed in advance, of e-processes: noise above the honest scale, each
 build that the policy names, the reported log-probabilities, a share of replies from something else
-(`substitution`), and, where they were scored, the template columns. Assumptions: replies are
-independent, and the calibrated model of a row holds (`stats`). Pure arithmetic.
+(`substitution`), and, where they were scored, the template columns. In an audit that asks for
+samples a share is their own (`sampling`). Assumptions: replies are independent, and the calibrated
+model of a row holds (`stats`). Pure arithmetic.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +22,8 @@ from verifier.calibration import Channel
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
 from verifier.renderings.catalogue import entries_named
+from verifier.samplers import Sampler
+from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
 from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
@@ -51,6 +55,8 @@ class Evidence:
     logprob_interval: Interval | None
     shares: ShareEvidence | None  # of a part of the replies; None: judged by another measure
     templates: TemplateEvidence | None  # None: no other rendering is in the ledger
+    samplers: SamplerEvidence | None  # None: the plan asks for no samples
+    log_e_greedy: float  # of everything but the samples, against honest serving
     log_e: float  # of everything, against honest serving
 
 
@@ -85,10 +91,18 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
             [(weights[0], everything - math.log(weights[0])), (weights[1], templates.log_e)]
         )
     level = 1 - plan.beta
+    interval = confidence_sequence(text, TEXT_SCALES, level=level)
+    samplers, of_greedy = None, everything
+    if plan.samplers:
+        samplers = weigh_samplers(
+            ledger.sampled, planned_samplers(plan), plan.honest_samplers, level=level,
+            noise=None if interval is None else interval.upper,
+        )  # fmt: skip
+        everything = mix_log_e([(1 - SAMPLER_SHARE, of_greedy), (SAMPLER_SHARE, samplers.log_e)])
     return Evidence(
         rows=len(text),
         text=text,
-        interval=confidence_sequence(text, TEXT_SCALES, level=level),
+        interval=interval,
         log_e_noise=noise,
         log_e_builds=builds,
         log_e_logprob=of_logprob,
@@ -96,8 +110,19 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         logprob_interval=confidence_sequence(logprob, LOGPROB_SCALES, level=level),
         shares=shares,
         templates=templates,
+        samplers=samplers,
+        log_e_greedy=of_greedy,
         log_e=everything,
     )
+
+
+def planned_samplers(plan: Plan) -> dict[str, Sampler]:
+    """The samplers of a plan by name."""
+    found = {}
+    for name, settings in plan.samplers.items():
+        changes: dict[str, Any] = dict(settings)
+        found[name] = Sampler(**changes)
+    return found
 
 
 def named_column(plan: Plan, evidence: Evidence) -> str | None:

@@ -43,6 +43,7 @@ _KINDS: Final = {
     "weights": "one exact build",
     "logprobs": "reported logprobs",
     "routing": "share of requests",
+    "sampler": "how it samples",
 }
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "cause")

@@ -29,6 +29,7 @@ class Ask:
     top_logprobs: int | None  # None: no log-probabilities
     logprobs_form: LogprobsForm
     stream: bool
+    temperature: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,13 @@ class Dialect:
     body: Callable[[Ask], dict[str, Any]]
     read: Callable[[dict[str, Any]], View]  # raises Unreadable
     assemble: Callable[[str], dict[str, Any]]  # a stream to one answer; raises BrokenStream
+
+
+def sampling(ask: Ask) -> dict[str, Any]:
+    """How to sample: greedily, or at a temperature with everything else left in, said outright."""
+    if ask.temperature == 0:
+        return {"temperature": 0}
+    return {"temperature": ask.temperature, "top_p": 1}
 
 
 def bearer(key: str) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from verifier.dialects import (
     items,
     kind_of,
     member,
+    sampling,
     text_of,
 )
 from verifier.prompts import wire_message
@@ -30,7 +31,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         "model": ask.model,
         "messages": [wire_message(message) for message in ask.messages],
         "max_tokens": ask.max_tokens,
-        "temperature": 0,
+        **sampling(ask),
         "stream": ask.stream,
         **ask.extras,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, kind_of, member
+from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, kind_of, member, sampling
 from verifier.dialects.chat import STREAM_OPTIONS, first_choice
 from verifier.stream import assemble_text
 
@@ -15,7 +15,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         "model": ask.model,
         "prompt": ask.prompt if isinstance(ask.prompt, str) else list(ask.prompt),
         "max_tokens": ask.max_tokens,
-        "temperature": 0,
+        **sampling(ask),
         "stream": ask.stream,
     }
     if ask.stream:

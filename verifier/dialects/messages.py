@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, member, text_of
+from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, member, sampling, text_of
 from verifier.stream import BrokenStream, read_events
 
 #: The version of the interface that the bodies here are written in.
@@ -27,7 +27,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         "messages": [
             {"role": m.role, "content": m.content} for m in ask.messages if m.role != "system"
         ],
-        "temperature": 0,
+        **sampling(ask),
         "stream": ask.stream,
     }
     system = "\n".join(m.content for m in ask.messages if m.role == "system")

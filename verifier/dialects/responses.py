@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, items, member, text_of
+from verifier.dialects import (
+    Ask,
+    Dialect,
+    Unreadable,
+    View,
+    bearer,
+    items,
+    member,
+    sampling,
+    text_of,
+)
 from verifier.stream import BrokenStream, read_events
 
 LOGPROBS: Final = "message.output_text.logprobs"
@@ -18,7 +28,7 @@ def _body(ask: Ask) -> dict[str, Any]:
         "model": ask.model,
         "input": [{"role": m.role, "content": m.content} for m in ask.messages],
         "max_output_tokens": ask.max_tokens,
-        "temperature": 0,
+        **sampling(ask),
         "store": False,
         "stream": ask.stream,
     }

@@ -12,10 +12,18 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
-from verifier.engines import TOP_K, prompt_logprobs
+from verifier.engines import NO_DISTRIBUTION, NO_FAULT, TOP_K, prompt_logprobs
 from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
 from verifier.errors import ConfigError
-from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    ReplyScore,
+    SamplerRequest,
+    ScoreRequest,
+)
+from verifier.samplers import Sampler, is_plain
 
 #: Prompts sent in one request, and log-probabilities that one response may hold.
 PROMPTS_PER_REQUEST = 16
@@ -95,6 +103,24 @@ class RemoteEngine:
 
     # -- scoring -------------------------------------------------------------------------------
 
+    @property
+    def scores_samplers(self) -> bool:
+        return False  # vLLM gives the largest log-probabilities, never the whole distribution
+
+    def score_samplers(
+        self,
+        requests: Sequence[SamplerRequest],  # noqa: ARG002 - the protocol's
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[float, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
+    def score_penalized(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[ReplyScore, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
         for request in requests:
@@ -151,6 +177,8 @@ class RemoteEngine:
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         found: list[Generation] = []
         for request in requests:
+            if not is_plain(request):
+                raise ConfigError(NO_FAULT)
             self._refuse_longer(len(request.prompt_ids) + request.max_tokens)
             (choice,) = self._complete(
                 prompt=[list(request.prompt_ids)],

@@ -6,10 +6,13 @@ The home of transformers' models. Works on CPU or one GPU.
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
@@ -19,7 +22,15 @@ from verifier.bank import Transform, find_variant, is_linear, is_variant
 from verifier.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
 from verifier.engines import TOP_K
 from verifier.errors import ConfigError
-from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    ReplyScore,
+    SamplerRequest,
+    ScoreRequest,
+)
+from verifier.samplers import Sampler, distribution, is_plain, penalized, row_cells
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -141,6 +152,40 @@ class TransformersEngine:
                 scores[index] = found
         return [scores[i] for i in range(len(requests))]
 
+    @property
+    def scores_samplers(self) -> bool:
+        return True
+
+    @torch.inference_mode()
+    def score_samplers(
+        self, requests: Sequence[SamplerRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[float, ...]]:
+        cells: dict[int, tuple[float, ...]] = {}
+        for batch in self._batches([r.prompt_ids + r.reply_ids for r in requests]):
+            some = [requests[i] for i in batch]
+            for index, logits in zip(batch, self._reply_logits(some), strict=True):
+                cells[index] = row_cells(
+                    logits.cpu().numpy(), prompt_ids=requests[index].prompt_ids,
+                    reply_ids=requests[index].reply_ids, kept=requests[index].kept,
+                    samplers=samplers,
+                )  # fmt: skip
+        return [cells[i] for i in range(len(requests))]
+
+    @torch.inference_mode()
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        scores: dict[int, tuple[ReplyScore, ...]] = {}
+        for batch in self._batches([r.prompt_ids + r.reply_ids for r in requests]):
+            some = [requests[i] for i in batch]
+            for index, logits in zip(batch, self._reply_logits(some), strict=True):
+                request = replace(requests[index], candidates=None)
+                each = (_penalized(logits.cpu(), request, sampler) for sampler in samplers)
+                scores[index] = tuple(
+                    _reply_score(torch.log_softmax(changed, dim=-1), request) for changed in each
+                )
+        return [scores[i] for i in range(len(requests))]
+
     def _batches(self, rows: Sequence[tuple[int, ...]]) -> list[list[int]]:
         """Group indices of rows that begin alike and are of similar length, within the limit."""
         batches: list[list[int]] = []
@@ -177,15 +222,20 @@ class TransformersEngine:
         return [*joined, *several]
 
     def _score(self, batch: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        return [
+            _reply_score(torch.log_softmax(logits, dim=-1), request)
+            for logits, request in zip(self._reply_logits(batch), batch, strict=True)
+        ]
+
+    def _reply_logits(
+        self, batch: Sequence[ScoreRequest] | Sequence[SamplerRequest]
+    ) -> Iterator[torch.Tensor]:
+        """Logits [T, V] in float32 before each token of each reply."""
         rows = [r.prompt_ids + r.reply_ids for r in batch]
         keep = max(len(r.reply_ids) for r in batch) + 1
         logits, _, _ = self._run(rows, keep=keep, apart=min(len(r.prompt_ids) for r in batch) - 1)
-        found = []
-        for row, request in zip(logits, batch, strict=True):
-            length = len(request.reply_ids)
-            logp = torch.log_softmax(row[len(row) - length - 1 : -1].float(), dim=-1)  # [T, V]
-            found.append(_reply_score(logp, request))
-        return found
+        for row, length in zip(logits, [len(r.reply_ids) for r in batch], strict=True):
+            yield row[len(row) - length - 1 : -1].float()
 
     def _run(
         self, rows: Sequence[tuple[int, ...]], *, keep: int, apart: int
@@ -307,6 +357,15 @@ def _rounded_to(
     return rounded
 
 
+def _penalized(logits: torch.Tensor, request: ScoreRequest, sampler: Sampler) -> torch.Tensor:
+    """Logits [T, V] of a reply after the penalties of a sampler."""
+    rows = [
+        penalized(row, request.prompt_ids, Counter(request.reply_ids[:t]), sampler)
+        for t, row in enumerate(logits.numpy())
+    ]
+    return torch.from_numpy(np.stack(rows))
+
+
 def _reply_score(logp: torch.Tensor, request: ScoreRequest) -> ReplyScore:
     """Reduce log-probabilities [T, V] to what a score holds."""
     chosen = torch.tensor(request.reply_ids, device=logp.device)
@@ -353,7 +412,7 @@ class _Going:
     def extend(self, logits: torch.Tensor) -> None:
         """Choose the next token from logits [V]."""
         request = self._request
-        token = _sample(logits, request, self._rng)
+        token = _sample(logits, request, self._rng, self.token_ids)
         logp = torch.log_softmax(logits, dim=-1)
         self.token_ids.append(token)
         self._logprobs.append(float(logp[token]))
@@ -382,8 +441,14 @@ class _Going:
         )
 
 
-def _sample(logits: torch.Tensor, request: GenerateRequest, rng: torch.Generator) -> int:
-    """Greedy at temperature 0, else temperature, then top-k, then top-p."""
+def _sample(
+    logits: torch.Tensor, request: GenerateRequest, rng: torch.Generator, said: Sequence[int]
+) -> int:
+    """Greedy at temperature 0, else temperature, then top-k, then top-p; faults as `samplers` has
+    them."""
+    if not is_plain(request):
+        found = torch.from_numpy(distribution(logits.numpy(), request, said))
+        return int(torch.multinomial(found, 1, generator=rng))
     if request.temperature == 0:
         return int(logits.argmax())
     probabilities = torch.softmax(logits / request.temperature, dim=-1)

