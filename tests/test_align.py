@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from fakes_engine import EOS, TURN, FakeTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from verifier.align import Aligned, align, read_past_end, reread
+from verifier.align import Aligned, align, keep_reading, read_past_end, reread
 from verifier.records import Candidate, Reply, ReplyScore, ReportedToken
 
 TOKENIZER = FakeTokenizer()
@@ -246,6 +248,19 @@ def test_a_reading_that_the_model_agrees_with_stands() -> None:
 def test_a_model_that_wanted_another_text_is_no_reason_to_read_again(other: int) -> None:
     """That is the evidence."""
     assert reread(read_text(" is the"), preferring(IS, other, EOS), TOKENIZER) is None
+
+
+def test_a_reading_that_is_kept_leaves_out_what_another_spells_otherwise() -> None:
+    """From the first token that differs to the next common boundary; another spelling's own end."""
+    before = read_text(" is the of")
+    other = reread(before, preferring(IS, SPACE, OF, EOS), TOKENIZER)
+    assert other is not None
+
+    kept = keep_reading(before, other, TOKENIZER)
+    assert (kept.reply_ids, kept.left_out) == (before.reply_ids, {1})
+    back = keep_reading(other, before, TOKENIZER)
+    assert (back.reply_ids, back.left_out) == (other.reply_ids, {1, 2})
+    assert keep_reading(before, replace(before, left_out=frozenset({2})), TOKENIZER).left_out == {2}
 
 
 def test_a_tokenization_of_the_same_text_that_the_model_prefers_is_taken() -> None:

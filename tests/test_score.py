@@ -519,12 +519,15 @@ def test_a_reply_of_nothing_but_broken_characters_is_an_empty_row(tmp_path: Path
 class Fickle(CountingEngine):
     """Would have written a word as its space and its letters, another word at each reading.
 
-    `words` says how often it changes its mind.
+    `words` says how often it changes its mind, `likelier` whether what it would have written is
+    likelier as a whole, or only begins so.
     """
 
-    def __init__(self, words: int) -> None:
+    def __init__(self, words: int, *, likelier: bool = True) -> None:
         super().__init__()
         self._left = words
+        self._step = 1.0 if likelier else -1.0
+        self._first = -1000.0
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         found = super().score(requests)
@@ -538,7 +541,9 @@ class Fickle(CountingEngine):
                 self._left -= 1
                 top[position] = SPACE
                 break
-        return replace(score, top_ids=tuple(top))
+        self._first += self._step
+        logprobs = (self._first, *(0.0 for _ in top[1:]))
+        return replace(score, top_ids=tuple(top), logprobs=logprobs)
 
 
 def test_a_text_is_read_as_the_reference_would_have_written_it(tmp_path: Path) -> None:
@@ -555,6 +560,21 @@ def test_a_text_is_read_as_the_reference_would_have_written_it(tmp_path: Path) -
     assert scored.aligned.reply_ids[1] == SPACE
     assert scored.aligned.left_out == {1, 2, 3, 4, 5}  # the space and the letters of "says"
     assert (row.tokens, row.left_out) == (2, 5)  # " model" and the end of turn
+
+
+def test_a_spelling_that_only_begins_well_is_not_taken(tmp_path: Path) -> None:
+    """The likelier one stands, and the word is left out: what follows is read after the truth."""
+    (probe,) = make_probes(1, max_tokens=16)
+    engine = Fickle(words=1, likelier=False)
+    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, " model says")}
+    (row,) = score(tmp_path, [probe], outcomes, engine=engine).rows
+    (scored,) = read_scores(tmp_path)
+
+    assert len(engine.scored) == 2
+    assert scored.aligned.reply_ids == (*TOKENIZER.encode(" model says"), EOS)
+    assert scored.aligned.left_out == {1}
+    assert scored.score.logprobs[0] == -1001.0
+    assert (row.tokens, row.left_out) == (2, 1)
 
 
 def test_a_text_that_stays_doubtful_is_left_out_whole(tmp_path: Path) -> None:

@@ -165,6 +165,23 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
     return None
 
 
+def keep_reading(aligned: Aligned, other: Aligned, vocabulary: Vocabulary) -> Aligned:
+    """A reading as it was, without the positions that `other` spells with other tokens.
+
+    Of two spellings of one text the likelier is what was generated: a model's likeliest token may
+    begin a word that it would never have gone on with.
+    """
+    pairs = enumerate(zip(aligned.reply_ids, other.reply_ids, strict=False))
+    at = next((t for t, (one, two) in pairs if one != two), None)
+    if at is None:
+        return other
+    offsets = _offsets(aligned.reply_ids, vocabulary)
+    common = set(_offsets(other.reply_ids, vocabulary)[at + 1 :])
+    after = range(at + 1, len(offsets))
+    end = next((t for t in after if offsets[t] in common), len(offsets))
+    return _leaving_out(aligned, set(range(at, end)))
+
+
 def read_past_end(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
     """The reading of a host that runs on past the end of the turn; None when nothing changes.
 

@@ -13,7 +13,14 @@ from operator import index
 from pathlib import Path
 from typing import Any, Protocol
 
-from verifier.align import Aligned, Vocabulary, align, read_past_end, reread
+from verifier.align import (
+    Aligned,
+    Vocabulary,
+    align,
+    keep_reading,
+    read_past_end,
+    reread,
+)
 from verifier.engines import NO_DISTRIBUTION, Engine
 from verifier.errors import ConfigError
 from verifier.folder import (
@@ -231,7 +238,12 @@ def _read_and_score(
             [probes[i] for i in changed], list(changed.values()), REFERENCE, engine, tokenizer
         )
         for i, scored in zip(changed, again, strict=True):
-            found[i] = scored
+            likelier = sum(scored.score.logprobs) >= sum(found[i].score.logprobs)
+            if likelier or reading == MAX_READINGS:
+                found[i] = scored
+            else:
+                kept = keep_reading(found[i].aligned, scored.aligned, tokenizer)
+                found[i] = replace(found[i], aligned=kept)
         doubtful = list(changed)
     return found
 
