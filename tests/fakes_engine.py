@@ -163,6 +163,7 @@ class FakeEngine:
         self._noise = noise or {}
         self._busy = threading.Lock()
         self.loaded = REFERENCE
+        self._drawn: Counter[tuple[int, ...]] = Counter()
         self.batches: list[tuple[GenerateRequest, ...]] = []
         self.threads: set[str] = set()
         self.failures: list[Exception] = []
@@ -269,7 +270,9 @@ class FakeEngine:
         )
 
     def _generate(self, request: GenerateRequest) -> Generation:
-        rng = np.random.default_rng(request.seed)
+        self._drawn[request.prompt_ids] += 1  # without a seed each draw is another, yet repeatable
+        nth = [_digest(request.prompt_ids), self._drawn[request.prompt_ids]]
+        rng = np.random.default_rng(nth if request.seed is None else request.seed)
         ids: list[int] = []
         logprobs: list[float] = []
         top: list[tuple[tuple[int, float], ...]] = []
