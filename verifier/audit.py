@@ -375,11 +375,11 @@ def score_panel(
         evidence = look(panel[:size], names)
         if evidence is None:  # nothing could be judged yet
             continue
-        if is_settled(evidence, names, entries):
+        if ends_panel(plan, evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
     for size in FURTHER_ROUNDS:
-        if evidence is None or not leaves_a_fault_open(plan, evidence, names, entries):
+        if evidence is None or not leaves_a_fault_open(plan, evidence):
             break
         if before is not None:
             before(probes[:size])
@@ -387,18 +387,20 @@ def score_panel(
     _write_prompts(run, panel, reference)
 
 
-def leaves_a_fault_open(
+def ends_panel(
     plan: Plan,
     evidence: TemplateEvidence,
     names: Sequence[str],
     entries: Mapping[str, Rendering],
 ) -> bool:
+    """Whether no more of a panel is needed: one name leads by far, and a fault can be said."""
+    may_be_said = evidence.ranked[0] in evidence.valid or named_template(plan, evidence) is not None
+    return may_be_said and is_settled(evidence, names, entries)
+
+
+def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:
     """Whether a fault is the likeliest rendering, and more replies may yet name it."""
-    return (
-        evidence.ranked[0] not in evidence.valid
-        and named_template(plan, evidence) is None
-        and not is_settled(evidence, names, entries)
-    )
+    return evidence.ranked[0] not in evidence.valid and named_template(plan, evidence) is None
 
 
 def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:

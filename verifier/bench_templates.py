@@ -24,6 +24,7 @@ from verifier.audit import (
     PANEL_PROBES,
     PANEL_TOKENS,
     ROUNDS,
+    ends_panel,
     leaves_a_fault_open,
 )
 from verifier.collect import read_outcomes
@@ -31,7 +32,7 @@ from verifier.corpus import MAX_ATTEMPTS, RememberingEngine, Stack, collect_corp
 from verifier.engines import Engine
 from verifier.engines.load import load_engine
 from verifier.folder import append_line, read_lines, write_json
-from verifier.ledger import TEXT_SCALES, Ledger
+from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger
 from verifier.plan import Plan, versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
@@ -43,7 +44,6 @@ from verifier.stats import confidence_sequence
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
-    is_settled,
     still_likely,
     weigh_templates,
 )
@@ -194,7 +194,7 @@ class _Bench:
                 ledgers[host.fault] = ledger
                 if found is None:  # nothing could be judged yet
                     continue
-                if is_settled(found, names, self._entries):
+                if ends_panel(self._plan, found, names, self._entries):
                     settled.add(host.fault)
                 likely[host.fault] = still_likely(found, names, self._entries)
             asked = size
@@ -217,7 +217,7 @@ class _Bench:
         probes = panel.probes
         ledger, found = self._look(number, host, probes, replies, names)
         for size in FURTHER_ROUNDS:
-            if found is None or not leaves_a_fault_open(self._plan, found, names, self._entries):
+            if found is None or not leaves_a_fault_open(self._plan, found):
                 break
             probes = (*panel.probes, *ordinary[:size])
             replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
@@ -274,9 +274,11 @@ class _Bench:
                 tokenizer=self._tokenizer,
             )  # fmt: skip
             asked = {probe.id: probe for probe in probes}
-            read = {s.probe_id: s.aligned.reply_ids for s in read_scores(folder)}
+            scored = read_scores(folder)
+            done = {(s.probe_id, s.weights) for s in scored}
+            read = {s.probe_id: s.aligned.reply_ids for s in scored if s.weights == REFERENCE}
             for name, (probe_id, ids) in product(likely[host.fault], read.items()):
-                if probe_id not in asked:
+                if probe_id not in asked or (probe_id, TEMPLATE + name) in done:
                     continue
                 made = render_probe(self._entries[name], asked[probe_id], self._tokenizer)
                 if made is not None:
