@@ -24,7 +24,7 @@ from verifier.records import (
 #: What each decision says, in one line. Kept to what the evidence can carry.
 HEADLINES: Final[dict[Decision, str]] = {
     "consistent": "every departure the policy names was excluded",
-    "inconsistent": "the replies differ from the published weights",
+    "inconsistent": "the replies differ from honest serving of the published weights",
     "inconclusive": "the evidence does not decide either way",
 }
 #: A sign beside each decision, so that colour is never the only signal.
