@@ -13,10 +13,13 @@ from verifier.renderings.panel import draft_probes, search
 
 
 def make_audit(fault: str, number: int, said: list[str], *, uncounted: list[str]) -> dict[str, Any]:
+    def read(said: list[str]) -> dict[str, Any]:
+        return {"said": said, "ranked": [*said, "reference"], "log_odds": 0.0}
+
     return {
         "fault": fault, "truth": Host(fault=fault, audits=1).truth, "number": number,
-        "requests": 4, "completion_tokens": 64, "with counts": {"said": said},
-        "without counts": {"said": uncounted},
+        "requests": 4 + number, "completion_tokens": 64, "with counts": read(said),
+        "without counts": read(uncounted),
     }  # fmt: skip
 
 
@@ -61,11 +64,12 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
         "none": {NONE: 1},
         "template:no-template": {"no-template": 1, "family-gemma or no-template": 1},
     }
-    assert (
-        "| none | with counts | 1 | 1 | 4, at most 4 | 64, at most 64 | no template fault 1 |"
-        in table
-    )
-    assert (
-        "| none | without counts | 1 | 0 | 4, at most 4 | 64, at most 64 | bos-doubled 1 |" in table
-    )
-    assert "| template:no-template | without counts | 2 | 0 | 4, at most 4 |" in table
+    cells = {row.split(" | ")[0]: row.split(" | ")[1:] for row in table.splitlines()}
+    assert cells["| none"] == [
+        "1", "1", "1", "0", "1", "4 (at most 4)", "64 (at most 64)",
+        "bos-doubled, without counts 1 |",
+    ]  # fmt: skip
+    assert cells["| template:no-template"] == [
+        "2", "2", "2", "0", "0", "4 (at most 5)", "64 (at most 64)",
+        "nothing, without counts 2 |",
+    ]  # fmt: skip

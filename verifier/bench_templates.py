@@ -37,7 +37,7 @@ from verifier.plan import Plan, versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference import load_card
-from verifier.renderings.catalogue import Rendering, catalogue, render_probe
+from verifier.renderings.catalogue import Rendering, catalogue, entries_named, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import read_scores, score_replies
 from verifier.stats import confidence_sequence
@@ -64,6 +64,9 @@ _WEIGHTS: Final = "int4-sym-g64"
 #: Hosts that render as they should: one of them in another valid way, one of them badly rounded.
 RIGHT: Final = ("none", "template:leading-whitespace-stripped", _WEIGHTS)
 BOTH: Final = f"{_WEIGHTS}+template:default-system-dropped"
+
+#: Names so few nats apart have the same likelihood.
+_TIED: Final = 1e-6
 
 #: What is said when no fault is named.
 NONE: Final = "no template fault"
@@ -347,28 +350,44 @@ def _confusion(audits: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[
 
 
 def tabulate_templates(results: Mapping[str, Any]) -> str:
-    """The confusion matrices as one Markdown table: a row per host and reading."""
-    lines = [
-        "| host | read | audits | right | requests | tokens | said |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for key, matrix in results["confusion"].items():
-        for fault, said in matrix.items():
-            of = [audit for audit in results["each"] if audit["fault"] == fault]
-            right = sum(_is_right(audit, key) for audit in of)
-            names = ", ".join(f"{name} {count}" for name, count in said.items())
-            requests, tokens = (
-                f"{np.median([audit[what] for audit in of]):.0f}, at most "
-                f"{max(audit[what] for audit in of)}"
-                for what in ("requests", "completion_tokens")
-            )
-            lines.append(
-                f"| {fault} | {key} | {len(of)} | {right} | {requests} | {tokens} | {names} |"
-            )
+    """The audits as one Markdown table, a row per host: what was said, and what ranked first."""
+    keys = tuple(results["confusion"])
+    heads = [f"{what}, {key}" for key in keys for what in ("said rightly", "ranked first")]
+    columns = ["host", "audits", *heads, "requests", "tokens", "said otherwise"]
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    for fault in results["confusion"][keys[0]]:
+        of = [audit for audit in results["each"] if audit["fault"] == fault]
+        counts = [
+            sum(is_so(audit, key) for audit in of)
+            for key in keys for is_so in (_is_said, _is_first)
+        ]  # fmt: skip
+        spent = [_middle_and_most(of, what) for what in ("requests", "completion_tokens")]
+        wrong = Counter(
+            f"{' or '.join(audit[key]['said']) or 'nothing'}, {key}"
+            for key in keys for audit in of if not _is_said(audit, key)
+        )  # fmt: skip
+        said = "; ".join(f"{name} {count}" for name, count in wrong.most_common()) or "-"
+        cells = [fault, str(len(of)), *map(str, counts), *spent, said]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _is_right(audit: Mapping[str, Any], key: str) -> bool:
+def _middle_and_most(audits: Sequence[Mapping[str, Any]], what: str) -> str:
+    found = [audit[what] for audit in audits]
+    return f"{np.median(found):.0f} (at most {max(found)})"
+
+
+def _is_said(audit: Mapping[str, Any], key: str) -> bool:
     """Whether what is true was said: alone, or in a group; nothing, of a right template."""
     said = audit[key]["said"]
     return not said if audit["truth"] == NONE else audit["truth"] in said
+
+
+def _is_first(audit: Mapping[str, Any], key: str) -> bool:
+    """Whether the true rendering is the likeliest, said or not; ties count."""
+    ranked, odds = audit[key]["ranked"], audit[key]["log_odds"]
+    first = ranked[:2] if odds is not None and odds < _TIED else ranked[:1]
+    if audit["truth"] == NONE:
+        entries = entries_named(first)
+        return any(entries[name].kind == "valid" for name in first)
+    return audit["truth"] in first
