@@ -248,8 +248,13 @@ def test_an_interrupt_stops_all_and_the_same_command_goes_on(card: Path, tmp_pat
     with host() as one, FakeHost(script) as slow:
         targets = {"a": endpoint(one, concurrency=1), "b": endpoint(slow.url, concurrency=1)}
         fleet = make_fleet(card, out, targets=targets, audit={"budget_completion_tokens": 240})
-        with pytest.raises(KeyboardInterrupt):
-            audit_all(fleet)
+        # a shell's background job starts with the signal ignored
+        before_test = signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                audit_all(fleet)
+        finally:
+            signal.signal(signal.SIGINT, before_test)
         left = [t.name for t in threading.enumerate() if t.name in targets]
         before = every_file(out)
         slow.closing.set()

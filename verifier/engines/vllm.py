@@ -105,6 +105,9 @@ class VllmEngine:
         self._loaded = REFERENCE
 
     def _start(self, weights: Path) -> None:
+        args = self._args
+        if weights != self._weights:  # a real build is served in its own precision
+            args = args | {"dtype": _dtype(weights, "auto")}
         try:
             with _logging_to(self._log):
                 import vllm
@@ -112,7 +115,7 @@ class VllmEngine:
                 self._llm = vllm.LLM(
                     model=str(weights),
                     worker_extension_cls="verifier.engines.vllm_worker.VariantWorker",
-                    **self._args,
+                    **args,
                 )
         except Exception as error:  # vLLM raises whatever it met
             self._tidy.detach()  # the message may name the log
