@@ -25,6 +25,7 @@ from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
 from verifier.templates import BEHIND, is_settled, still_likely, weigh_templates
+from verifier.weigh import TEMPLATE_SHARE, named_template
 
 ENTRIES = catalogue()
 CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
@@ -127,6 +128,20 @@ def test_a_noisy_host_with_a_fault_has_its_fault_named() -> None:
     named = [ranked(make_ledger(s, served="no-template", scale=0.5)) for s in range(10)]
 
     assert sum(group[0] == "no-template" for group in named) >= 9
+
+
+def test_beside_weights_that_differ_a_name_takes_twice_the_evidence() -> None:
+    """Their noise is not quite the model's, and may look like another prompt now and then."""
+    found = weigh_templates(make_ledger(3, served="no-template", scale=0.5), ENTRIES, CHANNEL)
+    assert found is not None
+    plan, needed = make_plan(), math.log(1 / (0.001 * TEMPLATE_SHARE))
+    quiet = replace(found, scale=0.05)
+
+    assert found.scale == pytest.approx(0.5, rel=0.5)
+    assert named_template(plan, replace(quiet, log_e=needed - 0.1)) is None
+    assert named_template(plan, replace(quiet, log_e=needed + 0.1)) == "template:no-template"
+    assert named_template(plan, replace(found, log_e=2 * needed - 0.1)) is None
+    assert named_template(plan, replace(found, log_e=2 * needed + 0.1)) == "template:no-template"
 
 
 def test_one_row_has_the_evidence_written_out() -> None:

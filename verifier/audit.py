@@ -349,7 +349,8 @@ def score_panel(
     Where they leave a fault the likeliest and yet unnamed, as noise of other weights does, ordinary
     replies are scored under the renderings that the panel left, and never under fewer: which those
     are was chosen without a look at ordinary replies, so the evidence against every valid rendering
-    keeps its level with the panel's replies in front.
+    keeps its level with the panel's replies in front. Hidden prompts of unknown words are left to
+    the panel: noise of other weights looks like words that nobody knows.
 
     `before` is called with the probes that a round needs before they are scored.
     """
@@ -378,6 +379,7 @@ def score_panel(
         if ends_panel(plan, evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
+    names = tuple(name for name in names if not entries[name].stands_for)
     for size in FURTHER_ROUNDS:
         if evidence is None or not leaves_a_fault_open(plan, evidence):
             break

@@ -50,6 +50,7 @@ class TemplateEvidence:
     valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
     log_e: float  # of a fault, against every valid rendering at any noise
+    scale: float  # the likeliest noise scale under the likeliest rendering
     accounting: Accounting  # how the counts relate to the published rendering
 
     @property
@@ -89,6 +90,7 @@ def weigh_templates(
     merged, columns = _merge(relative, catalogue)
     e_values = [cells.against(name, valid, counts) for name in faults]
     best = max(merged.values())
+    first = columns[max(merged, key=lambda name: merged[name])].removeprefix(TEMPLATE)
     return TemplateEvidence(
         scored=len(cells.rows),
         counted=sum(row.prompt_tokens is not None for row in ledger.rows),
@@ -97,6 +99,7 @@ def weigh_templates(
         valid=frozenset(valid),
         columns=columns,
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
+        scale=float(TEXT_SCALES[cells.totals(first, like=first).argmax()]),
         accounting=read_accounting(
             [row.prompt_tokens for row in ledger.rows],
             [row.rendered.get(REFERENCE) for row in ledger.rows],

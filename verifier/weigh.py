@@ -41,6 +41,11 @@ TEMPLATE_SHARE = 0.01
 PART_SHARE = 0.1
 
 
+#: How much more evidence names a template fault beside weights that differ. On the embedded model a
+#: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
+NOISY = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
     """What the rows say, before any threshold."""
@@ -134,8 +139,16 @@ def named_column(plan: Plan, evidence: Evidence) -> str | None:
 
 
 def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
-    """The same, of template evidence alone."""
-    if templates.log_e < math.log(1 / (plan.alpha * TEMPLATE_SHARE)):
+    """The same, of template evidence alone.
+
+    Where noise beyond honest serving is left under the likeliest rendering, the weights are at
+    fault too or instead, and their noise is not quite the model's: it may look like another prompt
+    now and then. NOISY times the evidence is asked for there.
+    """
+    needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
+    if templates.scale > plan.calibration.text.honest_scale * ABOVE:
+        needed *= NOISY
+    if templates.log_e < needed:
         return None
     entries = entries_named(templates.ranked)
     if any(entries[name].kind == "valid" for name in templates.group):
