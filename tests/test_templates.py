@@ -321,6 +321,23 @@ def test_both_faults_of_a_host_are_reported() -> None:
     assert (report.noise_scale.lower or 0) > 0.3
 
 
+def test_under_a_hidden_prompt_of_unknown_words_no_noise_is_accused() -> None:
+    """What the words that stand for it leave unexplained looks like noise of the weights."""
+    rows = []
+    for row in make_ledger(4, rows=12, served="no-template", scale=0.3).rows:
+        text, rendered = dict(row.text), dict(row.rendered)
+        text["template:system-injected"] = text.pop("template:no-template")
+        rendered["system-injected"] = rendered.pop("no-template")
+        rows.append(replace(row, text=text, rendered=rendered))
+    report = verdict(Ledger(rows=tuple(rows)))
+
+    (named,) = [f for f in report.findings if f.aspect in ("template", "cause")]
+    assert report.decision == "inconsistent"
+    assert (named.aspect, named.name) == ("template", "system-injected")
+    assert {f.decision for f in report.findings if f.aspect == "noise"} == {"not run"}
+    assert report.noise_scale.equivalent.startswith("unknown")
+
+
 def test_builds_are_not_judged_under_another_rendering() -> None:
     """They were scored after the published one."""
     report = verdict(

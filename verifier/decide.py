@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +149,7 @@ def decide(
         evidence = judge_under(plan, ledger.ordinary, evidence, penalty.column)
         judged = penalty.column
     findings = [
-        *_noise_findings(plan, evidence, usage.tokens_scored),
+        *_noise_findings(plan, evidence, usage.tokens_scored, unknown_words=_is_unknown(column)),
         *_build_findings(plan, ledger, judged, usage.tokens_scored),
         *_routing_findings(plan, evidence, usage.tokens_scored),
         *_logprob_findings(plan, evidence, judged),
@@ -181,12 +181,15 @@ def decide(
         findings.append(samples)
         if samples.decision == "detected":
             notes.append(f"{samples.name}: {samples.detail}")
+    scale = _noise_scale(plan, evidence)
+    if _is_unknown(column):
+        scale = replace(scale, equivalent="unknown: what words the hidden prompt has")
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
         summary=_summarise(decision, plan, evidence, findings, usage),
         findings=tuple(findings),
-        noise_scale=_noise_scale(plan, evidence),
+        noise_scale=scale,
         usage=usage,
         notes=tuple(notes),
         policy=plan.policy_name,
@@ -201,7 +204,15 @@ def decide(
 # -- findings ----------------------------------------------------------------------------------
 
 
-def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding]:
+def _is_unknown(column: str | None) -> bool:
+    """Whether a template column stands for a hidden prompt whose words are not known."""
+    name = (column or "").removeprefix(TEMPLATE)
+    return bool(name) and entries_named([name])[name].stands_for is not None
+
+
+def _noise_findings(
+    plan: Plan, evidence: Evidence, tokens: int, *, unknown_words: bool
+) -> list[Finding]:
     """Each class of the policy, by the confidence sequence of the noise scale.
 
     A class is excluded once every scale from its own upwards is outside the interval, detected
@@ -211,6 +222,10 @@ def _noise_findings(plan: Plan, evidence: Evidence, tokens: int) -> list[Finding
     honest, found = plan.calibration.text.honest_scale, []
     for name in plan.policy.noise:
         scale = scales[name]
+        if unknown_words:  # what is left of them looks like noise of the weights
+            detail = "the words of the hidden prompt are not known; send what the client sent first"
+            found.append(_finding("noise", "not run", name, None, detail))
+            continue
         if scale <= honest * ABOVE:
             detail = (
                 f"its scale {scale:.2g} is within honest serving ({honest:.2g}) on this card: "
@@ -455,6 +470,8 @@ def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
     if len(group) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
     found = [_finding("template", "detected", " or ".join(group), templates.log_e, detail)]
+    if _is_unknown(templates.columns[templates.ranked[0]]):
+        return found
     return [*found, *_noise_left(plan, evidence, group[0])]
 
 
