@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from fakes_engine import FakeTokenizer
 
 from verifier.bench_templates import NONE, Host, list_hosts, sum_up, tabulate_templates
+from verifier.folder import read_json
 from verifier.probes import load_pool
 from verifier.renderings.catalogue import catalogue
 from verifier.renderings.panel import draft_probes, search
@@ -73,3 +75,18 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
         "2", "2", "2", "0", "0", "4 (at most 5)", "64 (at most 64)",
         "nothing, without counts 2 |",
     ]  # fmt: skip
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    """Figures are never written by hand; and each confusion matrix adds up to its audits."""
+    root = Path(__file__).resolve().parent.parent
+    results = read_json(root / "reference" / "templates.benchmark.json")
+    again = sum_up(results["each"], seed=results["seed"])
+
+    assert tabulate_templates(results) in (root / "README.md").read_text(encoding="utf-8")
+    assert again["confusion"] == results["confusion"]
+    assert all(
+        sum(said.values()) == sum(audit["fault"] == fault for audit in results["each"])
+        for matrix in results["confusion"].values()
+        for fault, said in matrix.items()
+    )
