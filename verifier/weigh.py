@@ -143,16 +143,14 @@ def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
 
     Where noise beyond honest serving is left under the likeliest rendering, the weights are at
     fault too or instead, and their noise is not quite the model's: it may look like another prompt
-    now and then. NOISY times the evidence is asked for there; not of a hidden prompt of unknown
-    words, under which noise is left whatever the weights.
+    now and then. NOISY times the evidence is asked for there.
     """
     needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
-    entries = entries_named(templates.ranked)
-    unknown = entries[templates.ranked[0]].stands_for is not None
-    if not unknown and templates.scale > plan.calibration.text.honest_scale * ABOVE:
+    if templates.scale > plan.calibration.text.honest_scale * ABOVE:
         needed *= NOISY
     if templates.log_e < needed:
         return None
+    entries = entries_named(templates.ranked)
     if any(entries[name].kind == "valid" for name in templates.group):
         return None
     return templates.columns[templates.ranked[0]]
