@@ -8,8 +8,6 @@ replies are to other probes.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +25,7 @@ from verifier.corpus import (
     RememberingEngine,
     Stack,
     collect_corpus,
+    describe_run,
     load_host,
     read_stack,
     score_corpus,
@@ -37,7 +36,7 @@ from verifier.engines.load import load_engine
 from verifier.errors import ConfigError
 from verifier.folder import write_json
 from verifier.ledger import TEXT_SCALES, Ledger
-from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes, versions
+from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
 from verifier.reference import load_card
@@ -176,10 +175,7 @@ def run_bench(
         "schema_version": BENCH_SCHEMA,
         "card": card.name,
         "tensors_sha256": card.digests.tensors_sha256,
-        "pool_sha256": load_pool().digest,
-        "seed": seed,
-        "versions": versions(),
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        **describe_run(seed=seed),
         "figures": [],
     }
     out.mkdir(parents=True, exist_ok=True)

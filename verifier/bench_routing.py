@@ -7,8 +7,6 @@ the stopping rule of a real one. No reply occurs twice in one audit; audits shar
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from verifier.corpus import (
     MAX_ATTEMPTS,
     Stack,
     collect_corpus,
+    describe_run,
     is_collected,
     load_host,
     score_corpus,
@@ -33,7 +32,7 @@ from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger, Row
 from verifier.mixture import Share
-from verifier.plan import Plan, make_plan, read_probes, versions
+from verifier.plan import Plan, make_plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome
 from verifier.reference import load_card
@@ -113,10 +112,7 @@ def run_routing_bench(
         "schema_version": BENCH_SCHEMA,
         "card": card.name,
         "tensors_sha256": card.digests.tensors_sha256,
-        "pool_sha256": load_pool().digest,
-        "seed": seed,
-        "versions": versions(),
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        **describe_run(seed=seed),
         "policy": "routing",
         "alpha": plan.alpha,
         "beta": plan.beta,

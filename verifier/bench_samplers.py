@@ -9,8 +9,6 @@ how often an honest host would be accused: that is what the level tests are for.
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,12 +21,19 @@ import numpy as np
 from verifier.calibration import load_calibration
 from verifier.collect import read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
-from verifier.corpus import MAX_ATTEMPTS, Stack, collect_corpus, load_host, score_corpus
+from verifier.corpus import (
+    MAX_ATTEMPTS,
+    Stack,
+    collect_corpus,
+    describe_run,
+    load_host,
+    score_corpus,
+)
 from verifier.decide import decide, may_be_sampled, wants_samples
 from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger
-from verifier.plan import Plan, batch_ends, make_plan, read_probes, versions
+from verifier.plan import Plan, batch_ends, make_plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report
 from verifier.reference import load_card
@@ -225,10 +230,7 @@ def sum_up(each: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA,
         "card": CARD,
-        "pool_sha256": load_pool().digest,
-        "seed": seed,
-        "versions": versions(),
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        **describe_run(seed=seed),
         "figures": figures,
         "each": list(each),
     }

