@@ -40,7 +40,7 @@ LAYERS = (
     {"demo", "bench_templates", "bench_routing", "bench_samplers", "fleet"},
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
-    {"control", "sheets"},
+    {"control", "sheets", "bypass"},
     {"weigh", "report", "machine", "corpus", "capabilities", "shown"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",

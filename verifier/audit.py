@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from threading import RLock
 
+from verifier.bypass import ROUNDS as COMPLETED_ROUNDS
+from verifier.bypass import read_bypass, to_complete
 from verifier.calibration import load_calibration
 from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
 from verifier.capabilities import apply as apply_capabilities
@@ -29,12 +31,14 @@ from verifier.decide import (
     seeks_cause,
     suspects_template,
     suspicious,
+    wants_completions,
     wants_samples,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
+    COMPLETIONS,
     LEDGER,
     PAGE,
     PANEL,
@@ -61,7 +65,7 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
-from verifier.records import REFERENCE, Failure, Probe, Reply, Report
+from verifier.records import REFERENCE, Failure, Message, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
@@ -179,6 +183,10 @@ def audit(
             run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
             penalties=penalty_columns() if able else {},
         )  # fmt: skip
+        found = judge_folder(run)
+        publish(run, found)
+    if endpoint.dialect == "chat" and wants_completions(found):
+        ask_for_completions(run, plan, endpoint, reference, show, pace)
         decide_folder(run)
     return write_page(run)
 
@@ -186,6 +194,24 @@ def audit(
 def _renderer(tokenizer: Reader) -> Render:
     """Messages to the published prompt, for endpoints that complete texts."""
     return lambda messages: tokenizer.encode_prompt(tokenizer.render_text(make_prompt(messages)))
+
+
+def _speller(tokenizer: Reader) -> Render:
+    """The same as text where a server's tokenizer makes the same ids of it, else as ids.
+
+    More hosts take texts. Where control tokens in them are not heeded, prompts are longer than they
+    should be, and counts show it.
+    """
+
+    def spell(messages: tuple[Message, ...]) -> str | tuple[int, ...]:
+        text = tokenizer.render_text(make_prompt(messages))
+        ids = tokenizer.encode_prompt(text)
+        for spelled in (text, text.removeprefix(tokenizer.bos)):
+            if tokenizer.encode_completion(spelled) == ids:
+                return spelled
+        return ids
+
+    return spell
 
 
 def _refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
@@ -457,6 +483,54 @@ def ask_for_samples(
     return found
 
 
+# -- without the template ----------------------------------------------------------------------
+
+
+def ask_for_completions(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> None:
+    """Ask for text completions of rendered prompts, until they tell the weights from the template.
+
+    They lie in a folder of their own: what they say decides no verdict. An endpoint that has none
+    is told so by its first refusals.
+    """
+    folder = run / COMPLETIONS
+    if not (folder / PROBES).exists():
+        folder.mkdir(exist_ok=True)
+        made = to_complete(read_probes(run), max_tokens=plan.max_tokens)
+        write_probes(folder, made, name=PROBES)
+    direct = replace(
+        endpoint, dialect="completions", top_logprobs=0, render=_speller(reference.tokenizer)
+    )
+    probes = read_probes(folder)
+    for size in COMPLETED_ROUNDS:
+        try:
+            _collect_within_budget(run, plan, direct, probes[:size], show, pace, folder=folder)
+        except EndpointError as error:
+            show.tell(f"text completions: {error}")
+        score_completions(run, reference, show=show)
+        found = read_bypass(run, plan)
+        outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
+        if found is None or found.settled or found.problem is not None:
+            break
+        if not all(probe.id in outcomes for probe in probes[:size]):
+            break
+
+
+def score_completions(run: Path, reference: Reference, *, show: Show) -> None:
+    """Score the text completions that have arrived, where any were asked for."""
+    folder = run / COMPLETIONS
+    probes = read_probes(folder)
+    if probes:
+        with reference.busy:
+            score_replies(
+                folder, probes, read_outcomes(folder, max_attempts=read_plan(run).max_attempts),
+                engine=reference.engine, tokenizer=reference.tokenizer,
+                catalogue={REFERENCE: reference.catalogue[REFERENCE]},
+                progress=lambda done, of: show.step("scoring", done, of),
+            )  # fmt: skip
+
+
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
@@ -532,6 +606,7 @@ def score(
             score_some(tuple(ranked[:limit]), weights, penalties)
         if panel:
             score_panel(run, reference, panel=panel, show=show)
+    score_completions(run, reference, show=show)
 
 
 def write_page(run: Path) -> Report:
@@ -559,17 +634,25 @@ def _collect_within_budget(
     probes: tuple[Probe, ...],
     show: Show,
     pace: Pace = ALONE,
+    *,
+    folder: Path | None = None,
 ) -> None:
-    """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    every, before = (*read_probes(run), *read_probes(run, name=PANEL)), -1
+    """Ask as many of `probes` as the budget pays for; short replies leave room for more.
+
+    The exchanges go into the run folder, or into `folder` within it.
+    """
+    folder = folder or run
+    chats = (*read_probes(run), *read_probes(run, name=PANEL))
+    paid_for, before = {run: chats, run / COMPLETIONS: read_probes(run / COMPLETIONS)}, -1
+    every = paid_for.pop(folder)
     known, shown = read_capabilities(run), read_shown(run)
     beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
     ceiling = plan.ceiling.less(beside)
     if not (probes and probes[0].temperature):  # a share is kept for samples
         ceiling = ceiling.less(plan.budget_sampled_tokens)
-    while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
+    while (settled := len(read_outcomes(folder, max_attempts=plan.max_attempts))) != before:
         collect(
-            run, endpoint, probes, ceiling=ceiling, every=every,
+            folder, endpoint, probes, ceiling=ceiling, every=every, beside=paid_for,
             progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
         )  # fmt: skip
         before = settled

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -55,6 +55,7 @@ def collect(
     *,
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
+    beside: Mapping[Path, Sequence[Probe]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     stopped: Callable[[], bool] | None = None,
     sleep: Sleep = asyncio.sleep,
@@ -65,8 +66,8 @@ def collect(
     `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
     with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
     request could cross the `ceiling` on what the folder's requests cost, those for `every` other
-    probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
-    `rng` time the retries; None draws the jitter afresh.
+    probe and in the folders `beside` for their probes included, and when `stopped` says so: what
+    is under way is then given up. `sleep` and `rng` time the retries; None draws the jitter afresh.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
@@ -78,6 +79,9 @@ def collect(
         result = history.add(attempt).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result)
+    for other, asked in (beside or {}).items():
+        if purse is not None:
+            _book_all(purse, other, {probe.id: probe for probe in asked}, endpoint.max_attempts)
     collection = _Collection(
         folder=folder,
         endpoint=endpoint,
@@ -88,6 +92,14 @@ def collect(
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
     asyncio.run(collection.run(probes, progress))
+
+
+def _book_all(purse: Purse, folder: Path, known: Mapping[str, Probe], max_attempts: int) -> None:
+    history = _History((), max_attempts=max_attempts)
+    for attempt in _each_attempt(folder):
+        result = history.add(attempt).result
+        if attempt.probe_id in known:
+            purse.book(known[attempt.probe_id], result)
 
 
 def read_attempts(folder: Path) -> list[Attempt]:

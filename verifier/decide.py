@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from verifier.bank import VARIANTS
+from verifier.bypass import UNKNOWN_RENDERING, Bypass, read_bypass
+from verifier.bypass import describe as describe_bypass
 from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
@@ -56,6 +58,7 @@ from verifier.weigh import (
     Evidence,
     build_totals,
     honest_scales,
+    judge_completed,
     judge_part,
     judge_under,
     named_column,
@@ -115,6 +118,7 @@ def judge_folder(run: Path) -> Report:
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
         capabilities=read_capabilities(run),
         shown=read_shown(run),
+        bypass=read_bypass(run, plan),
     )
 
 
@@ -127,14 +131,16 @@ def decide(
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
+    bypass: Bypass | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger.
 
     What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
-    the fault once the replies have shown that there is one.
+    the fault once the replies have shown that there is one. So do its text completions, which tell
+    a fault of its template from one of its weights.
     """
     evidence = weigh(plan, ledger)
-    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown))
+    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown, bypass))
     column = named_column(plan, evidence)
     faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
     if column is None and faults:
@@ -148,8 +154,14 @@ def decide(
     elif penalty is not None:
         evidence = judge_under(plan, ledger.ordinary, evidence, penalty.column)
         judged = penalty.column
+    unknown_words, unknown_rendering = _is_unknown(column), False
+    if bypass is not None and evidence.log_e >= math.log(1 / plan.alpha):
+        if bypass.fits or (bypass.differs and unknown_words):  # the weights, without the template
+            evidence, unknown_words = judge_completed(plan, evidence, bypass.text), False
+        if bypass.fits and judged is None and not faults:
+            judged, unknown_rendering = TEMPLATE, True
     findings = [
-        *_noise_findings(plan, evidence, usage.tokens_scored, unknown_words=_is_unknown(column)),
+        *_noise_findings(plan, evidence, usage.tokens_scored, unknown_words=unknown_words),
         *_build_findings(plan, ledger, judged, usage.tokens_scored),
         *_routing_findings(plan, evidence, usage.tokens_scored),
         *_logprob_findings(plan, evidence, judged),
@@ -163,9 +175,11 @@ def decide(
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
         findings.append(judge_shown(shown))
     if named_column(plan, evidence) is not None:
-        findings += _template_causes(plan, evidence)
+        findings += _template_causes(plan, evidence, unknown_words=unknown_words)
     elif faults:
         findings += _shown_causes(plan, evidence, faults, judged=column is not None)
+    elif unknown_rendering:
+        findings.append(_unknown_cause(evidence))
     elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
@@ -176,13 +190,14 @@ def decide(
             f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "
             "is shown can be forged, so it acquits none"
         )
+    notes += () if bypass is None else (describe_bypass(bypass),)
     samples = None if capabilities is None else judge_capabilities(capabilities)
     if samples is not None:  # seen beside the departures: it decides nothing
         findings.append(samples)
         if samples.decision == "detected":
             notes.append(f"{samples.name}: {samples.detail}")
     scale = _noise_scale(plan, evidence)
-    if _is_unknown(column):
+    if unknown_words:
         scale = replace(scale, equivalent="unknown: what words the hidden prompt has")
     return Report(
         schema_version=SCHEMA_VERSION,
@@ -456,8 +471,11 @@ def _finding(
 # -- the cause ---------------------------------------------------------------------------------
 
 
-def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
-    """The template fault by name, and what noise is left under it."""
+def _template_causes(plan: Plan, evidence: Evidence, *, unknown_words: bool) -> list[Finding]:
+    """The template fault by name, and what noise is left under it.
+
+    None is told under a hidden prompt of unknown words: it looks like noise of the weights.
+    """
     templates = evidence.templates
     assert templates is not None
     group = templates.group
@@ -470,9 +488,21 @@ def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
     if len(group) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
     found = [_finding("template", "detected", " or ".join(group), templates.log_e, detail)]
-    if _is_unknown(templates.columns[templates.ranked[0]]):
+    if unknown_words:
         return found
     return [*found, *_noise_left(plan, evidence, group[0])]
+
+
+def _unknown_cause(evidence: Evidence) -> Finding:
+    """That chats are rendered or routed in a way that is not known."""
+    assert evidence.interval is not None
+    detail = (
+        f"{describe_replies(evidence.rows)} to the same prompts, completed as text without the "
+        f"endpoint's template, fit the published weights (noise scale "
+        f"{evidence.interval.estimate:.2g}), and chats do not. Advice: compare the prompts that "
+        "chats are rendered to, and what serves them, with the published"
+    )
+    return _finding("template", "detected", UNKNOWN_RENDERING, None, detail)
 
 
 def _shown_causes(
@@ -561,8 +591,23 @@ def suspicious(run: Path) -> frozenset[str]:
 
 
 def names_template(report: Report) -> bool:
-    """Whether a report names a template fault."""
-    return any(finding.aspect == "template" for finding in report.findings)
+    """Whether a report names a template fault of the catalogue."""
+    return any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in report.findings)
+
+
+def wants_completions(report: Report) -> bool:
+    """Whether text completions may tell a fault of the template from one of the weights.
+
+    Not where all replies have a cause by name, or the weights fit under a named rendering.
+    """
+    named = any(f.aspect in ("substitution", "cause") and f.decision == "detected"
+                for f in report.findings)  # fmt: skip
+    return (
+        report.decision == "inconsistent"
+        and seeks_cause(report.findings)
+        and not named
+        and not greedy_is_quiet(report.findings)
+    )
 
 
 def suspects_template(run: Path) -> bool:
@@ -831,7 +876,7 @@ def count_usage(
     ledger: Ledger,
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
-    beside: Sequence[Capabilities | Shown | None] = (),
+    beside: Sequence[Capabilities | Shown | Bypass | None] = (),
 ) -> Usage:
     """What was asked and spent; `beside` is what was asked for other ends than scoring.
 

@@ -75,6 +75,7 @@ class Reader(Vocabulary, Renderer, Protocol):
     """What scoring needs of a tokenizer."""
 
     def __hash__(self) -> int: ...  # what it renders is remembered
+    def encode_completion(self, text: str) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

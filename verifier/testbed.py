@@ -34,7 +34,8 @@ from starlette.routing import Route
 from verifier.bank import VARIANTS, find_variant
 from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
-from verifier.records import REFERENCE, GenerateRequest, Generation
+from verifier.prompts import make_prompt
+from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
 from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
 from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
@@ -143,10 +144,13 @@ def _answer_batch(
     tokenizer: Tokenizer,
     rendering: Rendering,
     sampler: Mapping[str, float],
+    completes_as_chat: bool,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
-    requests = [_read(body, tokenizer, rendering) for body in bodies]
+    requests = [
+        _read(body, tokenizer, rendering, completes_as_chat=completes_as_chat) for body in bodies
+    ]
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     return [
@@ -155,22 +159,32 @@ def _answer_batch(
     ]
 
 
-def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateRequest | WireError:
-    if isinstance(body, ChatBody):
+def _read(
+    body: Body, tokenizer: Tokenizer, rendering: Rendering, *, completes_as_chat: bool
+) -> GenerateRequest | WireError:
+    if isinstance(body, ChatBody) or (completes_as_chat and isinstance(body.prompt, str)):
         try:
-            ids = render(rendering, body.prompt, tokenizer).ids
+            ids = render(rendering, _prompt(body), tokenizer).ids
             return request_of(body, ids, past_end=rendering.past_end)
         except WireError as error:
             return error
         except RenderingError as error:
             return WireError(f"messages: {error}", param="messages")
     if isinstance(body.prompt, str):
-        return request_of(body, tokenizer.encode(body.prompt))
+        return request_of(body, tokenizer.encode_completion(body.prompt))
     known = range(tokenizer.vocabulary_size)
     strange = next((token_id for token_id in body.prompt if token_id not in known), None)
     if strange is not None:
         return WireError(f"prompt: no token has the id {strange}", param="prompt")
     return request_of(body, body.prompt)
+
+
+def _prompt(body: Body) -> Prompt:
+    """What is rendered of a body; a text to complete becomes the words of a user."""
+    if isinstance(body, ChatBody):
+        return body.prompt
+    assert isinstance(body.prompt, str)
+    return make_prompt((Message(role="user", content=body.prompt),))
 
 
 def _resampled(request: GenerateRequest, sampler: Mapping[str, float]) -> GenerateRequest:
@@ -289,6 +303,7 @@ def create_app(
     max_batch: int = 16,
     window_s: float = 0.02,
     shows_prompts: bool = False,
+    completes_as_chat: bool = False,
 ) -> Starlette:
     """An app over the weights the engine holds, under the name `model`.
 
@@ -300,14 +315,14 @@ def create_app(
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
-    Fields it does not know are ignored, as most hosts do. A text prompt is encoded as it stands:
-    no control token is added or recognised.
+    Fields it does not know are ignored, as most hosts do. Control tokens are recognised in a text
+    to complete; with `completes_as_chat` it is silently made into a chat.
     """
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}),
+            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}, completes_as_chat),
             max_batch=max_batch,
             window_s=window_s,
         )
