@@ -504,17 +504,17 @@ def ask_for_completions(
     )
     probes = read_probes(folder)
     for size in COMPLETED_ROUNDS:
+        found = read_bypass(run, plan)
+        if found is not None and found.settled:
+            break
         try:
             _collect_within_budget(run, plan, direct, probes[:size], show, pace, folder=folder)
         except EndpointError as error:
             show.tell(f"text completions: {error}")
         score_completions(run, reference, show=show)
-        found = read_bypass(run, plan)
         outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
-        if found is None or found.settled or found.problem is not None:
-            break
         if not all(probe.id in outcomes for probe in probes[:size]):
-            break
+            break  # the budget's end, or the endpoint's refusal
 
 
 def score_completions(run: Path, reference: Reference, *, show: Show) -> None:

@@ -24,14 +24,15 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.collect import read_attempts, read_outcomes
+from verifier.collect import read_attempts
 from verifier.counts import OFFSETS
 from verifier.folder import COMPLETIONS, LEDGER, read_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan
-from verifier.records import REFERENCE, Failure, NotJudged, Outcome, Probe, Reply
+from verifier.records import REFERENCE, NotJudged, Probe, Reply
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.weigh import ABOVE, honest_scales, read_rows
+from verifier.wire import Problem, parse
 from verifier.wording import describe_replies
 
 Array = NDArray[np.float64]
@@ -60,7 +61,7 @@ class Bypass:
     @property
     def settled(self) -> bool:
         """Whether more of them would tell nothing new."""
-        return self.fits or self.differs or self.turned > 0
+        return self.fits or self.differs or self.turned > 0 or self.problem is not None
 
 
 def to_complete(probes: Sequence[Probe], *, max_tokens: int) -> tuple[Probe, ...]:
@@ -75,14 +76,16 @@ def read_bypass(run: Path, plan: Plan) -> Bypass | None:
     if not (folder / LEDGER).exists():
         return None
     ledger = ledger_from_json(read_json(folder / LEDGER), where=str(folder / LEDGER))
-    outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
-    return judge_completions(plan, ledger, outcomes, requests=len(read_attempts(folder)))
+    return judge_completions(plan, ledger, [parse(attempt) for attempt in read_attempts(folder)])
 
 
 def judge_completions(
-    plan: Plan, ledger: Ledger, outcomes: Mapping[str, Outcome], *, requests: int
+    plan: Plan, ledger: Ledger, results: Sequence[Reply | NotJudged | Problem]
 ) -> Bypass:
-    """What scored completions say; replies whose prompts became chats are set aside."""
+    """What scored completions say, and what came of each request.
+
+    Replies whose prompts became chats are set aside.
+    """
     arrived = {row.probe_id: _arrived(row.prompt_tokens, row.rendered) for row in ledger.rows}
     turned = sum(one is False for one in arrived.values())
     kept = Ledger(rows=tuple(r for r in ledger.rows if arrived[r.probe_id] is not False))
@@ -92,15 +95,15 @@ def judge_completions(
     totals = text.sum(axis=0)
     towards = log_e_value(totals[~honest], totals[honest]) if len(text) else 0.0
     counted = all(arrived[row.probe_id] for row in kept.rows)
-    answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
-    reasons = Counter(o.reason for o in outcomes.values() if isinstance(o, Failure | NotJudged))
+    answers = [result for result in results if not isinstance(result, Problem)]
+    reasons = Counter(result.reason for result in results if not isinstance(result, Reply))
     return Bypass(
         text=text,
         fits=len(text) > 0 and not turned and _excludes_all(plan, text),
         differs=counted and not turned and towards >= math.log(1 / plan.alpha),
         turned=turned,
         problem=reasons.most_common(1)[0][0] if reasons and not ledger.rows else None,
-        requests=requests,
+        requests=len(results),
         prompt_tokens=sum(answer.prompt_tokens or 0 for answer in answers),
         completion_tokens=sum(answer.completion_tokens or 0 for answer in answers),
     )
