@@ -196,7 +196,7 @@ def _renderer(tokenizer: Reader) -> Render:
     return lambda messages: tokenizer.encode_prompt(tokenizer.render_text(make_prompt(messages)))
 
 
-def _speller(tokenizer: Reader) -> Render:
+def render_as_text(tokenizer: Reader) -> Render:
     """The same as text where a server's tokenizer makes the same ids of it, else as ids.
 
     More hosts take texts. Where control tokens in them are not heeded, prompts are longer than they
@@ -500,7 +500,7 @@ def ask_for_completions(
         made = to_complete(read_probes(run), max_tokens=plan.max_tokens)
         write_probes(folder, made, name=PROBES)
     direct = replace(
-        endpoint, dialect="completions", top_logprobs=0, render=_speller(reference.tokenizer)
+        endpoint, dialect="completions", top_logprobs=0, render=render_as_text(reference.tokenizer)
     )
     probes = read_probes(folder)
     for size in COMPLETED_ROUNDS:
