@@ -48,7 +48,10 @@ LAYERS = (
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
-    {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
+    {
+        "calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness",
+        "thoughts",
+    },
     {
         "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
         "engines.prompt_logprobs", "renderings.panel", "mixture",

@@ -67,7 +67,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import Reader, score_replies, score_sampled
+from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.templates import (
     ENOUGH,
@@ -76,6 +76,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
+from verifier.thoughts import Reader
 from verifier.weigh import named_template, planned_samplers
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
@@ -364,7 +365,7 @@ def score_panel(
             ledger = score_replies(
                 run, some, read_outcomes(run, max_attempts=plan.max_attempts),
                 every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-                templates=names, catalogue=entries,
+                templates=names, catalogue=entries, thinking=plan.thinking,
                 progress=lambda done, of: show.step("scoring", done, of),
             )  # fmt: skip
         return weigh_templates(ledger, entries, plan.calibration.text)
@@ -515,13 +516,14 @@ def score(
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
-            penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
+            penalties=penalties, thinking=plan.thinking,
+            progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
     with reference.busy:
         score_sampled(
             run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
-            tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
+            tokenizer=reference.tokenizer, samplers=planned_samplers(plan), thinking=plan.thinking,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
         score_some(probes, plan.policy.builds)

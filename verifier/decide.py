@@ -187,7 +187,9 @@ def decide(
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(decision, plan, evidence, findings, usage),
+        summary=_summarise(
+            decision, plan, evidence, findings, usage, why_not_judged(ledger, outcomes)
+        ),
         findings=tuple(findings),
         noise_scale=scale,
         usage=usage,
@@ -708,6 +710,7 @@ def _summarise(
     evidence: Evidence,
     findings: Sequence[Finding],
     usage: Usage,
+    unjudged: Mapping[str, str],
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
@@ -726,7 +729,9 @@ def _summarise(
         return f"excluded: {', '.join(names)}; {replies}"
     opened = [f.name for f in findings if f.decision == "undecided"]
     if usage.replies == 0:
-        return f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        said = f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        common = Counter(unjudged.values()).most_common(1)
+        return f"{said}; {common[0][0]}" if common else said
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
@@ -805,10 +810,16 @@ def _notes(
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
         notes.append(f"{len(failures)} probes failed, most often: {common}")
-    unjudged = [o for o in outcomes.values() if isinstance(o, NotJudged)]
+    unjudged = why_not_judged(ledger, outcomes)
     if unjudged:
-        common = Counter(outcome.reason for outcome in unjudged).most_common(1)[0][0]
+        common = Counter(unjudged.values()).most_common(1)[0][0]
         notes.append(f"{len(unjudged)} answers say nothing about the weights, most often: {common}")
+    if unjudged and templates is not None and templates.counted:
+        counts = templates.accounting
+        notes.append(
+            "their counts of prompt tokens still speak of the template: of all counts "
+            f"{counts.matched} in {counts.of} are those of the published one"
+        )
     if usage.tokens_left_out:
         notes.append(
             f"{usage.tokens_left_out} of {usage.tokens_left_out + usage.tokens_scored} tokens "
@@ -824,6 +835,12 @@ def _notes(
         if unusable > MAX_UNUSABLE * max(1, unusable + usage.replies):
             notes.append("most probes got no usable reply, so no endpoint is called consistent")
     return notes
+
+
+def why_not_judged(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Why an answer says nothing about the weights, by probe: as it came, or once it was read."""
+    found = {row.probe_id: row.unjudged for row in ledger.rows if row.unjudged is not None}
+    return found | {o.probe_id: o.reason for o in outcomes.values() if isinstance(o, NotJudged)}
 
 
 def count_usage(
@@ -847,14 +864,18 @@ def count_usage(
         else answer.completion_tokens
         for answer in answers
     )
+    set_aside = [
+        row for row in ledger.rows
+        if row.unjudged is not None and isinstance(outcomes.get(row.probe_id), Reply)
+    ]  # fmt: skip
     others = [record for record in beside if record is not None]
     prompt += sum(record.prompt_tokens for record in others)
     completion += sum(record.completion_tokens for record in others)
     return Usage(
         requests=len(attempts) + sum(record.requests for record in others),
-        replies=len(ledger.rows),
+        replies=sum(row.unjudged is None for row in ledger.rows),
         failures=sum(isinstance(o, Failure) for o in outcomes.values()),
-        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),
+        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()) + len(set_aside),
         prompt_tokens=prompt,
         completion_tokens=completion,
         tokens_scored=sum(row.tokens for row in ledger.rows),
