@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from fakes_engine import FakeEngine, FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 
 from verifier.records import Prompt
 from verifier.reference import Thinking
@@ -59,22 +59,39 @@ class ThinkingTokenizer(FakeTokenizer):
             ids += self.encode(piece) if named is None else [named]
         return tuple(ids)
 
+    def decode_prompt(self, ids: Sequence[int]) -> str:
+        names = {token_id: tag for tag, token_id in self.tags.items()}
+        return "".join(
+            names.get(n) or super(ThinkingTokenizer, self).decode_prompt([n]) for n in ids
+        )
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        return super().special_ids | set(self.tags.values())
+
     def special_id(self, token: str) -> int | None:
         return self.tags.get(token, super().special_id(token))
 
 
 class ThinkingEngine(FakeEngine):
-    """Writes `stream`, whatever is asked, unless thinking was turned off: then `plain`."""
+    """Writes `stream`, whatever is asked, or else a thought and an answer of the prompt's own.
 
-    def __init__(
-        self, tokenizer: ThinkingTokenizer, *, stream: str, plain: str = "Yes.", **more: Any
-    ):
-        ids = tokenizer.encode_prompt(stream)
+    Where thinking was turned off it answers without a thought.
+    """
+
+    def __init__(self, tokenizer: ThinkingTokenizer, *, stream: str | None = None, **more: Any):
         off = tokenizer.encode_prompt("</think>\n\n")
-        super().__init__(
-            script=lambda prompt: tokenizer.encode(plain) if prompt[-len(off) :] == off else ids,
-            **more,
-        )
+        opened = () if tokenizer.inside else tokenizer.encode_prompt("<think>\n")
+        between = tokenizer.encode_prompt("\n</think>\n\n")
+
+        def script(prompt: tuple[int, ...]) -> tuple[int, ...]:
+            if prompt[-len(off) :] == off:
+                return wordy_script(prompt)
+            if stream is not None:
+                return tokenizer.encode_prompt(stream)
+            return (*opened, *wordy_script(prompt), *between, *wordy_script((*prompt, 0)))
+
+        super().__init__(script=script, **more)
         self._tokenizer = tokenizer
 
     def logprobs(self, prompt_ids: tuple[int, ...], reply_ids: Sequence[int]) -> np.ndarray:

@@ -11,6 +11,7 @@ from fakes_engine import EOS
 from fakes_thinker import PARSERS, THINKING, ThinkingEngine, ThinkingTokenizer
 
 from verifier.ledger import Ledger
+from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, GenerateRequest, Message, Probe, Reply
 from verifier.reference import Thinking
 from verifier.score import read_scores, score_replies
@@ -183,6 +184,25 @@ def test_another_model_shows_in_its_thoughts(tmp_path: Path, parser: str) -> Non
     assert sum(rank > 1 for rank in ranks(tmp_path)) >= 3
 
 
+@pytest.mark.parametrize("where", ["thought", "text"])
+@pytest.mark.parametrize("strange", ["\ufffd", "</think>", "<think>"])
+def test_what_follows_signs_that_cannot_be_read_back_is_not_scored(
+    tmp_path: Path, where: str, strange: str
+) -> None:
+    """Pieces of characters, and tags that may be tokens or letters."""
+    tokenizer = make_tokenizer()
+    stream = STREAMS["as the template writes"]
+    reply, _ = served(tokenizer, stream, "as it is")
+    words = getattr(reply, where)
+    at = words.index(" weights")
+    spoilt = replace(reply, **{where: words[:at] + strange + words[at:]})
+    (row,) = score(tmp_path, tokenizer, spoilt, stream).rows
+
+    assert row.tokens > 1
+    assert set(ranks(tmp_path)) == {1}
+    assert row.tokens + row.left_out < reply.completion_tokens
+
+
 def test_a_summary_in_place_of_a_thought_is_set_aside(tmp_path: Path) -> None:
     """The host counts what was generated; what it shows is shorter."""
     tokenizer = make_tokenizer()
@@ -227,7 +247,16 @@ def test_with_thinking_off_an_answer_is_judged_where_the_count_agrees(tmp_path: 
     """And set aside where it says that the switch is not heeded."""
     tokenizer = make_tokenizer()
     probe = replace(PROBE, settings=(("enable_thinking", False),))
-    honest = make_reply(text="Yes.", completion_tokens=len(tokenizer.encode("Yes.")) + 1)
+    (made,) = ThinkingEngine(tokenizer).generate(
+        [
+            GenerateRequest(
+                prompt_ids=tokenizer.encode_prompt(tokenizer.render_text(prompt_of(probe))),
+                max_tokens=99,
+            )
+        ]
+    )
+    text = tokenizer.decode(made.token_ids)
+    honest = make_reply(text=text, completion_tokens=len(made.token_ids))
     thinking = replace(honest, completion_tokens=50)
     (judged,) = score(tmp_path / "a", tokenizer, honest, "", probe=probe).rows
     (aside,) = score(tmp_path / "b", tokenizer, thinking, "", probe=probe).rows

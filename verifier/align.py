@@ -163,6 +163,8 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
         raw = vocabulary.token_bytes(likeliest)
         if _trimmed_end(t, aligned, vocabulary, likeliest):
             return _leaving_out(aligned, {t})
+        if t == 0 and raw[:1].isspace() and rest.startswith(raw.lstrip()):
+            raw = raw.lstrip()  # white space that the host trimmed is put back
         if not raw or not rest.startswith(raw):
             continue
         try:

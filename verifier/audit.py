@@ -61,6 +61,7 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
+from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Failure, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
@@ -157,10 +158,15 @@ def audit(
         known = probe_capabilities(run, endpoint)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
+    if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
+        probes = turn_off(run, plan)
     for number, end in enumerate(batch_ends(len(probes)), 1):
         pace.begin(number)
         _collect_within_budget(run, plan, endpoint, probes[:end], show, pace)
         score(run, reference, show=show)
+        if _hides_thoughts(run, plan, probes[:end]):
+            show.tell("the endpoint hides thoughts: going on with thinking off")
+            probes = turn_off(run, plan)
         if not looked and endpoint.dialect == "chat" and suspects_template(run):
             looked = True
             look_at_template(run, plan, endpoint, reference, show, pace)
@@ -182,6 +188,12 @@ def audit(
         )  # fmt: skip
         decide_folder(run)
     return write_page(run)
+
+
+def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    return hides_thoughts(plan, probes, ledger, outcomes)
 
 
 def _renderer(tokenizer: Reader) -> Render:

@@ -28,6 +28,7 @@ from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
+from verifier.quiet import describe as describe_quiet
 from verifier.records import (
     REFERENCE,
     Attempt,
@@ -115,6 +116,7 @@ def judge_folder(run: Path) -> Report:
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
         capabilities=read_capabilities(run),
         shown=read_shown(run),
+        beside=describe_quiet(run, plan),
     )
 
 
@@ -127,8 +129,9 @@ def decide(
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
+    beside: Sequence[str] = (),
 ) -> Report:
-    """The verdict on the rows of a ledger.
+    """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
     What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
     the fault once the replies have shown that there is one.
@@ -170,7 +173,7 @@ def decide(
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
-    notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
+    notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
             f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "

@@ -28,7 +28,7 @@ from verifier.renderings.changes import Renderer
 from verifier.wire import HIDDEN, THINK_NOT
 
 #: White space that models write around a closing tag, tried beside what the template writes.
-_USUAL: Final = ("", "\n", "\n\n")
+_USUAL: Final = ("", "\n", "\n\n", " ")
 
 #: A host may count so many tokens more than it shows, and this share of them: a text is not always
 #: tokenized as it was generated, and the end may be counted or not.
@@ -73,6 +73,7 @@ class Reading:
 
     aligned: Aligned
     seams: tuple[tuple[int, ...], ...]  # positions of each, in order; () where nothing was chosen
+    behind: tuple[int | None, ...] = ()  # the position behind each, where it tells of white space
     white: tuple[str, ...] = ()  # the white space chosen for each
 
 
@@ -144,13 +145,24 @@ def _take_apart(reply: Reply, spelling: Spelling) -> _Shown | None:
     return _Shown(thought=thought, answer=after if closed else None, inline=True)
 
 
-def _without_broken(shown: _Shown) -> _Shown:
-    """What stands before bytes that are no character: what follows them cannot be read."""
-    thought, broken, _ = shown.thought.partition(REPLACEMENT)
-    if broken:
+def _readable(shown: _Shown, tags: Thinking, reader: Reader) -> _Shown:
+    """What stands before bytes that are no character, or before another tag.
+
+    What follows cannot be read back: of a tag that is a control token it is not known whether it
+    was generated, or its letters were.
+    """
+    ends = [REPLACEMENT]
+    ends += [tag for tag in (tags.open, tags.close) if reader.special_id(tag) is not None]
+
+    def cut(text: str) -> str:
+        return text[: min((at for end in ends if (at := text.find(end)) >= 0), default=None)]
+
+    thought = cut(shown.thought)
+    if thought != shown.thought:
         return replace(shown, thought=thought, answer=None, cut=True)
-    answer, broken, _ = (shown.answer or "").partition(REPLACEMENT)
-    return replace(shown, answer=answer, cut=True) if broken else shown
+    if shown.answer is None or cut(shown.answer) == shown.answer:
+        return shown
+    return replace(shown, answer=cut(shown.answer), cut=True)
 
 
 def _without_tag(thought: str, tag: str) -> str:
@@ -182,9 +194,9 @@ def readings(
         return (_plain(set_aside(f"not testable by text: {why}")),)
     whole = shown
     named = align(reply, reader, is_text=lambda told, _text: _is_stream(told, whole, spelling))
-    if named.by == "bytes":
+    if named.by == "bytes" and _holds_tags(named.reply_ids, shown, spelling, reader):
         return (_plain(named),)
-    shown = _without_broken(shown)
+    shown = _readable(shown, spelling.tags, reader)
     found = tuple(
         _spell(reply, shown, spelling, white, reader) for white in _white(shown, spelling)
     )
@@ -249,6 +261,18 @@ def _is_stream(told: str, shown: _Shown, spelling: Spelling) -> bool:
     return "".join(told.split()) == "".join((shown.thought + (shown.answer or "")).split())
 
 
+def _holds_tags(ids: tuple[int, ...], shown: _Shown, spelling: Spelling, reader: Reader) -> bool:
+    """Whether tokens that a host names include the tags: some leave control tokens out."""
+    tags = [] if spelling.begins == "inside" else [spelling.tags.open]
+    tags += [] if shown.answer is None else [spelling.tags.close]
+    words = b"".join(map(reader.token_bytes, ids))
+    found = [reader.special_id(tag) for tag in tags]
+    return all(
+        tag.encode() in words if control is None else control in ids
+        for tag, control in zip(tags, found, strict=True)
+    )
+
+
 # -- spelling it out ---------------------------------------------------------------------------
 
 
@@ -265,7 +289,7 @@ def _white(shown: _Shown, spelling: Spelling) -> list[tuple[str, str, str]]:
             return [""]
         return list(dict.fromkeys([*([] if rendered is None else [rendered]), *usual]))
 
-    opened = choices(spelling.opened, told=_begins_blank(shown.thought), usual=("",))
+    opened = choices(spelling.opened, told=_begins_blank(shown.thought), usual=("", "\n", " "))
     if shown.answer is None:
         return [(first, "", "") for first in opened]
     closing = choices(spelling.closing, told=_ends_blank(shown.thought), usual=_USUAL)
@@ -298,7 +322,7 @@ def _spell(
         _Part(text=opened, seam=0 if stripped else None),
         _Part(
             text=shown.thought,
-            first_open=stripped and not _begins_blank(shown.thought),
+            behind=0 if stripped and not _begins_blank(shown.thought) else None,
             last_open=stripped and ended and not _ends_blank(shown.thought),
         ),
     ]
@@ -307,10 +331,13 @@ def _spell(
             _Part(text=closing, seam=1 if stripped else None),
             _Part(text=tags.close, tag=True, seam=1 if stripped else None),
             _Part(text=closed, seam=2 if stripped else None),
-            _Part(text=shown.answer, first_open=stripped and not _begins_blank(shown.answer)),
+            _Part(
+                text=shown.answer,
+                behind=2 if stripped and not _begins_blank(shown.answer) else None,
+            ),
         ]
-    ids, chosen, beside = _encode(parts, reader)
-    left_out = {*chosen, *beside}
+    ids, chosen, beside, behind = _encode(parts, reader)
+    left_out = {*chosen, *beside, *behind.values()}
     if reply.finish_reason == "stop" and ended and not shown.cut:
         ids = (*ids, reader.eos_id)
     elif ids:
@@ -327,6 +354,7 @@ def _spell(
         seams=tuple(
             tuple(t for t, seam in sorted(chosen.items()) if seam == n) for n in range(len(white))
         ),
+        behind=tuple(behind.get(n) for n in range(len(white))),
         white=white,
     )
 
@@ -338,20 +366,22 @@ class _Part:
     text: str
     tag: bool = False
     seam: int | None = None  # which seam it was chosen for; None: it is shown
-    first_open: bool = False  # its first token may have begun with white space that was stripped
-    last_open: bool = False  # and its last ended with some
+    behind: int | None = None  # the seam before it, where white space may have been stripped
+    last_open: bool = False  # its last token may have ended with some that was
 
 
 def _encode(
     parts: Sequence[_Part], reader: Reader
-) -> tuple[tuple[int, ...], dict[int, int], set[int]]:
-    """Ids of a stream, which of them belong to which seam, and which stand beside one.
+) -> tuple[tuple[int, ...], dict[int, int], set[int], dict[int, int]]:
+    """Ids of a stream; the seam that a position belongs to; positions before a seam; and the
+    position behind each.
 
     Tags that are control tokens part the text; others are words of it, and tokenized with it.
     """
     ids: list[int] = []
     chosen: dict[int, int] = {}
     beside: set[int] = set()
+    behind: dict[int, int] = {}
     for run in _runs(parts, reader):
         control = reader.special_id(run[0].text) if run[0].tag else None
         if control is not None:
@@ -374,11 +404,13 @@ def _encode(
                 if first < end and last > start:  # they share a byte
                     if part.seam is not None:
                         chosen[position] = max(part.seam, chosen.get(position, 0))
-                    if (part.first_open and first <= start) or (part.last_open and last >= end):
+                    if part.last_open and last >= end:
                         beside.add(position)
+                    if part.behind is not None and first <= start:
+                        behind[part.behind] = position
             ids.append(token_id)
             at = last
-    return tuple(ids), chosen, beside
+    return tuple(ids), chosen, beside, behind
 
 
 def _runs(parts: Sequence[_Part], reader: Reader) -> list[list[_Part]]:
@@ -407,13 +439,12 @@ def open_seam(reading: Reading, score: ReplyScore, reader: Reader) -> int | None
     have been stripped.
     """
     ids = reading.aligned.reply_ids
-    for number, seam in enumerate(reading.seams):
-        if not seam or seam[-1] >= len(ids):
-            continue
-        behind = seam[-1] + 1
-        if any(score.top_ids[t] != ids[t] for t in seam):
+    for number, (seam, behind) in enumerate(zip(reading.seams, reading.behind, strict=True)):
+        if any(score.top_ids[t] != ids[t] for t in seam if t < len(ids)):
             return number
-        if behind < len(ids) and _is_blank_beside(ids[behind], score.top_ids[behind], reader):
+        if behind is None or behind >= len(ids) or behind in seam:
+            continue
+        if _wants_white(score.top_ids[behind], ids[behind:], reader):
             return number
     return None
 
@@ -444,13 +475,16 @@ def settle(reading: Reading, score: ReplyScore, reader: Reader) -> Aligned:
     seam = open_seam(reading, score, reader)
     if seam is None:
         return reading.aligned
-    rest = range(reading.seams[seam][0], len(reading.aligned.reply_ids))
+    starts = (*reading.seams[seam][:1], reading.behind[seam])
+    start = next(at for at in starts if at is not None)
+    rest = range(start, len(reading.aligned.reply_ids))
     return replace(reading.aligned, left_out=reading.aligned.left_out | set(rest))
 
 
-def _is_blank_beside(read: int, likeliest: int, reader: Reader) -> bool:
-    """Whether white space was wanted: alone, or around the very word that was read."""
-    wanted, word = reader.token_bytes(likeliest), reader.token_bytes(read)
-    if read == likeliest or not wanted:
+def _wants_white(likeliest: int, rest: Sequence[int], reader: Reader) -> bool:
+    """Whether white space was wanted here that is not shown: alone, or before what is read."""
+    wanted = reader.token_bytes(likeliest)
+    if likeliest == rest[0] or not wanted[:1].isspace():
         return False
-    return not wanted.strip() or wanted.strip() == word.strip()
+    shown = b"".join(map(reader.token_bytes, rest[: len(wanted)]))
+    return not wanted.strip() or shown.startswith(wanted.strip())

@@ -56,6 +56,9 @@ _TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
 #: How a reason begins where thoughts were generated that nobody can read.
 HIDDEN: Final = "not testable by text: reasoning hidden"
 
+#: And where the limit ended before anything was shown, as it does inside a hidden thought.
+UNSHOWN: Final = "empty content: audit.max_tokens ended before any was shown"
+
 #: What to do about thoughts that are not shown as they were generated.
 THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
 
@@ -247,7 +250,7 @@ def _why_not_judged(
         return None
     if not text.strip():
         if finish == "length":
-            return f"empty content: audit.max_tokens ended before any was shown; {THINK_NOT}"
+            return f"{UNSHOWN}; raise it, or {THINK_NOT}"
         return "empty content"
     shown = len(text.encode("utf-8", "replace"))
     if completion_tokens is not None and completion_tokens > shown + _UNCOUNTED:
