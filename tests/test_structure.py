@@ -41,14 +41,17 @@ LAYERS = (
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
     {"control", "sheets", "bypass"},
-    {"weigh", "report", "machine", "corpus", "capabilities", "shown"},
+    {"weigh", "report", "machine", "corpus", "capabilities", "shown", "quiet"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit", "sampling",
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote"},
-    {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
+    {
+        "calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness",
+        "thoughts",
+    },
     {
         "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
         "engines.prompt_logprobs", "renderings.panel", "mixture",

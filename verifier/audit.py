@@ -65,13 +65,14 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
+from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Failure, Message, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import Reader, score_replies, score_sampled
+from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.templates import (
     ENOUGH,
@@ -80,6 +81,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
+from verifier.thoughts import Reader
 from verifier.weigh import named_template, planned_samplers
 from verifier.weights import check_weights, fetch_variant, fetch_weights
 from verifier.wording import describe_replies
@@ -160,10 +162,15 @@ def audit(
         known = probe_capabilities(run, endpoint)
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
+    if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
+        probes = turn_off(run, plan)
     for number, end in enumerate(batch_ends(len(probes)), 1):
         pace.begin(number)
         _collect_within_budget(run, plan, endpoint, probes[:end], show, pace)
         score(run, reference, show=show)
+        if _hides_thoughts(run, plan, probes[:end]):
+            show.tell("the endpoint hides thoughts: going on with thinking off")
+            probes = turn_off(run, plan)
         if not looked and endpoint.dialect == "chat" and suspects_template(run):
             looked = True
             look_at_template(run, plan, endpoint, reference, show, pace)
@@ -189,6 +196,12 @@ def audit(
         ask_for_completions(run, plan, endpoint, reference, show, pace)
         decide_folder(run)
     return write_page(run)
+
+
+def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    return hides_thoughts(plan, probes, ledger, outcomes)
 
 
 def _renderer(tokenizer: Reader) -> Render:
@@ -390,7 +403,7 @@ def score_panel(
             ledger = score_replies(
                 run, some, read_outcomes(run, max_attempts=plan.max_attempts),
                 every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-                templates=names, catalogue=entries,
+                templates=names, catalogue=entries, thinking=plan.thinking,
                 progress=lambda done, of: show.step("scoring", done, of),
             )  # fmt: skip
         return weigh_templates(ledger, entries, plan.calibration.text)
@@ -519,14 +532,14 @@ def ask_for_completions(
 
 def score_completions(run: Path, reference: Reference, *, show: Show) -> None:
     """Score the text completions that have arrived, where any were asked for."""
-    folder = run / COMPLETIONS
+    plan, folder = read_plan(run), run / COMPLETIONS
     probes = read_probes(folder)
     if probes:
         with reference.busy:
             score_replies(
-                folder, probes, read_outcomes(folder, max_attempts=read_plan(run).max_attempts),
+                folder, probes, read_outcomes(folder, max_attempts=plan.max_attempts),
                 engine=reference.engine, tokenizer=reference.tokenizer,
-                catalogue={REFERENCE: reference.catalogue[REFERENCE]},
+                catalogue={REFERENCE: reference.catalogue[REFERENCE]}, thinking=plan.thinking,
                 progress=lambda done, of: show.step("scoring", done, of),
             )  # fmt: skip
 
@@ -589,13 +602,14 @@ def score(
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
-            penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
+            penalties=penalties, thinking=plan.thinking,
+            progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
     with reference.busy:
         score_sampled(
             run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
-            tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
+            tokenizer=reference.tokenizer, samplers=planned_samplers(plan), thinking=plan.thinking,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
         score_some(probes, plan.policy.builds)

@@ -296,7 +296,8 @@ class _Log:
 def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
     """The attempt and what it means; without its body when its pieces spell the key together."""
     result = parse(attempt)
-    if isinstance(result, Reply) and client.holds_key(result.text):
+    told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
+    if any(client.holds_key(text) for text in told):
         struck = "the answer spells the API key: struck out"
         attempt = replace(attempt, body="", error=struck)
         result = parse(attempt)

@@ -30,6 +30,7 @@ from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
+from verifier.quiet import describe as describe_quiet
 from verifier.records import (
     REFERENCE,
     Attempt,
@@ -119,6 +120,7 @@ def judge_folder(run: Path) -> Report:
         capabilities=read_capabilities(run),
         shown=read_shown(run),
         bypass=read_bypass(run, plan),
+        beside=describe_quiet(run, plan),
     )
 
 
@@ -132,8 +134,9 @@ def decide(
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
     bypass: Bypass | None = None,
+    beside: Sequence[str] = (),
 ) -> Report:
-    """The verdict on the rows of a ledger.
+    """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
     What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
     the fault once the replies have shown that there is one. So do its text completions, which tell
@@ -184,7 +187,7 @@ def decide(
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
         findings.append(_name_cause(plan, ledger.ordinary, evidence))
-    notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
+    notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
             f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "
@@ -202,7 +205,9 @@ def decide(
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(decision, plan, evidence, findings, usage),
+        summary=_summarise(
+            decision, plan, evidence, findings, usage, why_not_judged(ledger, outcomes)
+        ),
         findings=tuple(findings),
         noise_scale=scale,
         usage=usage,
@@ -753,6 +758,7 @@ def _summarise(
     evidence: Evidence,
     findings: Sequence[Finding],
     usage: Usage,
+    unjudged: Mapping[str, str],
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
@@ -771,7 +777,9 @@ def _summarise(
         return f"excluded: {', '.join(names)}; {replies}"
     opened = [f.name for f in findings if f.decision == "undecided"]
     if usage.replies == 0:
-        return f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        said = f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        common = Counter(unjudged.values()).most_common(1)
+        return f"{said}; {common[0][0]}" if common else said
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
@@ -850,10 +858,16 @@ def _notes(
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
         notes.append(f"{len(failures)} probes failed, most often: {common}")
-    unjudged = [o for o in outcomes.values() if isinstance(o, NotJudged)]
+    unjudged = why_not_judged(ledger, outcomes)
     if unjudged:
-        common = Counter(outcome.reason for outcome in unjudged).most_common(1)[0][0]
+        common = Counter(unjudged.values()).most_common(1)[0][0]
         notes.append(f"{len(unjudged)} answers say nothing about the weights, most often: {common}")
+    if unjudged and templates is not None and templates.counted:
+        counts = templates.accounting
+        notes.append(
+            "their counts of prompt tokens still speak of the template: of all counts "
+            f"{counts.matched} in {counts.of} are those of the published one"
+        )
     if usage.tokens_left_out:
         notes.append(
             f"{usage.tokens_left_out} of {usage.tokens_left_out + usage.tokens_scored} tokens "
@@ -869,6 +883,12 @@ def _notes(
         if unusable > MAX_UNUSABLE * max(1, unusable + usage.replies):
             notes.append("most probes got no usable reply, so no endpoint is called consistent")
     return notes
+
+
+def why_not_judged(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Why an answer says nothing about the weights, by probe: as it came, or once it was read."""
+    found = {row.probe_id: row.unjudged for row in ledger.rows if row.unjudged is not None}
+    return found | {o.probe_id: o.reason for o in outcomes.values() if isinstance(o, NotJudged)}
 
 
 def count_usage(
@@ -892,14 +912,18 @@ def count_usage(
         else answer.completion_tokens
         for answer in answers
     )
+    set_aside = [
+        row for row in ledger.rows
+        if row.unjudged is not None and isinstance(outcomes.get(row.probe_id), Reply)
+    ]  # fmt: skip
     others = [record for record in beside if record is not None]
     prompt += sum(record.prompt_tokens for record in others)
     completion += sum(record.completion_tokens for record in others)
     return Usage(
         requests=len(attempts) + sum(record.requests for record in others),
-        replies=len(ledger.rows),
+        replies=sum(row.unjudged is None for row in ledger.rows),
         failures=sum(isinstance(o, Failure) for o in outcomes.values()),
-        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),
+        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()) + len(set_aside),
         prompt_tokens=prompt,
         completion_tokens=completion,
         tokens_scored=sum(row.tokens for row in ledger.rows),

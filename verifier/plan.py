@@ -36,7 +36,7 @@ from verifier.folder import (
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
-from verifier.reference import Card, card_notes
+from verifier.reference import Card, Thinking, card_notes
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
 
@@ -88,6 +88,7 @@ class Plan(BaseModel):
     tensors_sha256: str | None  # None: the card does not pin it
     tokenizer_sha256: str | None
     template_sha256: str | None
+    thinking: Thinking | None = None  # how thoughts are written; None: nothing is known of them
     bank: tuple[str, ...]
     pool_sha256: str
     pool_size: int
@@ -210,6 +211,7 @@ def make_plan(
         tensors_sha256=card.digests.tensors_sha256,
         tokenizer_sha256=card.digests.tokenizer_sha256,
         template_sha256=card.digests.template_sha256,
+        thinking=card.thinking,
         bank=card.columns,
         pool_sha256=pool.digest,
         pool_size=pool.size,

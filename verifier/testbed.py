@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -36,6 +36,7 @@ from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
 from verifier.prompts import make_prompt
 from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
+from verifier.reference import Thinking
 from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
 from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
@@ -136,6 +137,18 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thoughts:
+    """How a host of a model that thinks reports its thoughts.
+
+    Apart from the answer, in the text with their tags, apart with the white space around thought
+    and answer stripped, or not at all: then only their tokens are counted.
+    """
+
+    tags: Thinking
+    shown: Literal["apart", "inline", "stripped", "hidden"]
+
+
 # -- from bodies to answers: the worker thread -------------------------------------------------
 
 
@@ -145,6 +158,7 @@ def _answer_batch(
     rendering: Rendering,
     sampler: Mapping[str, float],
     completes_as_chat: bool,
+    thoughts: Thoughts | None,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
@@ -154,7 +168,9 @@ def _answer_batch(
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     return [
-        request if isinstance(request, WireError) else _read_answer(request, next(found), tokenizer)
+        request
+        if isinstance(request, WireError)
+        else _read_answer(request, next(found), tokenizer, thoughts)
         for request in requests
     ]
 
@@ -195,35 +211,78 @@ def _resampled(request: GenerateRequest, sampler: Mapping[str, float]) -> Genera
     return replace(request, **changes)
 
 
-def _read_answer(request: GenerateRequest, made: Generation, tokenizer: Tokenizer) -> Answer:
+def _read_answer(
+    request: GenerateRequest, made: Generation, tokenizer: Tokenizer, thoughts: Thoughts | None
+) -> Answer:
     """Turn ids into text cut before the first stop string, and into the tokens in that text.
 
     A token that the cut goes through is shown whole.
     """
-    text = tokenizer.decode(made.token_ids)
+    tags = () if thoughts is None else (thoughts.tags.open, thoughts.tags.close)
+    text = _decode(made.token_ids, tokenizer, tags)
     cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=None)
-    tokens = tuple(_shown_tokens(made, tokenizer))
+    tokens = tuple(_shown_tokens(made, tokenizer, tags))
     if cut is not None:
         text, tokens = text[:cut], tuple(token for token in tokens if token.start < cut)
-    return Answer(
+    prompt = tokenizer.decode_prompt(request.prompt_ids)
+    answer = Answer(
         text=text,
         tokens=tokens,
         finish_reason=made.finish_reason if cut is None else "stop",
         prompt_tokens=len(request.prompt_ids),
         completion_tokens=len(made.token_ids),
         prompt_ids=request.prompt_ids,
-        prompt_text=tokenizer.decode_prompt(request.prompt_ids),
+        prompt_text=prompt,
     )
+    return answer if thoughts is None else _report(answer, thoughts)
 
 
-def _shown_tokens(made: Generation, tokenizer: Tokenizer) -> Iterator[ShownToken]:
-    hidden = tokenizer.special_ids
+def _report(answer: Answer, thoughts: Thoughts) -> Answer:
+    """The answer with its thought reported as the host does, where it has one."""
+    tags = thoughts.tags
+    inside = answer.prompt_text.rstrip().endswith(tags.open)
+    if thoughts.shown == "inline" or not (inside or answer.text.startswith(tags.open)):
+        return answer
+    thought, closed, text = answer.text.partition(tags.close)
+    start = len(thought) + len(closed)
+    within = tuple(token for token in answer.tokens if token.start < start)
+    behind = tuple(replace(t, start=t.start - start) for t in answer.tokens[len(within) :])
+    thought = thought.removeprefix(tags.open)
+    answer = replace(answer, text=text, tokens=behind, reasoning_tokens=len(within))
+    if thoughts.shown == "hidden":
+        return answer
+    if thoughts.shown == "apart":
+        return replace(answer, thought=thought, thought_tokens=within)
+    ahead = len(text) - len(text.lstrip())
+    bare = text.strip()
+    shown = tuple(
+        replace(t, start=max(0, t.start - ahead)) for t in behind if t.start - ahead < len(bare)
+    )
+    return replace(answer, thought=thought.strip(), text=bare, tokens=shown)
+
+
+def _decode(ids: Sequence[int], tokenizer: Tokenizer, tags: Sequence[str]) -> str:
+    """Text of ids, with these tags where they are control tokens, which texts do not show."""
+    named = {tokenizer.special_id(tag): tag for tag in tags}
+    text, start = "", 0
+    for position, token_id in enumerate(ids):
+        if token_id in named:
+            text += tokenizer.decode(ids[start:position]) + named[token_id]
+            start = position + 1
+    return text + tokenizer.decode(ids[start:])
+
+
+def _shown_tokens(
+    made: Generation, tokenizer: Tokenizer, tags: Sequence[str]
+) -> Iterator[ShownToken]:
+    names = {tokenizer.special_id(tag): tag.encode() for tag in tags}
+    hidden = tokenizer.special_ids - names.keys()
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     start = 0
     for position, token_id in enumerate(made.token_ids):
         if token_id in hidden:
             continue
-        raw = tokenizer.token_bytes(token_id)
+        raw = names.get(token_id) or tokenizer.token_bytes(token_id)
         top = made.top[position] if made.top else ()
         yield ShownToken(
             raw=raw,
@@ -304,6 +363,7 @@ def create_app(
     window_s: float = 0.02,
     shows_prompts: bool = False,
     completes_as_chat: bool = False,
+    thoughts: Thoughts | None = None,
 ) -> Starlette:
     """An app over the weights the engine holds, under the name `model`.
 
@@ -311,7 +371,8 @@ def create_app(
 
     Chats are rendered by `rendering`: the published template, or a template fault. With
     `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
-    of `sampler` stand for those that are asked for.
+    of `sampler` stand for those that are asked for. `thoughts` says how a model that thinks is
+    reported; without it what it writes is the text.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -322,7 +383,15 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}, completes_as_chat),
+            partial(
+                _answer_batch,
+                engine,
+                tokenizer,
+                rendering,
+                sampler or {},
+                completes_as_chat,
+                thoughts,
+            ),
             max_batch=max_batch,
             window_s=window_s,
         )

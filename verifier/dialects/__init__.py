@@ -41,9 +41,10 @@ class View:
     prompt_tokens: object
     completion_tokens: object
     logprobs: object  # as in OpenAI's chat or text completions; None: none
-    reasoning: bool  # the answer shows reasoning
+    reasoning: bool  # the answer shows reasoning that is not `thought`: a summary, or encrypted
     reasoning_tokens: object  # how many were spent, shown or hidden
     refusal: str | None
+    thought: str | None = None  # reasoning shown word for word; None: none
 
 
 class Unreadable(Exception):
