@@ -16,9 +16,15 @@ from pathlib import Path
 from threading import RLock
 
 from verifier.calibration import load_calibration
-from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
+from verifier.capabilities import (
+    Capabilities,
+    capability_probes,
+    least_tokens,
+    probe_capabilities,
+    read_capabilities,
+)
 from verifier.capabilities import apply as apply_capabilities
-from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
+from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import (
     decide_folder,
@@ -35,6 +41,7 @@ from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
 from verifier.folder import (
+    CAPABILITY_EXCHANGES,
     LEDGER,
     PAGE,
     PANEL,
@@ -44,6 +51,7 @@ from verifier.folder import (
     REPORT,
     RUN,
     SAMPLED,
+    SHOWN_EXCHANGES,
     read_json,
     write_json,
     write_whole,
@@ -70,6 +78,7 @@ from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
 from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
+from verifier.spending import Ceiling, Purse
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
@@ -155,7 +164,7 @@ def audit(
     known = read_capabilities(run)
     if known is None and config.audit.capabilities:
         show.tell("finding out what the endpoint can do")
-        known = probe_capabilities(run, endpoint)
+        known = probe_capabilities(run, endpoint, purse=open_purse(run, plan))
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
     if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
@@ -341,7 +350,11 @@ def look_at_template(
         )  # fmt: skip
         write_probes(run, found.probes, name=PANEL)
     panel = read_probes(run, name=PANEL)
-    ask_for_prompts(run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer)
+    ask_for_prompts(
+        run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
+        purse=open_purse(run, plan), max_tokens=least_tokens(read_capabilities(run)),
+        stopped=pace.stopped,
+    )  # fmt: skip
 
     def ask_some(some: tuple[Probe, ...]) -> None:
         _collect_within_budget(run, plan, endpoint, some, show, pace)
@@ -475,8 +488,9 @@ def ask_for_samples(
 
 def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
     """Plan the run if it is not planned yet, and find out what its endpoint can do."""
-    start(config)
-    return probe_capabilities(config.out, make_endpoint(config, api_key=api_key))
+    plan = start(config)
+    endpoint = make_endpoint(config, api_key=api_key)
+    return probe_capabilities(config.out, endpoint, purse=open_purse(config.out, plan))
 
 
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
@@ -576,9 +590,7 @@ def _collect_within_budget(
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
     every, before = (*read_probes(run), *read_probes(run, name=PANEL)), -1
-    known, shown = read_capabilities(run), read_shown(run)
-    beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
-    ceiling = plan.ceiling.less(beside)
+    ceiling = _ceiling_beside(run, plan)
     if not (probes and probes[0].temperature):  # a share is kept for samples
         ceiling = ceiling.less(plan.budget_sampled_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
@@ -587,6 +599,22 @@ def _collect_within_budget(
             progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
         )  # fmt: skip
         before = settled
+
+
+def _ceiling_beside(run: Path, plan: Plan) -> Ceiling:
+    """What is left for probes after what was asked to find out what the endpoint can and shows."""
+    purse = Purse(plan.ceiling)
+    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES)
+    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES)
+    return plan.ceiling.less(purse.spent.completion_tokens, purse.spent.prompt_tokens)
+
+
+def open_purse(run: Path, plan: Plan) -> Purse:
+    """What is left after every request so far, less the share that is kept for samples."""
+    purse = Purse(_ceiling_beside(run, plan).less(plan.budget_sampled_tokens))
+    every = [p for name in (PROBES, PANEL) for p in read_probes(run, name=name)]
+    book(run, purse, every)
+    return purse
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
