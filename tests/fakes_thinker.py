@@ -12,7 +12,7 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from verifier.records import Prompt
 from verifier.reference import Thinking
 
-THINKING = Thinking(open="<think>", close="</think>", off={"enable_thinking": False})
+THINKING = Thinking(open="<think>", close="</think>", switch_off={"enable_thinking": False})
 
 #: Parsers: thought and answer as they were generated, to what the host shows of them.
 Parser = Callable[[str, str], tuple[str, str]]

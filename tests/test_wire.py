@@ -634,3 +634,24 @@ def test_no_spoilt_place_makes_parsing_raise(path: tuple[Any, ...], value: Any) 
     else:
         assert result.reason.isprintable()
         assert len(result.reason) <= 200
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([5, 6], (5, 6)),
+        ([5, 6, 7], (5, 6, 7)),  # the end counted, or not
+        ([5, 6, 7, 8], None),
+        ([5, -1], None),
+        ([5, "6"], None),
+        ([5, True], None),
+        ([5, 2**40], None),
+        ("56", None),
+        ([], None),
+    ],
+)
+def test_ids_of_a_reply_are_read_where_they_are_ids(
+    ids: Any, expected: tuple[int, ...] | None
+) -> None:
+    """And as many as the host counts."""
+    assert reply(changed(chat(), token_ids=ids)).token_ids == expected

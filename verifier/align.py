@@ -63,8 +63,13 @@ def align(
 ) -> Aligned:
     """Token ids of a reply: by the reported tokens if they spell its text, else by the text.
 
-    `is_text` is told what the tokens spell and what the text is.
+    Ids that the endpoint sends are taken as they are, where they spell the text. `is_text` is told
+    what the tokens spell and what the text is.
     """
+    if not reply.logprobs and reply.token_ids is not None:
+        sent = _by_ids(reply, reply.token_ids, vocabulary, is_text)
+        if sent is not None:
+            return sent
     if not reply.logprobs:
         return _by_text(reply, vocabulary, reply.logprobs_problem)
     ids: list[int] = []
@@ -104,6 +109,30 @@ def align(
         candidates=tuple(candidates),
         reported=tuple(reported),
         problem=None,
+    )
+
+
+def _by_ids(
+    reply: Reply,
+    ids: tuple[int, ...],
+    vocabulary: Vocabulary,
+    is_text: Callable[[str, str], bool],
+) -> Aligned | None:
+    """A reply by the ids that the endpoint sends; None when they do not spell its text."""
+    if not all(token_id < vocabulary.vocabulary_size for token_id in ids):
+        return None
+    spelled = b"".join(map(vocabulary.token_bytes, ids)).decode("utf-8", "replace")
+    if not is_text(spelled, reply.text):
+        return None
+    if reply.finish_reason == "stop" and ids[-1] != vocabulary.eos_id:
+        ids = (*ids, vocabulary.eos_id)
+    return Aligned(
+        reply_ids=ids,
+        left_out=frozenset(),
+        by="bytes",
+        candidates=None,
+        reported=None,
+        problem=reply.logprobs_problem,
     )
 
 

@@ -18,9 +18,15 @@ from threading import RLock
 from verifier.bypass import ROUNDS as COMPLETED_ROUNDS
 from verifier.bypass import read_bypass, to_complete
 from verifier.calibration import load_calibration
-from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
+from verifier.capabilities import (
+    Capabilities,
+    capability_probes,
+    least_tokens,
+    probe_capabilities,
+    read_capabilities,
+)
 from verifier.capabilities import apply as apply_capabilities
-from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
+from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.decide import (
     decide_folder,
@@ -38,6 +44,7 @@ from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
+    CAPABILITY_EXCHANGES,
     COMPLETIONS,
     LEDGER,
     PAGE,
@@ -48,6 +55,7 @@ from verifier.folder import (
     REPORT,
     RUN,
     SAMPLED,
+    SHOWN_EXCHANGES,
     read_json,
     write_json,
     write_whole,
@@ -74,6 +82,7 @@ from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
 from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
+from verifier.spending import Ceiling, Purse
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
@@ -159,7 +168,7 @@ def audit(
     known = read_capabilities(run)
     if known is None and config.audit.capabilities:
         show.tell("finding out what the endpoint can do")
-        known = probe_capabilities(run, endpoint)
+        known = probe_capabilities(run, endpoint, purse=open_purse(run, plan))
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
     if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
@@ -367,7 +376,11 @@ def look_at_template(
         )  # fmt: skip
         write_probes(run, found.probes, name=PANEL)
     panel = read_probes(run, name=PANEL)
-    ask_for_prompts(run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer)
+    ask_for_prompts(
+        run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
+        purse=open_purse(run, plan), max_tokens=least_tokens(read_capabilities(run)),
+        stopped=pace.stopped,
+    )  # fmt: skip
 
     def ask_some(some: tuple[Probe, ...]) -> None:
         _collect_within_budget(run, plan, endpoint, some, show, pace)
@@ -549,8 +562,9 @@ def score_completions(run: Path, reference: Reference, *, show: Show) -> None:
 
 def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
     """Plan the run if it is not planned yet, and find out what its endpoint can do."""
-    start(config)
-    return probe_capabilities(config.out, make_endpoint(config, api_key=api_key))
+    plan = start(config)
+    endpoint = make_endpoint(config, api_key=api_key)
+    return probe_capabilities(config.out, endpoint, purse=open_purse(config.out, plan))
 
 
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
@@ -655,21 +669,39 @@ def _collect_within_budget(
 
     The exchanges go into the run folder, or into `folder` within it.
     """
-    folder = folder or run
-    chats = (*read_probes(run), *read_probes(run, name=PANEL))
-    paid_for, before = {run: chats, run / COMPLETIONS: read_probes(run / COMPLETIONS)}, -1
-    every = paid_for.pop(folder)
-    known, shown = read_capabilities(run), read_shown(run)
-    beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
-    ceiling = plan.ceiling.less(beside)
+    folder, before = folder or run, -1
+    every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder)
     if not (probes and probes[0].temperature):  # a share is kept for samples
         ceiling = ceiling.less(plan.budget_sampled_tokens)
     while (settled := len(read_outcomes(folder, max_attempts=plan.max_attempts))) != before:
         collect(
-            folder, endpoint, probes, ceiling=ceiling, every=every, beside=paid_for,
+            folder, endpoint, probes, ceiling=ceiling, every=every,
             progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
         )  # fmt: skip
         before = settled
+
+
+def _ceiling_beside(run: Path, plan: Plan, folder: Path) -> Ceiling:
+    """What is left for the probes of `folder` after everything that was asked beside them."""
+    purse = Purse(plan.ceiling)
+    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES)
+    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES)
+    for other in (run, run / COMPLETIONS):
+        if other != folder:
+            book(other, purse, _probes_of(other))
+    return plan.ceiling.less(purse.spent.completion_tokens, purse.spent.prompt_tokens)
+
+
+def _probes_of(folder: Path) -> tuple[Probe, ...]:
+    """Every probe of a folder at temperature 0."""
+    return (*read_probes(folder), *read_probes(folder, name=PANEL))
+
+
+def open_purse(run: Path, plan: Plan) -> Purse:
+    """What is left after every request so far, less the share that is kept for samples."""
+    purse = Purse(_ceiling_beside(run, plan, run).less(plan.budget_sampled_tokens))
+    book(run, purse, _probes_of(run))
+    return purse
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:

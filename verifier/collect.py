@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ from verifier.folder import EXCHANGES, append_lines, read_lines
 from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
 from verifier.spending import Ceiling, Purse
-from verifier.wire import DIALECTS, Problem, asked_logprobs, clean, parse
+from verifier.wire import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
 STOP_AFTER_FAILURES: Final = 20
@@ -55,7 +55,6 @@ def collect(
     *,
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
-    beside: Mapping[Path, Sequence[Probe]] | None = None,
     progress: Callable[[int, int], None] | None = None,
     stopped: Callable[[], bool] | None = None,
     sleep: Sleep = asyncio.sleep,
@@ -66,8 +65,8 @@ def collect(
     `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
     with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
     request could cross the `ceiling` on what the folder's requests cost, those for `every` other
-    probe and in the folders `beside` for their probes included, and when `stopped` says so: what
-    is under way is then given up. `sleep` and `rng` time the retries; None draws the jitter afresh.
+    probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
+    `rng` time the retries; None draws the jitter afresh.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
@@ -79,9 +78,6 @@ def collect(
         result = history.add(attempt).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result)
-    for other, asked in (beside or {}).items():
-        if purse is not None:
-            _book_all(purse, other, {probe.id: probe for probe in asked}, endpoint.max_attempts)
     collection = _Collection(
         folder=folder,
         endpoint=endpoint,
@@ -94,21 +90,22 @@ def collect(
     asyncio.run(collection.run(probes, progress))
 
 
-def _book_all(purse: Purse, folder: Path, known: Mapping[str, Probe], max_attempts: int) -> None:
-    history = _History((), max_attempts=max_attempts)
-    for attempt in _each_attempt(folder):
-        result = history.add(attempt).result
+def book(folder: Path, purse: Purse, every: Sequence[Probe], *, name: str = EXCHANGES) -> None:
+    """Take into a purse what a folder's requests for `every` probe may have cost."""
+    known = {probe.id: probe for probe in every}
+    for attempt in read_attempts(folder, name=name):
         if attempt.probe_id in known:
-            purse.book(known[attempt.probe_id], result)
+            probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
+            purse.book(probe, parse(attempt))
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
+def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
     """Every attempt of a run folder, in the order of arrival; none when nothing was asked yet."""
-    return list(_each_attempt(folder))
+    return list(_each_attempt(folder, name=name))
 
 
-def _each_attempt(folder: Path) -> Iterator[Attempt]:
-    path = folder / EXCHANGES
+def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
+    path = folder / name
     for number, value in enumerate(read_lines(path), 1):
         yield attempt_from_json(value, where=f"{path}:{number}")
 

@@ -29,7 +29,7 @@ def hides_thoughts(
 
 def can_turn_off(plan: Plan, probes: tuple[Probe, ...]) -> bool:
     """Whether thinking can be turned off, and has not been."""
-    if plan.thinking is None or not plan.thinking.off:
+    if plan.thinking is None or not plan.thinking.switch_off:
         return False
     in_chat = plan.configuration["endpoint"]["dialect"] == "chat"
     return in_chat and not any(map(_names(plan), probes))
@@ -39,7 +39,7 @@ def turn_off(run: Path, plan: Plan) -> tuple[Probe, ...]:
     """Ask what has not been asked with thinking off; all probes as they stand then."""
     assert plan.thinking is not None
     asked = {attempt.probe_id for attempt in read_attempts(run)}
-    off = tuple(plan.thinking.off.items())
+    off = tuple(plan.thinking.switch_off.items())
     probes = tuple(
         probe if probe.id in asked else replace(probe, settings=(*probe.settings, *off))
         for probe in read_probes(run)
@@ -50,12 +50,14 @@ def turn_off(run: Path, plan: Plan) -> tuple[Probe, ...]:
 
 def describe(run: Path, plan: Plan) -> list[str]:
     """What a reader must know of it; nothing where thinking was left as it was asked for."""
+    if plan.thinking is None:
+        return []
     wished = plan.configuration["audit"].get("template_settings", {})
-    if plan.thinking is None or wished.keys() & plan.thinking.off.keys():
+    if wished.keys() & plan.thinking.switch_off.keys():
         return []
     if not any(map(_names(plan), read_probes(run))):
         return []
-    settings = ", ".join(f"{name}: {value}" for name, value in plan.thinking.off.items())
+    settings = ", ".join(f"{name}: {value}" for name, value in plan.thinking.switch_off.items())
     note = (
         "the endpoint hides what the model thinks, so further probes were asked with thinking off "
         f"({settings}): the verdict speaks of replies without thoughts"
@@ -66,7 +68,7 @@ def describe(run: Path, plan: Plan) -> list[str]:
 def _names(plan: Plan) -> Callable[[Probe], bool]:
     """Whether a probe says how to think."""
     assert plan.thinking is not None
-    names = plan.thinking.off.keys()
+    names = plan.thinking.switch_off.keys()
     return lambda probe: bool(dict(probe.settings).keys() & names)
 
 

@@ -119,6 +119,7 @@ class Reply:
     logprobs: tuple[ReportedToken, ...] | None  # None: not returned, or not finite everywhere
     logprobs_problem: str | None  # why `logprobs` is None although they were asked for
     thought: str | None = None  # shown apart from the text, as it was generated; None: none was
+    token_ids: tuple[int, ...] | None = None  # of all that was generated; None: not sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

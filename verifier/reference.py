@@ -94,7 +94,7 @@ class Thinking(_Record):
 
     open: Annotated[str, Field(min_length=1)]  # the tag before a thought
     close: Annotated[str, Field(min_length=1)]  # and behind it
-    off: dict[str, bool | str] = {}  # template settings that turn thinking off; {}: none do
+    switch_off: dict[str, bool | str] = {}  # template settings that turn thinking off; {}: none do
 
 
 class Experts(_Record):

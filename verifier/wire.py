@@ -50,6 +50,9 @@ _FINISH: Final = {
 #: Every way of asking, by its name.
 DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
 
+#: No vocabulary holds an id as large.
+_MOST_IDS: Final = 2**31
+
 #: What families of models put around a thought.
 _TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
 
@@ -140,6 +143,13 @@ def asked_logprobs(attempt: Attempt) -> bool:
     return _asks_logprobs(_load(attempt.request))
 
 
+def asked_tokens(attempt: Attempt) -> int:
+    """How many tokens the request allowed."""
+    request = _load(attempt.request)
+    asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
+    return next((count for count in asked if type(count) is int and count > 0), 0)
+
+
 def _asks_logprobs(request: object) -> bool:
     asked = member(request, "logprobs")
     return asked is True or type(asked) is int or LOGPROBS in items(member(request, "include"))
@@ -219,7 +229,17 @@ def _answer(
         logprobs=None if isinstance(claims, str) else claims,
         logprobs_problem=clean(claims) if isinstance(claims, str) else None,
         thought=thought,
+        token_ids=_read_ids(view.token_ids, completion_tokens),
     )
+
+
+def _read_ids(value: object, completion_tokens: int | None) -> tuple[int, ...] | None:
+    """Token ids of a reply; None unless they are ids, as many as the host counts."""
+    ids = tuple(items(value))
+    if not ids or not all(type(one) is int and 0 <= one < _MOST_IDS for one in ids):
+        return None
+    agree = completion_tokens is None or abs(len(ids) - completion_tokens) <= 1
+    return ids if agree else None
 
 
 def _why_not_judged(
@@ -238,7 +258,7 @@ def _why_not_judged(
         why = "what is shown of it is a summary, encrypted or out of its place"
         return f"{HIDDEN}: {why}; {THINK_NOT}"
     hidden = _count(view.reasoning_tokens)
-    if hidden and thought is None and not _holds_thought(text):
+    if hidden and thought is None and not holds_thought(text):
         return f"{HIDDEN}, {hidden} tokens of it; {THINK_NOT}"
     if view.refusal is not None:
         return f"refusal: {view.refusal}"
@@ -258,7 +278,7 @@ def _why_not_judged(
     return None
 
 
-def _holds_thought(text: str | None) -> bool:
+def holds_thought(text: str | None) -> bool:
     """Whether a thought stands in the text itself: some hosts count it and leave it there."""
     return text is not None and _TAGS.search(text) is not None
 

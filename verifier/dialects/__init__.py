@@ -45,6 +45,7 @@ class View:
     reasoning_tokens: object  # how many were spent, shown or hidden
     refusal: str | None
     thought: str | None = None  # reasoning shown word for word; None: none
+    token_ids: object = None  # of all that was generated
 
 
 class Unreadable(Exception):

@@ -71,6 +71,7 @@ def _read(body: dict[str, Any]) -> View:
         reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
         refusal=refusal if isinstance(refusal, str) and refusal.strip() else None,
         thought=thought,
+        token_ids=choice.get("token_ids"),
     )
 
 
