@@ -50,8 +50,8 @@ LAYERS = (
     {"engines.vllm", "engines.remote"},
     {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
     {
-        "reference", "endpoint", "spending", "dial", "engines.transformers", "engines.vllm_worker",
-        "engines.prompt_logprobs", "renderings.panel", "mixture",
+        "reference", "endpoint", "spending", "dial", "suspects", "engines.transformers",
+        "engines.vllm_worker", "engines.prompt_logprobs", "renderings.panel", "mixture",
     },
     {"checkpoint", "wire"},
     {"claims", "dialects.completions"},

@@ -69,6 +69,7 @@ from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
 from verifier.score import Reader, score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
+from verifier.suspects import Suspected
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
@@ -77,7 +78,13 @@ from verifier.templates import (
     weigh_templates,
 )
 from verifier.weigh import named_template, planned_samplers
-from verifier.weights import check_weights, fetch_variant, fetch_weights
+from verifier.weights import (
+    check_weights,
+    fetch_checkpoint,
+    fetch_variant,
+    fetch_weights,
+    tokenizer_sha256,
+)
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
@@ -109,6 +116,8 @@ class Reference:
     engine: Engine
     tokenizer: Reader
     catalogue: Mapping[str, Rendering] = field(default_factory=catalogue)
+    #: How each suspect reads prompts and replies; called once the suspect is to be scored.
+    suspects: Mapping[str, Callable[[], Suspected]] = field(default_factory=dict)
     #: Held for one whole scoring step, so that audits side by side never meet in the engine, which
     #: changes its weights in place. Never held while an endpoint is asked.
     busy: AbstractContextManager[object] = field(default_factory=RLock)
@@ -173,7 +182,7 @@ def audit(
         found = ask_for_samples(run, plan, endpoint, reference, show, pace)
     sought = seeks_cause(found.findings) and not names_template(found)
     if found.decision == "inconsistent" and sought:
-        loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
+        loadable = nameable(plan, reference.engine)
         able = reference.engine.scores_samplers
         score(
             run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
@@ -181,6 +190,11 @@ def audit(
         )  # fmt: skip
         decide_folder(run)
     return write_page(run)
+
+
+def nameable(plan: Plan, engine: Engine) -> tuple[str, ...]:
+    """The builds and suspects of a plan that an engine can load, for a cause to be named."""
+    return tuple(name for name in (*plan.bank, *plan.suspects) if engine.can_load(name))
 
 
 def _renderer(tokenizer: Reader) -> Render:
@@ -278,18 +292,34 @@ def reference_loader(
         from verifier.tokens import Tokenizer
 
         tokenizer = Tokenizer(weights)
+        builds = {v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants}
+        others = {
+            s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell)
+            for where, some in (
+                (f"card {card.name}: siblings", card.siblings),
+                ("reference.suspects", section.suspects),
+            )
+            for s in some
+        }
+        for suspect in (*card.siblings, *section.suspects):
+            if suspect.path is not None:  # what is missing is said before anything is spent
+                others[suspect.name]()
         engine = load_engine(
             section.engine, weights, tokenizer, dtype=section.dtype,
             engine_args={**card.engine_args, **section.engine_args},
-            checkpoints={
-                v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants
-            },
-            url=section.url, api_key=api_key,
+            checkpoints={**builds, **others}, url=section.url, api_key=api_key,
         )  # fmt: skip
+
+        def read_as(fetch: Callable[[], Path]) -> Suspected:
+            directory = fetch()
+            same = tokenizer_sha256(directory) == tokenizer_sha256(weights)
+            return Suspected(tokenizer=Tokenizer(directory), same=same)
+
         earlier, valid = load_templates(section.card, card)
         return Reference(
-            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid)
-        )
+            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid),
+            suspects={name: partial(read_as, fetch) for name, fetch in others.items()},
+        )  # fmt: skip
 
     return load
 
@@ -515,6 +545,7 @@ def score(
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
+            suspects={n: read() for n, read in reference.suspects.items() if n in columns},
             penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 

@@ -559,7 +559,7 @@ def score(
     Example:
       verifier score runs/first
     """
-    from verifier.audit import NAMING_REPLIES, reference_loader
+    from verifier.audit import NAMING_REPLIES, nameable, reference_loader
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
     from verifier.folder import RUN
@@ -572,14 +572,14 @@ def score(
         ("weights", reference.weights is not None),
         ("engine_args", bool(reference.engine_args)),
         ("url", reference.url is not None),
+        ("suspects", bool(reference.suspects)),
     ):
         if own:
             _need_trust(trust, run, f"reference.{key}", "loads what its run file names")
     with _showing() as show:
         api_key = _reference_key(config)
         loaded = reference_loader(config, cache=_cache(), show=show, api_key=api_key)()
-        known = tuple(name for name in made.bank if loaded.engine.can_load(name))
-        weights = known if builds else ()
+        weights = nameable(made, loaded.engine) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
     typer.echo(f"scored; the ledger is in {run}")
 

@@ -579,7 +579,8 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
 
     Posterior over one half "noise of no known build" and one half the builds, evenly.
     """
-    builds = [name for name in plan.bank if any(name in row.text for row in ledger.rows)]
+    known = (*plan.bank, *plan.suspects)
+    builds = [name for name in known if any(name in row.text for row in ledger.rows)]
     scale = _noise_scale(plan, evidence)
     like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
     named = _rank(plan, ledger, builds)
@@ -589,6 +590,8 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     if named.stands_out:
         runner = second or NO_BUILD
         what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
+        if best in plan.suspects:
+            what = f"the replies are those of {best} ({plan.suspects[best]})"
         detail = (
             f"{what}; fits {describe_replies(named.replies)} better than {runner}, "
             f"odds {_odds(named.log_odds)} to 1"

@@ -57,6 +57,7 @@ from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.changes import Renderer
 from verifier.renderings.panel import PANEL_KIND
 from verifier.samplers import Sampler
+from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -85,6 +86,7 @@ class Scored:
     weights: str  # or a template column
     aligned: Aligned
     score: ReplyScore
+    lost: int = 0  # bytes of the text that a suspect cannot spell
 
 
 def score_replies(
@@ -95,6 +97,7 @@ def score_replies(
     engine: Engine,
     tokenizer: Reader,
     weights: Sequence[str] = (),
+    suspects: Mapping[str, Suspected] | None = None,
     templates: Sequence[str] = (),
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
@@ -102,6 +105,8 @@ def score_replies(
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
+
+    Those of `suspects` read prompts and replies in their own way.
 
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
@@ -122,8 +127,12 @@ def score_replies(
         engine.load_variant(name)
         for start in range(0, len(pairs), CHUNK):
             chunk = pairs[start : start + CHUNK]
+            suspect = (suspects or {}).get(name)
             if name == REFERENCE:
                 found = _read_and_score(chunk, engine, tokenizer)
+            elif suspect is not None:
+                read = [(probe, done[probe.id, REFERENCE].aligned) for probe, _ in chunk]
+                found = _score_suspect(name, suspect, read, engine, tokenizer)
             else:
                 known = [done[probe.id, REFERENCE].aligned for probe, _ in chunk]
                 found = _score([p for p, _ in chunk], known, name, engine, tokenizer)
@@ -207,7 +216,10 @@ def _row(columns: Mapping[str, Scored]) -> Row:
         tokens=len(_kept(aligned)),
         left_out=len(aligned.reply_ids) - len(_kept(aligned)),
         text={
-            name: text_cells(scored.score, _kept(scored.aligned))
+            name: tuple(
+                cell - scored.lost * LOST
+                for cell in text_cells(scored.score, _kept(scored.aligned))
+            )
             for name, scored in columns.items()
         },
         logprob=logprob,
@@ -283,6 +295,57 @@ def _score(
         Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
         for probe, aligned, score in zip(probes, readings, engine.score(requests), strict=True)
     ]
+
+
+def _score_suspect(
+    name: str,
+    suspect: Suspected,
+    readings: Sequence[tuple[Probe, Aligned]],
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Replies under another model, as it renders the prompts and spells the texts.
+
+    Of two spellings the likelier is kept, whole.
+    """
+    found = []
+    for probe, aligned in readings:
+        prompt_ids = render_for(suspect, probe, tokenizer)
+        if prompt_ids is None:
+            continue
+        read = Respelled(
+            aligned=replace(aligned, candidates=None, reported=None), lost=0
+        ) if suspect.same else respell(aligned, tokenizer, suspect)  # fmt: skip
+        found.append((probe, prompt_ids, read))
+
+    def score(readings: Sequence[tuple[Probe, tuple[int, ...], Respelled]]) -> list[Scored]:
+        requests = [
+            ScoreRequest(prompt_ids=prompt_ids, reply_ids=read.aligned.reply_ids)
+            for _, prompt_ids, read in readings
+        ]
+        return [
+            Scored(
+                probe_id=probe.id, weights=name, aligned=read.aligned, score=_rounded(made),
+                lost=read.lost,
+            )
+            for (probe, _, read), made in zip(readings, engine.score(requests), strict=True)
+        ]  # fmt: skip
+
+    scored = score(found)
+    doubtful = [] if suspect.same else list(range(len(found)))
+    for _ in range(MAX_READINGS):
+        again = {}
+        for i in doubtful:
+            other = likelier(scored[i].aligned, scored[i].score, suspect)
+            if other is not None:
+                probe, prompt_ids, read = found[i]
+                again[i] = (probe, prompt_ids, replace(read, aligned=other))
+        doubtful = []
+        for i, made in zip(again, score(list(again.values())), strict=True):
+            if sum(made.score.logprobs) > sum(scored[i].score.logprobs):
+                scored[i], found[i] = made, again[i]
+                doubtful.append(i)
+    return scored
 
 
 def _score_penalties(
@@ -477,7 +540,7 @@ def _to_json(scored: Scored) -> dict[str, Any]:
         "weights": scored.weights,
         "aligned": aligned,
         "score": asdict(scored.score),
-    }
+    } | ({"lost": scored.lost} if scored.lost else {})
 
 
 def read_scores(run: Path) -> list[Scored]:
@@ -509,6 +572,7 @@ def _from_json(value: Mapping[str, Any], where: str) -> Scored:
                 top_logprobs=tuple(map(_numbers, score["top_logprobs"])),
                 candidate_logprobs=_rows(score["candidate_logprobs"], _numbers),
             ),
+            lost=index(value.get("lost", 0)),
         )
         _refuse_uneven(scored)
     except (KeyError, TypeError, ValueError) as error:
