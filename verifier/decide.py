@@ -590,8 +590,7 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     if named.stands_out:
         runner = second or NO_BUILD
         what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
-        if best in plan.suspects:
-            what = f"the replies are those of {best} ({plan.suspects[best]})"
+        what = plan.suspects.get(best, what)
         detail = (
             f"{what}; fits {describe_replies(named.replies)} better than {runner}, "
             f"odds {_odds(named.log_odds)} to 1"
@@ -602,6 +601,12 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
                 f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
                 "nats per token beyond honest serving of it"
             )
+        if best in plan.suspects:  # to be near a model is not to be that model
+            near = own.fails(plan.beta)
+            replies = "the replies are nearest to" if near else "the replies are those of"
+            detail = f"{replies} {best}: {detail}"
+            if near:
+                return _finding("cause", "undecided", f"a model near {best}", None, detail)
         return _finding("cause", "detected", best, named.log_odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:

@@ -240,15 +240,31 @@ def _read_and_score(
     probes = [probe for probe, _ in pairs]
     readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in pairs]
     found = _score(probes, readings, REFERENCE, engine, tokenizer)
+    return _settle(
+        found,
+        [probe.max_tokens for probe in probes],
+        lambda some, texts: _score([probes[i] for i in some], texts, REFERENCE, engine, tokenizer),
+        tokenizer,
+    )
+
+
+def _settle(
+    found: list[Scored],
+    limits: Sequence[int],
+    score: Callable[[Sequence[int], Sequence[Aligned]], list[Scored]],
+    tokenizer: Vocabulary,
+) -> list[Scored]:
+    """Read texts anew until the weights in place prefer no other tokens for them.
+
+    `score` scores readings of the replies with the numbers it is given.
+    """
     doubtful = [i for i, scored in enumerate(found) if scored.aligned.by == "text"]
     for reading in range(MAX_READINGS + 1):
         better = {i: reread(found[i].aligned, found[i].score, tokenizer) for i in doubtful}
-        changed = {i: _cut(a, probes[i].max_tokens) for i, a in better.items() if a is not None}
+        changed = {i: _cut(a, limits[i]) for i, a in better.items() if a is not None}
         if reading == MAX_READINGS:
             changed = {i: _left_out_whole(aligned) for i, aligned in changed.items()}
-        again = _score(
-            [probes[i] for i in changed], list(changed.values()), REFERENCE, engine, tokenizer
-        )
+        again = score(list(changed), list(changed.values()))
         for i, scored in zip(changed, again, strict=True):
             likelier = sum(scored.score.logprobs) >= sum(found[i].score.logprobs)
             if likelier or reading == MAX_READINGS:
@@ -306,46 +322,45 @@ def _score_suspect(
 ) -> list[Scored]:
     """Replies under another model, as it renders the prompts and spells the texts.
 
-    Of two spellings the likelier is kept, whole.
+    With the reference's tokenizer it reads doubtful places in its own way, as the reference does.
+    With another one of two spellings the likelier is kept, whole.
     """
-    found = []
-    for probe, aligned in readings:
-        prompt_ids = render_for(suspect, probe, tokenizer)
-        if prompt_ids is None:
-            continue
-        read = Respelled(
-            aligned=replace(aligned, candidates=None, reported=None), lost=0
-        ) if suspect.same else respell(aligned, tokenizer, suspect)  # fmt: skip
-        found.append((probe, prompt_ids, read))
+    rendered = [(p, aligned, render_for(suspect, p, tokenizer)) for p, aligned in readings]
+    asked = [(probe, ids, aligned) for probe, aligned, ids in rendered if ids is not None]
+    respelled = [
+        Respelled(aligned=replace(aligned, candidates=None, reported=None), lost=0)
+        if suspect.same
+        else respell(aligned, tokenizer, suspect)
+        for _, _, aligned in asked
+    ]
 
-    def score(readings: Sequence[tuple[Probe, tuple[int, ...], Respelled]]) -> list[Scored]:
+    def score(some: Sequence[int], texts: Sequence[Aligned]) -> list[Scored]:
         requests = [
-            ScoreRequest(prompt_ids=prompt_ids, reply_ids=read.aligned.reply_ids)
-            for _, prompt_ids, read in readings
+            ScoreRequest(prompt_ids=asked[i][1], reply_ids=aligned.reply_ids)
+            for i, aligned in zip(some, texts, strict=True)
         ]
         return [
             Scored(
-                probe_id=probe.id, weights=name, aligned=read.aligned, score=_rounded(made),
-                lost=read.lost,
+                probe_id=asked[i][0].id, weights=name, aligned=aligned, score=_rounded(made),
+                lost=respelled[i].lost,
             )
-            for (probe, _, read), made in zip(readings, engine.score(requests), strict=True)
+            for i, aligned, made in zip(some, texts, engine.score(requests), strict=True)
         ]  # fmt: skip
 
-    scored = score(found)
-    doubtful = [] if suspect.same else list(range(len(found)))
+    found = score(range(len(asked)), [read.aligned for read in respelled])
+    if suspect.same:
+        return _settle(found, [probe.max_tokens for probe, _, _ in asked], score, tokenizer)
+    doubtful = list(range(len(asked)))
     for _ in range(MAX_READINGS):
-        again = {}
-        for i in doubtful:
-            other = likelier(scored[i].aligned, scored[i].score, suspect)
-            if other is not None:
-                probe, prompt_ids, read = found[i]
-                again[i] = (probe, prompt_ids, replace(read, aligned=other))
+        others = {i: likelier(found[i].aligned, found[i].score, suspect) for i in doubtful}
+        changed = {i: aligned for i, aligned in others.items() if aligned is not None}
+        again = score(list(changed), list(changed.values()))
         doubtful = []
-        for i, made in zip(again, score(list(again.values())), strict=True):
-            if sum(made.score.logprobs) > sum(scored[i].score.logprobs):
-                scored[i], found[i] = made, again[i]
+        for i, scored in zip(changed, again, strict=True):
+            if sum(scored.score.logprobs) > sum(found[i].score.logprobs):
+                found[i] = scored
                 doubtful.append(i)
-    return scored
+    return found
 
 
 def _score_penalties(
