@@ -138,11 +138,8 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
         found[kind] = part.removeprefix(prefix)
     weights = found.get("weights", "none")
-    directory = Path(found["model"]) if "model" in found else None
-    if directory is not None and not directory.is_dir():
-        raise ConfigError(f"fault {name!r}: no directory {directory}")
     return Fault(
-        directory=directory,
+        directory=Path(found["model"]) if "model" in found else None,
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
         rendering=served(found.get("template", REFERENCE), catalogue),
         sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),
