@@ -72,6 +72,15 @@ FULL: dict[str, Any] = {
         "url": "http://127.0.0.1:8001/v1",
         "url_key_env": "OTHER_KEY",
         "hardware": {"gpus": 8, "memory_gib": 80.0, "nodes": 2},
+        "suspects": [
+            {
+                "name": "base",
+                "repo": "someone/base",
+                "revision": "0" * 40,
+                "path": None,
+                "relation": "base",
+            }
+        ],
     },
     "audit": {
         "policy": {

@@ -41,7 +41,7 @@ LAYERS = (
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
     {"control", "sheets"},
-    {"weigh", "report", "machine", "corpus", "capabilities", "shown"},
+    {"weigh", "report", "machine", "corpus", "capabilities", "shown", "counting"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit", "sampling",

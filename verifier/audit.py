@@ -20,10 +20,13 @@ from verifier.capabilities import Capabilities, probe_capabilities, read_capabil
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
+from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
     decide_folder,
+    is_far,
     judge_folder,
     may_be_sampled,
+    names_suspect,
     names_template,
     publish,
     seeks_cause,
@@ -62,7 +65,7 @@ from verifier.plan import (
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
 from verifier.records import REFERENCE, Failure, Probe, Reply, Report
-from verifier.reference import Card, load_card, load_templates
+from verifier.reference import Card, load_card, load_templates, load_tokenizers
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
@@ -181,6 +184,8 @@ def audit(
     if plan.samplers and may_be_sampled(plan, found):
         found = ask_for_samples(run, plan, endpoint, reference, show, pace)
     sought = seeks_cause(found.findings) and not names_template(found)
+    if found.decision == "inconsistent" and sought and is_far(found):
+        count_tokens(run, plan, endpoint, reference, show, pace)
     if found.decision == "inconsistent" and sought:
         loadable = nameable(plan, reference.engine)
         able = reference.engine.scores_samplers
@@ -190,6 +195,20 @@ def audit(
         )  # fmt: skip
         decide_folder(run)
     return write_page(run)
+
+
+def count_tokens(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> None:
+    """Ask the strings that tell tokenizers apart, one token each, within the budget."""
+    like = read_probes(run)[0]
+    known = read_counting(run)
+    asked = (
+        plan_counting(run, load_tokenizers(), reference.tokenizer, like=like)
+        if known is None
+        else counting_probes(known, like=like)
+    )
+    _collect_within_budget(run, plan, endpoint, asked, show, pace)
 
 
 def nameable(plan: Plan, engine: Engine) -> tuple[str, ...]:
@@ -380,7 +399,8 @@ def score_panel(
     replies are scored under the renderings that the panel left, and never under fewer: which those
     are was chosen without a look at ordinary replies, so the evidence against every valid rendering
     keeps its level with the panel's replies in front. Hidden prompts of unknown words are left to
-    the panel: noise of other weights looks like words that nobody knows.
+    the panel: noise of other weights looks like words that nobody knows. Where a suspect, served
+    honestly, made the replies, there is no fault of the template to look for.
 
     `before` is called with the probes that a round needs before they are scored.
     """
@@ -413,6 +433,8 @@ def score_panel(
     for size in FURTHER_ROUNDS:
         if evidence is None or not leaves_a_fault_open(plan, evidence):
             break
+        if size == FURTHER_ROUNDS[0] and is_of_a_suspect(run, plan, reference, show):
+            break
         if before is not None:
             before(probes[:size])
         evidence = look(probes[:size], names)
@@ -428,6 +450,23 @@ def ends_panel(
     """Whether no more of a panel is needed: one name leads by far, and a fault can be said."""
     may_be_said = evidence.ranked[0] in evidence.valid or named_template(plan, evidence) is not None
     return may_be_said and is_settled(evidence, names, entries)
+
+
+def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> bool:
+    """Whether the ordinary replies so far are those of a suspect, as honest serving makes them."""
+    names = tuple(name for name in plan.suspects if reference.engine.can_load(name))
+    if not names:
+        return False
+    probes, panel = read_probes(run), read_probes(run, name=PANEL)
+    with reference.busy:
+        ledger = score_replies(
+            run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
+            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+            weights=names, catalogue=reference.catalogue,
+            suspects={name: reference.suspects[name]() for name in names},
+            progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
+    return names_suspect(plan, ledger)
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:

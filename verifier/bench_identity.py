@@ -52,6 +52,10 @@ from verifier.weights import check_weights, fetch_weights, tokenizer_sha256
 
 SCHEMA: Final = 1
 AUDITS: Final = 40
+
+#: Audits of each host whose cause is named: every reply of theirs is scored under each column.
+NAMED: Final = 20
+
 MAX_TOKENS: Final = 48
 
 #: The honest host's name, and that of the host of another family.
@@ -146,7 +150,7 @@ def run_identity_bench(
         )  # fmt: skip
         ledger = score(limit=REPLIES[name])
         audits = replay(plan, ledger, outcomes, most=AUDITS)
-        accused = [audit for audit in audits if audit.decision == "inconsistent"]
+        accused = [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]
         if accused:
             last = ledger.rows[max(a.first + a.replies for a in accused) - 1].probe_id
             asked = [probe.id for probe in read_probes(folder)]
@@ -208,9 +212,7 @@ def sum_up_host(
     """One host with its audits, and what each that ended inconsistent was said to be."""
     named: list[str] = []
     without: list[str] = []
-    for audit in audits:
-        if audit.decision != "inconsistent":
-            continue
+    for audit in [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]:
         rows = ledger.rows[audit.first : audit.first + audit.replies]
         named.append(_name(plan, rows, outcomes))
         others = plan.model_copy(

@@ -21,6 +21,7 @@ from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.control import judge_beside, read_control
+from verifier.counting import Counting, judge_counting, read_counting
 from verifier.counts import OFFSETS
 from verifier.engines import NO_DISTRIBUTION
 from verifier.errors import ConfigError
@@ -83,6 +84,9 @@ SUSPECTED_AT = 20.0
 #: The cause where no column fits as calibrated stacks fit theirs.
 NOTHING_FITS = "not this model as published, and nothing else that we know"
 
+#: The same, where its prompts are counted by another tokenizer.
+ANOTHER_FAMILY = "a model of another family"
+
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
 
@@ -115,6 +119,7 @@ def judge_folder(run: Path) -> Report:
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
         capabilities=read_capabilities(run),
         shown=read_shown(run),
+        counting=read_counting(run),
     )
 
 
@@ -127,6 +132,7 @@ def decide(
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
+    counting: Counting | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger.
 
@@ -169,7 +175,9 @@ def decide(
     elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
-        findings.append(_name_cause(plan, ledger.ordinary, evidence))
+        counted = None if counting is None else judge_counting(counting, outcomes)
+        findings += [] if counted is None else [counted]
+        findings.append(_name_cause(plan, ledger.ordinary, evidence, counted))
     notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
@@ -381,6 +389,12 @@ def seeks_cause(findings: Sequence[Finding]) -> bool:
     )
 
 
+def is_far(report: Report) -> bool:
+    """Whether greedy replies are as far from the published weights as another model's would be."""
+    estimate = report.noise_scale.estimate
+    return estimate is not None and estimate >= SAMPLED_FROM
+
+
 def may_be_sampled(plan: Plan, report: Report) -> bool:
     """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
     return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
@@ -565,6 +579,13 @@ def names_template(report: Report) -> bool:
     return any(finding.aspect == "template" for finding in report.findings)
 
 
+def names_suspect(plan: Plan, ledger: Ledger) -> bool:
+    """Whether a ledger's replies are those of a suspect, as honest serving makes them."""
+    ledger = ledger.ordinary
+    cause = _name_cause(plan, ledger, weigh(plan, ledger))
+    return cause.decision == "detected" and cause.name in plan.suspects
+
+
 def suspects_template(run: Path) -> bool:
     """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
     plan = read_plan(run)
@@ -574,8 +595,13 @@ def suspects_template(run: Path) -> bool:
     return evidence.log_e >= math.log(1 / plan.alpha) / 2 or counted >= math.log(SUSPECTED_AT)
 
 
-def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
-    """The best name for an inconsistency: a build of the bank, or noise and what it is like.
+def _name_cause(
+    plan: Plan, ledger: Ledger, evidence: Evidence, counted: Finding | None = None
+) -> Finding:
+    """The best name for an inconsistency: a build or suspect, or noise and what it is like.
+
+    Where nothing fits, prompts that are `counted` as by another tokenizer tell another family from
+    roundings that nobody knows.
 
     Posterior over one half "noise of no known build" and one half the builds, evenly.
     """
@@ -613,7 +639,7 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
         if all(fit.fails(plan.beta) for fit in named.fits):
             away = {fit.column: f"{fit.divergence:.2g}" for fit in named.fits}
             nearest = next(fit.column for fit in named.fits if fit.column != REFERENCE)
-            like = NOTHING_FITS
+            like = NOTHING_FITS if counted is None else f"{ANOTHER_FAMILY}: {counted.name}"
             detail = (
                 f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
                 f"from the nearest build, {nearest}, each beyond honest serving"

@@ -204,6 +204,38 @@ def digest_of(value: object) -> str:
 # -- cards on disk -----------------------------------------------------------------------------
 
 
+class KnownTokenizer(_Record):
+    """One tokenizer by its counts alone."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    models: str  # whose it is
+    terms: str  # of the tokenizer itself
+    source: str  # the package that its file was read in, with the package's licence
+    sha256: Sha256  # of that file
+    counts: tuple[Count, ...]  # tokens of each string
+
+
+class TokenizerTable(_Record):
+    """Strings on which tokenizers differ, and how many tokens each makes of them."""
+
+    schema_version: Literal[1]
+    strings: tuple[str, ...]
+    tokenizers: tuple[KnownTokenizer, ...]
+
+    @model_validator(mode="after")
+    def _counts_every_string(self) -> Self:
+        short = [t.name for t in self.tokenizers if len(t.counts) != len(self.strings)]
+        if short:
+            raise ValueError(f"{short[0]!r} has not one count per string")
+        return self
+
+
+def load_tokenizers() -> TokenizerTable:
+    """The table of tokenizers that ships."""
+    path = shipped("reference") / "tokenizers.json"
+    return validated(TokenizerTable, json.loads(path.read_text("utf-8")), where=str(path))
+
+
 def list_cards() -> list[str]:
     """Names of the cards that ship."""
     return sorted(path.stem for path in shipped("reference").glob("*.yaml"))
