@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from fakes_engine import FakeEngine, FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
-from verifier.audit import Reference, Show, ask, audit, score, start, write_page
+from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, score, start, write_page
 from verifier.calibration import NoiseClass
 from verifier.collect import read_attempts, read_outcomes
 from verifier.config import RunFile
@@ -21,6 +21,7 @@ from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.folder import (
     CAPABILITY_EXCHANGES,
+    COUNTED,
     EXCHANGES,
     LEDGER,
     PAGE,
@@ -36,10 +37,11 @@ from verifier.folder import (
 )
 from verifier.plan import make_plan, read_plan, read_probes
 from verifier.probes import load_pool
-from verifier.records import Report
+from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
 from verifier.reference import load_card
 from verifier.renderings.catalogue import catalogue, served
 from verifier.report import report_from_json, report_to_json
+from verifier.suspects import Suspected
 from verifier.testbed import create_app, running
 
 KEY = "sk-invented-5f2b9c1d"
@@ -552,3 +554,90 @@ def test_outcomes_are_those_of_the_exchanges(card: Path, tmp_path: Path) -> None
     outcomes = read_outcomes(tmp_path / "run", max_attempts=1)
 
     assert len(outcomes) == report.usage.replies
+
+
+# -- other models ------------------------------------------------------------------------------
+
+
+class OtherModel(FakeEngine):
+    """An engine whose column `other` is a model of another script, loaded by its name."""
+
+    def __init__(self, *, serves: str = "reference") -> None:
+        super().__init__(margin=4.5)
+        self._other = FakeEngine(margin=4.5, script=lambda ids: wordy_script((*ids, 7)))
+        self.column = serves
+
+    def can_load(self, name: str) -> bool:
+        return name == "other" or super().can_load(name)
+
+    def load_variant(self, name: str) -> None:
+        self.column = name
+        if name != "other":
+            super().load_variant(name)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        return (self._other if self.column == "other" else super()).score(requests)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        return (self._other if self.column == "other" else super()).generate(requests)
+
+
+def audit_other(url: str, card: Path, out: Path, *, suspected: bool) -> Report:
+    config = configure(url, card, out)
+    if suspected:
+        suspects = [{"name": "other", "path": ".", "relation": "another size"}]
+        raw = config.model_dump() | {"reference": {"card": str(card), "suspects": suspects}}
+        config = RunFile.model_validate(raw)
+    read = {"other": lambda: Suspected(tokenizer=FakeTokenizer(), same=True)}
+
+    def load() -> Reference:
+        return Reference(engine=OtherModel(), tokenizer=FakeTokenizer(), suspects=read)
+
+    return audit(config, api_key=None, load_reference=load, show=QUIET)
+
+
+@pytest.mark.parametrize("suspected", [True, False])
+def test_another_model_is_named_where_it_is_a_suspect(
+    card: Path, tmp_path: Path, *, suspected: bool
+) -> None:
+    """In at most three ordinary replies; without it among the suspects nothing is."""
+    out = tmp_path / "run"
+    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    with running(app) as url:
+        report = audit_other(url, card, out, suspected=suspected)
+    before = (out / REPORT).read_bytes()
+    again = decide_folder(out)
+
+    assert report.decision == "inconsistent"
+    cause = report.findings[-1]
+    if suspected:
+        assert report.usage.replies <= 3 + PANEL_PROBES  # no further search for a template
+        assert (cause.decision, cause.name) == ("detected", "other")
+        assert cause.detail.startswith("the replies are those of other: another size; fits")
+        assert "other" in report.summary
+    else:
+        assert (cause.decision, cause.aspect) == ("undecided", "cause")
+    assert again == report
+    assert (out / REPORT).read_bytes() == before
+
+
+def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
+    card: Path, tmp_path: Path
+) -> None:
+    """A few requests of one token, kept in the folder, asked once; an honest host is not asked."""
+    asked = {}
+    for name in ("other", "reference"):
+        out = tmp_path / name
+        app = create_app(OtherModel(serves=name), FakeTokenizer(), model="tiny", window_s=0.001)
+        with running(app) as url:
+            report = audit_other(url, card, out, suspected=True)
+            audit_other(url, card, out, suspected=True)
+        outcomes = read_outcomes(out, max_attempts=1)
+        asked[name] = sum(outcome.startswith("k0") for outcome in outcomes)
+        counted = [n for n in read_attempts(out) if n.probe_id.startswith("k0")]
+        assert len(counted) == asked[name]
+        assert report.usage.requests >= len(read_attempts(out))
+
+    assert (tmp_path / "other" / COUNTED).exists()
+    assert not (tmp_path / "reference" / COUNTED).exists()
+    assert asked == {"other": 8, "reference": 0}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,6 +21,7 @@ from verifier.config import (
     Policy,
     Prices,
     ReferenceSection,
+    Relation,
     RunFile,
     TargetSection,
     dump_run_file,
@@ -70,6 +72,15 @@ FULL: dict[str, Any] = {
         "url": "http://127.0.0.1:8001/v1",
         "url_key_env": "OTHER_KEY",
         "hardware": {"gpus": 8, "memory_gib": 80.0, "nodes": 2},
+        "suspects": [
+            {
+                "name": "base",
+                "repo": "someone/base",
+                "revision": "0" * 40,
+                "path": None,
+                "relation": "base",
+            }
+        ],
     },
     "audit": {
         "policy": {
@@ -170,6 +181,11 @@ def test_the_example_shows_every_key_with_its_default() -> None:
     comments = path.read_text()
     for name in (*Policy.model_fields, *Prices.model_fields, *Hardware.model_fields):
         assert f"{name}:" in comments  # the forms that null and screen stand for
+    (said,) = re.findall(
+        r"relation is ([a-z, -]+) or ([a-z ]+)\. Written",
+        " ".join(line.strip().removeprefix("#").strip() for line in comments.splitlines()),
+    )
+    assert {*said[0].split(", "), said[1]} == {*get_args(Relation)}
 
 
 def test_the_second_example_shows_what_the_first_does_not() -> None:

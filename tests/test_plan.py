@@ -11,7 +11,7 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
-from verifier.config import Policy, Prices, RunFile, dump_run_file
+from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, write_json
 from verifier.plan import (
@@ -360,3 +360,36 @@ def test_a_malformed_probe_is_refused_with_its_line(
 
     with pytest.raises(ConfigError, match=r"probes\.jsonl:2: malformed probe"):
         read_probes(tmp_path)
+
+
+# -- suspects ----------------------------------------------------------------------------------
+
+
+def test_suspects_of_card_and_run_file_are_planned_with_what_they_are(pool: Pool) -> None:
+    """They may be named; the bank, which policies draw on, stays as it is."""
+    card = make_card(siblings=[{"name": "base", "repo": "a/base", "relation": "base"}])
+    config = configure()
+    suspects = ({"name": "small", "path": "here/small"},)
+    reference = config.reference.model_copy(
+        update={"suspects": tuple(map(Suspect.model_validate, suspects))}
+    )
+    plan, _ = make_plan(
+        config.model_copy(update={"reference": reference}), card, make_calibration(), pool
+    )
+
+    assert plan.suspects == {"base": "base, a/base@newest", "small": "another model"}
+    assert plan.bank == BANK
+
+
+@pytest.mark.parametrize("name", ["fp8-channel", "base", "reference"])
+def test_a_suspect_with_a_name_that_is_taken_is_refused(pool: Pool, name: str) -> None:
+    """Its column would be another one's."""
+    card = make_card(siblings=[{"name": "base", "repo": "a/base"}])
+    config = configure()
+    suspects = (Suspect.model_validate({"name": name, "path": "x"}),)
+    reference = config.reference.model_copy(update={"suspects": suspects})
+
+    with pytest.raises(ConfigError, match=f"reference.suspects: '{name}' is a name"):
+        make_plan(
+            config.model_copy(update={"reference": reference}), card, make_calibration(), pool
+        )

@@ -157,12 +157,25 @@ def test_a_variant_on_disk_lies_beside_its_card(tmp_path: Path) -> None:
             {"variants": [{"name": "a", "method": "awq", "path": "x", "revision": "0" * 40}]},
             "a path has no revision",
         ),
-        ({"variants": [AWQ, AWQ]}, "bank and variants name 'awq' twice"),
-        ({"bank": ["awq"], "variants": [AWQ]}, "bank and variants name 'awq' twice"),
+        ({"variants": [AWQ, AWQ]}, "bank, variants and siblings name 'awq' twice"),
+        ({"bank": ["awq"], "variants": [AWQ]}, "bank, variants and siblings name 'awq' twice"),
+        (
+            {"variants": [AWQ], "siblings": [{"name": "awq", "path": "x"}]},
+            "bank, variants and siblings name 'awq' twice",
+        ),
         ({"sources": {"precison": "https://x"}}, "know no field 'precison'"),
         ({"unchecked": ["architecture.heads"]}, "know no field 'architecture.heads'"),
     ],
-    ids=["both", "neither", "revision", "twice", "as a build", "source of nothing", "unchecked"],
+    ids=[
+        "both",
+        "neither",
+        "revision",
+        "twice",
+        "as a build",
+        "as a sibling",
+        "source of nothing",
+        "unchecked",
+    ],
 )
 def test_a_card_that_contradicts_itself_is_refused(
     tmp_path: Path, changes: dict[str, Any], complaint: str

@@ -260,6 +260,7 @@ def test_a_strangers_folder_gets_no_key(tmp_path: Path, monkeypatch: pytest.Monk
     [
         {"engine_args": {"trust_remote_code": True}},
         {"weights": "weights"},
+        {"suspects": [{"name": "other", "path": "other"}]},
         {"url": "http://127.0.0.1:1/v1", "engine": "remote"},
     ],
     ids=lambda value: next(iter(value)),

@@ -726,7 +726,7 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     names = [name for name, _ in faults[1:]]
     assert names[: len(VARIANTS)] == list(VARIANTS)
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
-    assert kinds == sorted(kinds, key=["template", "sampler"].index)
+    assert kinds == sorted(kinds, key=["weights", "template", "sampler"].index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names
     assert all(summary for _, summary in faults)
@@ -745,6 +745,18 @@ def test_every_listed_fault_can_be_served_alone_and_every_template_with_weights(
         assert both.rendering.name == found.rendering.name
 
 
+def test_another_model_can_be_served_with_faults_of_other_kinds() -> None:
+    """Rounded, wrongly rendered and oddly sampled, as a host may well do."""
+    name = "weights:models/other+int4-sym-g64+template:bos-doubled+sampler:top-k=4"
+    found = read_fault(name, layers=30, catalogue=catalogue())
+
+    assert found.directory == Path("models/other")
+    assert found.weights == "int4-sym-g64"
+    assert found.rendering.name == "bos-doubled"
+    assert found.sampler == (("top_k", 4),)
+    assert read_fault("none", layers=30, catalogue=catalogue()).directory is None
+
+
 @pytest.mark.parametrize(
     "name",
     [
@@ -754,6 +766,7 @@ def test_every_listed_fault_can_be_served_alone_and_every_template_with_weights(
         "y",
         "sampler:heat=1",
         "sampler:top-k=4+sampler:top-k=5",
+        "weights:a+weights:b",
     ],
 )
 def test_unknown_and_doubled_faults_are_refused(name: str) -> None:

@@ -662,6 +662,52 @@ def test_a_variant_that_fails_half_way_does_not_pass_for_the_weights_before(
     assert same_bits(parameters(engine), before)
 
 
+# -- other models ------------------------------------------------------------------------------
+
+
+def test_another_model_is_loaded_in_the_place_of_the_reference(tiny: Path, tmp_path: Path) -> None:
+    """By its column's name; a variant and the reference after it are those of the reference."""
+    save_model(tmp_path / "other", num_hidden_layers=2, hidden_size=128, num_attention_heads=2)
+    fetched: list[str] = []
+
+    def fetch() -> Path:
+        fetched.append("other")
+        return tmp_path / "other"
+
+    engine = TransformersEngine(tiny, eos_ids=(EOS_ID,), checkpoints={"other": fetch})
+    plain = TransformersEngine(tiny, eos_ids=(EOS_ID,))
+    alone = TransformersEngine(tmp_path / "other", eos_ids=(EOS_ID,))
+    requests = mixed_requests()
+    assert (engine.can_load("other"), plain.can_load("other")) == (True, False)
+    assert fetched == []  # nothing is fetched before it is needed
+
+    engine.load_variant("other")
+    assert engine.score(requests) == alone.score(requests)
+    engine.load_variant("int4-sym-g64")
+    plain.load_variant("int4-sym-g64")
+    assert engine.score(requests) == plain.score(requests)
+    engine.load_variant("other")
+    engine.load_variant(REFERENCE)
+    plain.load_variant(REFERENCE)
+    assert same_bits(parameters(engine), parameters(plain))
+
+
+def test_a_checkpoint_that_is_no_model_is_refused_and_the_reference_comes_back(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """In one line; nothing that failed passes for weights."""
+    engine = TransformersEngine(tiny, eos_ids=(EOS_ID,), checkpoints={"other": lambda: tmp_path})
+    before = engine.score(mixed_requests())
+    with pytest.raises(ConfigError, match="the checkpoint 'other' cannot be loaded") as refused:
+        engine.load_variant("other")
+    loaded = engine.loaded
+    engine.load_variant(REFERENCE)
+
+    assert "\n" not in str(refused.value)
+    assert loaded is None
+    assert engine.score(mixed_requests()) == before
+
+
 # -- half precision ----------------------------------------------------------------------------
 
 

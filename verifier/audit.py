@@ -28,10 +28,13 @@ from verifier.capabilities import (
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
+from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
     decide_folder,
+    is_far,
     judge_folder,
     may_be_sampled,
+    names_suspect,
     names_template,
     publish,
     seeks_cause,
@@ -75,7 +78,7 @@ from verifier.probes import load_pool
 from verifier.prompts import make_prompt
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Failure, Message, Probe, Reply, Report
-from verifier.reference import Card, load_card, load_templates
+from verifier.reference import Card, load_card, load_templates, load_tokenizers
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
@@ -83,6 +86,7 @@ from verifier.samplers import Sampler, penalty_columns
 from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.spending import Ceiling, Purse
+from verifier.suspects import Suspected
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
@@ -92,7 +96,13 @@ from verifier.templates import (
 )
 from verifier.thoughts import Reader
 from verifier.weigh import named_template, planned_samplers
-from verifier.weights import check_weights, fetch_variant, fetch_weights
+from verifier.weights import (
+    check_weights,
+    fetch_checkpoint,
+    fetch_variant,
+    fetch_weights,
+    tokenizer_sha256,
+)
 from verifier.wording import describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
@@ -124,6 +134,8 @@ class Reference:
     engine: Engine
     tokenizer: Reader
     catalogue: Mapping[str, Rendering] = field(default_factory=catalogue)
+    #: How each suspect reads prompts and replies; called once the suspect is to be scored.
+    suspects: Mapping[str, Callable[[], Suspected]] = field(default_factory=dict)
     #: Held for one whole scoring step, so that audits side by side never meet in the engine, which
     #: changes its weights in place. Never held while an endpoint is asked.
     busy: AbstractContextManager[object] = field(default_factory=RLock)
@@ -192,8 +204,10 @@ def audit(
     if plan.samplers and may_be_sampled(plan, found):
         found = ask_for_samples(run, plan, endpoint, reference, show, pace)
     sought = seeks_cause(found.findings) and not names_template(found)
+    if found.decision == "inconsistent" and sought and is_far(found):
+        count_tokens(run, plan, endpoint, reference, show, pace)
     if found.decision == "inconsistent" and sought:
-        loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
+        loadable = nameable(plan, reference.engine)
         able = reference.engine.scores_samplers
         score(
             run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
@@ -211,6 +225,25 @@ def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
     ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     return hides_thoughts(plan, probes, ledger, outcomes)
+
+
+def count_tokens(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> None:
+    """Ask the strings that tell tokenizers apart, one token each, within the budget."""
+    like = read_probes(run)[0]
+    known = read_counting(run)
+    asked = (
+        plan_counting(run, load_tokenizers(), reference.tokenizer, like=like)
+        if known is None
+        else counting_probes(known, like=like)
+    )
+    _collect_within_budget(run, plan, endpoint, asked, show, pace)
+
+
+def nameable(plan: Plan, engine: Engine) -> tuple[str, ...]:
+    """The builds and suspects of a plan that an engine can load, for a cause to be named."""
+    return tuple(name for name in (*plan.bank, *plan.suspects) if engine.can_load(name))
 
 
 def _renderer(tokenizer: Reader) -> Render:
@@ -326,18 +359,34 @@ def reference_loader(
         from verifier.tokens import Tokenizer
 
         tokenizer = Tokenizer(weights)
+        builds = {v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants}
+        others = {
+            s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell)
+            for where, some in (
+                (f"card {card.name}: siblings", card.siblings),
+                ("reference.suspects", section.suspects),
+            )
+            for s in some
+        }
+        for suspect in (*card.siblings, *section.suspects):
+            if suspect.path is not None:  # what is missing is said before anything is spent
+                others[suspect.name]()
         engine = load_engine(
             section.engine, weights, tokenizer, dtype=section.dtype,
             engine_args={**card.engine_args, **section.engine_args},
-            checkpoints={
-                v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants
-            },
-            url=section.url, api_key=api_key,
+            checkpoints={**builds, **others}, url=section.url, api_key=api_key,
         )  # fmt: skip
+
+        def read_as(fetch: Callable[[], Path]) -> Suspected:
+            directory = fetch()
+            same = tokenizer_sha256(directory) == tokenizer_sha256(weights)
+            return Suspected(tokenizer=Tokenizer(directory), same=same)
+
         earlier, valid = load_templates(section.card, card)
         return Reference(
-            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid)
-        )
+            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid),
+            suspects={name: partial(read_as, fetch) for name, fetch in others.items()},
+        )  # fmt: skip
 
     return load
 
@@ -402,7 +451,8 @@ def score_panel(
     replies are scored under the renderings that the panel left, and never under fewer: which those
     are was chosen without a look at ordinary replies, so the evidence against every valid rendering
     keeps its level with the panel's replies in front. Hidden prompts of unknown words are left to
-    the panel: noise of other weights looks like words that nobody knows.
+    the panel: noise of other weights looks like words that nobody knows. Where a suspect, served
+    honestly, made the replies, there is no fault of the template to look for.
 
     `before` is called with the probes that a round needs before they are scored.
     """
@@ -435,6 +485,8 @@ def score_panel(
     for size in FURTHER_ROUNDS:
         if evidence is None or not leaves_a_fault_open(plan, evidence):
             break
+        if size == FURTHER_ROUNDS[0] and is_of_a_suspect(run, plan, reference, show):
+            break
         if before is not None:
             before(probes[:size])
         evidence = look(probes[:size], names)
@@ -450,6 +502,23 @@ def ends_panel(
     """Whether no more of a panel is needed: one name leads by far, and a fault can be said."""
     may_be_said = evidence.ranked[0] in evidence.valid or named_template(plan, evidence) is not None
     return may_be_said and is_settled(evidence, names, entries)
+
+
+def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> bool:
+    """Whether the ordinary replies so far are those of a suspect, as honest serving makes them."""
+    names = tuple(name for name in plan.suspects if reference.engine.can_load(name))
+    if not names:
+        return False
+    probes, panel = read_probes(run), read_probes(run, name=PANEL)
+    with reference.busy:
+        ledger = score_replies(
+            run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
+            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+            weights=names, catalogue=reference.catalogue,
+            suspects={name: reference.suspects[name]() for name in names},
+            progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
+    return names_suspect(plan, ledger)
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:
@@ -616,6 +685,7 @@ def score(
         score_replies(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
+            suspects={n: read() for n, read in reference.suspects.items() if n in columns},
             penalties=penalties, thinking=plan.thinking,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
@@ -694,7 +764,9 @@ def _ceiling_beside(run: Path, plan: Plan, folder: Path) -> Ceiling:
 
 def _probes_of(folder: Path) -> tuple[Probe, ...]:
     """Every probe of a folder at temperature 0."""
-    return (*read_probes(folder), *read_probes(folder, name=PANEL))
+    planned, counted = read_probes(folder), read_counting(folder)
+    others = () if counted is None else counting_probes(counted, like=planned[0])
+    return (*planned, *read_probes(folder, name=PANEL), *others)
 
 
 def open_purse(run: Path, plan: Plan) -> Purse:

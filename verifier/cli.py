@@ -559,7 +559,7 @@ def score(
     Example:
       verifier score runs/first
     """
-    from verifier.audit import NAMING_REPLIES, reference_loader
+    from verifier.audit import NAMING_REPLIES, nameable, reference_loader
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
     from verifier.folder import RUN
@@ -572,14 +572,14 @@ def score(
         ("weights", reference.weights is not None),
         ("engine_args", bool(reference.engine_args)),
         ("url", reference.url is not None),
+        ("suspects", bool(reference.suspects)),
     ):
         if own:
             _need_trust(trust, run, f"reference.{key}", "loads what its run file names")
     with _showing() as show:
         api_key = _reference_key(config)
         loaded = reference_loader(config, cache=_cache(), show=show, api_key=api_key)()
-        known = tuple(name for name in made.bank if loaded.engine.can_load(name))
-        weights = known if builds else ()
+        weights = nameable(made, loaded.engine) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
     typer.echo(f"scored; the ledger is in {run}")
 
@@ -769,11 +769,16 @@ def bench(
     audits: Annotated[
         int | None, typer.Option(min=1, help="Of the part templates, so many audits per host.")
     ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of the part identity, a model of another family."),
+    ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Four parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
-    20 minutes), `routing` (hosts that answer some requests with another model; 20 minutes),
+    Five parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
+    answer some requests with another model; 20 minutes),
     `samplers` (what is said of samplers; an hour), `templates` (which template fault is named;
     hours) and `wire` (what collecting withstands, and how fast it is; half an hour).
 
@@ -787,6 +792,8 @@ def bench(
     match part:
         case ["engine"]:
             path, tabulate = _bench_engine(out, seed=seed)
+        case ["identity"]:
+            path, tabulate = _bench_identity(out, seed=seed, family=family)
         case ["routing"]:
             path, tabulate = _bench_routing(out, seed=seed)
         case ["templates"]:
@@ -822,6 +829,21 @@ def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
     with _showing() as show:
         path = run_engine_bench(out, cache=_cache(), seed=seed, tell=show.tell)
     return path, tabulate_engine
+
+
+def _bench_identity(out: Path, *, seed: int, family: Path | None) -> tuple[Path, Tabulate]:
+    from verifier.bench_identity import run_identity_bench, tabulate_identity
+
+    with _showing() as show:
+        path = run_identity_bench(
+            out,
+            cache=_cache(),
+            family=family,
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate_identity
 
 
 def _bench_routing(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
@@ -1002,6 +1024,7 @@ def serve_testbed(
     Example:
       verifier testbed serve --fault int4-asym-g64 --port 8000
       verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
+      verifier testbed serve --fault weights:models/another
     """
     from verifier.reference import load_card, load_templates
     from verifier.renderings.catalogue import catalogue
@@ -1014,8 +1037,9 @@ def serve_testbed(
     served = read_fault(fault, layers=found.layers, catalogue=entries)
     key = None if api_key_env is None else _read_key(api_key_env, where="--api-key-env")
     with _showing() as show:
-        directory = fetch_weights(found, cache=_cache(), tell=show.tell)
-        check_weights(found, directory)
+        directory = served.directory or fetch_weights(found, cache=_cache(), tell=show.tell)
+        if served.directory is None:
+            check_weights(found, directory)
     from verifier.engines.load import load_engine
     from verifier.tokens import Tokenizer
 

@@ -40,6 +40,17 @@ EngineName = Literal["auto", "vllm", "transformers", "remote"]
 #: Precision of an engine's arithmetic; auto: float32 for transformers, as published for vLLM.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+#: A commit of a repository on the hub.
+Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+#: owner/name on the hub.
+Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+
+#: What a suspect is to the published model.
+Relation = Literal[
+    "base", "instruct", "older", "newer", "another size", "fine-tune", "pruned", "merged",
+    "another family",
+]  # fmt: skip
+
 POLICIES = "policies.yaml"
 HOSTS = "hosts.yaml"
 
@@ -184,6 +195,35 @@ class Hardware(_Section):
     nodes: Annotated[int, Field(ge=1)] = 1  # machines
 
 
+class Checkpoint(_Section):
+    """Weights that may be served in the place of the published ones: a column of their own."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    repo: Repo | None = None
+    revision: Revision | None = None
+    path: Path | None = None  # a directory; in a card relative to it
+
+    @model_validator(mode="after")
+    def _is_somewhere(self) -> Self:
+        if (self.repo is None) == (self.path is None):
+            raise ValueError("names a repo or a path, one of them")
+        if self.path is not None and self.revision is not None:
+            raise ValueError("a path has no revision")
+        return self
+
+
+class Suspect(Checkpoint):
+    """Another model that a host may serve: it may have a tokenizer and a template of its own."""
+
+    relation: Relation | None = None  # None: not said
+
+    @property
+    def title(self) -> str:
+        """What it is, in words; where it lies here is nobody else's business."""
+        where = "" if self.repo is None else f"{self.repo}@{self.revision or 'newest'}"
+        return ", ".join(part for part in (self.relation, where) if part) or "another model"
+
+
 class ReferenceSection(_Section):
     """What to hold the endpoint to."""
 
@@ -195,6 +235,7 @@ class ReferenceSection(_Section):
     url: Annotated[str, AfterValidator(_without_secret)] | None = None  # of the remote engine
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
+    suspects: tuple[Suspect, ...] = ()  # other models that the replies are compared with
 
 
 class Policy(_Section):

@@ -34,6 +34,7 @@ from verifier.records import (
 from verifier.renderings.catalogue import PUBLISHED, Rendering
 from verifier.samplers import Sampler
 from verifier.score import score_replies
+from verifier.suspects import Suspected
 from verifier.testbed import create_app, running
 from verifier.tokens import Tokenizer
 
@@ -202,6 +203,7 @@ def score_corpus(
     with_logprobs: bool,
     limit: int | None = None,
     weights: Sequence[str] = (),
+    suspects: Mapping[str, Suspected] | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """The ledger of a corpus, with or without what the host said of its own tokens.
@@ -221,5 +223,5 @@ def score_corpus(
     scored.mkdir(exist_ok=True)
     return score_replies(
         scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
-        progress=progress,
+        suspects=suspects, progress=progress,
     )  # fmt: skip

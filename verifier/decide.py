@@ -23,6 +23,7 @@ from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.control import judge_beside, read_control
+from verifier.counting import Counting, judge_counting, read_counting
 from verifier.counts import OFFSETS
 from verifier.engines import NO_DISTRIBUTION
 from verifier.errors import ConfigError
@@ -87,6 +88,9 @@ SUSPECTED_AT = 20.0
 #: The cause where no column fits as calibrated stacks fit theirs.
 NOTHING_FITS = "not this model as published, and nothing else that we know"
 
+#: The same, where its prompts are counted by another tokenizer.
+ANOTHER_FAMILY = "a model of another family"
+
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
 
@@ -121,6 +125,7 @@ def judge_folder(run: Path) -> Report:
         shown=read_shown(run),
         bypass=read_bypass(run, plan),
         beside=describe_quiet(run, plan),
+        counting=read_counting(run),
     )
 
 
@@ -135,6 +140,7 @@ def decide(
     shown: Shown | None = None,
     bypass: Bypass | None = None,
     beside: Sequence[str] = (),
+    counting: Counting | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
@@ -186,7 +192,9 @@ def decide(
     elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
-        findings.append(_name_cause(plan, ledger.ordinary, evidence))
+        counted = None if counting is None else judge_counting(counting, outcomes)
+        findings += [] if counted is None else [counted]
+        findings.append(_name_cause(plan, ledger.ordinary, evidence, counted))
     notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
@@ -399,6 +407,12 @@ def seeks_cause(findings: Sequence[Finding]) -> bool:
     return not any(
         f.aspect == "sampler" and f.decision in ("detected", "undecided") for f in findings
     )
+
+
+def is_far(report: Report) -> bool:
+    """Whether greedy replies are as far from the published weights as another model's would be."""
+    estimate = report.noise_scale.estimate
+    return estimate is not None and estimate >= SAMPLED_FROM
 
 
 def may_be_sampled(plan: Plan, report: Report) -> bool:
@@ -615,6 +629,13 @@ def wants_completions(report: Report) -> bool:
     )
 
 
+def names_suspect(plan: Plan, ledger: Ledger) -> bool:
+    """Whether a ledger's replies are those of a suspect, as honest serving makes them."""
+    ledger = ledger.ordinary
+    cause = _name_cause(plan, ledger, weigh(plan, ledger))
+    return cause.decision == "detected" and cause.name in plan.suspects
+
+
 def suspects_template(run: Path) -> bool:
     """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
     plan = read_plan(run)
@@ -624,12 +645,18 @@ def suspects_template(run: Path) -> bool:
     return evidence.log_e >= math.log(1 / plan.alpha) / 2 or counted >= math.log(SUSPECTED_AT)
 
 
-def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
-    """The best name for an inconsistency: a build of the bank, or noise and what it is like.
+def _name_cause(
+    plan: Plan, ledger: Ledger, evidence: Evidence, counted: Finding | None = None
+) -> Finding:
+    """The best name for an inconsistency: a build or suspect, or noise and what it is like.
+
+    Where nothing fits, prompts that are `counted` as by another tokenizer tell another family from
+    roundings that nobody knows.
 
     Posterior over one half "noise of no known build" and one half the builds, evenly.
     """
-    builds = [name for name in plan.bank if any(name in row.text for row in ledger.rows)]
+    known = (*plan.bank, *plan.suspects)
+    builds = [name for name in known if any(name in row.text for row in ledger.rows)]
     scale = _noise_scale(plan, evidence)
     like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
     named = _rank(plan, ledger, builds)
@@ -639,6 +666,7 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
     if named.stands_out:
         runner = second or NO_BUILD
         what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
+        what = plan.suspects.get(best, what)
         detail = (
             f"{what}; fits {describe_replies(named.replies)} better than {runner}, "
             f"odds {_odds(named.log_odds)} to 1"
@@ -649,13 +677,19 @@ def _name_cause(plan: Plan, ledger: Ledger, evidence: Evidence) -> Finding:
                 f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
                 "nats per token beyond honest serving of it"
             )
+        if best in plan.suspects:  # to be near a model is not to be that model
+            near = own.fails(plan.beta)
+            replies = "the replies are nearest to" if near else "the replies are those of"
+            detail = f"{replies} {best}: {detail}"
+            if near:
+                return _finding("cause", "undecided", f"a model near {best}", None, detail)
         return _finding("cause", "detected", best, named.log_odds, detail)
     detail = f"no build of the bank fits better; the nearest is {best or second}"
     if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
         if all(fit.fails(plan.beta) for fit in named.fits):
             away = {fit.column: f"{fit.divergence:.2g}" for fit in named.fits}
             nearest = next(fit.column for fit in named.fits if fit.column != REFERENCE)
-            like = NOTHING_FITS
+            like = NOTHING_FITS if counted is None else f"{ANOTHER_FAMILY}: {counted.name}"
             detail = (
                 f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
                 f"from the nearest build, {nearest}, each beyond honest serving"

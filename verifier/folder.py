@@ -27,6 +27,7 @@ CAPABILITY_EXCHANGES: Final = "capabilities.jsonl"  # the attempts that showed i
 SHOWN: Final = "shown.json"  # prompts that the endpoint shows, against the catalogue
 SHOWN_EXCHANGES: Final = "shown.jsonl"  # the attempts that asked for them
 COMPLETIONS: Final = "completions"  # folder of text completions, where they were asked for
+COUNTED: Final = "counted.json"  # strings that tell tokenizers apart, and their counts
 SCORES: Final = "scores.jsonl"  # one line per reply and weights, append-only
 LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis
 REPORT: Final = "report.json"  # the verdict

@@ -35,7 +35,7 @@ from verifier.folder import (
 )
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
-from verifier.records import Message, Probe, Role, Tool, ToolCall
+from verifier.records import REFERENCE, Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, Thinking, card_notes
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
@@ -90,6 +90,7 @@ class Plan(BaseModel):
     template_sha256: str | None
     thinking: Thinking | None = None  # how thoughts are written; None: nothing is known of them
     bank: tuple[str, ...]
+    suspects: dict[str, str] = {}  # other models that may be named, and what each is in words
     pool_sha256: str
     pool_size: int
     versions: dict[str, str]
@@ -147,6 +148,14 @@ def make_plan(
     if not policy.noise and not builds and not policy.routed:
         raise ConfigError(
             "audit.policy: names no departure; list some under noise, builds or routed"
+        )
+    suspects = (*card.siblings, *config.reference.suspects)
+    taken = [REFERENCE, *card.columns, *(suspect.name for suspect in suspects)]
+    repeated = [suspect.name for suspect in suspects if taken.count(suspect.name) > 1]
+    if repeated:
+        raise ConfigError(
+            f"reference.suspects: {repeated[0]!r} is a name in the card or in this list already; "
+            "give each another name"
         )
     least = audit.min_replies * audit.max_tokens
     sampled = int(SAMPLED_BUDGET * audit.budget_completion_tokens) if audit.sampler else 0
@@ -213,6 +222,7 @@ def make_plan(
         template_sha256=card.digests.template_sha256,
         thinking=card.thinking,
         bank=card.columns,
+        suspects={suspect.name: suspect.title for suspect in suspects},
         pool_sha256=pool.digest,
         pool_size=pool.size,
         versions=versions(),

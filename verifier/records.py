@@ -213,7 +213,8 @@ class Finding:
 
     #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
     #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
-    #: are drawn), "template", "substitution" (a part of the replies), "cause" or "shown prompt".
+    #: are drawn), "template", "substitution" (a part of the replies), "tokenizer" (that prompts are
+    #: counted with), "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str

@@ -15,15 +15,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from verifier.config import validated
+from verifier.config import Checkpoint, Repo, Revision, Suspect, validated
 from verifier.errors import ConfigError
 from verifier.shipped import shipped
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-#: A commit of a repository on the hub.
-Revision = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
-#: owner/name on the hub.
-Repo = Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
 Count = Annotated[int, Field(ge=1)]
 
 #: Whether the licence lets anyone serve the model for money.
@@ -142,22 +138,10 @@ class Architecture(_Record):
     window: Window | None = None
 
 
-class Variant(_Record):
+class Variant(Checkpoint):
     """A quantized checkpoint that somebody may serve instead: a directed column of its own."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
     method: Method
-    repo: Repo | None = None
-    revision: Revision | None = None
-    path: Path | None = None  # a directory, relative to the card
-
-    @model_validator(mode="after")
-    def _is_somewhere(self) -> Self:
-        if (self.repo is None) == (self.path is None):
-            raise ValueError("names a repo or a path, one of them")
-        if self.path is not None and self.revision is not None:
-            raise ValueError("a path has no revision")
-        return self
 
 
 class Card(_Record):
@@ -181,6 +165,7 @@ class Card(_Record):
     architecture: Architecture = Architecture()
     bank: tuple[str, ...]  # builds that the ledger may hold as columns
     variants: tuple[Variant, ...] = ()
+    siblings: tuple[Suspect, ...] = ()  # other models that the replies may be those of
     calibration_stacks: tuple[str, ...]  # honest stacks that set the honest floor
     held_out_stacks: tuple[str, ...]  # honest stacks that only check it
     sources: dict[str, str] = {}  # where a field was read; a section stands for all that is in it
@@ -188,10 +173,10 @@ class Card(_Record):
 
     @model_validator(mode="after")
     def _names_are_its_own(self) -> Self:
-        columns = [*self.bank, *(variant.name for variant in self.variants)]
+        columns = [*self.columns, *(sibling.name for sibling in self.siblings)]
         repeated = [name for name in columns if columns.count(name) > 1]
         if repeated:
-            raise ValueError(f"bank and variants name {repeated[0]!r} twice")
+            raise ValueError(f"bank, variants and siblings name {repeated[0]!r} twice")
         strange = sorted({*self.sources, *self.unchecked} - set(fields_of(Card)))
         if strange:
             raise ValueError(f"sources and unchecked know no field {strange[0]!r}")
@@ -205,7 +190,8 @@ class Card(_Record):
     @property
     def digest(self) -> str:
         """sha256 of everything the card says, but for where files lie here; for the signature."""
-        here: dict[str, Any] = {"source": {"path"}, "variants": {"__all__": {"path"}}}
+        aside = {"__all__": {"path"}}
+        here: dict[str, Any] = {"source": {"path"}, "variants": aside, "siblings": aside}
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 
@@ -225,6 +211,38 @@ def digest_of(value: object) -> str:
 
 
 # -- cards on disk -----------------------------------------------------------------------------
+
+
+class KnownTokenizer(_Record):
+    """One tokenizer by its counts alone."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    models: str  # whose it is
+    terms: str  # of the tokenizer itself
+    source: str  # the package that its file was read in, with the package's licence
+    sha256: Sha256  # of that file
+    counts: tuple[Count, ...]  # tokens of each string
+
+
+class TokenizerTable(_Record):
+    """Strings on which tokenizers differ, and how many tokens each makes of them."""
+
+    schema_version: Literal[1]
+    strings: tuple[str, ...]
+    tokenizers: tuple[KnownTokenizer, ...]
+
+    @model_validator(mode="after")
+    def _counts_every_string(self) -> Self:
+        short = [t.name for t in self.tokenizers if len(t.counts) != len(self.strings)]
+        if short:
+            raise ValueError(f"{short[0]!r} has not one count per string")
+        return self
+
+
+def load_tokenizers() -> TokenizerTable:
+    """The table of tokenizers that ships."""
+    path = shipped("reference") / "tokenizers.json"
+    return validated(TokenizerTable, json.loads(path.read_text("utf-8")), where=str(path))
 
 
 def list_cards() -> list[str]:
@@ -260,12 +278,15 @@ def _from_here(card: Card, folder: Path) -> Card:
     source = card.source
     if isinstance(source, DirectorySource):
         source = source.model_copy(update={"path": folder / source.path})
-    variants = tuple(
-        variant if variant.path is None
-        else variant.model_copy(update={"path": folder / variant.path})
-        for variant in card.variants
-    )  # fmt: skip
-    return card.model_copy(update={"source": source, "variants": variants})
+    beside = {
+        name: tuple(
+            found if found.path is None
+            else found.model_copy(update={"path": folder / found.path})
+            for found in checkpoints
+        )
+        for name, checkpoints in (("variants", card.variants), ("siblings", card.siblings))
+    }  # fmt: skip
+    return card.model_copy(update={"source": source, **beside})
 
 
 def load_templates(name: str, card: Card) -> tuple[dict[str, str], dict[str, str]]:

@@ -57,6 +57,7 @@ from verifier.reference import Thinking
 from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
 from verifier.samplers import Sampler
+from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import (
     WOULD_THINK,
     Reader,
@@ -95,6 +96,7 @@ class Scored:
     weights: str  # or a template column
     aligned: Aligned
     score: ReplyScore
+    lost: int = 0  # bytes of the text that a suspect cannot spell
 
 
 def score_replies(
@@ -105,6 +107,7 @@ def score_replies(
     engine: Engine,
     tokenizer: Reader,
     weights: Sequence[str] = (),
+    suspects: Mapping[str, Suspected] | None = None,
     templates: Sequence[str] = (),
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
@@ -114,7 +117,8 @@ def score_replies(
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
-    `thinking` says how the model writes thoughts, which are scored with the reply.
+    `thinking` says how the model writes thoughts, which are scored with the reply. Those of
+    `suspects` read prompts and replies in their own way.
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
     `penalties` are samplers under whose penalties they score the replies too.
@@ -135,12 +139,16 @@ def score_replies(
         engine.load_variant(name)
         for start in range(0, len(pairs), CHUNK):
             chunk = pairs[start : start + CHUNK]
+            suspect = (suspects or {}).get(name)
             if name == REFERENCE:
                 found = _read_and_score(chunk, engine, tokenizer, thinking)
             else:
                 read = [(p, done[p.id, REFERENCE].aligned) for p, _ in chunk]
-                found = _score(
-                    [pair for pair in read if not pair[1].unjudged], name, engine, tokenizer
+                judged = [pair for pair in read if not pair[1].unjudged]
+                found = (
+                    _score(judged, name, engine, tokenizer)
+                    if suspect is None
+                    else _score_suspect(name, suspect, judged, engine, tokenizer)
                 )
             for scored in found:
                 done[scored.probe_id, name] = scored
@@ -242,7 +250,10 @@ def _row(columns: Mapping[str, Scored]) -> Row:
         tokens=len(_kept(aligned)),
         left_out=len(aligned.reply_ids) - len(_kept(aligned)),
         text={
-            name: text_cells(scored.score, _kept(scored.aligned))
+            name: tuple(
+                cell - scored.lost * LOST
+                for cell in text_cells(scored.score, _kept(scored.aligned))
+            )
             for name, scored in columns.items()
         },
         logprob=logprob,
@@ -264,19 +275,35 @@ def _read_and_score(
     thinking: Thinking | None,
 ) -> list[Scored]:
     probes = [probe for probe, _ in pairs]
+
+    def score(some: Sequence[int], texts: Sequence[Aligned]) -> list[Scored]:
+        read = [(probes[i], aligned) for i, aligned in zip(some, texts, strict=True)]
+        return _score(read, REFERENCE, engine, tokenizer)
+
     found = _spell_out(pairs, engine, tokenizer, thinking)
+    return _settle(found, [probe.max_tokens for probe in probes], score, tokenizer)
+
+
+def _settle(
+    found: list[Scored],
+    limits: Sequence[int],
+    score: Callable[[Sequence[int], Sequence[Aligned]], list[Scored]],
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Read texts anew until the weights in place prefer no other tokens for them.
+
+    `score` scores readings of the replies with the numbers it is given.
+    """
     doubtful = [
         i for i, scored in enumerate(found)
         if scored.aligned.by == "text" and not scored.aligned.unjudged
     ]  # fmt: skip
     for reading in range(MAX_READINGS + 1):
         better = {i: reread(found[i].aligned, found[i].score, tokenizer) for i in doubtful}
-        changed = {i: _cut(a, probes[i].max_tokens) for i, a in better.items() if a is not None}
+        changed = {i: _cut(a, limits[i]) for i, a in better.items() if a is not None}
         if reading == MAX_READINGS:
             changed = {i: _left_out_whole(aligned) for i, aligned in changed.items()}
-        again = _score(
-            [(probes[i], aligned) for i, aligned in changed.items()], REFERENCE, engine, tokenizer
-        )
+        again = score(list(changed), list(changed.values()))
         for i, scored in zip(changed, again, strict=True):
             likelier = sum(scored.score.logprobs) >= sum(found[i].score.logprobs)
             if likelier or reading == MAX_READINGS:
@@ -368,6 +395,56 @@ def _score(
         Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
         for (probe, aligned), score in zip(readings, engine.score(requests), strict=True)
     ]
+
+
+def _score_suspect(
+    name: str,
+    suspect: Suspected,
+    readings: Sequence[tuple[Probe, Aligned]],
+    engine: Engine,
+    tokenizer: Reader,
+) -> list[Scored]:
+    """Replies under another model, as it renders the prompts and spells the texts.
+
+    With the reference's tokenizer it reads doubtful places in its own way, as the reference does.
+    With another one of two spellings the likelier is kept, whole.
+    """
+    rendered = [(p, aligned, render_for(suspect, p, tokenizer)) for p, aligned in readings]
+    asked = [(probe, ids, aligned) for probe, aligned, ids in rendered if ids is not None]
+    respelled = [
+        Respelled(aligned=replace(aligned, candidates=None, reported=None), lost=0)
+        if suspect.same
+        else respell(aligned, tokenizer, suspect)
+        for _, _, aligned in asked
+    ]
+
+    def score(some: Sequence[int], texts: Sequence[Aligned]) -> list[Scored]:
+        requests = [
+            ScoreRequest(prompt_ids=asked[i][1], reply_ids=aligned.reply_ids)
+            for i, aligned in zip(some, texts, strict=True)
+        ]
+        return [
+            Scored(
+                probe_id=asked[i][0].id, weights=name, aligned=aligned, score=_rounded(made),
+                lost=respelled[i].lost,
+            )
+            for i, aligned, made in zip(some, texts, engine.score(requests), strict=True)
+        ]  # fmt: skip
+
+    found = score(range(len(asked)), [read.aligned for read in respelled])
+    if suspect.same:
+        return _settle(found, [probe.max_tokens for probe, _, _ in asked], score, tokenizer)
+    doubtful = list(range(len(asked)))
+    for _ in range(MAX_READINGS):
+        others = {i: likelier(found[i].aligned, found[i].score, suspect) for i in doubtful}
+        changed = {i: aligned for i, aligned in others.items() if aligned is not None}
+        again = score(list(changed), list(changed.values()))
+        doubtful = []
+        for i, scored in zip(changed, again, strict=True):
+            if sum(scored.score.logprobs) > sum(found[i].score.logprobs):
+                found[i] = scored
+                doubtful.append(i)
+    return found
 
 
 def _score_penalties(
@@ -566,7 +643,7 @@ def _to_json(scored: Scored) -> dict[str, Any]:
         "weights": scored.weights,
         "aligned": aligned,
         "score": asdict(scored.score),
-    }
+    } | ({"lost": scored.lost} if scored.lost else {})
 
 
 def read_scores(run: Path) -> list[Scored]:
@@ -598,6 +675,7 @@ def _from_json(value: Mapping[str, Any], where: str) -> Scored:
                 top_logprobs=tuple(map(_numbers, score["top_logprobs"])),
                 candidate_logprobs=_rows(score["candidate_logprobs"], _numbers),
             ),
+            lost=index(value.get("lost", 0)),
         )
         _refuse_uneven(scored)
     except (KeyError, TypeError, ValueError) as error:

