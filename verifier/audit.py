@@ -20,7 +20,9 @@ from verifier.capabilities import Capabilities, probe_capabilities, read_capabil
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
+from verifier.context import ask_about_context
 from verifier.decide import (
+    asks_long,
     decide_folder,
     judge_folder,
     may_be_sampled,
@@ -29,12 +31,14 @@ from verifier.decide import (
     seeks_cause,
     suspects_template,
     suspicious,
+    waits_for_long,
     wants_samples,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError
 from verifier.folder import (
+    CONTEXT,
     LEDGER,
     PAGE,
     PANEL,
@@ -50,6 +54,8 @@ from verifier.folder import (
 )
 from verifier.ledger import TEMPLATE, ledger_from_json
 from verifier.plan import (
+    CONTEXT_KIND,
+    OUTPUT_KIND,
     Plan,
     batch_ends,
     make_plan,
@@ -61,7 +67,7 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
-from verifier.records import REFERENCE, Failure, Probe, Reply, Report
+from verifier.records import REFERENCE, Failure, Outcome, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
@@ -86,6 +92,9 @@ NAMING_REPLIES = 24
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
 PANEL_TOKENS = 48
+
+#: Kinds of probes that are asked last, out of a part of the budget of their own.
+LONG = (CONTEXT_KIND, OUTPUT_KIND)
 
 #: Replies of a panel scored at each look at the renderings.
 ROUNDS = (1, 2, 4, 8, 12)
@@ -165,12 +174,14 @@ def audit(
             look_at_template(run, plan, endpoint, reference, show, pace)
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
-        quiet = plan.samplers and may_be_sampled(plan, found)
+        quiet = (plan.samplers and may_be_sampled(plan, found)) or waits_for_long(plan, found)
         if found.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe
     if plan.samplers and may_be_sampled(plan, found):
         found = ask_for_samples(run, plan, endpoint, reference, show, pace)
+    if asks_long(plan) and found.decision != "inconsistent":
+        found = ask_for_long(run, plan, endpoint, reference, show, pace)
     sought = seeks_cause(found.findings) and not names_template(found)
     if found.decision == "inconsistent" and sought:
         loadable = tuple(name for name in plan.bank if reference.engine.can_load(name))
@@ -457,6 +468,23 @@ def ask_for_samples(
     return found
 
 
+def ask_for_long(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> Report:
+    """Ask for long prompts and long replies; the verdict with what they say."""
+
+    def ask_some(some: tuple[Probe, ...]) -> Mapping[str, Outcome]:
+        if some:
+            _collect_within_budget(run, plan, endpoint, some, show, pace)
+        return read_outcomes(run, max_attempts=plan.max_attempts)
+
+    ask_about_context(
+        run, plan, engine=reference.engine, tokenizer=reference.tokenizer, busy=reference.busy,
+        ask=ask_some,
+    )  # fmt: skip
+    return publish(run, judge_folder(run))
+
+
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
@@ -541,7 +569,9 @@ def write_page(run: Path) -> Report:
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
-        probes=tuple(p for name in (PROBES, PANEL, SAMPLED) for p in read_probes(run, name=name)),
+        probes=tuple(
+            p for name in (PROBES, PANEL, SAMPLED, CONTEXT) for p in read_probes(run, name=name)
+        ),
         attempts=read_attempts(run),
         prompts=read_json(run / PROMPTS) if names_template(report) else None,
     )
@@ -561,12 +591,15 @@ def _collect_within_budget(
     pace: Pace = ALONE,
 ) -> None:
     """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    every, before = (*read_probes(run), *read_probes(run, name=PANEL)), -1
+    names, before = (PROBES, PANEL, SAMPLED, CONTEXT), -1
+    every = tuple(probe for name in names for probe in read_probes(run, name=name))
     known, shown = read_capabilities(run), read_shown(run)
     beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
     ceiling = plan.ceiling.less(beside)
-    if not (probes and probes[0].temperature):  # a share is kept for samples
-        ceiling = ceiling.less(plan.budget_sampled_tokens)
+    if not any(probe.temperature or probe.kind in LONG for probe in probes):
+        ceiling = ceiling.less(plan.budget_sampled_tokens)  # a share is kept for samples
+    if not any(probe.kind in LONG for probe in probes):
+        ceiling = ceiling.less(plan.budget_long_tokens, prompt_tokens=plan.context_tokens)
     while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
         collect(
             run, endpoint, probes, ceiling=ceiling, every=every,

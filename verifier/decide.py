@@ -20,6 +20,8 @@ from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
+from verifier.context import Context, read_context
+from verifier.context import judge as judge_context
 from verifier.control import judge_beside, read_control
 from verifier.counts import OFFSETS
 from verifier.engines import NO_DISTRIBUTION
@@ -27,7 +29,7 @@ from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
-from verifier.plan import Plan, cost_usd, read_plan
+from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.records import (
     REFERENCE,
     Attempt,
@@ -62,6 +64,7 @@ from verifier.weigh import (
     planned_samplers,
     read_rows,
     weigh,
+    weigh_long,
 )
 from verifier.wording import BELONGS_AT, CAUSES, describe_percent, describe_replies, describe_share
 
@@ -83,6 +86,9 @@ SUSPECTED_AT = 20.0
 #: The cause where no column fits as calibrated stacks fit theirs.
 NOTHING_FITS = "not this model as published, and nothing else that we know"
 
+#: What long prompts and long replies are asked for.
+_LONG = ("context", "ceiling")
+
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
 
@@ -103,6 +109,7 @@ def publish(run: Path, found: Report) -> Report:
 def judge_folder(run: Path) -> Report:
     """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     raw = read_json(run / LEDGER)
     engine = raw.get("engine")
     if not isinstance(engine, dict):
@@ -112,9 +119,10 @@ def judge_folder(run: Path) -> Report:
         ledger_from_json(raw, where=str(run / LEDGER)),
         engine=engine,
         attempts=read_attempts(run),
-        outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+        outcomes=outcomes,
         capabilities=read_capabilities(run),
         shown=read_shown(run),
+        context=read_context(run, outcomes) if asks_long(plan) else None,
     )
 
 
@@ -127,6 +135,7 @@ def decide(
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
+    context: Context | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger.
 
@@ -134,6 +143,9 @@ def decide(
     the fault once the replies have shown that there is one.
     """
     evidence = weigh(plan, ledger)
+    if context is not None:
+        log_e = weigh_long(plan, evidence.log_e, context.prompts, context.replies)
+        evidence = replace(evidence, log_e=log_e)
     usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown))
     column = named_column(plan, evidence)
     faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
@@ -158,6 +170,9 @@ def decide(
         findings.append(_penalty_finding(penalty))
     elif evidence.samplers is not None:
         findings.append(_sampler_finding(plan, evidence, findings))
+    if context is not None:
+        differs = evidence.log_e_greedy >= math.log(1 / plan.alpha)
+        findings += judge_context(plan, context, differs=differs)
     decision = _conclude(plan, evidence, findings, usage)
     substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
@@ -375,10 +390,26 @@ def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
 
 def seeks_cause(findings: Sequence[Finding]) -> bool:
     """Whether a name for an inconsistency is to be sought among noise and builds: not where it is
-    the samples that differ, nor where a penalty is named."""
+    the samples that differ, nor where a penalty or a cut is named."""
     return not any(
-        f.aspect == "sampler" and f.decision in ("detected", "undecided") for f in findings
+        (f.aspect == "sampler" and f.decision in ("detected", "undecided"))
+        or (f.aspect in _LONG and f.decision == "detected")
+        for f in findings
     )
+
+
+def asks_long(plan: Plan) -> bool:
+    """Whether long prompts or long replies are asked for."""
+    return bool(plan.context_tokens or plan.output_tokens)
+
+
+def waits_for_long(plan: Plan, report: Report) -> bool:
+    """Whether only what long prompts and replies say is open: they are asked last."""
+    waiting = [f.aspect for f in report.findings if f.decision == "undecided"]
+    return (
+        asks_long(plan) and bool(waiting) and set(waiting) <= {*_LONG}
+        and may_be_sampled(plan, report)
+    )  # fmt: skip
 
 
 def may_be_sampled(plan: Plan, report: Report) -> bool:
@@ -689,7 +720,7 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    aspects = ("noise", "weights", "routing", "sampler")
+    aspects = ("noise", "weights", "routing", "sampler", *_LONG)
     required = [f for f in findings if f.aspect in aspects and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
@@ -717,6 +748,10 @@ def _summarise(
         if not seeks_cause(findings):
             named = " and ".join(f.name for f in findings if f.aspect == "sampler")
             differ = f"the replies are not sampled as asked ({named})"
+        cuts = [f for f in findings if f.aspect in _LONG and f.decision == "detected"]
+        if cuts:
+            named = " and ".join(f.name for f in cuts)
+            differ = f"what is long is cut without a word ({named})"
         return (
             f"{differ}: evidence log e "
             f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
@@ -801,6 +836,7 @@ def _notes(
                 f"the endpoint counts {counts.offset:+d} prompt tokens on every request against "
                 "what the published template renders: an accounting difference"
             )
+    outcomes = {name: o for name, o in outcomes.items() if not _is_long(name)}
     failures = [o for o in outcomes.values() if isinstance(o, Failure)]
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
@@ -824,6 +860,11 @@ def _notes(
         if unusable > MAX_UNUSABLE * max(1, unusable + usage.replies):
             notes.append("most probes got no usable reply, so no endpoint is called consistent")
     return notes
+
+
+def _is_long(probe_id: str) -> bool:
+    """Whether a probe asks for what is long: its own finding says what came of it."""
+    return probe_id.startswith((CONTEXT_KIND, OUTPUT_KIND))
 
 
 def count_usage(
@@ -853,8 +894,8 @@ def count_usage(
     return Usage(
         requests=len(attempts) + sum(record.requests for record in others),
         replies=len(ledger.rows),
-        failures=sum(isinstance(o, Failure) for o in outcomes.values()),
-        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),
+        failures=sum(isinstance(o, Failure) and not _is_long(n) for n, o in outcomes.items()),
+        not_judged=sum(isinstance(o, NotJudged) and not _is_long(n) for n, o in outcomes.items()),
         prompt_tokens=prompt,
         completion_tokens=completion,
         tokens_scored=sum(row.tokens for row in ledger.rows),

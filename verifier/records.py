@@ -210,7 +210,8 @@ class Finding:
 
     #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
     #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
-    #: are drawn), "template", "substitution" (a part of the replies), "cause" or "shown prompt".
+    #: are drawn), "context" and "ceiling" (whether long prompts and long replies are cut),
+    #: "template", "substitution" (a part of the replies), "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str

@@ -123,7 +123,7 @@ def score_replies(
         for start in range(0, len(pairs), CHUNK):
             chunk = pairs[start : start + CHUNK]
             if name == REFERENCE:
-                found = _read_and_score(chunk, engine, tokenizer)
+                found = read_and_score(chunk, engine, tokenizer)
             else:
                 known = [done[probe.id, REFERENCE].aligned for probe, _ in chunk]
                 found = _score([p for p, _ in chunk], known, name, engine, tokenizer)
@@ -222,9 +222,10 @@ def _kept(aligned: Aligned) -> list[int]:
 # -- reading a text as token ids ---------------------------------------------------------------
 
 
-def _read_and_score(
+def read_and_score(
     pairs: Sequence[tuple[Probe, Reply]], engine: Engine, tokenizer: Reader
 ) -> list[Scored]:
+    """Replies as the weights in place read them, and their scores."""
     probes = [probe for probe, _ in pairs]
     readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in pairs]
     found = _score(probes, readings, REFERENCE, engine, tokenizer)

@@ -32,9 +32,9 @@ class Ceiling:
     usd: float | None  # None: no bound in dollars
     prices: Prices | None  # None: nothing is known of dollars
 
-    def less(self, completion_tokens: int) -> Ceiling:
+    def less(self, completion_tokens: int, *, prompt_tokens: int = 0) -> Ceiling:
         """What is left of it after so many tokens."""
-        cost = Amount(requests=0, prompt_tokens=0, completion_tokens=completion_tokens)
+        cost = Amount(requests=0, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         spent = cost.usd(self.prices)
         left = None if self.usd is None or spent is None else max(0.0, self.usd - spent)
         return Ceiling(

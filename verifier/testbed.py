@@ -35,7 +35,14 @@ from verifier.bank import VARIANTS, find_variant
 from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
 from verifier.records import REFERENCE, GenerateRequest, Generation
-from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
+from verifier.renderings.catalogue import (
+    PUBLISHED,
+    Rendering,
+    catalogue,
+    render,
+    served,
+    template_ends,
+)
 from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
     Event,
@@ -46,6 +53,15 @@ from verifier.testbed_dialects import (
     response_events,
     whole_message,
     whole_response,
+)
+from verifier.testbed_tricks import (
+    KINDS,
+    PLAIN,
+    TRICKS,
+    Tricks,
+    answered,
+    read_trick,
+    read_whole_or_cut,
 )
 from verifier.testbed_wire import (
     Answer,
@@ -71,6 +87,7 @@ _NOT_STARTED: Final = "the testbed host did not start: its app failed while star
 #: together.
 _TEMPLATE: Final = "template:"
 _SAMPLER: Final = "sampler:"
+_PREFIXES: Final = (_TEMPLATE, _SAMPLER, *(f"{kind}:" for kind in KINDS))
 _AND: Final = "+"
 
 #: Sampler faults that `list_faults` shows; any other number may be given.
@@ -92,11 +109,12 @@ _OF_SAMPLES: Final = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a host serves: weights of the bank, a rendering of the catalogue, and its sampler."""
+    """What a host serves: weights of the bank, a rendering of the catalogue, sampler and tricks."""
 
     weights: str
     rendering: Rendering
     sampler: tuple[tuple[str, float], ...] = ()  # settings that stand for what was asked
+    tricks: Tricks = PLAIN
 
 
 def list_faults() -> list[tuple[str, str]]:
@@ -112,7 +130,7 @@ def list_faults() -> list[tuple[str, str]]:
         if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
     ]
     samplers = [(_SAMPLER + name, summary) for name, summary in _SAMPLERS.items()]
-    return [honest, *weights, *renderings, *samplers]
+    return [honest, *weights, *renderings, *samplers, *TRICKS.items()]
 
 
 def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
@@ -122,16 +140,19 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     """
     found: dict[str, str] = {}
     for part in name.split(_AND):
-        prefix = next((p for p in (_TEMPLATE, _SAMPLER) if part.startswith(p)), "")
+        prefix = next((p for p in _PREFIXES if part.startswith(p)), "")
         kind = prefix.removesuffix(":") or "weights"
         if kind in found:
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
         found[kind] = part.removeprefix(prefix)
-    weights = found.get("weights", "none")
+    weights, tricks = found.get("weights", "none"), PLAIN
+    for kind in KINDS:
+        tricks = read_trick(kind, found[kind], tricks) if kind in found else tricks
     return Fault(
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
         rendering=served(found.get("template", REFERENCE), catalogue),
         sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),
+        tricks=tricks,
     )
 
 
@@ -143,16 +164,47 @@ def _answer_batch(
     tokenizer: Tokenizer,
     rendering: Rendering,
     sampler: Mapping[str, float],
+    tricks: Tricks,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
-    requests = [_read(body, tokenizer, rendering) for body in bodies]
+    asked = [_read(body, tokenizer, rendering) for body in bodies]
+    requests = [
+        _tricked(r, b, tokenizer, rendering, tricks) for r, b in zip(asked, bodies, strict=True)
+    ]
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
-    return [
-        request if isinstance(request, WireError) else _read_answer(request, next(found), tokenizer)
-        for request in requests
-    ]
+    answers: list[Answer | WireError] = []
+    for whole, request in zip(asked, requests, strict=True):
+        if not (isinstance(request, GenerateRequest) and isinstance(whole, GenerateRequest)):
+            answers += [e for e in (request, whole) if isinstance(e, WireError)][:1]
+            continue
+        answer = _read_answer(request, next(found), tokenizer)
+        answers.append(
+            answered(answer, tricks, rendered=len(whole.prompt_ids), asked=whole.max_tokens)
+        )
+    return answers
+
+
+def _tricked(
+    request: GenerateRequest | WireError,
+    body: Body,
+    tokenizer: Tokenizer,
+    rendering: Rendering,
+    tricks: Tricks,
+) -> GenerateRequest | WireError:
+    """A request as a host with tricks takes it: its prompt cut, its length bounded."""
+    if isinstance(request, WireError):
+        return request
+    head = tail = 0
+    if tricks.window is not None and isinstance(body, ChatBody):
+        head, tail = template_ends(rendering, body.prompt, tokenizer)
+    try:
+        ids = read_whole_or_cut(request.prompt_ids, tricks, head=head, tail=tail)
+    except WireError as error:
+        return error
+    most = request.max_tokens if tricks.ceiling is None else tricks.ceiling
+    return replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most))
 
 
 def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateRequest | WireError:
@@ -285,6 +337,7 @@ def create_app(
     model: str,
     rendering: Rendering = PUBLISHED,
     sampler: Mapping[str, float] | None = None,
+    tricks: Tricks = PLAIN,
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
@@ -296,7 +349,7 @@ def create_app(
 
     Chats are rendered by `rendering`: the published template, or a template fault. With
     `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
-    of `sampler` stand for those that are asked for.
+    of `sampler` stand for those that are asked for; `tricks` are what else it does.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -307,7 +360,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}),
+            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}, tricks),
             max_batch=max_batch,
             window_s=window_s,
         )

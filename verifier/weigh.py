@@ -12,6 +12,7 @@ model of a row holds (`stats`). Pure arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +28,13 @@ from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
 from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
+from verifier.window import (
+    CONTEXT_SHARE,
+    CeilingRow,
+    LongRow,
+    weigh_ceiling,
+    weigh_context,
+)
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -119,6 +127,24 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         log_e_greedy=of_greedy,
         log_e=everything,
     )
+
+
+def weigh_long(
+    plan: Plan, log_e: float, prompts: Sequence[LongRow], replies: Sequence[CeilingRow]
+) -> float:
+    """The evidence `log_e` of everything else with that of long prompts and long replies."""
+    parts = []
+    if plan.context_tokens:
+        found = weigh_context(prompts, tokens=plan.context_tokens, channel=plan.calibration.text)
+        parts.append((CONTEXT_SHARE, 0.0 if found is None else found.log_e))
+    if plan.output_tokens:
+        parts.append((CONTEXT_SHARE, weigh_ceiling(replies, channel=plan.calibration.text)))
+    return mix_log_e([(1 - CONTEXT_SHARE * len(parts), log_e), *parts])
+
+
+def context_needed(plan: Plan) -> float:
+    """The evidence of a cut or a ceiling, in nats, that suffices for the verdict by itself."""
+    return math.log(1 / (plan.alpha * CONTEXT_SHARE))
 
 
 def planned_samplers(plan: Plan) -> dict[str, Sampler]:

@@ -44,6 +44,8 @@ _KINDS: Final = {
     "logprobs": "reported logprobs",
     "routing": "share of requests",
     "sampler": "how it samples",
+    "context": "long prompts",
+    "ceiling": "long replies",
 }
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "cause")
