@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
-from test_audit import card, configure, run
+from test_audit import QUIET, card, configure, run
 
+from verifier.audit import Reference, audit
 from verifier.bank import VARIANTS
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
@@ -32,13 +33,18 @@ def script(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
 
 
 @contextmanager
-def host(fault: str) -> Iterator[str]:
+def host(fault: str, *, margin: float = 3.5) -> Iterator[str]:
     served = read_fault(fault, layers=2, catalogue=catalogue())
-    engine = FakeEngine(margin=3.5, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
+    engine = FakeEngine(margin=margin, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
     engine.load_variant(served.weights)
     app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
     with running(app) as url:
         yield url
+
+
+def sure() -> Reference:
+    """A reference that seldom ends where its script goes on, as trained models do."""
+    return Reference(engine=FakeEngine(margin=12), tokenizer=FakeTokenizer())
 
 
 def finding(report: Report, aspect: str) -> Finding:
@@ -111,11 +117,9 @@ def test_a_ceiling_is_named_whatever_is_said_of_the_end(
     card: Path, tmp_path: Path, said: str
 ) -> None:
     """The published weights go on where the reply ends."""
-    with host(f"ceiling:90{said}") as url:
-        config = configure(
-            url, card, tmp_path / "run", output=200, max_tokens=12, budget_completion_tokens=1600
-        )
-        report = run(config)
+    with host(f"ceiling:90{said}", margin=12) as url:
+        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
+        report = audit(config, api_key=None, load_reference=sure, show=QUIET)
 
     found = finding(report, "ceiling")
     assert (report.decision, found.decision) == ("inconsistent", "detected")
@@ -125,9 +129,7 @@ def test_a_ceiling_is_named_whatever_is_said_of_the_end(
 def test_long_replies_that_come_whole_are_no_fault(card: Path, tmp_path: Path) -> None:
     """One is enough."""
     with host("none") as url:
-        config = configure(
-            url, card, tmp_path / "run", output=200, max_tokens=12, budget_completion_tokens=1600
-        )
+        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
         report = run(config)
 
     assert (report.decision, finding(report, "ceiling").decision) == ("consistent", "excluded")
