@@ -726,7 +726,7 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     names = [name for name, _ in faults[1:]]
     assert names[: len(VARIANTS)] == list(VARIANTS)
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
-    assert kinds == sorted(kinds, key=["template", "sampler", "context", "ceiling"].index)
+    assert kinds == sorted(kinds, key=["template", "sampler", "context", "ceiling", "cache"].index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names
     assert all(summary for _, summary in faults)

@@ -73,7 +73,7 @@ from verifier.renderings.catalogue import Rendering, catalogue, expressible, ren
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import Reader, score_replies, score_sampled
+from verifier.score import Reader, score_repeats, score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.templates import (
     ENOUGH,
@@ -456,14 +456,15 @@ def ask_for_samples(
     """Ask at temperature 1 until it is decided how replies are sampled, or the budget ends."""
     sampled = read_probes(run, name=SAMPLED)
     found = judge_folder(run)
-    if not reference.engine.scores_samplers or not endpoint.top_logprobs:
-        sampled = sampled[:1]  # one reply says why none can be judged
+    able = reference.engine.scores_samplers and endpoint.top_logprobs > 0
+    if not able:
+        sampled = sampled[:3]  # one reply says why none can be judged; it is asked again, too
     for end in batch_ends(len(sampled)):
         _collect_within_budget(run, plan, endpoint, sampled[:end], show, pace)
         score(run, reference, show=show)
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
-        if not wants_samples(found) or not _goes_on(run, plan, sampled[:end]):
+        if (able and not wants_samples(found)) or not _goes_on(run, plan, sampled[:end]):
             break
     return found
 
@@ -551,6 +552,10 @@ def score(
             run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
             tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
             progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
+        score_repeats(
+            run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
+            tokenizer=reference.tokenizer,
         )  # fmt: skip
         score_some(probes, plan.policy.builds)
         if weights or penalties:

@@ -46,6 +46,7 @@ from verifier.records import (
     Usage,
 )
 from verifier.renderings.catalogue import entries_named
+from verifier.repeats import REPEATS_SHARE, Repeat, weigh_repeats
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.sampling import UNNAMED, describe_sampler
 from verifier.score import NO_TOKENS
@@ -173,6 +174,8 @@ def decide(
     if context is not None:
         differs = evidence.log_e_greedy >= math.log(1 / plan.alpha)
         findings += judge_context(plan, context, differs=differs)
+    if ledger.repeats:
+        findings.append(_repeats_finding(plan, ledger.repeats, evidence))
     decision = _conclude(plan, evidence, findings, usage)
     substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
@@ -380,6 +383,22 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
     return _finding("sampler", "undecided", name, -leading, detail, more)
 
 
+def _repeats_finding(plan: Plan, repeats: Sequence[Repeat], evidence: Evidence) -> Finding:
+    """Whether samples come again more often than chance has it; other causes come first."""
+    log_e, name = weigh_repeats(repeats), "replies from a store"
+    again = [repeat for repeat in repeats if repeat.came_again]
+    told = f"{len(again)} of {describe_replies(len(repeats))} to what was asked before came again"
+    if log_e < math.log(1 / (plan.alpha * REPEATS_SHARE)):
+        return _finding("repeats", "undecided", name, log_e, told)
+    other = evidence.samplers is not None and evidence.samplers.log_e >= math.log(1 / plan.beta)
+    if evidence.log_e_greedy >= math.log(1 / plan.alpha) or other:
+        detail = f"{told}; other weights or another sampler may be why: mend these first"
+        return _finding("repeats", "not run", name, None, detail)
+    words = sum(repeat.otherwise for repeat in again)
+    detail = f"{told} word by word at temperature 1, {words} of them asked in other words"
+    return _finding("repeats", "detected", name, log_e, detail)
+
+
 def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
     """Whether the greedy replies exclude every departure of the weights that could be judged."""
     judged = [
@@ -393,7 +412,7 @@ def seeks_cause(findings: Sequence[Finding]) -> bool:
     the samples that differ, nor where a penalty or a cut is named."""
     return not any(
         (f.aspect == "sampler" and f.decision in ("detected", "undecided"))
-        or (f.aspect in _LONG and f.decision == "detected")
+        or (f.aspect in (*_LONG, "repeats") and f.decision == "detected")
         for f in findings
     )
 
@@ -748,6 +767,8 @@ def _summarise(
         if not seeks_cause(findings):
             named = " and ".join(f.name for f in findings if f.aspect == "sampler")
             differ = f"the replies are not sampled as asked ({named})"
+        if any(f.aspect == "repeats" and f.decision == "detected" for f in findings):
+            differ = "samples are not drawn anew (replies from a store)"
         cuts = [f for f in findings if f.aspect in _LONG and f.decision == "detected"]
         if cuts:
             named = " and ".join(f.name for f in cuts)

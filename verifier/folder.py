@@ -20,6 +20,7 @@ PROBES: Final = "probes.jsonl"  # every probe in the order it is asked
 PANEL: Final = "panel.jsonl"  # probes that tell templates apart, once they are needed
 SAMPLED: Final = "sampled.jsonl"  # probes asked at temperature 1, where samples are judged
 SAMPLED_SCORES: Final = "sampled_scores.jsonl"  # one line per sampled reply, append-only
+REPEATS: Final = "repeats.jsonl"  # sampled replies to what was asked before, append-only
 PROMPTS: Final = "prompts.json"  # a prompt as published and as the named rendering makes it
 EXCHANGES: Final = "exchanges.jsonl"  # every attempt, raw, append-only
 CAPABILITIES: Final = "capabilities.json"  # what the endpoint can do, found by effect

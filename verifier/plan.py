@@ -37,6 +37,7 @@ from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, card_notes
+from verifier.repeats import AGAIN, EVERY, OTHERWISE, SAME
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
 from verifier.window import LONG_REPLIES, REQUESTS
@@ -260,7 +261,21 @@ def make_sampled(config: RunFile, plan: Plan, pool: Pool, drawn: int) -> tuple[P
         pool, seed=plan.seed, count=drawn + count, max_tokens=audit.max_tokens, kinds=audit.kinds
     )
     settings = tuple(audit.template_settings.items())
-    return tuple(replace(p, settings=settings, temperature=1.0) for p in probes[drawn:])
+    found: list[Probe] = []
+    for n, probe in enumerate(probes[drawn:]):
+        once = replace(probe, settings=settings, temperature=1.0)
+        found.append(once)
+        if n % EVERY == 0:  # asked again at once, and in other words: a store would show
+            found.append(replace(once, id=f"{once.id}{AGAIN}{SAME}"))
+            found.append(_otherwise(once))
+    return tuple(found)
+
+
+def _otherwise(probe: Probe) -> Probe:
+    """The same question in slightly other words, which a store may take for the same."""
+    *before, last = probe.messages
+    asked = replace(last, content=f"Please help me with this. {last.content}")
+    return replace(probe, id=f"{probe.id}{AGAIN}{OTHERWISE}", messages=(*before, asked))
 
 
 def versions() -> dict[str, str]:

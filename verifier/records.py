@@ -210,8 +210,9 @@ class Finding:
 
     #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
     #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
-    #: are drawn), "context" and "ceiling" (whether long prompts and long replies are cut),
-    #: "template", "substitution" (a part of the replies), "cause" or "shown prompt".
+    #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
+    #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
+    #: "cause" or "shown prompt".
     aspect: str
     decision: Status
     name: str

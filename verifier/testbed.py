@@ -58,6 +58,7 @@ from verifier.testbed_tricks import (
     KINDS,
     PLAIN,
     TRICKS,
+    Store,
     Tricks,
     answered,
     read_trick,
@@ -165,6 +166,7 @@ def _answer_batch(
     rendering: Rendering,
     sampler: Mapping[str, float],
     tricks: Tricks,
+    store: Store,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
@@ -175,15 +177,21 @@ def _answer_batch(
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     answers: list[Answer | WireError] = []
-    for whole, request in zip(asked, requests, strict=True):
+    for body, whole, request in zip(bodies, asked, requests, strict=True):
         if not (isinstance(request, GenerateRequest) and isinstance(whole, GenerateRequest)):
             answers += [e for e in (request, whole) if isinstance(e, WireError)][:1]
             continue
         answer = _read_answer(request, next(found), tokenizer)
-        answers.append(
-            answered(answer, tricks, rendered=len(whole.prompt_ids), asked=whole.max_tokens)
-        )
+        answer = answered(answer, tricks, rendered=len(whole.prompt_ids), asked=whole.max_tokens)
+        answers.append(store.again(_words(body), whole.max_tokens, answer))
     return answers
+
+
+def _words(body: Body) -> str:
+    """What a prompt says, its last message last."""
+    if isinstance(body, ChatBody):
+        return "\n".join(message.text for message in body.messages)
+    return body.prompt if isinstance(body.prompt, str) else " ".join(map(str, body.prompt))
 
 
 def _tricked(
@@ -360,7 +368,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}, tricks),
+            partial(
+                _answer_batch, engine, tokenizer, rendering, sampler or {}, tricks, Store(tricks)
+            ),
             max_batch=max_batch,
             window_s=window_s,
         )

@@ -6,7 +6,7 @@ Pure functions of requests and answers; knows nothing of engines or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Literal
 
 from verifier.errors import ConfigError
 from verifier.testbed_wire import Answer, WireError
@@ -23,6 +23,8 @@ TRICKS: Final = {
     "context:1024,refused": "longer prompts are refused with the limit named, as is honest",
     "ceiling:64": "replies end at 64 tokens at most, whatever was asked",
     "ceiling:64,hidden": "the same, and they are said to have ended by themselves",
+    "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
+    "cache:alike": "so does one that ends in the same words",
 }
 
 #: How the names of tricks begin.
@@ -37,6 +39,7 @@ class Tricks:
     place: Place | None = None  # where longer prompts are cut; None: they are refused
     counts_all: bool = False  # whether prompt tokens are counted as if nothing was cut
     ceiling: int | None = None  # tokens of a reply at most
+    cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
 
@@ -56,6 +59,8 @@ def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
             return replace(tricks, window=size, place=place, counts_all=hidden)
     if kind == "ceiling" and size and not rest:
         return replace(tricks, ceiling=size, says_stop=hidden)
+    if kind == "cache" and value in ("same", "alike"):
+        return replace(tricks, cache="same" if value == "same" else "alike")
     examples = ", ".join(name for name in TRICKS if name.startswith(f"{kind}:"))
     raise ConfigError(f"fault {kind}:{value}: cannot be read; give it as in {examples}")
 
@@ -85,6 +90,23 @@ def answered(answer: Answer, tricks: Tricks, *, rendered: int, asked: int) -> An
     return answer
 
 
-def describe_tricks() -> list[tuple[str, str]]:
-    """Name and one line of each trick, for `testbed list`."""
-    return list(TRICKS.items())
+class Store:
+    """Earlier answers of a host that gives them again."""
+
+    def __init__(self, tricks: Tricks) -> None:
+        self._tricks = tricks
+        self._known: dict[tuple[str, int], Answer] = {}
+
+    def again(self, words: str, limit: int, answer: Answer) -> Answer:
+        """What an earlier prompt got that is the same or ends alike; `answer` if there was none."""
+        match self._tricks.cache:
+            case None:
+                return answer
+            case "same":
+                return self._known.setdefault((words, limit), answer)
+            case "alike":
+                return self._known.setdefault((words[-_ALIKE:], limit), answer)
+
+
+#: Characters at its end by which a prompt is taken for another.
+_ALIKE: Final = 24

@@ -23,6 +23,7 @@ from verifier.calibration import Channel
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
 from verifier.renderings.catalogue import entries_named
+from verifier.repeats import REPEATS_SHARE, weigh_repeats
 from verifier.samplers import Sampler
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
@@ -111,7 +112,13 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
             ledger.sampled, planned_samplers(plan), plan.honest_samplers, level=level,
             noise=None if interval is None else interval.upper,
         )  # fmt: skip
-        everything = mix_log_e([(1 - SAMPLER_SHARE, of_greedy), (SAMPLER_SHARE, samplers.log_e)])
+        everything = mix_log_e(
+            [
+                (1 - SAMPLER_SHARE - REPEATS_SHARE, of_greedy),
+                (SAMPLER_SHARE, samplers.log_e),
+                (REPEATS_SHARE, weigh_repeats(ledger.repeats)),
+            ]
+        )
     return Evidence(
         rows=len(text),
         text=text,

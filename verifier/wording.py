@@ -44,6 +44,7 @@ _KINDS: Final = {
     "logprobs": "reported logprobs",
     "routing": "share of requests",
     "sampler": "how it samples",
+    "repeats": "asked again",
     "context": "long prompts",
     "ceiling": "long replies",
 }
