@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,17 @@ from verifier.errors import ConfigError
 from verifier.folder import REPEATS, REPORT, SAMPLED, append_line
 from verifier.ledger import Ledger, ledger_from_json, ledger_to_json
 from verifier.plan import read_probes
-from verifier.records import Finding, Report
+from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.renderings.catalogue import catalogue
-from verifier.repeats import SLACK, Repeat, asked_before, is_repeat, weigh_repeats
-from verifier.score import read_repeats
+from verifier.repeats import (
+    LEAST_TOKEN,
+    SLACK,
+    Repeat,
+    asked_before,
+    is_repeat,
+    weigh_repeats,
+)
+from verifier.score import read_repeats, score_repeats
 from verifier.testbed import create_app, read_fault, running
 
 __all__ = ["card"]  # a fixture
@@ -76,6 +84,13 @@ def test_repeats_survive_the_ledger_file(tmp_path: Path) -> None:
         read_repeats(tmp_path)
 
 
+def make_reply(probe_id: str, text: str) -> Reply:
+    return Reply(
+        probe_id=probe_id, text=text, finish_reason="length", prompt_tokens=None,
+        completion_tokens=None, logprobs=None, logprobs_problem=None,
+    )  # fmt: skip
+
+
 # -- over HTTP ---------------------------------------------------------------------------------
 
 
@@ -118,12 +133,33 @@ def test_a_store_is_found_by_the_first_questions_asked_again(
     assert (tmp_path / "run" / REPORT).read_bytes() == before
 
 
-def test_text_alone_shows_a_store_too(card: Path, tmp_path: Path) -> None:
-    """Samplers cannot be judged then."""
-    report = audited(card, tmp_path / "run", "cache:alike", top_logprobs=0)
+def test_texts_alone_tell_too(tmp_path: Path) -> None:
+    """No token counts for less than the least: a text may have come by other tokens."""
+    probe = Probe(
+        id="p1", kind="code", max_tokens=20, temperature=1.0,
+        messages=(Message(role="user", content="Go on."),),
+    )  # fmt: skip
+    again, other = replace(probe, id="p1~same"), replace(probe, id="p1~otherwise")
+    words = "the model says more or less"
+    outcomes: dict[str, Outcome] = {
+        "p1": make_reply(probe.id, words),
+        again.id: make_reply(again.id, words),
+        other.id: make_reply(other.id, "no"),
+    }
 
-    assert finding(report, "repeats").decision == "detected"
-    assert finding(report, "sampler").decision == "not run"
+    for _ in range(2):  # nothing is scored twice
+        score_repeats(
+            tmp_path, (probe, again, other), outcomes, engine=make_engine(),
+            tokenizer=FakeTokenizer(),
+        )  # fmt: skip
+
+    first, second = read_repeats(tmp_path)
+    tokens = len(FakeTokenizer().encode(words)) - 1  # cut in mid-word: the last is not judged
+    assert (first.came_again, first.otherwise) == (True, False)
+    assert (second.came_again, second.otherwise) == (False, True)
+    assert 0 > first.log_p >= LEAST_TOKEN * tokens
+    assert second.log_p == first.log_p
+    assert weigh_repeats([first]) > 2
 
 
 def test_honest_samples_do_not_come_again(card: Path, tmp_path: Path) -> None:

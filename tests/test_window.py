@@ -151,8 +151,8 @@ def test_lengths_are_halved_towards_the_longest_that_fits() -> None:
     """The window is known to within the stated width after few prompts, and then none is asked."""
     window, rows, asked = 1234, [], []
     likely, unlikely = 0.0, -30.0
-    quiet = tuple(likely if s <= CHANNEL.honest_scale else unlikely for s in TEXT_SCALES)
-    loud = tuple(unlikely if s <= CHANNEL.honest_scale else likely for s in TEXT_SCALES)
+    quiet = tuple(likely if s <= 0.2 else unlikely for s in TEXT_SCALES)
+    loud = tuple(unlikely if s <= 0.5 else likely for s in TEXT_SCALES)
     while True:
         length = next_length(rows, tokens=TOKENS, channel=CHANNEL, needed=9, excluded=9)
         if length is None:

@@ -113,7 +113,7 @@ class ContextEvidence:
     rows: int
     longest: int  # tokens of the longest prompt
     log_e: float  # of a cut, against the whole prompt at any noise
-    log_e_whole: float  # of the whole prompt at honest noise, against the cut hardest to exclude
+    log_e_whole: float  # of the whole prompt, noise free, against the cut hardest to exclude
     best: Cut | None  # the likeliest
     windows: tuple[int, int] | None  # the least and the largest window near the likeliest's place
     counted: tuple[int, int] | None  # (rendered, as counted) of a prompt that counts too short
@@ -156,7 +156,6 @@ def weigh_context(
     if not rows:
         return None
     whole = _totals([row.whole for row in rows], channel)
-    honest = _honest(channel)
     scored = {
         name: _totals([_under(row, name) for row in rows], channel)
         for name in dict.fromkeys(name for row in rows for name in row.cuts)
@@ -180,7 +179,7 @@ def weigh_context(
         rows=len(rows),
         longest=longest,
         log_e=max(log_e, math.log(_LEAST)),
-        log_e_whole=0.0 if hardest is None else log_mean_exp(whole[honest]) - hardest,
+        log_e_whole=0.0 if hardest is None else log_mean_exp(whole) - hardest,
         best=best,
         windows=windows,
         counted=None if not short else (short[0].length, short[0].counted or 0),
@@ -206,10 +205,15 @@ def weigh_ceiling(rows: Sequence[CeilingRow], *, channel: Channel) -> float:
 
 
 def fits(row: LongRow, channel: Channel) -> bool:
-    """Whether a reply is likelier to the whole prompt at honest noise than at more."""
+    """Whether a reply is likelier to the whole prompt with little noise than with much.
+
+    Of long prompts honest arithmetic makes more noise than calibration knows; another prompt's
+    reply looks like samples, scale 1. Between them is the middle, on a logarithmic scale. It guides
+    what is asked next, and decides nothing.
+    """
     totals = _totals([row.whole], channel)
-    honest = _honest(channel)
-    return log_mean_exp(totals[honest]) >= log_mean_exp(totals[~honest])
+    little = np.asarray(TEXT_SCALES <= math.sqrt(channel.honest_scale))  # noqa: SIM300
+    return log_mean_exp(totals[little]) >= log_mean_exp(totals[~little])
 
 
 def bracket(rows: Sequence[LongRow], channel: Channel) -> tuple[int, int | None]:
@@ -252,10 +256,6 @@ def limit_said(reason: str) -> int | None:
     """The window that a refusal names; None when it names none."""
     found = _LIMIT.search(reason)
     return None if found is None else int(re.sub(r"\D", "", found[1]))
-
-
-def _honest(channel: Channel) -> NDArray[np.bool_]:
-    return np.asarray(channel.honest_scale * (1 + 1e-9) >= TEXT_SCALES)
 
 
 def _under(row: LongRow, name: str) -> tuple[float, ...]:
