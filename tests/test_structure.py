@@ -43,6 +43,7 @@ LAYERS = (
     {"control", "sheets"},
     {"context"},
     {"weigh", "report", "machine", "corpus", "capabilities", "shown"},
+    {"parameters"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit", "sampling",

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -25,6 +25,16 @@ from verifier.folder import (
     append_line,
     read_json,
     write_json,
+)
+from verifier.parameters import (
+    BIAS,
+    Parameter,
+    judge_bias,
+    judge_flag,
+    judge_n,
+    judge_stop,
+    several_fields,
+    stop_string,
 )
 from verifier.records import (
     Attempt,
@@ -41,6 +51,10 @@ from verifier.wire import Problem, parse
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
 _LONG: Final = 48
 _SHORT: Final = 3
+_FEW: Final = 12
+
+#: Dialects that have stop strings, several replies and a bias, under these names.
+_OPENAI: Final = ("chat", "completions")
 
 #: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
 _SMALLEST: Final = (0.01, 0.1)
@@ -81,6 +95,7 @@ class Capabilities:
     completion_tokens: int  # those of answers without a count are taken at full length
     problems: tuple[str, ...]
     prompt_tokens: int = 0  # as far as the endpoint counts
+    parameters: tuple[Parameter, ...] = ()  # by effect
 
 
 def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
@@ -91,9 +106,9 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
     asked: list[tuple[Attempt, int]] = []
     problems: list[str] = []
 
-    def ask(
-        fields: Mapping[str, float], *, max_tokens: int = _LONG, stream: bool = False
-    ) -> Reply | NotJudged | None:
+    def send(
+        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False
+    ) -> Reply | NotJudged | Problem:
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         probe = Probe(
             id=f"capability-{len(asked) + 1}",
@@ -104,7 +119,12 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
         attempt = asyncio.run(_ask_once(changed, probe))
         append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(attempt))
         asked.append((attempt, max_tokens))
-        found = parse(attempt)
+        return parse(attempt)
+
+    def ask(
+        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False
+    ) -> Reply | NotJudged | None:
+        found = send(fields, max_tokens=max_tokens, stream=stream)
         if isinstance(found, Problem):
             problems.append(f"request {len(asked)}: {found.reason}")
             return None
@@ -122,6 +142,25 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
     second, short = ask(greedy), ask(greedy, max_tokens=_SHORT)
     streamed = ask(greedy, stream=True)
     one, same, other = (ask({"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2))
+    limited, seeded = _honours(short), _follows_seed(one, same, other)
+    parameters = [
+        judge_flag(
+            "max_tokens", limited, honoured="the reply is as short as asked",
+            ignored="the reply is longer than asked",
+        ),
+        judge_flag(
+            "seed", seeded, honoured="one seed, one text; another seed, another text",
+            ignored="one seed gives two texts",
+        ),
+    ]  # fmt: skip
+    if isinstance(first, Reply) and _same_text(first, second) and endpoint.dialect in _OPENAI:
+        stop = stop_string(first.text)
+        if stop is not None:
+            parameters.append(judge_stop(first.text, stop, send({**greedy, "stop": [stop]})))
+        several = send(several_fields(), max_tokens=_FEW)
+        parameters.append(judge_n(asked[-1][0], several))
+        biased = send({**greedy, "logit_bias": BIAS}, max_tokens=_FEW)
+        parameters.append(judge_bias(first.text, biased))
     rows = _rows(first)
     sampled = [row for reply in (one, other) for row in _rows(reply)]
     record = Capabilities(
@@ -129,8 +168,8 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
         greedy_fields=greedy if first is not None else {},
         repeatable=_same_text(first, second),
         usage=None if first is None else first.completion_tokens is not None,
-        max_tokens_honoured=_honours(short),
-        seed=_follows_seed(one, same, other),
+        max_tokens_honoured=limited,
+        seed=seeded,
         streaming=None if first is None else streamed is not None,
         logprobs=bool(rows) if isinstance(first, Reply) else None,
         alternatives=max((len(row.top) for row in rows), default=None),
@@ -146,6 +185,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
         completion_tokens=sum(_tokens(attempt, most) for attempt, most in asked),
         problems=tuple(problems),
         prompt_tokens=sum(_prompt_tokens(attempt) for attempt, _ in asked),
+        parameters=tuple(parameters),
     )
     write_json(run / CAPABILITIES, asdict(record))
     return record
@@ -309,7 +349,11 @@ def read_capabilities(run: Path) -> Capabilities | None:
     raw = read_json(run / CAPABILITIES)
     try:
         return TypeAdapter(Capabilities).validate_python(
-            raw | {"problems": tuple(raw.get("problems", ()))}
+            raw
+            | {
+                "problems": tuple(raw.get("problems", ())),
+                "parameters": tuple(raw.get("parameters", ())),
+            }
         )
     except (ValidationError, TypeError) as error:
         raise ConfigError(
@@ -330,8 +374,6 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("greedy replies asked", str(greedy)),
         ("the same twice", say(record.repeatable)),
         ("counts tokens", say(record.usage)),
-        ("max_tokens honoured", say(record.max_tokens_honoured)),
-        ("seed honoured", say(record.seed)),
         ("streams", say(record.streaming)),
         ("log-probabilities", say(record.logprobs)),
         ("alternatives", "unknown" if record.alternatives is None else str(record.alternatives)),
@@ -349,7 +391,8 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
             f"(false-alarm rate {_FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
         )
         found.append(("samples follow the reported probabilities", said))
-    return [*found, *(("problem", problem) for problem in record.problems)]
+    shown = [(f"parameter {p.name}", f"{p.effect}: {p.detail}") for p in record.parameters]
+    return [*found, *shown, *(("problem", problem) for problem in record.problems)]
 
 
 def _reasoning(first: Reply | NotJudged | None) -> str | None:

@@ -245,7 +245,8 @@ def _score(
     if row.counted is not None and row.counted < row.length - narrow(plan.context_tokens):
         cuts = [Cut(place=place, window=row.counted) for place in PLACES]
     elif fits(row, plan.calibration.text):
-        cuts = [Cut(place=p, window=int(m * row.length)) for m in MARKS for p in PLACES]
+        longest = _rows(run, {})[0].length  # one window for all, so that their evidence adds up
+        cuts = [Cut(place=p, window=int(m * longest)) for m in MARKS for p in PLACES]
     _score_cuts(run, probe, cuts, engine, tokenizer)
 
 

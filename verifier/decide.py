@@ -29,6 +29,7 @@ from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
+from verifier.parameters import judge_parameters
 from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.records import (
     REFERENCE,
@@ -199,6 +200,10 @@ def decide(
         findings.append(samples)
         if samples.decision == "detected":
             notes.append(f"{samples.name}: {samples.detail}")
+    ignored = None if capabilities is None else judge_parameters(capabilities.parameters)
+    if ignored is not None:  # decides nothing either: it says nothing of the weights
+        findings.append(ignored)
+        notes.append(f"parameters are taken and {ignored.name}: {ignored.detail}")
     scale = _noise_scale(plan, evidence)
     if _is_unknown(column):
         scale = replace(scale, equivalent="unknown: what words the hidden prompt has")

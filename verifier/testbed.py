@@ -61,6 +61,7 @@ from verifier.testbed_tricks import (
     Store,
     Tricks,
     answered,
+    ignoring,
     read_trick,
     read_whole_or_cut,
 )
@@ -212,7 +213,9 @@ def _tricked(
     except WireError as error:
         return error
     most = request.max_tokens if tricks.ceiling is None else tricks.ceiling
-    return replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most))
+    return ignoring(
+        replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most)), tricks
+    )
 
 
 def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateRequest | WireError:
@@ -425,7 +428,11 @@ def create_app(
                 f"model: this host serves {model!r}, not {body.model!r}",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
-        answer = await request.state.batcher.answer(body)
+        count = 1 if "n" in tricks.ignores else body.n or 1
+        answer, *others = await asyncio.gather(
+            *(request.state.batcher.answer(body) for _ in range(count))
+        )
+        answer = replace(answer, others=tuple(others))
         if not shows_prompts:
             answer = replace(answer, prompt_ids=(), prompt_text="")
         return answer, Stamp(id=uuid.uuid4().hex, created=int(time.time()))

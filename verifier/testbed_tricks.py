@@ -6,10 +6,11 @@ Pure functions of requests and answers; knows nothing of engines or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from verifier.errors import ConfigError
-from verifier.testbed_wire import Answer, WireError
+from verifier.records import GenerateRequest
+from verifier.testbed_wire import DEFAULT_MAX_TOKENS, Answer, WireError
 from verifier.window import PLACES, Cut, Place, cut
 
 #: Tricks by the beginning of their names, with examples and what they do.
@@ -23,9 +24,14 @@ TRICKS: Final = {
     "context:1024,refused": "longer prompts are refused with the limit named, as is honest",
     "ceiling:64": "replies end at 64 tokens at most, whatever was asked",
     "ceiling:64,hidden": "the same, and they are said to have ended by themselves",
+    "ignores:stop": "stop strings are taken and ignored; so may be seed, n, logit_bias, max_tokens",
+    "ignores:n,logit_bias": "several parameters are",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
 }
+
+#: Parameters that a host may ignore.
+PARAMETERS: Final = frozenset({"seed", "stop", "n", "logit_bias", "max_tokens"})
 
 #: How the names of tricks begin.
 KINDS: Final = tuple(dict.fromkeys(name.partition(":")[0] for name in TRICKS))
@@ -39,6 +45,7 @@ class Tricks:
     place: Place | None = None  # where longer prompts are cut; None: they are refused
     counts_all: bool = False  # whether prompt tokens are counted as if nothing was cut
     ceiling: int | None = None  # tokens of a reply at most
+    ignores: frozenset[str] = frozenset()  # parameters that are taken and ignored
     cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
@@ -59,6 +66,8 @@ def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
             return replace(tricks, window=size, place=place, counts_all=hidden)
     if kind == "ceiling" and size and not rest:
         return replace(tricks, ceiling=size, says_stop=hidden)
+    if kind == "ignores" and {number, *value.split(",")} <= PARAMETERS:
+        return replace(tricks, ignores=frozenset(value.split(",")))
     if kind == "cache" and value in ("same", "alike"):
         return replace(tricks, cache="same" if value == "same" else "alike")
     examples = ", ".join(name for name in TRICKS if name.startswith(f"{kind}:"))
@@ -88,6 +97,14 @@ def answered(answer: Answer, tricks: Tricks, *, rendered: int, asked: int) -> An
     if tricks.says_stop and at_ceiling and answer.finish_reason == "length":
         answer = replace(answer, finish_reason="stop")
     return answer
+
+
+def ignoring(request: GenerateRequest, tricks: Tricks) -> GenerateRequest:
+    """A request less what the host ignores; several replies are the server's to ignore."""
+    plain: dict[str, Any] = {
+        "seed": None, "stop": (), "logit_bias": (), "max_tokens": DEFAULT_MAX_TOKENS,
+    }  # fmt: skip
+    return replace(request, **{n: v for n, v in plain.items() if n in tricks.ignores})
 
 
 class Store:

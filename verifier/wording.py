@@ -51,7 +51,7 @@ _KINDS: Final = {
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "cause")
 #: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples",)
+_BESIDE: Final = ("samples", "parameters")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
