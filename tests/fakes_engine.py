@@ -281,6 +281,8 @@ class FakeEngine:
         top: list[tuple[tuple[int, float], ...]] = []
         while True:
             row = self.logprobs(request.prompt_ids, ids)
+            for token_id, bias in request.logit_bias:
+                row[token_id % len(row)] += bias
             token = _sample(row, request, rng, ids)
             ids.append(token)
             logprobs.append(float(row[token]))

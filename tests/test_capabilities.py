@@ -100,7 +100,7 @@ def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
     assert (found.greedy_is_likeliest, found.reasoning) == (True, "absent")
     assert found.forged_log_e is not None
     assert found.forged_log_e < math.log(1000)
-    assert found.requests == len(list(read_lines(tmp_path / CAPABILITY_EXCHANGES))) == 10
+    assert found.requests == len(list(read_lines(tmp_path / CAPABILITY_EXCHANGES))) == 13
     assert (found.least_max_tokens, found.reply_ids, found.prompt_logprobs) == (1, False, False)
     assert (found.text_completions, found.echo) == (False, None)
     assert read_capabilities(tmp_path) == found

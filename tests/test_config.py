@@ -99,6 +99,8 @@ FULL: dict[str, Any] = {
         "kinds": ["code", "list"],
         "template_settings": {"enable_thinking": False},
         "sampler": True,
+        "context": 8192,
+        "output": 1024,
         "capabilities": True,
     },
     "prices": {"prompt": 0.5, "completion": 1.5},

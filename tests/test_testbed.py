@@ -488,7 +488,7 @@ def test_body_that_is_no_json_object_is_400(client: httpx.Client, raw: bytes) ->
         ("messages", [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]),
         ("messages", [{"role": "user", "content": [{"type": "refusal", "text": "x"}]}]),
         ("messages", [{"role": "user"}]),
-        ("n", 2),
+        ("n", 9),
         ("n", 0),
         ("max_tokens", 0),
         ("max_tokens", "5"),
@@ -726,7 +726,8 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     names = [name for name, _ in faults[1:]]
     assert names[: len(VARIANTS)] == list(VARIANTS)
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
-    assert kinds == sorted(kinds, key=["weights", "template", "sampler"].index)
+    order = ["weights", "template", "sampler", "context", "ceiling", "ignores", "cache"]
+    assert kinds == sorted(kinds, key=order.index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names
     assert all(summary for _, summary in faults)

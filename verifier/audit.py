@@ -28,8 +28,10 @@ from verifier.capabilities import (
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
+from verifier.context import ask_about_context
 from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
+    asks_long,
     decide_folder,
     is_far,
     judge_folder,
@@ -40,6 +42,7 @@ from verifier.decide import (
     seeks_cause,
     suspects_template,
     suspicious,
+    waits_for_long,
     wants_completions,
     wants_samples,
 )
@@ -49,6 +52,7 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
     CAPABILITY_EXCHANGES,
     COMPLETIONS,
+    CONTEXT,
     LEDGER,
     PAGE,
     PANEL,
@@ -65,6 +69,8 @@ from verifier.folder import (
 )
 from verifier.ledger import TEMPLATE, ledger_from_json
 from verifier.plan import (
+    CONTEXT_KIND,
+    OUTPUT_KIND,
     Plan,
     batch_ends,
     make_plan,
@@ -77,13 +83,13 @@ from verifier.plan import (
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
-from verifier.records import REFERENCE, Failure, Message, Probe, Reply, Report
+from verifier.records import REFERENCE, Failure, Message, Outcome, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates, load_tokenizers
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import score_replies, score_sampled
+from verifier.score import score_repeats, score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
 from verifier.spending import Ceiling, Purse
 from verifier.suspects import Suspected
@@ -111,6 +117,9 @@ NAMING_REPLIES = 24
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
 PANEL_TOKENS = 48
+
+#: Kinds of probes that are asked last, out of a part of the budget of their own.
+LONG = (CONTEXT_KIND, OUTPUT_KIND)
 
 #: Replies of a panel scored at each look at the renderings.
 ROUNDS = (1, 2, 4, 8, 12)
@@ -197,12 +206,14 @@ def audit(
             look_at_template(run, plan, endpoint, reference, show, pace)
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
-        quiet = plan.samplers and may_be_sampled(plan, found)
+        quiet = (plan.samplers and may_be_sampled(plan, found)) or waits_for_long(plan, found)
         if found.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe
     if plan.samplers and may_be_sampled(plan, found):
         found = ask_for_samples(run, plan, endpoint, reference, show, pace)
+    if asks_long(plan) and found.decision != "inconsistent":
+        found = ask_for_long(run, plan, endpoint, reference, show, pace)
     sought = seeks_cause(found.findings) and not names_template(found)
     if found.decision == "inconsistent" and sought and is_far(found):
         count_tokens(run, plan, endpoint, reference, show, pace)
@@ -566,16 +577,34 @@ def ask_for_samples(
     """Ask at temperature 1 until it is decided how replies are sampled, or the budget ends."""
     sampled = read_probes(run, name=SAMPLED)
     found = judge_folder(run)
-    if not reference.engine.scores_samplers or not endpoint.top_logprobs:
-        sampled = sampled[:1]  # one reply says why none can be judged
+    able = reference.engine.scores_samplers and endpoint.top_logprobs > 0
+    if not able:
+        sampled = sampled[:3]  # one reply says why none can be judged; it is asked again, too
     for end in batch_ends(len(sampled)):
         _collect_within_budget(run, plan, endpoint, sampled[:end], show, pace)
         score(run, reference, show=show)
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
-        if not wants_samples(found) or not _goes_on(run, plan, sampled[:end]):
+        if (able and not wants_samples(found)) or not _goes_on(run, plan, sampled[:end]):
             break
     return found
+
+
+def ask_for_long(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> Report:
+    """Ask for long prompts and long replies; the verdict with what they say."""
+
+    def ask_some(some: tuple[Probe, ...]) -> Mapping[str, Outcome]:
+        if some:
+            _collect_within_budget(run, plan, endpoint, some, show, pace)
+        return read_outcomes(run, max_attempts=plan.max_attempts)
+
+    ask_about_context(
+        run, plan, engine=reference.engine, tokenizer=reference.tokenizer, busy=reference.busy,
+        ask=ask_some,
+    )  # fmt: skip
+    return publish(run, judge_folder(run))
 
 
 # -- without the template ----------------------------------------------------------------------
@@ -696,6 +725,10 @@ def score(
             tokenizer=reference.tokenizer, samplers=planned_samplers(plan), thinking=plan.thinking,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
+        score_repeats(
+            run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
+            tokenizer=reference.tokenizer,
+        )  # fmt: skip
         score_some(probes, plan.policy.builds)
         if weights or penalties:
             replied = tuple(p for p in probes if isinstance(outcomes.get(p.id), Reply))
@@ -714,7 +747,9 @@ def write_page(run: Path) -> Report:
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
-        probes=tuple(p for name in (PROBES, PANEL, SAMPLED) for p in read_probes(run, name=name)),
+        probes=tuple(
+            p for name in (PROBES, PANEL, SAMPLED, CONTEXT) for p in read_probes(run, name=name)
+        ),
         attempts=read_attempts(run),
         prompts=read_json(run / PROMPTS) if names_template(report) else None,
     )
@@ -741,8 +776,10 @@ def _collect_within_budget(
     """
     folder, before = folder or run, -1
     every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder)
-    if not (probes and probes[0].temperature):  # a share is kept for samples
-        ceiling = ceiling.less(plan.budget_sampled_tokens)
+    if not any(probe.temperature or probe.kind in LONG for probe in probes):
+        ceiling = ceiling.less(plan.budget_sampled_tokens)  # a share is kept for samples
+    if not any(probe.kind in LONG for probe in probes):
+        ceiling = ceiling.less(plan.budget_long_tokens, prompt_tokens=plan.context_tokens)
     while (settled := len(read_outcomes(folder, max_attempts=plan.max_attempts))) != before:
         collect(
             folder, endpoint, probes, ceiling=ceiling, every=every,
@@ -759,19 +796,22 @@ def _ceiling_beside(run: Path, plan: Plan, folder: Path) -> Ceiling:
     for other in (run, run / COMPLETIONS):
         if other != folder:
             book(other, purse, _probes_of(other))
-    return plan.ceiling.less(purse.spent.completion_tokens, purse.spent.prompt_tokens)
+    spent = purse.spent
+    return plan.ceiling.less(spent.completion_tokens, prompt_tokens=spent.prompt_tokens)
 
 
 def _probes_of(folder: Path) -> tuple[Probe, ...]:
-    """Every probe of a folder at temperature 0."""
-    planned, counted = read_probes(folder), read_counting(folder)
-    others = () if counted is None else counting_probes(counted, like=planned[0])
-    return (*planned, *read_probes(folder, name=PANEL), *others)
+    """Every probe of a folder."""
+    names, counted = (PROBES, PANEL, SAMPLED, CONTEXT), read_counting(folder)
+    planned = tuple(probe for name in names for probe in read_probes(folder, name=name))
+    return planned if counted is None else (*planned, *counting_probes(counted, like=planned[0]))
 
 
 def open_purse(run: Path, plan: Plan) -> Purse:
-    """What is left after every request so far, less the share that is kept for samples."""
-    purse = Purse(_ceiling_beside(run, plan, run).less(plan.budget_sampled_tokens))
+    """What is left after every request so far, less what is kept for samples and long prompts."""
+    kept = plan.budget_sampled_tokens + plan.budget_long_tokens
+    ceiling = _ceiling_beside(run, plan, run)
+    purse = Purse(ceiling.less(kept, prompt_tokens=plan.context_tokens))
     book(run, purse, _probes_of(run))
     return purse
 

@@ -28,6 +28,16 @@ from verifier.folder import (
     read_json,
     write_json,
 )
+from verifier.parameters import (
+    BIAS,
+    Parameter,
+    judge_bias,
+    judge_flag,
+    judge_n,
+    judge_stop,
+    several_fields,
+    stop_string,
+)
 from verifier.records import (
     Attempt,
     Candidate,
@@ -50,11 +60,20 @@ _FEWEST: Final = (1, 16)
 #: Further fields that show whether a host gives the prompt's log-probabilities and the reply's ids.
 _TELLING: Final = {"prompt_logprobs": 1, "return_token_ids": True}
 
+#: Tokens of a reply that shows a parameter.
+_FEW: Final = 12
+
+#: Why a request was not sent.
+_UNPAID: Final = "not sent, the budget does not pay for it"
+
+#: Dialects that have stop strings, several replies and a bias, under these names.
+_OPENAI: Final = ("chat", "completions")
+
 #: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
 _SMALLEST: Final = (0.01, 0.1)
 
-#: Requests at most: three temperatures, two limits, echo twice, and six others.
-_MOST_REQUESTS: Final = 13
+#: Requests at most: three temperatures, two limits, echo twice, three parameters, and six others.
+_MOST_REQUESTS: Final = 16
 
 #: How seldom honest numbers are called forged.
 _FORGED_ALPHA: Final = 0.001
@@ -97,6 +116,7 @@ class Capabilities:
     prompt_logprobs: bool | None = None
     text_completions: bool | None = None
     echo: bool | None = None  # whether a text completion repeats its prompt when asked to
+    parameters: tuple[Parameter, ...] = ()  # by effect
 
 
 def capability_probes() -> tuple[Probe, ...]:
@@ -121,20 +141,18 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
     """
     spent_before, asked = _spent_before(run), 0
     problems: list[str] = []
-    bodies: list[Any] = []
+    sent: list[Attempt] = []
     probes = iter(capability_probes())
 
-    def ask(
+    def send(
         fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
         as_text: bool = False,
-    ) -> Reply | NotJudged | None:  # fmt: skip
+    ) -> Reply | NotJudged | Problem:  # fmt: skip
         nonlocal asked
         asked += 1
-        bodies.append(None)
         probe = replace(next(probes), max_tokens=max_tokens)
         if not purse.pay(probe):
-            problems.append(f"request {asked}: not sent, the budget does not pay for it")
-            return None
+            return Problem(status=None, reason=_UNPAID, retryable=False)
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         if as_text:
             changed = replace(changed, dialect="completions", render=_as_text)
@@ -143,7 +161,14 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
         found = parse(attempt)
         purse.give_back(probe, found)
         spent.append((found, max_tokens))
-        bodies[-1] = _body_of(attempt)
+        sent.append(attempt)
+        return found
+
+    def ask(
+        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
+        as_text: bool = False,
+    ) -> Reply | NotJudged | None:  # fmt: skip
+        found = send(fields, max_tokens=max_tokens, stream=stream, as_text=as_text)
         if isinstance(found, Problem):
             problems.append(f"request {asked}: {found.reason}")
             return None
@@ -171,10 +196,29 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
             break
     streamed = ask(greedy, stream=True)
     one, same, other = (ask({"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2))
-    ask({**greedy, **_TELLING}, max_tokens=least or _FEWEST[-1])
-    told = bodies[-1]
+    telling = ask({**greedy, **_TELLING}, max_tokens=least or _FEWEST[-1])
+    told = None if telling is None else _body_of(sent[-1])
     echoed = ask({"echo": True}, max_tokens=least or _FEWEST[-1], as_text=True)
     completed = echoed or ask({}, max_tokens=least or _FEWEST[-1], as_text=True)
+    seeded = _follows_seed(one, same, other)
+    parameters = [
+        judge_flag(
+            "max_tokens", honoured, honoured="the reply is as short as asked",
+            ignored="the reply is longer than asked",
+        ),
+        judge_flag(
+            "seed", seeded, honoured="one seed, one text; another seed, another text",
+            ignored="one seed gives two texts",
+        ),
+    ]  # fmt: skip
+    if isinstance(first, Reply) and _same_text(first, second) and endpoint.dialect in _OPENAI:
+        stop = stop_string(first.text)
+        if stop is not None:
+            parameters.append(judge_stop(first.text, stop, send({**greedy, "stop": [stop]})))
+        several = send(several_fields(), max_tokens=_FEW)
+        parameters.append(judge_n(sent[-1], several))
+        biased = send({**greedy, "logit_bias": BIAS}, max_tokens=_FEW)
+        parameters.append(judge_bias(first.text, biased))
     rows = _rows(first)
     sampled = [row for reply in (one, other) for row in _rows(reply)]
     record = Capabilities(
@@ -183,7 +227,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
         repeatable=_same_text(first, second),
         usage=None if first is None else first.completion_tokens is not None,
         max_tokens_honoured=honoured,
-        seed=_follows_seed(one, same, other),
+        seed=seeded,
         streaming=None if first is None else streamed is not None,
         logprobs=bool(rows) if isinstance(first, Reply) else None,
         alternatives=max((len(row.top) for row in rows), default=None),
@@ -204,6 +248,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
         prompt_logprobs=_shows(told, "prompt_logprobs", first),
         text_completions=None if first is None else completed is not None,
         echo=_echoes(echoed, completed),
+        parameters=tuple(parameters),
     )
     write_json(run / CAPABILITIES, asdict(record))
     return record
@@ -406,7 +451,11 @@ def read_capabilities(run: Path) -> Capabilities | None:
     raw = read_json(run / CAPABILITIES)
     try:
         return TypeAdapter(Capabilities).validate_python(
-            raw | {"problems": tuple(raw.get("problems", ()))}
+            raw
+            | {
+                "problems": tuple(raw.get("problems", ())),
+                "parameters": tuple(raw.get("parameters", ())),
+            }
         )
     except (ValidationError, TypeError) as error:
         raise ConfigError(
@@ -427,12 +476,10 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("greedy replies asked", str(greedy)),
         ("the same twice", say(record.repeatable)),
         ("counts tokens", say(record.usage)),
-        ("max_tokens honoured", say(record.max_tokens_honoured)),
         (
             "least max_tokens",
             "unknown" if record.least_max_tokens is None else str(record.least_max_tokens),
         ),
-        ("seed honoured", say(record.seed)),
         ("streams", say(record.streaming)),
         ("log-probabilities", say(record.logprobs)),
         ("alternatives", "unknown" if record.alternatives is None else str(record.alternatives)),
@@ -454,7 +501,8 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
             f"(false-alarm rate {_FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
         )
         found.append(("samples follow the reported probabilities", said))
-    return [*found, *(("problem", problem) for problem in record.problems)]
+    shown = [(f"parameter {p.name}", f"{p.effect}: {p.detail}") for p in record.parameters]
+    return [*found, *shown, *(("problem", problem) for problem in record.problems)]
 
 
 def _reasoning(first: Reply | NotJudged | None) -> str | None:

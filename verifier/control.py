@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 #: What was only seen beside the departures holds whatever the reference is.
-_WITHOUT_REFERENCE: Final = "samples"
+_WITHOUT_REFERENCE: Final = ("samples", "parameters")
 
 
 def write_control(run: Path, control: Control) -> None:
@@ -101,7 +101,7 @@ def judge_beside(report: Report, control: Control) -> Report:
 
 def _unsaid(finding: Finding, why: str) -> Finding:
     """A departure that was detected against a reference in doubt is undecided."""
-    if finding.decision != "detected" or finding.aspect == _WITHOUT_REFERENCE:
+    if finding.decision != "detected" or finding.aspect in _WITHOUT_REFERENCE:
         return finding
     detail = f"{finding.detail}; not held against the endpoint: {why}"
     return replace(finding, decision="undecided", detail=detail, tokens_needed=None)

@@ -22,6 +22,8 @@ from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.collect import read_attempts, read_outcomes
+from verifier.context import Context, read_context
+from verifier.context import judge as judge_context
 from verifier.control import judge_beside, read_control
 from verifier.counting import Counting, judge_counting, read_counting
 from verifier.counts import OFFSETS
@@ -30,7 +32,8 @@ from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
-from verifier.plan import Plan, cost_usd, read_plan
+from verifier.parameters import judge_parameters
+from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.quiet import describe as describe_quiet
 from verifier.records import (
     REFERENCE,
@@ -48,6 +51,7 @@ from verifier.records import (
     Usage,
 )
 from verifier.renderings.catalogue import entries_named
+from verifier.repeats import REPEATS_SHARE, Repeat, weigh_repeats
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.sampling import UNNAMED, describe_sampler
 from verifier.score import NO_TOKENS
@@ -67,6 +71,7 @@ from verifier.weigh import (
     planned_samplers,
     read_rows,
     weigh,
+    weigh_long,
 )
 from verifier.wording import BELONGS_AT, CAUSES, describe_percent, describe_replies, describe_share
 
@@ -91,6 +96,9 @@ NOTHING_FITS = "not this model as published, and nothing else that we know"
 #: The same, where its prompts are counted by another tokenizer.
 ANOTHER_FAMILY = "a model of another family"
 
+#: What long prompts and long replies are asked for.
+_LONG = ("context", "ceiling")
+
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
 
@@ -111,6 +119,7 @@ def publish(run: Path, found: Report) -> Report:
 def judge_folder(run: Path) -> Report:
     """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     raw = read_json(run / LEDGER)
     engine = raw.get("engine")
     if not isinstance(engine, dict):
@@ -120,12 +129,13 @@ def judge_folder(run: Path) -> Report:
         ledger_from_json(raw, where=str(run / LEDGER)),
         engine=engine,
         attempts=read_attempts(run),
-        outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+        outcomes=outcomes,
         capabilities=read_capabilities(run),
         shown=read_shown(run),
         bypass=read_bypass(run, plan),
         beside=describe_quiet(run, plan),
         counting=read_counting(run),
+        context=read_context(run, outcomes) if asks_long(plan) else None,
     )
 
 
@@ -141,6 +151,7 @@ def decide(
     bypass: Bypass | None = None,
     beside: Sequence[str] = (),
     counting: Counting | None = None,
+    context: Context | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
@@ -149,6 +160,9 @@ def decide(
     a fault of its template from one of its weights.
     """
     evidence = weigh(plan, ledger)
+    if context is not None:
+        log_e = weigh_long(plan, evidence.log_e, context.prompts, context.replies)
+        evidence = replace(evidence, log_e=log_e)
     usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown, bypass))
     column = named_column(plan, evidence)
     faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
@@ -179,6 +193,11 @@ def decide(
         findings.append(_penalty_finding(penalty))
     elif evidence.samplers is not None:
         findings.append(_sampler_finding(plan, evidence, findings))
+    if context is not None:
+        differs = evidence.log_e_greedy >= math.log(1 / plan.alpha)
+        findings += judge_context(plan, context, differs=differs)
+    if ledger.repeats:
+        findings.append(_repeats_finding(plan, ledger.repeats, evidence))
     decision = _conclude(plan, evidence, findings, usage)
     substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
@@ -207,6 +226,10 @@ def decide(
         findings.append(samples)
         if samples.decision == "detected":
             notes.append(f"{samples.name}: {samples.detail}")
+    ignored = None if capabilities is None else judge_parameters(capabilities.parameters)
+    if ignored is not None:  # decides nothing either: it says nothing of the weights
+        findings.append(ignored)
+        notes.append(f"parameters are taken and {ignored.name}: {ignored.detail}")
     scale = _noise_scale(plan, evidence)
     if unknown_words:
         scale = replace(scale, equivalent="unknown: what words the hidden prompt has")
@@ -393,6 +416,22 @@ def _sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) 
     return _finding("sampler", "undecided", name, -leading, detail, more)
 
 
+def _repeats_finding(plan: Plan, repeats: Sequence[Repeat], evidence: Evidence) -> Finding:
+    """Whether samples come again more often than chance has it; other causes come first."""
+    log_e, name = weigh_repeats(repeats), "replies from a store"
+    again = [repeat for repeat in repeats if repeat.came_again]
+    told = f"{len(again)} of {describe_replies(len(repeats))} to what was asked before came again"
+    if log_e < math.log(1 / (plan.alpha * REPEATS_SHARE)):
+        return _finding("repeats", "undecided", name, log_e, told)
+    other = evidence.samplers is not None and evidence.samplers.log_e >= math.log(1 / plan.beta)
+    if evidence.log_e_greedy >= math.log(1 / plan.alpha) or other:
+        detail = f"{told}; other weights or another sampler may be why: mend these first"
+        return _finding("repeats", "not run", name, None, detail)
+    words = sum(repeat.otherwise for repeat in again)
+    detail = f"{told} word by word at temperature 1, {words} of them asked in other words"
+    return _finding("repeats", "detected", name, log_e, detail)
+
+
 def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
     """Whether the greedy replies exclude every departure of the weights that could be judged."""
     judged = [
@@ -403,9 +442,11 @@ def greedy_is_quiet(findings: Sequence[Finding]) -> bool:
 
 def seeks_cause(findings: Sequence[Finding]) -> bool:
     """Whether a name for an inconsistency is to be sought among noise and builds: not where it is
-    the samples that differ, nor where a penalty is named."""
+    the samples that differ, nor where a penalty or a cut is named."""
     return not any(
-        f.aspect == "sampler" and f.decision in ("detected", "undecided") for f in findings
+        (f.aspect == "sampler" and f.decision in ("detected", "undecided"))
+        or (f.aspect in (*_LONG, "repeats") and f.decision == "detected")
+        for f in findings
     )
 
 
@@ -413,6 +454,20 @@ def is_far(report: Report) -> bool:
     """Whether greedy replies are as far from the published weights as another model's would be."""
     estimate = report.noise_scale.estimate
     return estimate is not None and estimate >= SAMPLED_FROM
+
+
+def asks_long(plan: Plan) -> bool:
+    """Whether long prompts or long replies are asked for."""
+    return bool(plan.context_tokens or plan.output_tokens)
+
+
+def waits_for_long(plan: Plan, report: Report) -> bool:
+    """Whether only what long prompts and replies say is open: they are asked last."""
+    waiting = [f.aspect for f in report.findings if f.decision == "undecided"]
+    return (
+        asks_long(plan) and bool(waiting) and set(waiting) <= {*_LONG}
+        and may_be_sampled(plan, report)
+    )  # fmt: skip
 
 
 def may_be_sampled(plan: Plan, report: Report) -> bool:
@@ -773,7 +828,7 @@ def _conclude(
 ) -> Decision:
     if evidence.log_e >= math.log(1 / plan.alpha):
         return "inconsistent"
-    aspects = ("noise", "weights", "routing", "sampler")
+    aspects = ("noise", "weights", "routing", "sampler", *_LONG)
     required = [f for f in findings if f.aspect in aspects and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
@@ -802,6 +857,12 @@ def _summarise(
         if not seeks_cause(findings):
             named = " and ".join(f.name for f in findings if f.aspect == "sampler")
             differ = f"the replies are not sampled as asked ({named})"
+        if any(f.aspect == "repeats" and f.decision == "detected" for f in findings):
+            differ = "samples are not drawn anew (replies from a store)"
+        cuts = [f for f in findings if f.aspect in _LONG and f.decision == "detected"]
+        if cuts:
+            named = " and ".join(f.name for f in cuts)
+            differ = f"what is long is cut without a word ({named})"
         return (
             f"{differ}: evidence log e "
             f"{evidence.log_e:.1f}, {math.log(1 / plan.alpha):.1f} was needed; {replies}"
@@ -888,6 +949,7 @@ def _notes(
                 f"the endpoint counts {counts.offset:+d} prompt tokens on every request against "
                 "what the published template renders: an accounting difference"
             )
+    outcomes = {name: o for name, o in outcomes.items() if not _is_long(name)}
     failures = [o for o in outcomes.values() if isinstance(o, Failure)]
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
@@ -925,6 +987,11 @@ def why_not_judged(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> dict[str,
     return found | {o.probe_id: o.reason for o in outcomes.values() if isinstance(o, NotJudged)}
 
 
+def _is_long(probe_id: str) -> bool:
+    """Whether a probe asks for what is long: its own finding says what came of it."""
+    return probe_id.startswith((CONTEXT_KIND, OUTPUT_KIND))
+
+
 def count_usage(
     plan: Plan,
     ledger: Ledger,
@@ -956,8 +1023,9 @@ def count_usage(
     return Usage(
         requests=len(attempts) + sum(record.requests for record in others),
         replies=sum(row.unjudged is None for row in ledger.rows),
-        failures=sum(isinstance(o, Failure) for o in outcomes.values()),
-        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()) + len(set_aside),
+        failures=sum(isinstance(o, Failure) and not _is_long(n) for n, o in outcomes.items()),
+        not_judged=sum(isinstance(o, NotJudged) and not _is_long(n) for n, o in outcomes.items())
+        + len(set_aside),
         prompt_tokens=prompt,
         completion_tokens=completion,
         tokens_scored=sum(row.tokens for row in ledger.rows),

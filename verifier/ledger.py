@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE, ReplyScore
+from verifier.repeats import Repeat
 
 Array = NDArray[np.float64]
 
@@ -83,6 +84,7 @@ class Ledger:
 
     rows: tuple[Row, ...]
     sampled: tuple[SampledRow, ...] = ()
+    repeats: tuple[Repeat, ...] = ()  # of sampled replies, against earlier ones
 
     @property
     def ordinary(self) -> Ledger:
@@ -180,7 +182,9 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         "text_scales": [float(s) for s in TEXT_SCALES],
         "logprob_scales": [float(s) for s in LOGPROB_SCALES],
         "rows": [asdict(row) for row in ledger.rows],
-    } | ({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {})
+        **({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {}),
+        **({"repeats": [asdict(one) for one in ledger.repeats]} if ledger.repeats else {}),
+    }
 
 
 def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
@@ -215,9 +219,10 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
             for row in value["rows"]
         )
         sampled = tuple(sampled_row_from_json(row) for row in value.get("sampled", ()))
+        repeats = tuple(repeat_from_json(one) for one in value.get("repeats", ()))
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ConfigError(f"{where}: malformed ledger ({error!r}); score again") from error
-    return Ledger(rows=rows, sampled=sampled)
+    return Ledger(rows=rows, sampled=sampled, repeats=repeats)
 
 
 def sampled_row_from_json(row: dict[str, Any]) -> SampledRow:
@@ -231,6 +236,19 @@ def sampled_row_from_json(row: dict[str, Any]) -> SampledRow:
         left_out=int(row["left_out"]),
         cells=cells,
         problem=None if row["problem"] is None else str(row["problem"]),
+    )
+
+
+def repeat_from_json(one: dict[str, Any]) -> Repeat:
+    """One repeat, read back. Raises KeyError, TypeError or ValueError for a bad one."""
+    log_p = float(one["log_p"])
+    if not log_p <= 0:
+        raise ValueError("expected a log-probability")
+    return Repeat(
+        probe_id=str(one["probe_id"]),
+        otherwise=bool(one["otherwise"]),
+        came_again=bool(one["came_again"]),
+        log_p=log_p,
     )
 
 

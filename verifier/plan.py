@@ -37,8 +37,10 @@ from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import REFERENCE, Message, Probe, Role, Tool, ToolCall
 from verifier.reference import Card, Thinking, card_notes
+from verifier.repeats import AGAIN, EVERY, OTHERWISE, SAME
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
+from verifier.window import LONG_REPLIES, REQUESTS
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -53,6 +55,12 @@ SPARE_PROBES = 2
 #: Share of the token budget that is kept for sampled replies, where they are asked for. What greedy
 #: replies leave over is theirs as well.
 SAMPLED_BUDGET = 0.5
+
+#: Kinds of the probes that ask for long prompts and for long replies, and tokens of a reply to the
+#: first.
+CONTEXT_KIND: Final = "context"
+OUTPUT_KIND: Final = "output"
+CONTEXT_TOKENS: Final = 48
 
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
@@ -79,6 +87,8 @@ class Plan(BaseModel):
     budget_sampled_tokens: Count = 0  # kept of the budget for sampled replies
     samplers: dict[str, dict[str, float]] = {}  # columns of sampled replies; {}: none are asked for
     honest_samplers: tuple[str, ...] = ()  # those of them that an honest host may use
+    context_tokens: Count = 0  # the longest prompt asked; 0: the context is not asked about
+    output_tokens: Count = 0  # the longest reply asked for; 0: none
     top_logprobs: Count
     max_attempts: Annotated[int, Field(ge=1)]
     prices: Prices | None
@@ -105,6 +115,12 @@ class Plan(BaseModel):
             usd=self.budget_usd,
             prices=self.prices,
         )
+
+    @property
+    def budget_long_tokens(self) -> int:
+        """Completion tokens that are kept for long prompts and long replies."""
+        prompts = REQUESTS * CONTEXT_TOKENS if self.context_tokens else 0
+        return prompts + LONG_REPLIES * self.output_tokens
 
     @model_validator(mode="after")
     def _policy_is_known(self) -> Self:
@@ -165,6 +181,15 @@ def make_plan(
             f"{audit.min_replies} replies of {audit.max_tokens} tokens beside the samples that "
             f"audit.sampler asks for; allow {math.ceil(least / (1 - SAMPLED_BUDGET))} or more"
         )
+    long = REQUESTS * CONTEXT_TOKENS if audit.context else 0
+    long += LONG_REPLIES * (audit.output or 0)
+    if long and audit.budget_completion_tokens - sampled - long < least:
+        needed = (least + long) / (1 - (SAMPLED_BUDGET if sampled else 0))
+        raise ConfigError(
+            f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot pay for "
+            f"{audit.min_replies} replies of {audit.max_tokens} tokens beside the {long} that "
+            f"audit.context and audit.output ask for; allow {math.ceil(needed)} or more"
+        )
     if audit.budget_completion_tokens < least:
         raise ConfigError(
             f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot pay for "
@@ -209,6 +234,8 @@ def make_plan(
         budget_completion_tokens=audit.budget_completion_tokens,
         budget_usd=audit.budget_usd,
         budget_sampled_tokens=sampled,
+        context_tokens=audit.context or 0,
+        output_tokens=audit.output or 0,
         samplers={n: changed(s) for n, s in columns.items()},
         honest_samplers=tuple(map(name_of, honest_samplers(card.sampling))) if columns else (),
         top_logprobs=audit.top_logprobs,
@@ -246,7 +273,21 @@ def make_sampled(config: RunFile, plan: Plan, pool: Pool, drawn: int) -> tuple[P
         pool, seed=plan.seed, count=drawn + count, max_tokens=audit.max_tokens, kinds=audit.kinds
     )
     settings = tuple(audit.template_settings.items())
-    return tuple(replace(p, settings=settings, temperature=1.0) for p in probes[drawn:])
+    found: list[Probe] = []
+    for n, probe in enumerate(probes[drawn:]):
+        once = replace(probe, settings=settings, temperature=1.0)
+        found.append(once)
+        if n % EVERY == 0:  # asked again at once, and in other words: a store would show
+            found.append(replace(once, id=f"{once.id}{AGAIN}{SAME}"))
+            found.append(_otherwise(once))
+    return tuple(found)
+
+
+def _otherwise(probe: Probe) -> Probe:
+    """The same question in slightly other words, which a store may take for the same."""
+    *before, last = probe.messages
+    asked = replace(last, content=f"Please help me with this. {last.content}")
+    return replace(probe, id=f"{probe.id}{AGAIN}{OTHERWISE}", messages=(*before, asked))
 
 
 def versions() -> dict[str, str]:
@@ -295,7 +336,21 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
             usd = min(usd, plan.budget_usd)
         return Priced(amount=amount, usd=usd)
 
+    # of the budget's completion tokens, those of long prompts and replies are a part already
+    if plan.context_tokens:
+        expected = _more(expected, requests=1, prompt_tokens=plan.context_tokens)
+        most = _more(most, requests=REQUESTS, prompt_tokens=REQUESTS * plan.context_tokens)
+    if plan.output_tokens:
+        expected = _more(expected, requests=1, prompt_tokens=0)
+        most = _more(most, requests=LONG_REPLIES, prompt_tokens=0)
     return price(expected), price(most)
+
+
+def _more(amount: Amount, *, requests: int, prompt_tokens: int) -> Amount:
+    return replace(
+        amount, requests=amount.requests + requests,
+        prompt_tokens=amount.prompt_tokens + prompt_tokens,
+    )  # fmt: skip
 
 
 # -- in the run folder -------------------------------------------------------------------------

@@ -188,6 +188,7 @@ class GenerateRequest:
     seed: int | None = None  # None: the engine draws one
     top_logprobs: int = 0  # how many alternatives to return per position
     stop: tuple[str, ...] = ()
+    logit_bias: tuple[tuple[int, float], ...] = ()  # added to the logits of tokens
     past_end: bool = False  # whether to run on past the end of the turn: a fault to serve
     min_p: float = 0.0
     repetition_penalty: float = 1.0
@@ -213,8 +214,10 @@ class Finding:
 
     #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
     #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
-    #: are drawn), "template", "substitution" (a part of the replies), "tokenizer" (that prompts are
-    #: counted with), "cause" or "shown prompt".
+    #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
+    #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
+    #: "tokenizer" (that prompts are counted with), "cause", "shown prompt" or "parameters" (taken
+    #: and ignored).
     aspect: str
     decision: Status
     name: str

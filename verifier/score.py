@@ -15,6 +15,7 @@ from typing import Any
 
 from verifier.align import (
     Aligned,
+    align,
     keep_reading,
     read_past_end,
     reread,
@@ -24,6 +25,7 @@ from verifier.engines import NO_DISTRIBUTION, Engine
 from verifier.errors import ConfigError
 from verifier.folder import (
     LEDGER,
+    REPEATS,
     SAMPLED_SCORES,
     SCORES,
     append_line,
@@ -39,6 +41,7 @@ from verifier.ledger import (
     SampledRow,
     ledger_to_json,
     logprob_cells,
+    repeat_from_json,
     sampled_row_from_json,
     text_cells,
 )
@@ -56,6 +59,7 @@ from verifier.records import (
 from verifier.reference import Thinking
 from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
+from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import (
@@ -141,7 +145,7 @@ def score_replies(
             chunk = pairs[start : start + CHUNK]
             suspect = (suspects or {}).get(name)
             if name == REFERENCE:
-                found = _read_and_score(chunk, engine, tokenizer, thinking)
+                found = read_and_score(chunk, engine, tokenizer, thinking)
             else:
                 read = [(p, done[p.id, REFERENCE].aligned) for p, _ in chunk]
                 judged = [pair for pair in read if not pair[1].unjudged]
@@ -183,7 +187,7 @@ def score_replies(
         },
         lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
     )
-    ledger = replace(ledger, sampled=read_sampled(run))
+    ledger = replace(ledger, sampled=read_sampled(run), repeats=read_repeats(run))
     write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
     return ledger
 
@@ -268,12 +272,13 @@ def _kept(aligned: Aligned) -> list[int]:
 # -- reading a text as token ids ---------------------------------------------------------------
 
 
-def _read_and_score(
+def read_and_score(
     pairs: Sequence[tuple[Probe, Reply]],
     engine: Engine,
     tokenizer: Reader,
     thinking: Thinking | None,
 ) -> list[Scored]:
+    """Replies as the weights in place read them, and their scores."""
     probes = [probe for probe, _ in pairs]
 
     def score(some: Sequence[int], texts: Sequence[Aligned]) -> list[Scored]:
@@ -557,7 +562,9 @@ def score_sampled(
     replies = [
         (probe, outcome)
         for probe in probes
-        if probe.id not in done and isinstance(outcome := outcomes.get(probe.id), Reply)
+        if probe.id not in done
+        and not is_repeat(probe.id)
+        and isinstance(outcome := outcomes.get(probe.id), Reply)
     ]
     if replies and engine.scores_samplers:
         engine.load_variant(REFERENCE)
@@ -592,6 +599,60 @@ def score_sampled(
             append_line(run / SAMPLED_SCORES, asdict(row))
         if progress:
             progress(start + len(chunk), len(replies))
+
+
+def score_repeats(
+    run: Path,
+    probes: Sequence[Probe],
+    outcomes: Mapping[str, Outcome],
+    *,
+    engine: Engine,
+    tokenizer: Reader,
+) -> None:
+    """Score every reply to what was asked before by how likely it was to come again;
+    `score_replies` then writes the ledger.
+
+    The earlier texts are scored after the words of the later question.
+    """
+    done = {repeat.probe_id for repeat in read_repeats(run)}
+    earlier: dict[str, dict[str, Reply]] = {}
+    for probe in probes:
+        outcome = outcomes.get(probe.id)
+        if not isinstance(outcome, Reply):
+            continue
+        before = earlier.setdefault(asked_before(probe.id), {})
+        if before and probe.id not in done:
+            engine.load_variant(REFERENCE)
+            ids = _prompt_ids(probe, tokenizer)
+            read = [_cut(align(reply, tokenizer), probe.max_tokens) for reply in before.values()]
+            scores = engine.score(
+                [ScoreRequest(prompt_ids=ids, reply_ids=aligned.reply_ids) for aligned in read]
+            )
+            each = [
+                sum(max(score.logprobs[t], LEAST_TOKEN) for t in _kept(aligned))
+                for score, aligned in zip(scores, read, strict=True)
+            ]
+            log_p = max(each) + math.log(sum(math.exp(value - max(each)) for value in each))
+            repeat = Repeat(
+                probe_id=probe.id, otherwise=probe.id.endswith(OTHERWISE),
+                came_again=outcome.text in before, log_p=min(0.0, round(log_p, DECIMALS)),
+            )  # fmt: skip
+            append_line(run / REPEATS, asdict(repeat))
+        before.setdefault(outcome.text, outcome)
+
+
+def read_repeats(run: Path) -> tuple[Repeat, ...]:
+    """The repeats of a run folder. Raises ConfigError for a bad line."""
+    path, found = run / REPEATS, []
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            found.append(repeat_from_json(line))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"{path}:{number}: malformed repeat ({error!r}); remove the file and run "
+                "`verifier score` again"
+            ) from error
+    return tuple(found)
 
 
 def _why_not(aligned: Aligned, engine: Engine) -> str | None:

@@ -32,7 +32,7 @@ class Ceiling:
     usd: float | None  # None: no bound in dollars
     prices: Prices | None  # None: nothing is known of dollars
 
-    def less(self, completion_tokens: int, prompt_tokens: int = 0) -> Ceiling:
+    def less(self, completion_tokens: int, *, prompt_tokens: int = 0) -> Ceiling:
         """What is left of it after so many tokens."""
         cost = Amount(requests=0, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         spent = cost.usd(self.prices)

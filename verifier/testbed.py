@@ -38,7 +38,14 @@ from verifier.errors import ConfigError, RenderingError
 from verifier.prompts import make_prompt
 from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
 from verifier.reference import Thinking
-from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
+from verifier.renderings.catalogue import (
+    PUBLISHED,
+    Rendering,
+    catalogue,
+    render,
+    served,
+    template_ends,
+)
 from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
     Event,
@@ -49,6 +56,17 @@ from verifier.testbed_dialects import (
     response_events,
     whole_message,
     whole_response,
+)
+from verifier.testbed_tricks import (
+    KINDS,
+    PLAIN,
+    TRICKS,
+    Store,
+    Tricks,
+    answered,
+    ignoring,
+    read_trick,
+    read_whole_or_cut,
 )
 from verifier.testbed_wire import (
     Answer,
@@ -75,10 +93,8 @@ _NOT_STARTED: Final = "the testbed host did not start: its app failed while star
 _TEMPLATE: Final = "template:"
 _SAMPLER: Final = "sampler:"
 _MODEL: Final = "weights:"
+_PREFIXES: Final = (_TEMPLATE, _SAMPLER, _MODEL, *(f"{kind}:" for kind in KINDS))
 _AND: Final = "+"
-
-#: Kinds of faults by how their names begin.
-_KINDS: Final = {_TEMPLATE: "template", _SAMPLER: "sampler", _MODEL: "model", "": "weights"}
 
 #: Sampler faults that `list_faults` shows; any other number may be given.
 _SAMPLERS: Final = {
@@ -99,7 +115,7 @@ _OF_SAMPLES: Final = ("temperature", "top_k", "top_p", "min_p")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """What a host serves: weights of the bank, a rendering of the catalogue, and its sampler.
+    """What a host serves: weights of the bank, a rendering of the catalogue, sampler and tricks.
 
     The weights are those of another model where `directory` names one.
     """
@@ -108,6 +124,7 @@ class Fault:
     rendering: Rendering
     sampler: tuple[tuple[str, float], ...] = ()  # settings that stand for what was asked
     directory: Path | None = None  # of a whole other model; None: the published one
+    tricks: Tricks = PLAIN
 
 
 def list_faults() -> list[tuple[str, str]]:
@@ -124,7 +141,7 @@ def list_faults() -> list[tuple[str, str]]:
         if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
     ]
     samplers = [(_SAMPLER + name, summary) for name, summary in _SAMPLERS.items()]
-    return [honest, *weights, other, *renderings, *samplers]
+    return [honest, *weights, other, *renderings, *samplers, *TRICKS.items()]
 
 
 def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
@@ -134,17 +151,20 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     """
     found: dict[str, str] = {}
     for part in name.split(_AND):
-        prefix = next((p for p in (_TEMPLATE, _SAMPLER, _MODEL) if part.startswith(p)), "")
-        kind = _KINDS[prefix]
+        prefix = next((p for p in _PREFIXES if part.startswith(p)), "")
+        kind = "model" if prefix == _MODEL else prefix.removesuffix(":") or "weights"
         if kind in found:
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
         found[kind] = part.removeprefix(prefix)
-    weights = found.get("weights", "none")
+    weights, tricks = found.get("weights", "none"), PLAIN
+    for kind in KINDS:
+        tricks = read_trick(kind, found[kind], tricks) if kind in found else tricks
     return Fault(
         directory=Path(found["model"]) if "model" in found else None,
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
         rendering=served(found.get("template", REFERENCE), catalogue),
         sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),
+        tricks=tricks,
     )
 
 
@@ -170,20 +190,58 @@ def _answer_batch(
     sampler: Mapping[str, float],
     completes_as_chat: bool,
     thoughts: Thoughts | None,
+    tricks: Tricks,
+    store: Store,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
-    requests = [
+    asked = [
         _read(body, tokenizer, rendering, completes_as_chat=completes_as_chat) for body in bodies
+    ]
+    requests = [
+        _tricked(r, b, tokenizer, rendering, tricks) for r, b in zip(asked, bodies, strict=True)
     ]
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
-    return [
-        request
-        if isinstance(request, WireError)
-        else _read_answer(request, next(found), tokenizer, thoughts)
-        for request in requests
-    ]
+    answers: list[Answer | WireError] = []
+    for body, whole, request in zip(bodies, asked, requests, strict=True):
+        if not (isinstance(request, GenerateRequest) and isinstance(whole, GenerateRequest)):
+            answers += [e for e in (request, whole) if isinstance(e, WireError)][:1]
+            continue
+        answer = _read_answer(request, next(found), tokenizer, thoughts)
+        answer = answered(answer, tricks, rendered=len(whole.prompt_ids), asked=whole.max_tokens)
+        answers.append(store.again(_words(body), whole.max_tokens, answer))
+    return answers
+
+
+def _words(body: Body) -> str:
+    """What a prompt says, its last message last."""
+    if isinstance(body, ChatBody):
+        return "\n".join(message.text for message in body.messages)
+    return body.prompt if isinstance(body.prompt, str) else " ".join(map(str, body.prompt))
+
+
+def _tricked(
+    request: GenerateRequest | WireError,
+    body: Body,
+    tokenizer: Tokenizer,
+    rendering: Rendering,
+    tricks: Tricks,
+) -> GenerateRequest | WireError:
+    """A request as a host with tricks takes it: its prompt cut, its length bounded."""
+    if isinstance(request, WireError):
+        return request
+    head = tail = 0
+    if tricks.window is not None and isinstance(body, ChatBody):
+        head, tail = template_ends(rendering, body.prompt, tokenizer)
+    try:
+        ids = read_whole_or_cut(request.prompt_ids, tricks, head=head, tail=tail)
+    except WireError as error:
+        return error
+    most = request.max_tokens if tricks.ceiling is None else tricks.ceiling
+    return ignoring(
+        replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most)), tricks
+    )
 
 
 def _read(
@@ -369,6 +427,7 @@ def create_app(
     model: str,
     rendering: Rendering = PUBLISHED,
     sampler: Mapping[str, float] | None = None,
+    tricks: Tricks = PLAIN,
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
@@ -383,7 +442,7 @@ def create_app(
     Chats are rendered by `rendering`: the published template, or a template fault. With
     `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
     of `sampler` stand for those that are asked for. `thoughts` says how a model that thinks is
-    reported; without it what it writes is the text.
+    reported; without it what it writes is the text. `tricks` are what else the host does.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -402,6 +461,8 @@ def create_app(
                 sampler or {},
                 completes_as_chat,
                 thoughts,
+                tricks,
+                Store(tricks),
             ),
             max_batch=max_batch,
             window_s=window_s,
@@ -457,7 +518,11 @@ def create_app(
                 f"model: this host serves {model!r}, not {body.model!r}",
                 status=404, param="model", code="model_not_found",
             )  # fmt: skip
-        answer = await request.state.batcher.answer(body)
+        count = 1 if "n" in tricks.ignores else body.n or 1
+        answer, *others = await asyncio.gather(
+            *(request.state.batcher.answer(body) for _ in range(count))
+        )
+        answer = replace(answer, others=tuple(others))
         if not shows_prompts:
             answer = replace(answer, prompt_ids=(), prompt_text="")
         return answer, Stamp(id=uuid.uuid4().hex, created=int(time.time()))

@@ -132,9 +132,18 @@ class _Body(BaseModel):
     top_k: Annotated[int, Field(ge=-1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: NonEmpty | tuple[NonEmpty, ...] | None = None
-    n: Literal[1] | None = None
+    n: Annotated[int, Field(ge=1, le=8)] | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
+
+    @model_validator(mode="after")
+    def _check_n(self) -> Self:
+        if self.stream and (self.n or 1) > 1:
+            raise ValueError("streams of several replies are not offered")
+        if not all(name.isascii() and name.isdigit() for name in self.logit_bias or {}):
+            raise ValueError("logit_bias: expected token ids as keys")
+        return self
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> Self:
@@ -229,6 +238,7 @@ def request_of(
         seed=body.seed,
         top_logprobs=alternatives_asked(body) or 0,
         stop=stop or (),
+        logit_bias=tuple((int(name), bias) for name, bias in (body.logit_bias or {}).items()),
         past_end=past_end,
     )
 
@@ -257,6 +267,7 @@ class Answer:
     thought: str | None = None  # shown apart from the text; None: none is
     thought_tokens: tuple[ShownToken, ...] = ()  # those of it that are shown, tags included
     reasoning_tokens: int = 0  # spent on a thought, shown or not
+    others: tuple[Answer, ...] = ()  # further replies to the same request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,23 +287,28 @@ def pieces(answer: Answer) -> Iterator[tuple[str, ShownToken]]:
 
 def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
     """The reply to a request that did not ask for a stream. Raises WireError (500) for a NaN."""
-    choice: dict[str, Any] = {
-        "index": 0,
-        "logprobs": _logprobs(body, (*answer.thought_tokens, *answer.tokens)),
-        "finish_reason": answer.finish_reason,
-    }
-    if isinstance(body, ChatBody):
-        choice["message"] = {"role": "assistant", "content": answer.text} | (
-            {} if answer.thought is None else {"reasoning": answer.thought}
-        )
-    else:
-        choice["text"] = answer.text
-    whole = _head(body, stamp) | {"choices": [choice], "usage": _usage(answer)}
+    each = (answer, *answer.others)
+    choices = [_choice(body, one, index) for index, one in enumerate(each)]
+    made = sum(one.completion_tokens for one in each)
+    usage = _usage(replace(answer, completion_tokens=made))
+    whole = _head(body, stamp) | {"choices": choices, "usage": usage}
     if isinstance(body, ChatBody) and body.return_token_ids and answer.prompt_ids:
         whole["prompt_token_ids"] = list(answer.prompt_ids)
     if isinstance(body, ChatBody) and body.return_prompt_text and answer.prompt_ids:
         whole["prompt_text"] = answer.prompt_text
     return whole
+
+
+def _choice(body: Body, answer: Answer, index: int) -> dict[str, Any]:
+    choice: dict[str, Any] = {
+        "index": index,
+        "logprobs": _logprobs(body, (*answer.thought_tokens, *answer.tokens)),
+        "finish_reason": answer.finish_reason,
+    }
+    if isinstance(body, ChatBody):
+        thought = {} if answer.thought is None else {"reasoning": answer.thought}
+        return choice | {"message": {"role": "assistant", "content": answer.text} | thought}
+    return choice | {"text": answer.text}
 
 
 def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str, Any]]:

@@ -12,6 +12,7 @@ model of a row holds (`stats`). Pure arithmetic.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,11 +23,19 @@ from verifier.calibration import Channel
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.plan import Plan
 from verifier.renderings.catalogue import entries_named
+from verifier.repeats import REPEATS_SHARE, weigh_repeats
 from verifier.samplers import Sampler
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
 from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
+from verifier.window import (
+    CONTEXT_SHARE,
+    CeilingRow,
+    LongRow,
+    weigh_ceiling,
+    weigh_context,
+)
 
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -103,7 +112,13 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
             ledger.sampled, planned_samplers(plan), plan.honest_samplers, level=level,
             noise=None if interval is None else interval.upper,
         )  # fmt: skip
-        everything = mix_log_e([(1 - SAMPLER_SHARE, of_greedy), (SAMPLER_SHARE, samplers.log_e)])
+        everything = mix_log_e(
+            [
+                (1 - SAMPLER_SHARE - REPEATS_SHARE, of_greedy),
+                (SAMPLER_SHARE, samplers.log_e),
+                (REPEATS_SHARE, weigh_repeats(ledger.repeats)),
+            ]
+        )
     return Evidence(
         rows=len(text),
         text=text,
@@ -119,6 +134,24 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         log_e_greedy=of_greedy,
         log_e=everything,
     )
+
+
+def weigh_long(
+    plan: Plan, log_e: float, prompts: Sequence[LongRow], replies: Sequence[CeilingRow]
+) -> float:
+    """The evidence `log_e` of everything else with that of long prompts and long replies."""
+    parts = []
+    if plan.context_tokens:
+        found = weigh_context(prompts, tokens=plan.context_tokens, channel=plan.calibration.text)
+        parts.append((CONTEXT_SHARE, 0.0 if found is None else found.log_e))
+    if plan.output_tokens:
+        parts.append((CONTEXT_SHARE, weigh_ceiling(replies, channel=plan.calibration.text)))
+    return mix_log_e([(1 - CONTEXT_SHARE * len(parts), log_e), *parts])
+
+
+def context_needed(plan: Plan) -> float:
+    """The evidence of a cut or a ceiling, in nats, that suffices for the verdict by itself."""
+    return math.log(1 / (plan.alpha * CONTEXT_SHARE))
 
 
 def planned_samplers(plan: Plan) -> dict[str, Sampler]:

@@ -44,11 +44,14 @@ _KINDS: Final = {
     "logprobs": "reported logprobs",
     "routing": "share of requests",
     "sampler": "how it samples",
+    "repeats": "asked again",
+    "context": "long prompts",
+    "ceiling": "long replies",
 }
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "tokenizer", "cause")
 #: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples",)
+_BESIDE: Final = ("samples", "parameters")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order

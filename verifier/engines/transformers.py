@@ -447,6 +447,10 @@ class _Going:
     def extend(self, logits: torch.Tensor) -> None:
         """Choose the next token from logits [V]."""
         request = self._request
+        if request.logit_bias:
+            logits = logits.clone()
+            for token_id, bias in request.logit_bias:
+                logits[token_id] += bias
         token = _sample(logits, request, self._rng, self.token_ids)
         logp = torch.log_softmax(logits, dim=-1)
         self.token_ids.append(token)

@@ -323,6 +323,7 @@ class VllmEngine(WithoutDistributions):
             logprobs=request.top_logprobs,
             flat_logprobs=True,
             stop=list(request.stop) or None,
+            logit_bias=dict(request.logit_bias) or None,
             stop_token_ids=self._eos,
             ignore_eos=True,  # ours are in stop_token_ids; the checkpoint's may differ
             detokenize=bool(request.stop),

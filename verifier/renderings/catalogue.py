@@ -97,6 +97,21 @@ def render_probe(rendering: Rendering, probe: Probe, renderer: Renderer) -> Rend
         return None
 
 
+def template_ends(rendering: Rendering, prompt: Prompt, renderer: Renderer) -> tuple[int, int]:
+    """How many ids of a rendered prompt stand before and after what the last message says.
+
+    Told by what stays when it says something else. Raises RenderingError as `render` does.
+    """
+    *before, last = prompt.messages
+    whole = render(rendering, prompt, renderer).ids
+    other = replace(prompt, messages=(*before, {**last, "content": "?"}))
+    bare = render(rendering, other, renderer).ids
+    most = min(len(whole), len(bare))
+    head = next((n for n in range(most) if whole[n] != bare[n]), most)
+    tail = next((n for n in range(most - head) if whole[-1 - n] != bare[-1 - n]), most - head)
+    return head, tail
+
+
 def family_names() -> tuple[str, ...]:
     """Families whose templates ship."""
     return tuple(sorted(path.stem for path in _FAMILIES.glob("*.jinja")))

@@ -1,0 +1,499 @@
+"""Long prompts and long replies: whether the endpoint reads and writes as much as it is held to.
+
+Asked after the ordinary probes, where the run file says so, since long prompts cost money: a
+register of rooms, with a question whose answer depends on all of it. A prompt that does not fit
+the published weights is halved towards the longest that does; the window between them is then
+measured by scoring the replies under prompts that are cut, without another request. An endpoint
+that refuses a long prompt says so honestly: that is a limit, and no fault.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from verifier.align import align
+from verifier.engines import Engine
+from verifier.errors import ConfigError
+from verifier.folder import CONTEXT, CONTEXT_SCORES, append_line, read_lines
+from verifier.ledger import TEXT_SCALES, text_cells
+from verifier.plan import CONTEXT_KIND, CONTEXT_TOKENS, OUTPUT_KIND, Plan, read_probes
+from verifier.prompts import prompt_of
+from verifier.records import (
+    REFERENCE,
+    Failure,
+    Finding,
+    Message,
+    Outcome,
+    Probe,
+    Reply,
+    ScoreRequest,
+    Status,
+)
+from verifier.renderings.catalogue import PUBLISHED, render, template_ends
+from verifier.score import read_and_score
+from verifier.thoughts import Reader
+from verifier.weigh import context_needed
+from verifier.window import (
+    LONG_REPLIES,
+    MARKS,
+    PLACE_WORDS,
+    PLACES,
+    REQUESTS,
+    WHOLE,
+    CeilingRow,
+    Cut,
+    LongRow,
+    bracket,
+    cut,
+    fits,
+    limit_said,
+    narrow,
+    next_length,
+    read_cut,
+    weigh_ceiling,
+    weigh_context,
+)
+from verifier.wording import describe_replies
+
+#: Windows tried at once in the bracket that requests leave, and again around the best of them.
+_GRID: Final = 8
+#: A cut so many nats behind the best on the longest prompt is scored on no other.
+_BEHIND: Final = 15.0
+
+_FIRST: Final = (
+    "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "ivory", "jade",
+    "karst", "lemon", "maple", "north", "ocean", "pearl", "quartz", "river", "slate", "tulip",
+    "umber", "violet", "willow", "yarrow", "zephyr",
+)  # fmt: skip
+_QUESTION: Final = (
+    "What is the first line of the list, the line in the middle of it, and its last line?"
+)
+_LONG: Final = (
+    "Write down the numbers from {start} to {end}, each on a line of its own, and nothing else.",
+    "Tell a story about {first} and {second}, of {words} words or more. Do not end it early.",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A long prompt that got no answer."""
+
+    status: int | None  # None: no response at all
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What long prompts and long replies brought."""
+
+    prompts: tuple[LongRow, ...]
+    replies: tuple[CeilingRow, ...]
+    refusals: tuple[Refusal, ...]  # of long prompts
+    silent: tuple[str, ...] = ()  # why answers to long prompts tell nothing
+    unread: tuple[str, ...] = ()  # and those that were to be long
+
+    @property
+    def asked(self) -> int:
+        """Long prompts that have an outcome."""
+        return len(self.prompts) + len(self.refusals) + len(self.silent)
+
+    @property
+    def limit(self) -> int | None:
+        """The window that a refusal names; None: there is none, or it names none."""
+        return None if not self.refusals else limit_said(self.refusals[-1].reason)
+
+
+def context_probe(plan: Plan, number: int, length: int, renderer: Reader) -> Probe:
+    """A probe of at most `length` prompt tokens, its question included.
+
+    Its register is drawn by the run's secret seed, so no answer can be prepared.
+    """
+    rng = random.Random(f"{plan.seed}:context:{number}")  # noqa: S311 - a seed is the secret
+    rooms: list[str] = []
+
+    def made(lines: int) -> Probe:
+        while len(rooms) < lines:
+            name = f"{rng.choice(_FIRST)} {rng.choice(_FIRST)}"
+            rooms.append(f"Room {name}: {rng.randint(1000, 9999)}")
+        content = "\n".join(["Here is a list of rooms.", "", *rooms[:lines], "", _QUESTION])
+        return Probe(
+            id=f"context-{number}", kind=CONTEXT_KIND, max_tokens=CONTEXT_TOKENS,
+            messages=(Message(role="user", content=content),), settings=_settings(plan),
+        )  # fmt: skip
+
+    def size(lines: int) -> int:
+        return len(render(PUBLISHED, prompt_of(made(lines)), renderer).ids)
+
+    low, high = 1, 2
+    while size(high) <= length:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if size(middle) <= length else (low, middle)
+    return made(low)
+
+
+def output_probe(plan: Plan, number: int) -> Probe:
+    """A probe whose reply is to be longer than what is asked for."""
+    rng = random.Random(f"{plan.seed}:output:{number}")  # noqa: S311 - a seed is the secret
+    start, (first, second) = rng.randint(100, 900), rng.sample(_FIRST, 2)
+    content = _LONG[(number - 1) % len(_LONG)].format(
+        start=start, end=start + plan.output_tokens, first=first, second=second,
+        words=2 * plan.output_tokens,
+    )  # fmt: skip
+    return Probe(
+        id=f"output-{number}", kind=OUTPUT_KIND, max_tokens=plan.output_tokens,
+        messages=(Message(role="user", content=content),), settings=_settings(plan),
+    )  # fmt: skip
+
+
+def _settings(plan: Plan) -> tuple[tuple[str, bool | str], ...]:
+    found = plan.configuration.get("audit", {}).get("template_settings", {})
+    return tuple(found.items())
+
+
+def ask_about_context(
+    run: Path,
+    plan: Plan,
+    *,
+    engine: Engine,
+    tokenizer: Reader,
+    busy: AbstractContextManager[object],
+    ask: Callable[[tuple[Probe, ...]], Mapping[str, Outcome]],
+) -> None:
+    """Ask for long replies and long prompts, one at a time, and score what comes.
+
+    `ask` collects probes within the budget and returns every outcome so far; `busy` is held while
+    the engine scores. An audit that was stopped goes on: what is asked next follows from what is
+    in the run folder.
+    """
+
+    def take(probe: Probe) -> bool:
+        if _kept(run, probe.id) is None:
+            append_line(run / CONTEXT, asdict(probe))
+        outcome = ask((probe,)).get(probe.id)
+        if isinstance(outcome, Reply):
+            with busy:
+                engine.load_variant(REFERENCE)
+                _score(run, plan, probe, outcome, engine, tokenizer)
+        return outcome is not None  # else the budget does not pay for it
+
+    while plan.output_tokens:
+        found = read_context(run, ask(()))
+        number = len(found.replies) + len(found.unread) + 1
+        if number > LONG_REPLIES or any(row.end is None for row in found.replies):
+            break
+        probe = _kept(run, f"output-{number}") or output_probe(plan, number)
+        if not take(probe):
+            break
+    while plan.context_tokens:
+        found = read_context(run, ask(()))
+        number, length = found.asked + 1, _next(plan, found)
+        if length is None or number > REQUESTS:
+            break
+        kept = _kept(run, f"context-{number}")
+        probe = kept or context_probe(plan, number, length, tokenizer)
+        if not take(probe):
+            break
+    with busy:
+        engine.load_variant(REFERENCE)
+        _measure(run, plan, engine, tokenizer, ask(()))
+
+
+def _next(plan: Plan, found: Context) -> int | None:
+    """The length of the next prompt: the longest that the host does not say it refuses."""
+    tokens = plan.context_tokens
+    if found.refusals:
+        limit = found.limit
+        if limit is None or len(found.refusals) > 1 or limit <= 2 * CONTEXT_TOKENS:
+            return None
+        tokens = min(tokens, limit - CONTEXT_TOKENS)
+    if len(found.silent) > 1:
+        return None
+    return next_length(
+        found.prompts, tokens=tokens, channel=plan.calibration.text,
+        needed=context_needed(plan), excluded=math.log(1 / plan.beta),
+    )  # fmt: skip
+
+
+def _kept(run: Path, probe_id: str) -> Probe | None:
+    return next((p for p in read_probes(run, name=CONTEXT) if p.id == probe_id), None)
+
+
+def _score(
+    run: Path, plan: Plan, probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader
+) -> None:
+    """Score a reply whole, and under the cuts that it must exclude; or where it ends."""
+    if probe.kind == OUTPUT_KIND:
+        append_line(run / CONTEXT_SCORES, _score_end(probe, reply, engine, tokenizer))
+        return
+    (scored,) = read_and_score([(probe, reply)], engine, tokenizer, plan.thinking)
+    aligned = scored.aligned
+    kept = [t for t in range(len(aligned.reply_ids)) if t not in aligned.left_out]
+    row = LongRow(
+        probe_id=probe.id, length=len(_ids(probe, tokenizer)), counted=reply.prompt_tokens,
+        whole=text_cells(scored.score, kept), cuts={},
+    )  # fmt: skip
+    line = {"reply_ids": list(aligned.reply_ids), "kept": kept, "whole": row.whole}
+    append_line(run / CONTEXT_SCORES, {"probe_id": probe.id, "length": row.length, **line})
+    cuts = []
+    if row.counted is not None and row.counted < row.length - narrow(plan.context_tokens):
+        cuts = [Cut(place=place, window=row.counted) for place in PLACES]
+    elif fits(row, plan.calibration.text):
+        longest = _rows(run, {})[0].length  # one window for all, so that their evidence adds up
+        cuts = [Cut(place=p, window=int(m * longest)) for m in MARKS for p in PLACES]
+    _score_cuts(run, probe, cuts, engine, tokenizer)
+
+
+def _ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:
+    return render(PUBLISHED, prompt_of(probe), tokenizer).ids
+
+
+def _score_end(probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader) -> dict[str, Any]:
+    """One line of the scores: how likely a long reply ends where it does."""
+    ids = align(reply, tokenizer).reply_ids
+    ids = ids[:-1] if ids and ids[-1] == tokenizer.eos_id else ids
+    end = None
+    if len(ids) < WHOLE * probe.max_tokens:
+        request = ScoreRequest(
+            prompt_ids=_ids(probe, tokenizer), reply_ids=(*ids, tokenizer.eos_id)
+        )
+        (score,) = engine.score([request])
+        end = text_cells(score, [len(ids)])
+    return {"probe_id": probe.id, "tokens": len(ids), "asked": probe.max_tokens, "end": end}
+
+
+def _score_cuts(
+    run: Path, probe: Probe, cuts: Sequence[Cut], engine: Engine, tokenizer: Reader
+) -> None:
+    """Score a reply under cut prompts, and keep what is new."""
+    line = _scored(run)[probe.id]
+    known = {*line["cuts"]}
+    ids = _ids(probe, tokenizer)
+    head, tail = template_ends(PUBLISHED, prompt_of(probe), tokenizer)
+    new = [
+        how for how in dict.fromkeys(cuts)
+        if how.name not in known and head + tail < how.window < len(ids)
+    ]  # fmt: skip
+    reply_ids, kept = tuple(line["reply_ids"]), line["kept"]
+    for how in new:  # one by one: prompts are long
+        request = ScoreRequest(prompt_ids=cut(ids, how, head=head, tail=tail), reply_ids=reply_ids)
+        (score,) = engine.score([request])
+        append_line(
+            run / CONTEXT_SCORES,
+            {"probe_id": probe.id, "cut": how.name, "cells": text_cells(score, kept)},
+        )
+
+
+def _measure(
+    run: Path, plan: Plan, engine: Engine, tokenizer: Reader, outcomes: Mapping[str, Outcome]
+) -> None:
+    """Score the replies that do not fit under cuts between the lengths that requests left.
+
+    Coarse on the longest prompt, then what is near the best there on the others, then fine.
+    """
+    found, channel = read_context(run, outcomes), plan.calibration.text
+    if not found.prompts:
+        return
+    low, high = bracket(found.prompts, channel)
+    evidence = weigh_context(found.prompts, tokens=plan.context_tokens, channel=channel)
+    if high is None or evidence is None or evidence.log_e >= context_needed(plan):
+        return
+    probes = {probe.id: probe for probe in read_probes(run, name=CONTEXT)}
+    misfit = [row for row in found.prompts if not fits(row, channel)]
+    step = max(1, (high - low) // _GRID)
+    windows = [*range(low, high, step)]
+    for _ in range(3):
+        cuts = [Cut(place=place, window=n) for place in PLACES for n in windows]
+        for row in misfit:
+            _score_cuts(run, probes[row.probe_id], cuts, engine, tokenizer)
+            now = next(r for r in _rows(run, outcomes) if r.probe_id == row.probe_id)
+            each = {how: max(now.cuts[how.name]) for how in cuts if how.name in now.cuts}
+            best = max(each.values(), default=0.0)
+            cuts = [how for how, value in each.items() if value >= best - _BEHIND]
+        after = read_context(run, outcomes)
+        weighed = weigh_context(after.prompts, tokens=plan.context_tokens, channel=channel)
+        if weighed is None or weighed.best is None or step == 1:
+            return
+        centre, step = weighed.best.window, max(1, step // 4)
+        windows = [centre + step * n for n in (-3, -2, -1, 1, 2, 3)]
+
+
+# -- what it says ------------------------------------------------------------------------------
+
+
+def judge(plan: Plan, found: Context, *, differs: bool) -> list[Finding]:
+    """What long prompts and long replies say; `differs`: whether ordinary replies do already."""
+    findings = []
+    if plan.context_tokens:
+        findings.append(_judge_prompts(plan, found, differs=differs))
+    if plan.output_tokens:
+        findings.append(_judge_replies(plan, found, differs=differs))
+    return findings
+
+
+def _judge_prompts(plan: Plan, found: Context, *, differs: bool) -> Finding:
+    name = f"prompts of {plan.context_tokens} tokens cut"
+    evidence = weigh_context(
+        found.prompts, tokens=plan.context_tokens, channel=plan.calibration.text
+    )
+    if differs and (evidence is None or evidence.log_e < context_needed(plan)):
+        return _said("context", "not run", name, None, _DIFFERS)
+    if evidence is None:
+        if found.refusals:
+            return _said("context", "not run", name, None, _refused(found))
+        why = found.silent[0] if found.silent else "no long prompt was answered yet"
+        return _said("context", "undecided", name, 0.0, why)
+    low, high = bracket(found.prompts, plan.calibration.text)
+    told = f"{describe_replies(evidence.rows)} to prompts of up to {evidence.longest} tokens"
+    if evidence.log_e >= context_needed(plan):
+        assert evidence.best is not None
+        assert evidence.windows is not None
+        least, most = evidence.windows
+        window = f"{least}" if least == most else f"about {evidence.best.window}"
+        between = "" if least == most else f" ({least} to {most})"
+        counts = ""
+        if evidence.counted is not None:
+            counts = "; the endpoint's own count of prompt tokens, {1} of {0}, says so too".format(
+                *evidence.counted
+            )
+        detail = f"{told}: {PLACE_WORDS[evidence.best.place]}{counts}"
+        said = f"prompts cut to {window} tokens{between}"
+        return _said("context", "detected", said, evidence.log_e, detail)
+    limit = "" if not found.refusals else f"; {_refused(found)}"
+    if evidence.log_e_whole >= math.log(1 / plan.beta):
+        marks = " and ".join(f"{mark:.0%}" for mark in MARKS)
+        name = f"prompts of {evidence.longest} tokens cut"
+        detail = f"{told} depend on all of it; windows of {marks} are each excluded{limit}"
+        return _said("context", "excluded", name, -evidence.log_e_whole, detail)
+    if high is not None:
+        detail = (
+            f"{told}: those of {high} tokens and more do not fit the published weights, those of "
+            f"{low} do; no cut that was tried explains it"
+        )
+        return _said("context", "undecided", name, evidence.log_e, detail)
+    return _said("context", "undecided", name, -evidence.log_e_whole, f"{told} do not tell{limit}")
+
+
+_DIFFERS: Final = "the ordinary replies differ already; mend what they show first"
+
+
+def _refused(found: Context) -> str:
+    reason = found.refusals[-1].reason
+    if found.limit is None:
+        return f"a long prompt got no answer ({reason})"
+    return f"the endpoint refuses prompts above {found.limit} tokens and says so, as is honest"
+
+
+def _judge_replies(plan: Plan, found: Context, *, differs: bool) -> Finding:
+    name = f"replies of {plan.output_tokens} tokens cut short"
+    log_e = weigh_ceiling(found.replies, channel=plan.calibration.text)
+    if differs and log_e < context_needed(plan):
+        return _said("ceiling", "not run", name, None, _DIFFERS)
+    whole = [row for row in found.replies if row.end is None]
+    if whole:
+        detail = f"a reply of {whole[0].tokens} tokens came where {whole[0].asked} were asked for"
+        return _said("ceiling", "excluded", name, None, detail)
+    if not found.replies:
+        why = found.unread[0] if found.unread else "no long reply was asked for yet"
+        return _said("ceiling", "undecided", name, 0.0, why)
+    sizes = sorted(row.tokens for row in found.replies)
+    ends = " and ".join(sorted({row.finish_reason or "nothing" for row in found.replies}))
+    told = f"{describe_replies(len(sizes))} ended after {sizes[0]}"
+    told += f" to {sizes[-1]} tokens" if sizes[0] != sizes[-1] else " tokens"
+    if log_e >= context_needed(plan):
+        detail = (
+            f"{told}, {plan.output_tokens} asked for, where the published weights go on; said of "
+            f"the end: {ends}"
+        )
+        return _said("ceiling", "detected", f"replies cut at {sizes[-1]} tokens", log_e, detail)
+    return _said("ceiling", "undecided", name, log_e, f"{told}, as the published weights may too")
+
+
+def _said(aspect: str, decision: Status, name: str, log_e: float | None, detail: str) -> Finding:
+    return Finding(
+        aspect=aspect, decision=decision, name=name, detail=detail, tokens_needed=None,
+        log_e=None if log_e is None else round(log_e + 0.0, 4),
+    )  # fmt: skip
+
+
+# -- what is in the run folder -----------------------------------------------------------------
+
+
+def read_context(run: Path, outcomes: Mapping[str, Outcome]) -> Context:
+    """What long prompts and replies brought so far. Raises ConfigError for a malformed line.
+
+    `outcomes` are those of the run folder.
+    """
+    lost = [
+        (probe, outcome) for probe in read_probes(run, name=CONTEXT)
+        if (outcome := outcomes.get(probe.id)) is not None and not isinstance(outcome, Reply)
+    ]  # fmt: skip
+    try:
+        replies = tuple(
+            CeilingRow(
+                probe_id=probe_id, asked=int(line["asked"]), tokens=int(line["tokens"]),
+                finish_reason=_finish(outcomes.get(probe_id)),
+                end=None if line["end"] is None else _cells(line["end"]),
+            )
+            for probe_id, line in _scored(run).items() if "asked" in line
+        )  # fmt: skip
+        prompts = _rows(run, outcomes)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ConfigError(
+            f"{run / CONTEXT_SCORES}: malformed score ({error!r}); remove the file and audit again"
+        ) from error
+    long = [(probe, outcome) for probe, outcome in lost if probe.kind == CONTEXT_KIND]
+    return Context(
+        prompts=prompts,
+        replies=replies,
+        refusals=tuple(
+            Refusal(status=outcome.status, reason=outcome.reason)
+            for _, outcome in long if isinstance(outcome, Failure)
+        ),
+        silent=tuple(o.reason for _, o in long if not isinstance(o, Failure)),
+        unread=tuple(o.reason for probe, o in lost if probe.kind == OUTPUT_KIND),
+    )  # fmt: skip
+
+
+def _finish(outcome: Outcome | None) -> str | None:
+    return outcome.finish_reason if isinstance(outcome, Reply) else None
+
+
+def _scored(run: Path) -> dict[str, dict[str, Any]]:
+    """Lines of the scores by probe, with their cuts."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in read_lines(run / CONTEXT_SCORES):
+        if "cut" in line:
+            found[str(line["probe_id"])]["cuts"][read_cut(str(line["cut"])).name] = line["cells"]
+        else:
+            found.setdefault(str(line["probe_id"]), {**line, "cuts": {}})
+    return found
+
+
+def _rows(run: Path, outcomes: Mapping[str, Outcome]) -> tuple[LongRow, ...]:
+    return tuple(
+        LongRow(
+            probe_id=probe_id, length=int(line["length"]), counted=_counted(outcomes.get(probe_id)),
+            whole=_cells(line["whole"]),
+            cuts={name: _cells(cells) for name, cells in line["cuts"].items()},
+        )
+        for probe_id, line in _scored(run).items() if "asked" not in line
+    )  # fmt: skip
+
+
+def _counted(outcome: Outcome | None) -> int | None:
+    return outcome.prompt_tokens if isinstance(outcome, Reply) else None
+
+
+def _cells(values: Sequence[Any]) -> tuple[float, ...]:
+    found = tuple(float(value) for value in values)
+    if len(found) != len(TEXT_SCALES) or not all(map(math.isfinite, found)):
+        raise ValueError(f"expected {len(TEXT_SCALES)} finite numbers")
+    return found
