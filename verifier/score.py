@@ -63,8 +63,8 @@ from verifier.thoughts import (
     Reading,
     begins_to_think,
     differing_at,
+    doubtful_seam,
     log_p_up_to,
-    open_seam,
     readings,
     settle,
 )
@@ -311,7 +311,7 @@ def _spell_out(
         tried = [
             (i, other)
             for i, (reading, score) in enumerate(zip(best, scores, strict=True))
-            if open_seam(reading, score, tokenizer) == seam
+            if doubtful_seam(reading, score) == seam
             for other in differing_at(seam, reading, every[i])
         ]
         again = _score_readings([(pairs[i][0], r) for i, r in tried], engine, tokenizer)
