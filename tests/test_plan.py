@@ -11,10 +11,14 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
+from verifier.audit import PANEL_PROBES
+from verifier.capabilities import capability_probes
 from verifier.config import Policy, Prices, RunFile, dump_run_file
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, write_json
 from verifier.plan import (
+    CAPABILITY_REQUESTS,
+    CAUSE_REQUESTS,
     SPARE_PROBES,
     Plan,
     batch_ends,
@@ -27,6 +31,8 @@ from verifier.plan import (
 from verifier.probes import Pool, load_pool, read_pool
 from verifier.records import Probe
 from verifier.reference import Card, card_notes
+from verifier.shown import PROBES as SHOWN_PROBES
+from verifier.spending import most_prompt_tokens
 
 BANK = ("int4-sym-g64", "fp8-channel")
 
@@ -360,3 +366,10 @@ def test_a_malformed_probe_is_refused_with_its_line(
 
     with pytest.raises(ConfigError, match=r"probes\.jsonl:2: malformed probe"):
         read_probes(tmp_path)
+
+
+def test_a_forecast_knows_what_may_be_asked_beside_the_probes() -> None:
+    """As many requests as the steps that send them make."""
+    assert CAUSE_REQUESTS == PANEL_PROBES + SHOWN_PROBES + 2  # ways to show that fail first
+    assert len(capability_probes()) == CAPABILITY_REQUESTS
+    assert max(map(most_prompt_tokens, capability_probes())) <= 256

@@ -54,6 +54,19 @@ SPARE_PROBES = 2
 #: replies leave over is theirs as well.
 SAMPLED_BUDGET = 0.5
 
+#: Requests that find out what an endpoint can do, at most.
+CAPABILITY_REQUESTS = 13
+
+#: What these take at most, and what comes where something looks wrong: a panel that tells templates
+#: apart, and prompts that the endpoint shows.
+CAUSE_REQUESTS = 18
+_CAPABILITIES = Amount(
+    requests=CAPABILITY_REQUESTS, prompt_tokens=256 * CAPABILITY_REQUESTS, completion_tokens=0
+)
+_WITH_CAUSE = Amount(
+    requests=CAUSE_REQUESTS, prompt_tokens=4096 * CAUSE_REQUESTS, completion_tokens=0
+)
+
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
@@ -277,6 +290,8 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
         (*read_probes(run), *read_probes(run, name=SAMPLED)),
         max_tokens=plan.max_tokens,
         ceiling=plan.ceiling,
+        at_first=_CAPABILITIES if plan.configuration["audit"]["capabilities"] else None,
+        with_cause=_WITH_CAUSE,
     )
 
     def price(amount: Amount) -> Priced:

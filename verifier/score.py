@@ -610,6 +610,8 @@ def _from_json(value: Mapping[str, Any], where: str) -> Scored:
 def _refuse_uneven(scored: Scored) -> None:
     """Raise ValueError unless every part has one entry per token of the reply."""
     aligned, score = scored.aligned, scored.score
+    if not isinstance(aligned.unjudged, str | None):
+        raise ValueError("unjudged is no text")
     parts = (
         aligned.candidates, aligned.reported, score.logprobs, score.ranks, score.entropies,
         score.top_ids, score.top_logprobs, score.candidate_logprobs,
