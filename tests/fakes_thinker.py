@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
+from fakes_engine import TURN, FakeEngine, FakeTokenizer, wordy_script
 
 from verifier.records import Prompt
 from verifier.reference import Thinking
@@ -98,4 +98,5 @@ class ThinkingEngine(FakeEngine):
         """No pieces of characters: a text that holds them cannot be read back."""
         row = super().logprobs(prompt_ids, reply_ids)
         row[128:256] -= 50
+        row[TURN] -= 50  # nor a control token that no text shows
         return row - np.logaddexp.reduce(row)

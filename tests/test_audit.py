@@ -16,7 +16,7 @@ from simulate import make_calibration
 from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, score, start, write_page
 from verifier.calibration import NoiseClass
 from verifier.collect import read_attempts, read_outcomes
-from verifier.config import RunFile
+from verifier.config import Prices, RunFile
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.folder import (
@@ -436,9 +436,26 @@ def test_a_host_that_never_answers_properly_earns_no_verdict(
 
     assert report.decision == "inconclusive"
     assert report.usage.replies == 0
-    out = tmp_path / "run"
-    asked = (*read_attempts(out), *read_attempts(out, name=SHOWN_EXCHANGES))
-    assert len(asked) == report.usage.requests > 0
+    asked = read_attempts(tmp_path / "run")
+    beside = read_attempts(tmp_path / "run", name=SHOWN_EXCHANGES)  # its counts are no template's
+    assert len(asked) + len(beside) == report.usage.requests > 0
+    assert report.usage.completion_tokens <= 240
+
+
+def test_a_budget_in_dollars_bounds_what_is_asked_beside_the_probes(
+    card: Path, tmp_path: Path
+) -> None:
+    """Finding out what the endpoint can do is paid for in advance like any probe."""
+    with host() as url:
+        config = configure(url, card, tmp_path / "run", capabilities=True, budget_usd=0.0006)
+        config = config.model_copy(update={"prices": Prices(prompt=1.0, completion=2.0)})
+        report = run(config)
+
+    asked = list(read_lines(tmp_path / "run" / CAPABILITY_EXCHANGES))
+    assert 0 < len(asked) < 10
+    assert report.usage.cost_usd is not None
+    assert report.usage.cost_usd <= 0.0006
+    assert any("the budget does not pay" in found for _, found in report.capabilities)
 
 
 def test_an_unknown_model_is_the_operators_and_costs_no_verdict(card: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from fakes_host import Answer, Asked, FakeHost, chat, error
 from verifier.capabilities import (
     Capabilities,
     apply,
+    describe,
     find_grid,
     judge,
     log_e_forged,
@@ -194,6 +195,17 @@ def test_how_a_host_shows_thoughts_is_found(
         found = probe_capabilities(tmp_path, endpoint, purse=plenty())
 
     assert found.reasoning == reasoning
+
+
+def test_how_far_a_host_repeats_itself_is_said(tmp_path: Path) -> None:
+    """The share of two answers to one question that is alike."""
+    texts = iter(["abcd", "abXYZWVU"])
+    with FakeHost(lambda _asked: chat(next(texts, "other"))) as host:
+        endpoint = Endpoint(base_url=host.url, model="m")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+
+    assert (found.repeatable, found.alike) == (False, 0.25)
+    assert ("the same twice", "no: the first 25% alike") in describe(found)
 
 
 def test_where_zero_is_refused_the_smallest_temperature_is_found(tmp_path: Path) -> None:

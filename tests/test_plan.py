@@ -11,10 +11,15 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
+from verifier.audit import PANEL_PROBES
+from verifier.capabilities import capability_probes
 from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, write_json
 from verifier.plan import (
+    CAPABILITY_REQUESTS,
+    CAUSE_REQUESTS,
+    NAMING_REQUESTS,
     SPARE_PROBES,
     Plan,
     batch_ends,
@@ -26,7 +31,9 @@ from verifier.plan import (
 )
 from verifier.probes import Pool, load_pool, read_pool
 from verifier.records import Probe
-from verifier.reference import Card, card_notes
+from verifier.reference import Card, card_notes, load_tokenizers
+from verifier.shown import PROBES as SHOWN_PROBES
+from verifier.spending import most_prompt_tokens
 
 BANK = ("int4-sym-g64", "fp8-channel")
 
@@ -393,3 +400,11 @@ def test_a_suspect_with_a_name_that_is_taken_is_refused(pool: Pool, name: str) -
         make_plan(
             config.model_copy(update={"reference": reference}), card, make_calibration(), pool
         )
+
+
+def test_a_forecast_knows_what_may_be_asked_beside_the_probes() -> None:
+    """As many requests as the steps that send them make."""
+    assert CAUSE_REQUESTS == PANEL_PROBES + SHOWN_PROBES + 2  # ways to show that fail first
+    assert ROUNDS[-1] + len(load_tokenizers().strings) == NAMING_REQUESTS
+    assert len(capability_probes()) == CAPABILITY_REQUESTS
+    assert max(map(most_prompt_tokens, capability_probes())) <= 256

@@ -46,9 +46,9 @@ def every_byte(folder: Path) -> bytes:
 # -- the key -----------------------------------------------------------------------------------
 
 
-def spelled(*pieces: str) -> bytes:
-    """A stream whose pieces together are a text."""
-    chunks: list[dict[str, Any]] = [{"choices": [{"delta": {"content": p}}]} for p in pieces]
+def spelled(*pieces: str, name: str = "content") -> bytes:
+    """A stream whose pieces together are a text, or a thought."""
+    chunks: list[dict[str, Any]] = [{"choices": [{"delta": {name: p}}]} for p in pieces]
     chunks += [{"choices": [{"delta": {}, "finish_reason": "stop"}]}]
     return "".join(f"data: {json.dumps(c)}\n\n" for c in chunks).encode() + b"data: [DONE]\n\n"
 
@@ -56,13 +56,15 @@ def spelled(*pieces: str) -> bytes:
 @pytest.mark.parametrize(
     "answer",
     [
+        Answer(body=spelled("It is sk-te", "st-01234", "56789abcdef.", name="reasoning"),
+               headers={"Content-Type": "text/event-stream"}),
         Answer(body=spelled("Your key is sk-te", "st-01234", "56789abcdef."),
                headers={"Content-Type": "text/event-stream"}),
         Answer(body=chat([{"type": "text", "text": "sk-test-01"},
                           {"type": "text", "text": "23456789abcdef"}])),
         Answer(body=chat("Hi."), headers={"x-request-id": KEY, "server": KEY}),
     ],
-    ids=["over a stream", "over parts", "in headers"],
+    ids=["over a thought", "over a stream", "over parts", "in headers"],
 )  # fmt: skip
 def test_a_key_that_a_host_spells_in_pieces_is_in_nothing_written(
     tmp_path: Path, answer: Answer
@@ -76,7 +78,7 @@ def test_a_key_that_a_host_spells_in_pieces_is_in_nothing_written(
         outcomes = read_outcomes(tmp_path, max_attempts=1)
 
     (outcome,) = outcomes.values()
-    text = outcome.text if isinstance(outcome, Reply) else repr(outcome)
+    text = repr(outcome)
     assert KEY not in text
     assert KEY.encode() not in every_byte(tmp_path)
     assert "sk-te" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from verifier.collect import collect, read_attempts
 from verifier.config import Prices
 from verifier.endpoint import Endpoint
-from verifier.records import Message, NotJudged, Probe, Reply
+from verifier.records import Message, NotJudged, Probe, Reply, Tool, ToolCall
 from verifier.spending import (
+    Amount,
     Ceiling,
     Purse,
     forecast,
@@ -172,6 +174,36 @@ def test_a_forecast_says_the_expected_and_the_most() -> None:
     assert most.prompt_tokens == 30 * 67
     assert most.usd(PRICES) == pytest.approx((30 * 67 + 100 * 10) / 1e6)
     assert most.usd(None) is None
+
+
+def test_what_is_asked_beside_the_probes_is_forecast_too() -> None:
+    """Requests and prompts; their completions come out of the same budget."""
+    probes = [probe(n) for n in range(20)]
+    plain = forecast(probes, max_tokens=10, ceiling=ceiling(100))
+    expected, most = forecast(
+        probes, max_tokens=10, ceiling=ceiling(100),
+        at_first=Amount(requests=3, prompt_tokens=30, completion_tokens=0),
+        with_cause=Amount(requests=2, prompt_tokens=200, completion_tokens=0),
+    )  # fmt: skip
+
+    assert expected.requests - plain[0].requests == 3
+    assert expected.prompt_tokens - plain[0].prompt_tokens == 30
+    assert most.requests - plain[1].requests == 5
+    assert most.prompt_tokens - plain[1].prompt_tokens == 230
+    assert most.completion_tokens == 100
+
+
+def test_tools_and_thoughts_of_a_prompt_are_paid_for() -> None:
+    """They are rendered into it like any words."""
+    tool = Tool(name="weather", description="of a town", parameters='{"type":"object"}')
+    call = ToolCall(id="1", name="weather", arguments='{"town":"Oslo"}')
+    turn = Message(role="assistant", content="", reasoning="I should look.", tool_calls=(call,))
+    plain = probe()
+    offered = replace(plain, tools=(tool,))
+    called = replace(plain, messages=(*plain.messages, turn))
+
+    assert most_prompt_tokens(offered) >= most_prompt_tokens(plain) + 300
+    assert most_prompt_tokens(called) >= most_prompt_tokens(plain) + 30
 
 
 def test_a_reply_is_booked_like_any_answer() -> None:

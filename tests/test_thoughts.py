@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes_engine import EOS
+from conftest import save_tokenizer
+from fakes_engine import EOS, TURN
 from fakes_thinker import PARSERS, THINKING, ThinkingEngine, ThinkingTokenizer
+from simulate import make_plan
 
 from verifier.ledger import Ledger
 from verifier.prompts import prompt_of
-from verifier.records import REFERENCE, GenerateRequest, Message, Probe, Reply
+from verifier.records import REFERENCE, GenerateRequest, Message, Outcome, Probe, Reply
 from verifier.reference import Thinking
 from verifier.score import read_scores, score_replies
 from verifier.thoughts import spelling_of
+from verifier.weigh import Evidence, weigh
 
 THOUGHT = "the host says more of the model weights now and a token is less."
 STREAMS = {
@@ -295,3 +300,122 @@ def test_how_thoughts_are_written_is_read_off_the_template(
     assert (found.begins, found.opened, found.closing, found.closed) == (
         begins, opened, "\n", "\n\n",
     )  # fmt: skip
+
+
+# -- level and power ---------------------------------------------------------------------------
+
+HONEST, ROUNDED = "fp8-channel", "int4-sym-g64"
+
+
+def audit_of(
+    run: Path, parser: str, weights: str, *, inside: bool, count: int,
+    parsed: Callable[[str], tuple[str, str]] | None = None,
+) -> Evidence:  # fmt: skip
+    """The evidence of a host that serves these weights and shows its thoughts through a parser."""
+    tokenizer = make_tokenizer(inside=inside)
+    noise = {HONEST: 0.05, ROUNDED: 1.5}
+    served, reference = (ThinkingEngine(tokenizer, margin=3.5, noise=noise) for _ in range(2))
+    served.load_variant(weights)
+    probes = [
+        replace(PROBE, id=f"p{n}", messages=(Message(role="user", content=f"{parser} {n}"),))
+        for n in range(count)
+    ]
+    ids = [tokenizer.render(probe.messages) for probe in probes]
+    made = served.generate([GenerateRequest(prompt_ids=one, max_tokens=40) for one in ids])
+    outcomes: dict[str, Outcome] = {}
+    for probe, one in zip(probes, made, strict=True):
+        text = tokenizer.decode_prompt([t for t in one.token_ids if t not in (EOS, TURN)])
+        thought, answer = parsed(text) if parsed else parse(text, parser)
+        outcomes[probe.id] = make_reply(
+            probe_id=probe.id,
+            thought=thought or None,
+            text=answer,
+            finish_reason=one.finish_reason,
+            completion_tokens=len(one.token_ids),
+        )
+    run.mkdir(exist_ok=True)
+    ledger = score_replies(
+        run, probes, outcomes, engine=reference, tokenizer=tokenizer, thinking=THINKING
+    )
+    return weigh(make_plan(top_logprobs=0), ledger)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+@pytest.mark.parametrize("inside", [True, False])
+def test_honest_thoughts_keep_the_level(tmp_path: Path, parser: str, inside: bool) -> None:
+    """Under the null, honest noise and any parser, 60 replies bring no evidence of any weight.
+
+    The e-value exceeds 20 in at most one of twenty such audits; here all end far below.
+    """
+    evidence = audit_of(tmp_path, parser, HONEST, inside=inside, count=60)
+
+    assert evidence.rows >= 50
+    assert evidence.log_e < math.log(20)
+
+
+@pytest.mark.parametrize("parser", PARSERS)
+def test_rounded_weights_are_found_through_every_parser(tmp_path: Path, parser: str) -> None:
+    """A dozen replies suffice, though answers behind doubtful seams are left out."""
+    evidence = audit_of(tmp_path, parser, ROUNDED, inside=True, count=12)
+
+    assert evidence.log_e >= math.log(1000)
+
+
+# -- the parsers that vLLM ships ---------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def parsers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Any]:
+    """vLLM's own, by name, with a tokenizer that knows what they look for."""
+    manager = pytest.importorskip("vllm.reasoning").ReasoningParserManager
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as Backend
+    from transformers import AutoTokenizer
+
+    directory = tmp_path_factory.mktemp("tags")
+    save_tokenizer(directory)
+    backend = Backend.from_file(str(directory / "tokenizer.json"))
+    known = (
+        "<think>", "</think>", "<tool_call>", "</tool_call>", "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>", "<|tool_call_begin|>", "<|tool_call_end|>",
+        "<|tool_call_argument_begin|>", "<minimax:tool_call>", "</minimax:tool_call>",
+        "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>", "<response>", "</response>",
+        "<0x0A>",
+    )  # fmt: skip
+    backend.add_tokens([AddedToken(name, special=False) for name in known])
+    backend.save(str(directory / "tokenizer.json"))
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    return lambda name: manager.get_reasoning_parser(name)(tokenizer)
+
+
+class _Request:
+    """What the parsers ask of a request."""
+
+    include_reasoning = True
+    tools = None
+    tool_choice = None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        "qwen3", "deepseek_r1", "minimax_m2", "minimax_m2_append_think", "glm45", "kimi_k2",
+        "ernie45", "nemotron_v3", "step3", "mimo",
+    ],
+)  # fmt: skip
+def test_parsers_that_vllm_ships_harm_no_honest_host(
+    tmp_path: Path, parsers: Callable[[str], Any], name: str
+) -> None:
+    """Each takes replies apart in its own way; honest ones keep the level, rounded ones do not."""
+
+    def parsed(text: str) -> tuple[str, str]:
+        thought, answer = parsers(name).extract_reasoning(text, _Request())
+        return thought or "", answer or ""
+
+    honest = audit_of(tmp_path / "a", name, HONEST, inside=True, count=60, parsed=parsed)
+    rounded = audit_of(tmp_path / "b", name, ROUNDED, inside=True, count=20, parsed=parsed)
+
+    assert honest.rows >= 50
+    assert honest.log_e < math.log(20)
+    assert rounded.log_e >= math.log(1000)

@@ -494,7 +494,7 @@ def score_panel(
         names = still_likely(evidence, names, entries)
     names = tuple(name for name in names if not entries[name].stands_for)
     for size in FURTHER_ROUNDS:
-        if evidence is None or not leaves_a_fault_open(plan, evidence):
+        if evidence is None or not (evidence.scored and leaves_a_fault_open(plan, evidence)):
             break
         if size == FURTHER_ROUNDS[0] and is_of_a_suspect(run, plan, reference, show):
             break

@@ -38,6 +38,7 @@ from verifier.parameters import (
     several_fields,
     stop_string,
 )
+from verifier.plan import CAPABILITY_REQUESTS
 from verifier.records import (
     Attempt,
     Candidate,
@@ -71,9 +72,6 @@ _OPENAI: Final = ("chat", "completions")
 
 #: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
 _SMALLEST: Final = (0.01, 0.1)
-
-#: Requests at most: three temperatures, two limits, echo twice, three parameters, and six others.
-_MOST_REQUESTS: Final = 16
 
 #: How seldom honest numbers are called forged.
 _FORGED_ALPHA: Final = 0.001
@@ -115,16 +113,20 @@ class Capabilities:
     reply_ids: bool | None = None  # whether the ids of a reply come where they are asked for
     prompt_logprobs: bool | None = None
     text_completions: bool | None = None
+    alike: float | None = None  # share of the first of two such texts that the second begins with
     echo: bool | None = None  # whether a text completion repeats its prompt when asked to
     parameters: tuple[Parameter, ...] = ()  # by effect
 
 
 def capability_probes() -> tuple[Probe, ...]:
-    """Everything that may be asked, in order; each request says how many tokens it allows."""
+    """Everything that may be asked, in order; each request says how many tokens it allows.
+
+    Three temperatures, two limits, echo twice, and six others.
+    """
     question = (Message(role="user", content=_QUESTION),)
     return tuple(
         Probe(id=f"capability-{n}", kind="capability", messages=question, max_tokens=_LONG)
-        for n in range(1, _MOST_REQUESTS + 1)
+        for n in range(1, CAPABILITY_REQUESTS + 1)
     )
 
 
@@ -249,6 +251,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
         text_completions=None if first is None else completed is not None,
         echo=_echoes(echoed, completed),
         parameters=tuple(parameters),
+        alike=_alike(first, second),
     )
     write_json(run / CAPABILITIES, asdict(record))
     return record
@@ -314,7 +317,18 @@ def _rows(reply: Reply | NotJudged | None) -> tuple[ReportedToken, ...]:
 def _same_text(one: object, other: object) -> bool | None:
     if not (isinstance(one, Reply) and isinstance(other, Reply)):
         return None
-    return one.text == other.text
+    return (one.thought, one.text) == (other.thought, other.text)
+
+
+def _alike(first: object, second: object) -> float | None:
+    """How far two texts agree from their beginning, as a share of the longer."""
+    if not (isinstance(first, Reply) and isinstance(second, Reply)):
+        return None
+    texts = [f"{reply.thought or ''}{reply.text}" for reply in (first, second)]
+    longest = max(map(len, texts))
+    pairs = enumerate(zip(*texts, strict=False))
+    same = next((n for n, (one, two) in pairs if one != two), min(map(len, texts)))
+    return round(same / longest, 4) if longest else 1.0
 
 
 def _follows_seed(one: object, same: object, other: object) -> bool | None:
@@ -474,7 +488,12 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
     found = [
         ("temperature 0 taken", say(record.temperature_zero)),
         ("greedy replies asked", str(greedy)),
-        ("the same twice", say(record.repeatable)),
+        (
+            "the same twice",
+            say(record.repeatable)
+            if record.repeatable is not False or record.alike is None
+            else f"no: the first {record.alike:.0%} alike",
+        ),
         ("counts tokens", say(record.usage)),
         (
             "least max_tokens",

@@ -696,7 +696,10 @@ def suspects_template(run: Path) -> bool:
     plan = read_plan(run)
     ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
     evidence = weigh(plan, ledger)
-    counted = evidence.templates.log_e if evidence.templates is not None else 0.0
+    templates = evidence.templates
+    # one count without a reply may be a filler, which only a second shows
+    tells = templates is not None and (evidence.rows > 0 or templates.counted > 1)
+    counted = templates.log_e if templates is not None and tells else 0.0
     return evidence.log_e >= math.log(1 / plan.alpha) / 2 or counted >= math.log(SUSPECTED_AT)
 
 

@@ -62,6 +62,23 @@ CONTEXT_KIND: Final = "context"
 OUTPUT_KIND: Final = "output"
 CONTEXT_TOKENS: Final = 48
 
+#: Requests that find out what an endpoint can do, at most.
+CAPABILITY_REQUESTS = 16
+
+#: What these take at most, and what comes where something looks wrong: a panel that tells templates
+#: apart and prompts that the endpoint shows, then text completions and strings that tell tokenizers
+#: apart.
+CAUSE_REQUESTS = 18
+NAMING_REQUESTS = 24 + 8
+_CAPABILITIES = Amount(
+    requests=CAPABILITY_REQUESTS, prompt_tokens=256 * CAPABILITY_REQUESTS, completion_tokens=0
+)
+_WITH_CAUSE = Amount(
+    requests=CAUSE_REQUESTS + NAMING_REQUESTS,
+    prompt_tokens=4096 * CAUSE_REQUESTS + 1024 * NAMING_REQUESTS,
+    completion_tokens=0,
+)
+
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
@@ -328,6 +345,8 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
         (*read_probes(run), *read_probes(run, name=SAMPLED)),
         max_tokens=plan.max_tokens,
         ceiling=plan.ceiling,
+        at_first=_CAPABILITIES if plan.configuration["audit"]["capabilities"] else None,
+        with_cause=_WITH_CAUSE,
     )
 
     def price(amount: Amount) -> Priced:

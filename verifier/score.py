@@ -68,8 +68,8 @@ from verifier.thoughts import (
     Reading,
     begins_to_think,
     differing_at,
+    doubtful_seam,
     log_p_up_to,
-    open_seam,
     readings,
     settle,
 )
@@ -343,7 +343,7 @@ def _spell_out(
         tried = [
             (i, other)
             for i, (reading, score) in enumerate(zip(best, scores, strict=True))
-            if open_seam(reading, score, tokenizer) == seam
+            if doubtful_seam(reading, score) == seam
             for other in differing_at(seam, reading, every[i])
         ]
         again = _score_readings([(pairs[i][0], r) for i, r in tried], engine, tokenizer)
@@ -749,6 +749,8 @@ def _from_json(value: Mapping[str, Any], where: str) -> Scored:
 def _refuse_uneven(scored: Scored) -> None:
     """Raise ValueError unless every part has one entry per token of the reply."""
     aligned, score = scored.aligned, scored.score
+    if not isinstance(aligned.unjudged, str | None):
+        raise ValueError("unjudged is no text")
     parts = (
         aligned.candidates, aligned.reported, score.logprobs, score.ranks, score.entropies,
         score.top_ids, score.top_logprobs, score.candidate_logprobs,

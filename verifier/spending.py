@@ -17,6 +17,8 @@ from verifier.wire import Problem
 
 #: Tokens that a chat template adds for each message at most, a default system prompt included.
 _MOST_PER_MESSAGE: Final = 64
+#: And for an offer of tools, beside what they say of themselves.
+_MOST_FOR_TOOLS: Final = 1024
 #: The usual: characters of a token, and tokens around a message.
 _CHARS_PER_TOKEN: Final = 4.0
 _PER_MESSAGE: Final = 8
@@ -60,6 +62,9 @@ class Amount:
         return tokens / 1e6
 
 
+_NOTHING: Final = Amount(requests=0, prompt_tokens=0, completion_tokens=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
     """Tokens of requests, and what they cost."""
@@ -84,7 +89,13 @@ def add_up(parts: Sequence[Priced]) -> Priced:
 
 def most_prompt_tokens(probe: Probe) -> int:
     """An upper bound on what a prompt counts: no tokenizer makes more tokens than bytes."""
-    return sum(len(m.content.encode()) + _MOST_PER_MESSAGE for m in probe.messages)
+    most = 0
+    for m in probe.messages:
+        calls = "".join(call.id + call.name + call.arguments for call in m.tool_calls)
+        most += len(f"{m.content}{m.reasoning or ''}{calls}".encode()) + _MOST_PER_MESSAGE
+    for tool in probe.tools:
+        most += len(f"{tool.name}{tool.description}{tool.parameters}".encode())
+    return most + (_MOST_FOR_TOOLS if probe.tools else 0)
 
 
 def usual_prompt_tokens(probe: Probe) -> int:
@@ -155,23 +166,31 @@ def may_be_billed(problem: Problem) -> bool:
 
 
 def forecast(
-    probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling
-) -> tuple[Amount, Amount]:
+    probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling,
+    at_first: Amount | None = None, with_cause: Amount | None = None,
+) -> tuple[Amount, Amount]:  # fmt: skip
     """What an audit costs that uses its whole budget, as expected and at most.
 
     Expected: every reply at full length, none asked for twice. Most audits stop earlier. At most:
-    short replies, so that all probes are asked, and answers that broke off billed in full.
+    short replies, so that all probes are asked, and answers that broke off billed in full. What is
+    asked beside the probes comes on top, out of the same completion tokens: `at_first` always,
+    `with_cause` at most.
     """
+    first, more = at_first or _NOTHING, with_cause or _NOTHING
     count = min(len(probes), ceiling.completion_tokens // max_tokens)
     expected = Amount(
-        requests=count,
-        prompt_tokens=sum(usual_prompt_tokens(probe) for probe in probes[:count]),
+        requests=count + first.requests,
+        prompt_tokens=sum(usual_prompt_tokens(probe) for probe in probes[:count])
+        + first.prompt_tokens,
         completion_tokens=count * max_tokens,
     )
     bounds = [most_prompt_tokens(probe) for probe in probes]
     most = Amount(
-        requests=len(probes) + count,
-        prompt_tokens=sum(bounds) + count * max(bounds, default=0),
+        requests=len(probes) + count + first.requests + more.requests,
+        prompt_tokens=sum(bounds)
+        + count * max(bounds, default=0)
+        + first.prompt_tokens
+        + more.prompt_tokens,
         completion_tokens=ceiling.completion_tokens,
     )
     return expected, most

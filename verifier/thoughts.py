@@ -280,15 +280,15 @@ def _holds_tags(ids: tuple[int, ...], shown: _Shown, spelling: Spelling, reader:
 def _white(shown: _Shown, spelling: Spelling) -> list[tuple[str, str, str]]:
     """White space that may have been stripped: behind the opening tag, around the closing one.
 
-    What the template writes comes first. Where white space is shown, none was stripped.
+    What the template writes comes first; where white space is shown, that none was stripped. That
+    it was is tried all the same: some parsers strip line ends and leave spaces.
     """
     if shown.inline:
         return [("", "", "")]
 
     def choices(rendered: str | None, *, told: bool, usual: tuple[str, ...]) -> list[str]:
-        if told:
-            return [""]
-        return list(dict.fromkeys([*([] if rendered is None else [rendered]), *usual]))
+        first = [""] if told else []
+        return list(dict.fromkeys([*first, *([] if rendered is None else [rendered]), *usual]))
 
     opened = choices(spelling.opened, told=_begins_blank(shown.thought), usual=("", "\n", " "))
     if shown.answer is None:
@@ -323,8 +323,9 @@ def _spell(
         _Part(text=opened, seam=0 if stripped else None),
         _Part(
             text=shown.thought,
-            behind=0 if stripped and not _begins_blank(shown.thought) else None,
-            last_open=stripped and ended and not _ends_blank(shown.thought),
+            behind=0 if stripped else None,
+            first_open=bool(opened) or not _begins_blank(shown.thought),
+            last_open=stripped and ended and (bool(closing) or not _ends_blank(shown.thought)),
         ),
     ]
     if shown.answer is not None:
@@ -334,11 +335,12 @@ def _spell(
             _Part(text=closed, seam=2 if stripped else None),
             _Part(
                 text=shown.answer,
-                behind=2 if stripped and not _begins_blank(shown.answer) else None,
+                behind=2 if stripped else None,
+                first_open=bool(closed) or not _begins_blank(shown.answer),
             ),
         ]
     ids, chosen, beside, behind = _encode(parts, reader)
-    left_out = {*chosen, *beside, *behind.values()}
+    left_out = {*chosen, *beside}
     if reply.finish_reason == "stop" and ended and not shown.cut:
         ids = (*ids, reader.eos_id)
     elif ids:
@@ -367,15 +369,16 @@ class _Part:
     text: str
     tag: bool = False
     seam: int | None = None  # which seam it was chosen for; None: it is shown
-    behind: int | None = None  # the seam before it, where white space may have been stripped
-    last_open: bool = False  # its last token may have ended with some that was
+    behind: int | None = None  # the seam that it stands behind; None: it was shown so
+    first_open: bool = False  # its first token may have begun with white space that was stripped
+    last_open: bool = False  # its last may have ended with some
 
 
 def _encode(
     parts: Sequence[_Part], reader: Reader
 ) -> tuple[tuple[int, ...], dict[int, int], set[int], dict[int, int]]:
-    """Ids of a stream; the seam that a position belongs to; positions before a seam; and the
-    position behind each.
+    """Ids of a stream; the seam that a position belongs to; positions beside seams where white
+    space may have been stripped; and the position behind each seam.
 
     Tags that are control tokens part the text; others are words of it, and tokenized with it.
     """
@@ -409,6 +412,7 @@ def _encode(
                         beside.add(position)
                     if part.behind is not None and first <= start:
                         behind[part.behind] = position
+                        beside |= {position} if part.first_open else set()
             ids.append(token_id)
             at = last
     return tuple(ids), chosen, beside, behind
@@ -431,6 +435,19 @@ def _runs(parts: Sequence[_Part], reader: Reader) -> list[list[_Part]]:
 
 
 # -- choosing ----------------------------------------------------------------------------------
+
+
+def doubtful_seam(reading: Reading, score: ReplyScore) -> int | None:
+    """The first seam at which another spelling may be likelier; None: there is none.
+
+    The published model would have written it otherwise, or would have gone on otherwise behind it.
+    """
+    ids = reading.aligned.reply_ids
+    for number, (seam, behind) in enumerate(zip(reading.seams, reading.behind, strict=True)):
+        places = [*seam, *([] if behind is None else [behind])]
+        if any(score.top_ids[t] != ids[t] for t in places if t < len(ids)):
+            return number
+    return None
 
 
 def open_seam(reading: Reading, score: ReplyScore, reader: Reader) -> int | None:
