@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -24,9 +25,9 @@ from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
     decide_folder,
     is_far,
+    is_rather_a_suspect,
     judge_folder,
     may_be_sampled,
-    names_suspect,
     names_template,
     publish,
     seeks_cause,
@@ -80,7 +81,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
-from verifier.weigh import named_template, planned_samplers
+from verifier.weigh import leaves_noise, named_template, planned_samplers
 from verifier.weights import (
     check_weights,
     fetch_checkpoint,
@@ -337,7 +338,7 @@ def reference_loader(
         earlier, valid = load_templates(section.card, card)
         return Reference(
             engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid),
-            suspects={name: partial(read_as, fetch) for name, fetch in others.items()},
+            suspects={name: cache_once(partial(read_as, f)) for name, f in others.items()},
         )  # fmt: skip
 
     return load
@@ -429,11 +430,11 @@ def score_panel(
         if ends_panel(plan, evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
+    if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
+        return
     names = tuple(name for name in names if not entries[name].stands_for)
     for size in FURTHER_ROUNDS:
         if evidence is None or not leaves_a_fault_open(plan, evidence):
-            break
-        if size == FURTHER_ROUNDS[0] and is_of_a_suspect(run, plan, reference, show):
             break
         if before is not None:
             before(probes[:size])
@@ -452,9 +453,19 @@ def ends_panel(
     return may_be_said and is_settled(evidence, names, entries)
 
 
-def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> bool:
-    """Whether the ordinary replies so far are those of a suspect, as honest serving makes them."""
-    names = tuple(name for name in plan.suspects if reference.engine.can_load(name))
+def is_of_a_suspect(
+    run: Path, plan: Plan, reference: Reference, evidence: TemplateEvidence, show: Show
+) -> bool:
+    """Whether a suspect, served honestly, made the ordinary replies, and not a template fault.
+
+    Asked only where a fault is the likeliest rendering and leaves noise beyond honest serving: the
+    ordinary replies are then scored under each suspect and under that rendering.
+    """
+    column = evidence.columns[evidence.ranked[0]]
+    if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
+        return False
+    known = (name for name in plan.suspects if name in reference.suspects)
+    names = tuple(name for name in known if reference.engine.can_load(name))
     if not names:
         return False
     probes, panel = read_probes(run), read_probes(run, name=PANEL)
@@ -462,11 +473,12 @@ def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> 
         ledger = score_replies(
             run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
             every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            weights=names, catalogue=reference.catalogue,
+            weights=names, templates=(column.removeprefix(TEMPLATE),),
+            catalogue=reference.catalogue,
             suspects={name: reference.suspects[name]() for name in names},
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
-    return names_suspect(plan, ledger)
+    return is_rather_a_suspect(plan, ledger, column)
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:
