@@ -320,7 +320,7 @@ def judged(*, served: str, seed: int, left: float = 0.5) -> bool:
         rows.append(
             Row(
                 probe_id=f"p{n}", tokens=30, left_out=0, text=text, logprob=None,
-                logprob_problem=None,
+                logprob_problem=None, rendered={REFERENCE: 20, "family-llama3": 24},
             )
         )  # fmt: skip
     plan = make_plan(suspects={"sibling": "another size"})
