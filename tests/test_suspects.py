@@ -310,11 +310,12 @@ def judged(*, served: str, seed: int, left: float = 0.5) -> bool:
     for n in range(4):
         true = rng.normal(0, 2, (30, VOCABULARY))
         host = true + rng.gumbel(0, left, true.shape) if served == COLUMN else true
+        after = true if served in (COLUMN, "either") else true + rng.gumbel(0, left, true.shape)
         chosen = host.argmax(axis=1)
         logits = {
             REFERENCE: rng.normal(0, 2, true.shape),
-            COLUMN: true if served == COLUMN else true + rng.gumbel(0, left, true.shape),
-            "sibling": true if served == "sibling" else rng.normal(0, 2, true.shape),
+            COLUMN: after,
+            "sibling": rng.normal(0, 2, true.shape) if served == COLUMN else true,
         }
         text = {name: text_cells(score_of(own, chosen), range(30)) for name, own in logits.items()}
         rows.append(
@@ -336,6 +337,11 @@ def test_a_template_fault_stays_one_whatever_the_suspects() -> None:
     """Beside honest weights and beside coarse ones."""
     assert not any(judged(served=COLUMN, seed=seed, left=0.05) for seed in range(50))
     assert not any(judged(served=COLUMN, seed=seed, left=0.6) for seed in range(50))
+
+
+def test_a_template_comes_first_where_a_suspect_explains_the_replies_no_better() -> None:
+    """Weights are never accused while another prompt explains the replies as well."""
+    assert not any(judged(served="either", seed=seed) for seed in range(30))
 
 
 def test_without_a_suspect_scored_on_the_same_replies_the_template_stays() -> None:
