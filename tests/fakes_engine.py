@@ -99,6 +99,9 @@ class FakeTokenizer:
             ids += self.encode(piece) if named is None else [named]
         return tuple(ids)
 
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        return self.encode_prompt(text)
+
     def encode(self, text: str) -> tuple[int, ...]:
         """Longest token first."""
         if text in self._encoded:  # renderings of one conversation share most of their pieces

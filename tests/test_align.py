@@ -451,3 +451,23 @@ def test_ordinary_differences_put_nothing_back() -> None:
     aligned = read_text(" the of")
 
     assert read_past_end(aligned, preferring(OF, THE, EOS), TOKENIZER) is None
+
+
+def test_ids_that_the_endpoint_sends_are_taken_as_they_are() -> None:
+    """Also where the text would be tokenized otherwise: nothing is ambiguous."""
+    other = (THE, *TOKENIZER.encode("o"), *TOKENIZER.encode("f"))
+    text = " theof"
+    found = align(replace(make_reply(text), token_ids=other), TOKENIZER)
+    cut = align(replace(make_reply(text, finish="length"), token_ids=other), TOKENIZER)
+
+    assert found.reply_ids == (*other, EOS)
+    assert cut.reply_ids == other
+    assert (found.by, found.left_out, cut.left_out) == ("bytes", frozenset(), frozenset())
+
+
+@pytest.mark.parametrize("ids", [(OF, OF), (THE, 10**6)])
+def test_ids_that_do_not_spell_the_text_are_not_taken(ids: tuple[int, ...]) -> None:
+    """Those of another text, or of another vocabulary."""
+    found = align(replace(make_reply(" the of"), token_ids=ids), TOKENIZER)
+
+    assert found.by == "text"

@@ -20,10 +20,12 @@ from verifier.capabilities import (
     probe_capabilities,
     read_capabilities,
 )
+from verifier.config import Prices
 from verifier.endpoint import Endpoint
 from verifier.errors import ConfigError
 from verifier.folder import CAPABILITIES, CAPABILITY_EXCHANGES, read_lines
 from verifier.records import Candidate, ReportedToken
+from verifier.spending import Ceiling, Purse
 
 VOCABULARY = 12
 
@@ -41,7 +43,8 @@ def rows_of(host: dict[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]
     seed = asked.get("seed", 0) if host.get("seed", True) else host["asked"]
     draw = np.random.default_rng([seed, 1])
     world, made = np.random.default_rng(7), []
-    for _ in range(min(asked["max_tokens"], 30) if host.get("limit", True) else 30):
+    most = max(asked["max_tokens"], host.get("silent_floor", 0))
+    for _ in range(min(most, 30) if host.get("limit", True) else 30):
         logits = world.normal(0, 2, VOCABULARY)
         log_p = logits - np.logaddexp.reduce(logits)
         served = log_p / host.get("served_at", 1.0)
@@ -54,19 +57,35 @@ def rows_of(host: dict[str, Any], asked: dict[str, Any]) -> list[dict[str, Any]]
 
 def answer(host: dict[str, Any], asked: Asked) -> Answer | dict[str, Any]:
     body = asked.json
+    if asked.path.endswith("/completions") and "prompt" in body:
+        if not host.get("texts"):
+            return error(404, "no such page")
+        text = (body["prompt"] if body.get("echo") and host["texts"] == "echo" else "") + " Rhine"
+        return {"choices": [{"index": 0, "text": text, "finish_reason": "length"}]}
     if body["temperature"] < host.get("least", 0.0):
         return error(400, "temperature too small")
+    if body["max_tokens"] < host.get("floor", 1):
+        return error(400, "max_tokens too small")
     host["asked"] = asked.index
     rows = rows_of(host, body)
     logprobs = {"content": rows} if host.get("logprobs", True) else None
     found = chat(" ".join(row["token"] for row in rows), logprobs=logprobs)
+    if host.get("ids") and body.get("return_token_ids"):
+        found["choices"][0]["token_ids"] = [1, 2, 3]
+        found["prompt_logprobs"] = [None, {"5": {"logprob": -0.5}}]
     return found | {"usage": {"prompt_tokens": 9, "completion_tokens": len(rows)}}
+
+
+def plenty(tokens: int = 10_000, usd: float | None = None) -> Purse:
+    """A purse that pays for everything, unless told otherwise."""
+    prices = Prices(prompt=1.0, completion=1.0)
+    return Purse(Ceiling(completion_tokens=tokens, usd=usd, prices=prices))
 
 
 def probe(tmp_path: Path, **habits: Any) -> Capabilities:
     with FakeHost(lambda asked: answer(habits, asked)) as host:
         endpoint = Endpoint(base_url=host.url, model="m", timeout_s=20)
-        return probe_capabilities(tmp_path, endpoint)
+        return probe_capabilities(tmp_path, endpoint, purse=plenty())
 
 
 def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
@@ -81,7 +100,9 @@ def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
     assert (found.greedy_is_likeliest, found.reasoning) == (True, "absent")
     assert found.forged_log_e is not None
     assert found.forged_log_e < math.log(1000)
-    assert found.requests == len(list(read_lines(tmp_path / CAPABILITY_EXCHANGES))) == 7
+    assert found.requests == len(list(read_lines(tmp_path / CAPABILITY_EXCHANGES))) == 10
+    assert (found.least_max_tokens, found.reply_ids, found.prompt_logprobs) == (1, False, False)
+    assert (found.text_completions, found.echo) == (False, None)
     assert read_capabilities(tmp_path) == found
 
 
@@ -98,6 +119,81 @@ def test_a_field_that_is_taken_and_ignored_does_not_count(
 ) -> None:
     """HTTP 200 is no effect."""
     assert getattr(probe(tmp_path, **habits), name) is expected
+
+
+@pytest.mark.parametrize(
+    ("habits", "least", "honoured"),
+    [
+        ({"floor": 16}, 16, True),
+        ({"silent_floor": 16}, 16, False),
+        ({"limit": False}, None, False),
+        ({"floor": 40}, None, None),
+    ],
+)
+def test_the_fewest_tokens_that_a_host_takes_are_found(
+    tmp_path: Path, habits: dict[str, Any], least: int | None, honoured: bool | None
+) -> None:
+    """Whether it refuses fewer or gives more all the same."""
+    found = probe(tmp_path, **habits)
+
+    assert (found.least_max_tokens, found.max_tokens_honoured) == (least, honoured)
+
+
+def test_ids_and_log_probabilities_of_the_prompt_are_found_and_ids_then_asked_for(
+    tmp_path: Path,
+) -> None:
+    """With a token's id, no text has to be tokenized again."""
+    found = probe(tmp_path, ids=True)
+    asked = apply(found, Endpoint(base_url="http://h/v1", model="m"))
+
+    assert (found.reply_ids, found.prompt_logprobs) == (True, True)
+    assert asked.extra_body == {"return_token_ids": True}
+
+
+@pytest.mark.parametrize(("texts", "echo"), [("plain", False), ("echo", True)])
+def test_text_completions_and_their_echo_are_found(tmp_path: Path, texts: str, echo: bool) -> None:
+    """An echo counts where the prompt comes back, not where the field is taken."""
+    found = probe(tmp_path, texts=texts)
+
+    assert (found.text_completions, found.echo) == (True, echo)
+
+
+def test_nothing_is_asked_that_the_budget_does_not_pay_for(tmp_path: Path) -> None:
+    """Neither in tokens nor in dollars; what was not asked is a problem on record."""
+    with FakeHost(lambda asked: answer({}, asked)) as host:
+        endpoint = Endpoint(base_url=host.url, model="m")
+        few = probe_capabilities(tmp_path, endpoint, purse=plenty(60))
+        asked = len(host.asked)
+        none = probe_capabilities(tmp_path, endpoint, purse=plenty(usd=1e-6))
+        after = len(host.asked)
+
+    assert few.completion_tokens <= 60
+    assert any("the budget does not pay for it" in problem for problem in few.problems)
+    assert 0 < asked == after
+    assert none.requests == asked  # those of the call before are still counted
+    assert none.completion_tokens == few.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("message", "reasoning"),
+    [
+        ({"reasoning": "Let me see."}, "shown"),
+        ({"content": "<think>Let me see.</think>The Rhine."}, "inline"),
+        ({"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]}, "hidden"),
+        ({"content": ""}, None),
+    ],
+)
+def test_how_a_host_shows_thoughts_is_found(
+    tmp_path: Path, message: dict[str, Any], reasoning: str | None
+) -> None:
+    """Apart, in the text, or not as they were."""
+    body = chat("The Rhine.")
+    body["choices"][0]["message"] |= message
+    with FakeHost(lambda _asked: body) as host:
+        endpoint = Endpoint(base_url=host.url, model="m")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+
+    assert found.reasoning == reasoning
 
 
 def test_where_zero_is_refused_the_smallest_temperature_is_found(tmp_path: Path) -> None:
@@ -121,7 +217,8 @@ def test_an_audit_does_not_ask_for_log_probabilities_that_never_come(tmp_path: P
 def test_a_host_that_answers_nothing_is_all_unknown(tmp_path: Path) -> None:
     """No exception, and no guess."""
     with FakeHost(lambda _asked: error(500)) as host:
-        found = probe_capabilities(tmp_path, Endpoint(base_url=host.url, model="m"))
+        endpoint = Endpoint(base_url=host.url, model="m")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
 
     assert found.temperature_zero is None
     assert (found.logprobs, found.seed, found.streaming, found.reasoning) == (None,) * 4

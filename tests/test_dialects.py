@@ -208,11 +208,30 @@ def test_a_broken_stream_of_a_message_is_asked_for_again(spoil: Any) -> None:
     assert problem(events(*spoil(message_events())), dialect="messages", stream=True).retryable
 
 
-def test_thinking_in_a_message_is_seen() -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "thought"),
+    [
+        ([{"type": "thinking", "thinking": "Hm\n"}], [], "Hm\n"),
+        ([{"type": "thinking", "thinking": "H"}, {"type": "thinking", "thinking": "m"}], [], "Hm"),
+        ([{"type": "redacted_thinking", "data": "x"}], [], None),
+        ([], [{"type": "thinking", "thinking": "Hm"}], None),
+    ],
+)
+def test_thinking_in_a_message_is_seen(
+    before: list[dict[str, str]], after: list[dict[str, str]], thought: str | None
+) -> None:
     """So that the answer is not judged as if it had been all."""
-    thinking = MESSAGE | {"content": [{"type": "thinking", "thinking": "Hm"}, *MESSAGE["content"]]}  # type: ignore[misc]  # a list in a dictionary of mixed values
+    content: Any = MESSAGE["content"]
+    thinking = MESSAGE | {"content": [*before, *content, *after]}
     with FakeHost(lambda _asked: thinking) as host:
-        assert isinstance(parse(ask(host, dialect="messages")), NotJudged)
+        found = parse(ask(host, dialect="messages"))
+
+    if thought is None:
+        assert isinstance(found, NotJudged)
+        assert "reasoning hidden" in found.reason
+    else:
+        assert isinstance(found, Reply)
+        assert (found.thought, found.text) == (thought, "Hi.")
 
 
 def test_an_error_event_of_anthropic_is_the_answer() -> None:
@@ -293,6 +312,31 @@ def test_a_response_is_read(stream: bool) -> None:
     assert (found.prompt_tokens, found.completion_tokens) == (9, 2)
     assert found.logprobs is not None
     assert [row.chosen.token for row in found.logprobs] == ["Hi", "."]
+
+
+@pytest.mark.parametrize(
+    ("item", "thought"),
+    [
+        ({"content": [{"type": "reasoning_text", "text": "Hm\n"}], "summary": []}, "Hm\n"),
+        ({"summary": [{"type": "summary_text", "text": "Hm"}]}, None),
+        ({"encrypted_content": "x", "summary": []}, None),
+    ],
+)
+def test_reasoning_in_a_response_is_kept_word_for_word_or_hidden(
+    item: dict[str, Any], thought: str | None
+) -> None:
+    """A summary is not what was generated."""
+    output: Any = RESPONSE["output"]
+    body = RESPONSE | {"output": [{"type": "reasoning", **item}, *output]}
+    with FakeHost(lambda _asked: body) as host:
+        found = parse(ask(host, dialect="responses"))
+
+    if thought is None:
+        assert isinstance(found, NotJudged)
+        assert "reasoning hidden" in found.reason
+    else:
+        assert isinstance(found, Reply)
+        assert (found.thought, found.text) == (thought, "Hi.")
 
 
 @pytest.mark.parametrize(

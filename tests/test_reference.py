@@ -255,7 +255,7 @@ def test_every_fact_of_a_hosted_model_has_a_source_or_is_unchecked(name: str) ->
     card = load_card(name)
     sections = {
         "licence", "precision", "layers", "sampling", "template_source", "parsers", "engine_args",
-        "architecture", "variants",
+        "architecture", "variants", "thinking",
     }  # fmt: skip
     known = (*card.sources, *card.unchecked)
     facts = set(stated(card.model_dump(mode="json", include=sections)))

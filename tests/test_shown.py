@@ -22,6 +22,7 @@ from verifier.ledger import Ledger
 from verifier.records import REFERENCE, Message, Outcome, Probe
 from verifier.renderings.catalogue import catalogue, render_probe
 from verifier.shown import PROBES, Shown, ShownPrompt, ask_for_prompts, judge, read_shown
+from verifier.spending import Ceiling, Purse
 
 ENTRIES = catalogue()
 TOKENIZER = FakeTokenizer()
@@ -53,9 +54,18 @@ def shows(name: str, *, key: str, ask: str) -> Callable[[Asked], Any]:
     return answer
 
 
-def ask(url: str, run: Path) -> Shown:
+def make_purse(tokens: int = 1000) -> Purse:
+    return Purse(Ceiling(completion_tokens=tokens, usd=None, prices=None))
+
+
+def ask(url: str, run: Path, **settings: Any) -> Shown:
     endpoint = Endpoint(base_url=url, model="m", stream=True)
-    return ask_for_prompts(run, endpoint, SEVERAL, entries=ENTRIES, renderer=TOKENIZER)
+    found = ask_for_prompts(
+        run, endpoint, SEVERAL, entries=ENTRIES, renderer=TOKENIZER,
+        **{"purse": make_purse()} | settings,
+    )  # fmt: skip
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize(
@@ -186,3 +196,30 @@ def test_a_published_prompt_is_a_note_that_acquits_nothing() -> None:
     assert any("4 prompts that the endpoint shows are rendered as published" in n
                for n in report.notes)  # fmt: skip
     assert json.loads(json.dumps(asdict(shown)))["requests"] == 1
+
+
+def test_no_prompt_is_asked_for_that_the_budget_does_not_pay_for(tmp_path: Path) -> None:
+    """Each answer here costs two tokens, of three: the second would cross them."""
+    with FakeHost(shows("reference", key="prompt_text", ask="return_prompt_text")) as host:
+        found = ask(host.url, tmp_path, purse=make_purse(3), max_tokens=2)
+        asked = len(host.asked)
+
+    assert (asked, found.requests, len(found.prompts)) == (1, 1, 1)
+    assert host.asked[0].json["max_tokens"] == 2
+
+
+def test_a_stop_ends_it_and_the_rest_is_asked_when_the_audit_goes_on(tmp_path: Path) -> None:
+    """Nothing more is sent; what was sent before is counted all the same."""
+    stops = iter([False, True])
+    endpoint = Endpoint(base_url="http://127.0.0.1:1/v1", model="m")
+    with FakeHost(shows("reference", key="prompt_text", ask="return_prompt_text")) as host:
+        stopped = ask_for_prompts(
+            tmp_path, replace(endpoint, base_url=host.url), SEVERAL, entries=ENTRIES,
+            renderer=TOKENIZER, purse=make_purse(), stopped=lambda: next(stops),
+        )  # fmt: skip
+        sent = len(host.asked)
+        found = ask(host.url, tmp_path)
+
+    assert stopped is None
+    assert sent == 1
+    assert found.requests == 1 + PROBES

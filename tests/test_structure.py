@@ -40,15 +40,20 @@ LAYERS = (
     {"demo", "bench_templates", "bench_routing", "bench_samplers", "bench_identity", "fleet"},
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
-    {"control", "sheets"},
-    {"weigh", "report", "machine", "corpus", "capabilities", "shown", "counting"},
+    {"control", "sheets", "bypass"},
+    {
+        "weigh", "report", "machine", "corpus", "capabilities", "shown", "quiet", "counting",
+    },
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit", "sampling",
     },
     {"engines.load"},
     {"engines.vllm", "engines.remote", "engines.derive"},
-    {"calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness"},
+    {
+        "calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness",
+        "thoughts",
+    },
     {
         "reference", "endpoint", "spending", "dial", "suspects", "engines.transformers",
         "engines.vllm_worker", "engines.prompt_logprobs", "renderings.panel", "mixture",

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_embedded import QUIET, REPLIES, score_replies
 
-from verifier.audit import Reference, audit
+from verifier.audit import Reference, audit, render_as_text
 from verifier.bank import find_variant, is_linear
 from verifier.checkpoint import read_layout, transformed
 from verifier.collect import collect, read_outcomes
@@ -593,7 +593,7 @@ def test_a_vllm_server_with_another_chat_template_is_told_which(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dialect", ["completions", "messages", "responses"])
+@pytest.mark.parametrize("dialect", ["completions", "completions as text", "messages", "responses"])
 def test_a_real_server_says_the_same_in_every_dialect(
     rounded_server: str, tokenizer: Tokenizer, tmp_path: Path, dialect: str, stream: bool
 ) -> None:
@@ -602,15 +602,17 @@ def test_a_real_server_says_the_same_in_every_dialect(
     probe = Probe(id="p", kind="chat", messages=messages, max_tokens=24)
 
     def render(asked: Sequence[Message]) -> Sequence[int] | str:
+        if dialect == "completions as text":
+            return render_as_text(tokenizer)(tuple(asked))
         return tokenizer.encode_prompt(tokenizer.render_text(make_prompt(asked)))
 
     found = {}
     for name in ("chat", dialect):
-        run = tmp_path / name
+        run, spoken = tmp_path / name, name.split()[0]
         run.mkdir()
         asked = Endpoint(
-            base_url=rounded_server, model="smollm2", dialect=name, stream=stream, top_logprobs=2,
-            timeout_s=300, render=render if name == "completions" else None,
+            base_url=rounded_server, model="smollm2", dialect=spoken, stream=stream,
+            top_logprobs=2, timeout_s=300, render=render if spoken == "completions" else None,
         )  # fmt: skip
         collect(run, asked, (probe,))
         found[name] = read_outcomes(run, max_attempts=asked.max_attempts)["p"]

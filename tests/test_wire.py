@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,26 +162,85 @@ def test_empty_content_is_not_judged(content: Any) -> None:
     found = not_judged(chat(content))
 
     assert found == NotJudged(
-        probe_id="p1", reason="empty content", prompt_tokens=7, completion_tokens=2
-    )
+        probe_id="p1", reason="empty content", prompt_tokens=7, completion_tokens=2,
+        counts_prompt=True,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "message",
     [
-        {"reasoning": "Let me see"},
-        {"reasoning_content": "Let me see"},
         {"reasoning_details": [{"type": "reasoning.encrypted", "data": "x"}]},
-        {"thinking": "Hm"},
+        {"reasoning": "Hm", "reasoning_details": [{"type": "reasoning.summary", "summary": "Hm"}]},
+        {"reasoning": "Hm", "reasoning_content": "Another"},
+        {"reasoning": {"text": "Hm"}},
         {"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Paris."}]},
     ],
 )
-def test_shown_reasoning_is_not_judged(message: dict[str, Any]) -> None:
-    """The answer follows tokens that are rendered in no known way."""
+def test_a_thought_that_is_not_shown_as_it_was_is_hidden(message: dict[str, Any]) -> None:
+    """A summary is no text of the model's, and what is encrypted nobody can read."""
     body = chat()
     body["choices"][0]["message"] |= message
 
-    assert "reasoning shown" in not_judged(body).reason
+    assert not_judged(body).reason.startswith("not testable by text: reasoning hidden")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"reasoning": "Hm.\n"},
+        {"reasoning_content": "Hm.\n"},
+        {"thinking": "Hm.\n"},
+        {"reasoning": "Hm.\n", "reasoning_content": "Hm.\n"},
+        {"reasoning": "Hm.\n", "reasoning_details": [{"type": "reasoning.text", "text": "Hm.\n"}]},
+        {
+            "content": [
+                {"type": "thinking", "thinking": [{"type": "text", "text": "Hm.\n"}]},
+                {"type": "text", "text": "Paris."},
+            ]
+        },
+    ],
+)
+def test_a_thought_is_kept_as_it_is_shown(message: dict[str, Any]) -> None:
+    """White space too: it was generated."""
+    body = chat()
+    body["choices"][0]["message"] |= message
+    found = reply(body)
+
+    assert (found.thought, found.text) == ("Hm.\n", "Paris.")
+
+
+def test_a_thought_that_the_limit_cut_off_is_a_reply() -> None:
+    """Its beginning can be judged; an answer never came."""
+    found = reply(changed(chat(None, reasoning="Let me"), finish_reason="length"))
+
+    assert (found.thought, found.text, found.finish_reason) == ("Let me", "", "length")
+
+
+def test_more_tokens_than_a_text_has_bytes_are_hidden_reasoning() -> None:
+    """No tokenizer makes more; a few may be control tokens."""
+    few = chat("Paris.") | {"usage": {"completion_tokens": 22}}
+    many = chat("Paris.") | {"usage": {"completion_tokens": 23}}
+
+    assert reply(few).text == "Paris."
+    assert "reasoning hidden: 23 tokens counted for 6 bytes" in not_judged(many).reason
+
+
+@pytest.mark.parametrize(
+    ("finish", "provider", "counts"),
+    [("stop", None, True), ("content_filter", None, False), ("stop", "Elsewhere", False)],
+)
+def test_the_count_of_an_answer_that_is_not_judged_may_speak_of_the_prompt(
+    finish: str, provider: str | None, counts: bool
+) -> None:
+    """Not where a filter may have come first, or another host answered."""
+    body = changed(chat(""), finish_reason=finish) | {"provider": provider}
+    asked = {"model": "m", "provider": {"only": ["here"]}} if provider else {"model": "m"}
+
+    found = parse(replace(attempt(body), request=json.dumps(asked)))
+
+    assert isinstance(found, NotJudged)
+    assert found.counts_prompt is counts
 
 
 @pytest.mark.parametrize("empty", [None, "", "  ", [], {}])
@@ -194,7 +254,7 @@ def test_hidden_reasoning_is_not_judged() -> None:
     usage = {"completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 80}}
 
     assert (
-        "not testable by text: hidden reasoning, 80 tokens"
+        "not testable by text: reasoning hidden, 80 tokens"
         in not_judged(chat() | {"usage": usage}).reason
     )
 
@@ -574,3 +634,24 @@ def test_no_spoilt_place_makes_parsing_raise(path: tuple[Any, ...], value: Any) 
     else:
         assert result.reason.isprintable()
         assert len(result.reason) <= 200
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        ([5, 6], (5, 6)),
+        ([5, 6, 7], (5, 6, 7)),  # the end counted, or not
+        ([5, 6, 7, 8], None),
+        ([5, -1], None),
+        ([5, "6"], None),
+        ([5, True], None),
+        ([5, 2**40], None),
+        ("56", None),
+        ([], None),
+    ],
+)
+def test_ids_of_a_reply_are_read_where_they_are_ids(
+    ids: Any, expected: tuple[int, ...] | None
+) -> None:
+    """And as many as the host counts."""
+    assert reply(changed(chat(), token_ids=ids)).token_ids == expected

@@ -7,12 +7,14 @@ token *of the same text* says nothing about the weights and is left out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from verifier.records import Candidate, Reply, ReplyScore
 
-_REPLACEMENT = "\ufffd"
+#: What stands for bytes that are no character.
+REPLACEMENT = "\ufffd"
 
 
 class Vocabulary(Protocol):
@@ -38,10 +40,36 @@ class Aligned:
     candidates: tuple[tuple[int, ...], ...] | None  # ids the endpoint named, per position
     reported: tuple[tuple[float, ...], ...] | None  # what it claims for them, parallel
     problem: str | None  # why reported log-probabilities are not used
+    unjudged: str | None = None  # why no token of it is known; None: they are
 
 
-def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
-    """Token ids of a reply: by the reported tokens if they spell its text, else by the text."""
+def set_aside(reason: str) -> Aligned:
+    """A reply of which no token is known, and why."""
+    return Aligned(
+        reply_ids=(), left_out=frozenset(), by="text", candidates=None, reported=None,
+        problem=None, unjudged=reason,
+    )  # fmt: skip
+
+
+def _is_same(spelled: str, text: str) -> bool:
+    return spelled.strip() == text.strip()
+
+
+def align(
+    reply: Reply,
+    vocabulary: Vocabulary,
+    *,
+    is_text: Callable[[str, str], bool] = _is_same,
+) -> Aligned:
+    """Token ids of a reply: by the reported tokens if they spell its text, else by the text.
+
+    Ids that the endpoint sends are taken as they are, where they spell the text. `is_text` is told
+    what the tokens spell and what the text is.
+    """
+    if not reply.logprobs and reply.token_ids is not None:
+        sent = _by_ids(reply, reply.token_ids, vocabulary, is_text)
+        if sent is not None:
+            return sent
     if not reply.logprobs:
         return _by_text(reply, vocabulary, reply.logprobs_problem)
     ids: list[int] = []
@@ -58,7 +86,7 @@ def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
             return _by_text(reply, vocabulary, problem)
         ids.append(found)
         spelled += raw
-    if spelled.decode("utf-8", "replace").strip() != reply.text.strip():
+    if not is_text(spelled.decode("utf-8", "replace"), reply.text):
         return _by_text(reply, vocabulary, "reported tokens do not spell the reply's text")
     candidates: list[tuple[int, ...]] = []
     reported: list[tuple[float, ...]] = []
@@ -84,6 +112,30 @@ def align(reply: Reply, vocabulary: Vocabulary) -> Aligned:
     )
 
 
+def _by_ids(
+    reply: Reply,
+    ids: tuple[int, ...],
+    vocabulary: Vocabulary,
+    is_text: Callable[[str, str], bool],
+) -> Aligned | None:
+    """A reply by the ids that the endpoint sends; None when they do not spell its text."""
+    if not all(token_id < vocabulary.vocabulary_size for token_id in ids):
+        return None
+    spelled = b"".join(map(vocabulary.token_bytes, ids)).decode("utf-8", "replace")
+    if not is_text(spelled, reply.text):
+        return None
+    if reply.finish_reason == "stop" and ids[-1] != vocabulary.eos_id:
+        ids = (*ids, vocabulary.eos_id)
+    return Aligned(
+        reply_ids=ids,
+        left_out=frozenset(),
+        by="bytes",
+        candidates=None,
+        reported=None,
+        problem=reply.logprobs_problem,
+    )
+
+
 def _bytes(candidate: Candidate, vocabulary: Vocabulary) -> bytes:
     if candidate.token_id is not None and candidate.token_id < vocabulary.vocabulary_size:
         return vocabulary.token_bytes(candidate.token_id)
@@ -94,7 +146,7 @@ def _id(candidate: Candidate, vocabulary: Vocabulary) -> int | None:
     """The id of a named token, if it is named by id, or its bytes say which one it is."""
     if candidate.token_id is not None:
         return candidate.token_id if candidate.token_id < vocabulary.vocabulary_size else None
-    if candidate.bytes is None and _REPLACEMENT in candidate.token:
+    if candidate.bytes is None and REPLACEMENT in candidate.token:
         return None
     special = vocabulary.special_id(candidate.token)
     if special is not None:
@@ -105,7 +157,7 @@ def _id(candidate: Candidate, vocabulary: Vocabulary) -> int | None:
 
 def _by_text(reply: Reply, vocabulary: Vocabulary, problem: str | None) -> Aligned:
     # bytes that are no character cannot be read back: what follows them is not judged
-    text, broken, _ = reply.text.partition(_REPLACEMENT)
+    text, broken, _ = reply.text.partition(REPLACEMENT)
     ids = vocabulary.encode(text)
     left_out: set[int] = set()
     if reply.finish_reason == "stop" and not broken:
@@ -135,34 +187,54 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
     for t, (read, likeliest) in enumerate(zip(aligned.reply_ids, score.top_ids, strict=True)):
         if read == likeliest or t in aligned.left_out:
             continue
-        rest = whole[offsets[t] :]
+        end_of_run = _end_of_run(aligned.reply_ids, t, vocabulary)
+        rest = whole[offsets[t] : offsets[end_of_run]]
         raw = vocabulary.token_bytes(likeliest)
         if _trimmed_end(t, aligned, vocabulary, likeliest):
             return _leaving_out(aligned, {t})
+        if t == 0 and raw[:1].isspace() and rest.startswith(raw.lstrip()):
+            raw = raw.lstrip()  # white space that the host trimmed is put back
         if not raw or not rest.startswith(raw):
             continue
         try:
             tail = rest[len(raw) :].decode()
         except UnicodeDecodeError:
             return _leaving_out(aligned, {t})
-        ids = (*aligned.reply_ids[:t], likeliest, *vocabulary.encode(tail))
-        if aligned.reply_ids[-1] == vocabulary.eos_id:
-            ids = (*ids, vocabulary.eos_id)
+        run = (*aligned.reply_ids[:t], likeliest, *vocabulary.encode(tail))
+        ids = (*run, *aligned.reply_ids[end_of_run:])
         after = _offsets(ids, vocabulary)
         common = set(offsets[t + 1 :])
         end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
-        kept = {n for n in aligned.left_out if n < t}
-        if aligned.reply_ids[-1] != vocabulary.eos_id:
-            kept.add(len(ids) - 1)
-        return Aligned(
+        return replace(
+            aligned,
             reply_ids=ids,
-            left_out=frozenset(kept | set(range(t, end))),
-            by=aligned.by,
+            left_out=frozenset(_moved(aligned, offsets, after, t, end_of_run) | set(range(t, end))),
             candidates=None,
             reported=None,
-            problem=aligned.problem,
         )
     return None
+
+
+def _end_of_run(ids: tuple[int, ...], t: int, vocabulary: Vocabulary) -> int:
+    """Where the text that holds position `t` ends: at a control token, or at the end of all."""
+    return next((n for n in range(t, len(ids)) if not vocabulary.token_bytes(ids[n])), len(ids))
+
+
+def _moved(
+    aligned: Aligned, before: list[int], after: list[int], t: int, end_of_run: int
+) -> set[int]:
+    """Positions left out, in a reading that differs from `t` to the end of its run of text.
+
+    There a token is left out that shares bytes with one that was.
+    """
+    longer = len(after) - len(before)
+    found = {n if n < t else n + longer for n in aligned.left_out if not t <= n < end_of_run}
+    for n in (n for n in aligned.left_out if t <= n < end_of_run):
+        start, end = before[n], before[n + 1]
+        found |= {
+            m for m in range(t, end_of_run + longer) if after[m] < end and after[m + 1] > start
+        }
+    return found
 
 
 def keep_reading(aligned: Aligned, other: Aligned, vocabulary: Vocabulary) -> Aligned:
@@ -177,8 +249,8 @@ def keep_reading(aligned: Aligned, other: Aligned, vocabulary: Vocabulary) -> Al
         return other
     offsets = _offsets(aligned.reply_ids, vocabulary)
     common = set(_offsets(other.reply_ids, vocabulary)[at + 1 :])
-    after = range(at + 1, len(offsets))
-    end = next((t for t in after if offsets[t] in common), len(offsets))
+    after = range(at + 1, len(aligned.reply_ids))
+    end = next((t for t in after if offsets[t] in common), len(aligned.reply_ids))
     return _leaving_out(aligned, set(range(at, end)))
 
 
@@ -203,11 +275,10 @@ def read_past_end(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -
 
 
 def _offsets(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
-    """Byte offset at which each token begins."""
-    found, at = [], 0
+    """Byte offset at which each token begins, and where the last ends."""
+    found = [0]
     for token_id in ids:
-        found.append(at)
-        at += len(vocabulary.token_bytes(token_id))
+        found.append(found[-1] + len(vocabulary.token_bytes(token_id)))
     return found
 
 

@@ -10,16 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
 from threading import RLock
 
+from verifier.bypass import ROUNDS as COMPLETED_ROUNDS
+from verifier.bypass import read_bypass, to_complete
 from verifier.calibration import load_calibration
-from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
+from verifier.capabilities import (
+    Capabilities,
+    capability_probes,
+    least_tokens,
+    probe_capabilities,
+    read_capabilities,
+)
 from verifier.capabilities import apply as apply_capabilities
-from verifier.collect import STOP_AFTER_FAILURES, collect, read_attempts, read_outcomes
+from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
@@ -33,12 +41,15 @@ from verifier.decide import (
     seeks_cause,
     suspects_template,
     suspicious,
+    wants_completions,
     wants_samples,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
+    CAPABILITY_EXCHANGES,
+    COMPLETIONS,
     LEDGER,
     PAGE,
     PANEL,
@@ -48,6 +59,7 @@ from verifier.folder import (
     REPORT,
     RUN,
     SAMPLED,
+    SHOWN_EXCHANGES,
     read_json,
     write_json,
     write_whole,
@@ -65,14 +77,16 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.prompts import make_prompt
-from verifier.records import REFERENCE, Failure, Probe, Reply, Report
+from verifier.quiet import can_turn_off, hides_thoughts, turn_off
+from verifier.records import REFERENCE, Failure, Message, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates, load_tokenizers
 from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import Reader, score_replies, score_sampled
+from verifier.score import score_replies, score_sampled
 from verifier.shown import ask_for_prompts, read_shown
+from verifier.spending import Ceiling, Purse
 from verifier.suspects import Suspected
 from verifier.templates import (
     ENOUGH,
@@ -81,6 +95,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
+from verifier.thoughts import Reader
 from verifier.weigh import leaves_noise, named_template, planned_samplers
 from verifier.weights import (
     check_weights,
@@ -166,13 +181,18 @@ def audit(
     known = read_capabilities(run)
     if known is None and config.audit.capabilities:
         show.tell("finding out what the endpoint can do")
-        known = probe_capabilities(run, endpoint)
+        known = probe_capabilities(run, endpoint, purse=open_purse(run, plan))
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
+    if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
+        probes = turn_off(run, plan)
     for number, end in enumerate(batch_ends(len(probes)), 1):
         pace.begin(number)
         _collect_within_budget(run, plan, endpoint, probes[:end], show, pace)
         score(run, reference, show=show)
+        if _hides_thoughts(run, plan, probes[:end]):
+            show.tell("the endpoint hides thoughts: going on with thinking off")
+            probes = turn_off(run, plan)
         if not looked and endpoint.dialect == "chat" and suspects_template(run):
             looked = True
             look_at_template(run, plan, endpoint, reference, show, pace)
@@ -194,8 +214,18 @@ def audit(
             run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
             penalties=penalty_columns() if able else {},
         )  # fmt: skip
+        found = judge_folder(run)
+        publish(run, found)
+    if endpoint.dialect == "chat" and wants_completions(found):
+        ask_for_completions(run, plan, endpoint, reference, show, pace)
         decide_folder(run)
     return write_page(run)
+
+
+def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
+    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    return hides_thoughts(plan, probes, ledger, outcomes)
 
 
 def count_tokens(
@@ -220,6 +250,24 @@ def nameable(plan: Plan, engine: Engine) -> tuple[str, ...]:
 def _renderer(tokenizer: Reader) -> Render:
     """Messages to the published prompt, for endpoints that complete texts."""
     return lambda messages: tokenizer.encode_prompt(tokenizer.render_text(make_prompt(messages)))
+
+
+def render_as_text(tokenizer: Reader) -> Render:
+    """The same as text where a server's tokenizer makes the same ids of it, else as ids.
+
+    More hosts take texts. Where control tokens in them are not heeded, prompts are longer than they
+    should be, and counts show it.
+    """
+
+    def spell(messages: tuple[Message, ...]) -> str | tuple[int, ...]:
+        text = tokenizer.render_text(make_prompt(messages))
+        ids = tokenizer.encode_prompt(text)
+        for spelled in (text, text.removeprefix(tokenizer.bos)):
+            if tokenizer.encode_completion(spelled) == ids:
+                return spelled
+        return ids
+
+    return spell
 
 
 def _refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
@@ -378,7 +426,11 @@ def look_at_template(
         )  # fmt: skip
         write_probes(run, found.probes, name=PANEL)
     panel = read_probes(run, name=PANEL)
-    ask_for_prompts(run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer)
+    ask_for_prompts(
+        run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
+        purse=open_purse(run, plan), max_tokens=least_tokens(read_capabilities(run)),
+        stopped=pace.stopped,
+    )  # fmt: skip
 
     def ask_some(some: tuple[Probe, ...]) -> None:
         _collect_within_budget(run, plan, endpoint, some, show, pace)
@@ -415,7 +467,7 @@ def score_panel(
             ledger = score_replies(
                 run, some, read_outcomes(run, max_attempts=plan.max_attempts),
                 every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-                templates=names, catalogue=entries,
+                templates=names, catalogue=entries, thinking=plan.thinking,
                 progress=lambda done, of: show.step("scoring", done, of),
             )  # fmt: skip
         return weigh_templates(ledger, entries, plan.calibration.text)
@@ -459,7 +511,8 @@ def is_of_a_suspect(
     """Whether a suspect, served honestly, made the ordinary replies, and not a template fault.
 
     Asked only where a fault is the likeliest rendering and leaves noise beyond honest serving: the
-    ordinary replies are then scored under each suspect and under that rendering.
+    ordinary replies are then scored under each suspect, under that rendering, which the panel
+    chose, and under every valid one, which the evidence against valid renderings needs.
     """
     column = evidence.columns[evidence.ranked[0]]
     if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
@@ -473,7 +526,7 @@ def is_of_a_suspect(
         ledger = score_replies(
             run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
             every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            weights=names, templates=(column.removeprefix(TEMPLATE),),
+            weights=names, templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
             catalogue=reference.catalogue,
             suspects={name: reference.suspects[name]() for name in names},
             progress=lambda done, of: show.step("scoring", done, of),
@@ -538,13 +591,62 @@ def ask_for_samples(
     return found
 
 
+# -- without the template ----------------------------------------------------------------------
+
+
+def ask_for_completions(
+    run: Path, plan: Plan, endpoint: Endpoint, reference: Reference, show: Show, pace: Pace
+) -> None:
+    """Ask for text completions of rendered prompts, until they tell the weights from the template.
+
+    They lie in a folder of their own: what they say decides no verdict. An endpoint that has none
+    is told so by its first refusals.
+    """
+    folder = run / COMPLETIONS
+    if not (folder / PROBES).exists():
+        folder.mkdir(exist_ok=True)
+        made = to_complete(read_probes(run), max_tokens=plan.max_tokens)
+        write_probes(folder, made, name=PROBES)
+    direct = replace(
+        endpoint, dialect="completions", top_logprobs=0, render=render_as_text(reference.tokenizer)
+    )
+    probes = read_probes(folder)
+    for size in COMPLETED_ROUNDS:
+        found = read_bypass(run, plan)
+        if found is not None and found.settled:
+            break
+        try:
+            _collect_within_budget(run, plan, direct, probes[:size], show, pace, folder=folder)
+        except EndpointError as error:
+            show.tell(f"text completions: {error}")
+        score_completions(run, reference, show=show)
+        outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
+        if not all(probe.id in outcomes for probe in probes[:size]):
+            break  # the budget's end, or the endpoint's refusal
+
+
+def score_completions(run: Path, reference: Reference, *, show: Show) -> None:
+    """Score the text completions that have arrived, where any were asked for."""
+    plan, folder = read_plan(run), run / COMPLETIONS
+    probes = read_probes(folder)
+    if probes:
+        with reference.busy:
+            score_replies(
+                folder, probes, read_outcomes(folder, max_attempts=plan.max_attempts),
+                engine=reference.engine, tokenizer=reference.tokenizer,
+                catalogue={REFERENCE: reference.catalogue[REFERENCE]}, thinking=plan.thinking,
+                progress=lambda done, of: show.step("scoring", done, of),
+            )  # fmt: skip
+
+
 # -- the steps, each of which can be run alone -------------------------------------------------
 
 
 def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
     """Plan the run if it is not planned yet, and find out what its endpoint can do."""
-    start(config)
-    return probe_capabilities(config.out, make_endpoint(config, api_key=api_key))
+    plan = start(config)
+    endpoint = make_endpoint(config, api_key=api_key)
+    return probe_capabilities(config.out, endpoint, purse=open_purse(config.out, plan))
 
 
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
@@ -597,13 +699,14 @@ def score(
             run, some, outcomes, every=(*probes, *panel), engine=reference.engine,
             tokenizer=reference.tokenizer, weights=columns, catalogue=reference.catalogue,
             suspects={n: read() for n, read in reference.suspects.items() if n in columns},
-            penalties=penalties, progress=lambda done, of: show.step("scoring", done, of),
+            penalties=penalties, thinking=plan.thinking,
+            progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
 
     with reference.busy:
         score_sampled(
             run, read_probes(run, name=SAMPLED), outcomes, engine=reference.engine,
-            tokenizer=reference.tokenizer, samplers=planned_samplers(plan),
+            tokenizer=reference.tokenizer, samplers=planned_samplers(plan), thinking=plan.thinking,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
         score_some(probes, plan.policy.builds)
@@ -614,6 +717,7 @@ def score(
             score_some(tuple(ranked[:limit]), weights, penalties)
         if panel:
             score_panel(run, reference, panel=panel, show=show)
+    score_completions(run, reference, show=show)
 
 
 def write_page(run: Path) -> Report:
@@ -641,20 +745,48 @@ def _collect_within_budget(
     probes: tuple[Probe, ...],
     show: Show,
     pace: Pace = ALONE,
+    *,
+    folder: Path | None = None,
 ) -> None:
-    """Ask as many of `probes` as the budget pays for; short replies leave room for more."""
-    every, before = (*read_probes(run), *read_probes(run, name=PANEL)), -1
-    known, shown = read_capabilities(run), read_shown(run)
-    beside = sum(record.completion_tokens for record in (known, shown) if record is not None)
-    ceiling = plan.ceiling.less(beside)
+    """Ask as many of `probes` as the budget pays for; short replies leave room for more.
+
+    The exchanges go into the run folder, or into `folder` within it.
+    """
+    folder, before = folder or run, -1
+    every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder)
     if not (probes and probes[0].temperature):  # a share is kept for samples
         ceiling = ceiling.less(plan.budget_sampled_tokens)
-    while (settled := len(read_outcomes(run, max_attempts=plan.max_attempts))) != before:
+    while (settled := len(read_outcomes(folder, max_attempts=plan.max_attempts))) != before:
         collect(
-            run, endpoint, probes, ceiling=ceiling, every=every,
+            folder, endpoint, probes, ceiling=ceiling, every=every,
             progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
         )  # fmt: skip
         before = settled
+
+
+def _ceiling_beside(run: Path, plan: Plan, folder: Path) -> Ceiling:
+    """What is left for the probes of `folder` after everything that was asked beside them."""
+    purse = Purse(plan.ceiling)
+    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES)
+    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES)
+    for other in (run, run / COMPLETIONS):
+        if other != folder:
+            book(other, purse, _probes_of(other))
+    return plan.ceiling.less(purse.spent.completion_tokens, purse.spent.prompt_tokens)
+
+
+def _probes_of(folder: Path) -> tuple[Probe, ...]:
+    """Every probe of a folder at temperature 0."""
+    planned, counted = read_probes(folder), read_counting(folder)
+    others = () if counted is None else counting_probes(counted, like=planned[0])
+    return (*planned, *read_probes(folder, name=PANEL), *others)
+
+
+def open_purse(run: Path, plan: Plan) -> Purse:
+    """What is left after every request so far, less the share that is kept for samples."""
+    purse = Purse(_ceiling_beside(run, plan, run).less(plan.budget_sampled_tokens))
+    book(run, purse, _probes_of(run))
+    return purse
 
 
 def _goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:

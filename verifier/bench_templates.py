@@ -42,7 +42,14 @@ from verifier.plan import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference import load_card
-from verifier.renderings.catalogue import Rendering, catalogue, entries_named, render_probe
+from verifier.renderings.catalogue import (
+    SERVED_HIDDEN,
+    Rendering,
+    catalogue,
+    entries_named,
+    expressible,
+    render_probe,
+)
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import read_scores, score_replies
 from verifier.stats import confidence_sequence
@@ -95,6 +102,12 @@ class Host:
         if self.fault in RIGHT:
             return NONE
         return self.fault.partition("template:")[2]
+
+    def served(self, number: int) -> str:
+        """The testbed's name of it in one audit: hidden prompts have other words in each."""
+        words = number % len(SERVED_HIDDEN)
+        other = words and self.truth == "system-injected"
+        return f"{self.fault}-{words + 1}" if other else self.fault
 
 
 def list_hosts(panel: Panel, entries: Mapping[str, Rendering]) -> list[Host]:
@@ -187,7 +200,8 @@ class _Bench:
         hosts = [host for host in hosts if (host.fault, number) not in have]
         self._reference = RememberingEngine(self._engine)  # what one panel needs, another does not
         replies: dict[str, dict[str, Reply]] = {}
-        likely = {h.fault: panel.names for h in hosts}
+        able = expressible(self._entries.values(), panel.probes, self._tokenizer)
+        likely = {h.fault: (REFERENCE, *(entry.name for entry in able)) for h in hosts}
         settled: set[str] = set()
         ledgers: dict[str, Ledger] = {}
         asked = 0
@@ -252,7 +266,7 @@ class _Bench:
     def _ask(
         self, number: int, host: Host, probes: Sequence[Probe], *, most: int, kind: str = "panel"
     ) -> dict[str, Reply]:
-        fault: Fault = read_fault(host.fault, layers=self._layers, catalogue=self._entries)
+        fault: Fault = read_fault(host.served(number), layers=self._layers, catalogue=self._entries)
         folder = self._folder(number, host) / kind
         stack = Stack(dtype="bfloat16", batch=PANEL_PROBES, weights=fault.weights)
         collect_corpus(

@@ -7,16 +7,18 @@ show is unknown, not absent.
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json
+from verifier.collect import attempt_to_json, read_attempts
+from verifier.dialects import items, member
 from verifier.endpoint import Client, Endpoint
 from verifier.errors import ConfigError
 from verifier.folder import (
@@ -36,14 +38,23 @@ from verifier.records import (
     Reply,
     ReportedToken,
 )
-from verifier.wire import Problem, parse
+from verifier.spending import Amount, Purse
+from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, holds_thought, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
 _LONG: Final = 48
-_SHORT: Final = 3
+
+#: The fewest tokens that hosts may be asked for: some refuse 1, as OpenAI's Responses do below 16.
+_FEWEST: Final = (1, 16)
+
+#: Further fields that show whether a host gives the prompt's log-probabilities and the reply's ids.
+_TELLING: Final = {"prompt_logprobs": 1, "return_token_ids": True}
 
 #: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
 _SMALLEST: Final = (0.01, 0.1)
+
+#: Requests at most: three temperatures, two limits, echo twice, and six others.
+_MOST_REQUESTS: Final = 13
 
 #: How seldom honest numbers are called forged.
 _FORGED_ALPHA: Final = 0.001
@@ -76,40 +87,69 @@ class Capabilities:
     grid: float | None  # the step that reported log-probabilities are rounded to; None: none seen
     greedy_is_likeliest: bool | None  # chosen tokens have the largest reported log-probability
     forged_log_e: float | None  # evidence that samples do not follow the reported distribution
-    reasoning: str | None  # shown, hidden, absent
+    reasoning: str | None  # shown, inline (in the text), hidden, absent
     requests: int
     completion_tokens: int  # those of answers without a count are taken at full length
     problems: tuple[str, ...]
     prompt_tokens: int = 0  # as far as the endpoint counts
+    least_max_tokens: int | None = None  # the least it takes, and then heeds
+    reply_ids: bool | None = None  # whether the ids of a reply come where they are asked for
+    prompt_logprobs: bool | None = None
+    text_completions: bool | None = None
+    echo: bool | None = None  # whether a text completion repeats its prompt when asked to
 
 
-def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
+def capability_probes() -> tuple[Probe, ...]:
+    """Everything that may be asked, in order; each request says how many tokens it allows."""
+    question = (Message(role="user", content=_QUESTION),)
+    return tuple(
+        Probe(id=f"capability-{n}", kind="capability", messages=question, max_tokens=_LONG)
+        for n in range(1, _MOST_REQUESTS + 1)
+    )
+
+
+def least_tokens(known: Capabilities | None) -> int:
+    """The fewest tokens that the endpoint may be asked for."""
+    return 1 if known is None or known.least_max_tokens is None else known.least_max_tokens
+
+
+def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabilities:
     """Ask a handful of questions; attempts and record go into the run folder.
 
-    What fails is a problem on record, not an exception.
+    Each is paid for from `purse` before it is sent. What fails or cannot be paid is a problem on
+    record, not an exception. What an interrupted call has asked is counted and asked again.
     """
-    asked: list[tuple[Attempt, int]] = []
+    spent_before, asked = _spent_before(run), 0
     problems: list[str] = []
+    bodies: list[Any] = []
+    probes = iter(capability_probes())
 
     def ask(
-        fields: Mapping[str, float], *, max_tokens: int = _LONG, stream: bool = False
-    ) -> Reply | NotJudged | None:
+        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
+        as_text: bool = False,
+    ) -> Reply | NotJudged | None:  # fmt: skip
+        nonlocal asked
+        asked += 1
+        bodies.append(None)
+        probe = replace(next(probes), max_tokens=max_tokens)
+        if not purse.pay(probe):
+            problems.append(f"request {asked}: not sent, the budget does not pay for it")
+            return None
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
-        probe = Probe(
-            id=f"capability-{len(asked) + 1}",
-            kind="capability",
-            messages=(Message(role="user", content=_QUESTION),),
-            max_tokens=max_tokens,
-        )
+        if as_text:
+            changed = replace(changed, dialect="completions", render=_as_text)
         attempt = asyncio.run(_ask_once(changed, probe))
         append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(attempt))
-        asked.append((attempt, max_tokens))
         found = parse(attempt)
+        purse.give_back(probe, found)
+        spent.append((found, max_tokens))
+        bodies[-1] = _body_of(attempt)
         if isinstance(found, Problem):
-            problems.append(f"request {len(asked)}: {found.reason}")
+            problems.append(f"request {asked}: {found.reason}")
             return None
         return found
 
+    spent: list[tuple[Reply | NotJudged | Problem, int]] = []
     greedy: dict[str, float] = {}
     first = ask({})
     if first is None:
@@ -119,9 +159,22 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
             if first is not None:
                 break
     zero = None if first is None else not greedy
-    second, short = ask(greedy), ask(greedy, max_tokens=_SHORT)
+    second = ask(greedy)
+    honoured, least = None, None
+    for fewest in _FEWEST:
+        answer = ask(greedy, max_tokens=fewest)
+        if honoured is None:
+            honoured = _honours(answer, fewest)
+        if _honours(answer, fewest):
+            least = fewest
+        if answer is not None and _honours(answer, fewest) is not False:
+            break
     streamed = ask(greedy, stream=True)
     one, same, other = (ask({"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2))
+    ask({**greedy, **_TELLING}, max_tokens=least or _FEWEST[-1])
+    told = bodies[-1]
+    echoed = ask({"echo": True}, max_tokens=least or _FEWEST[-1], as_text=True)
+    completed = echoed or ask({}, max_tokens=least or _FEWEST[-1], as_text=True)
     rows = _rows(first)
     sampled = [row for reply in (one, other) for row in _rows(reply)]
     record = Capabilities(
@@ -129,7 +182,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
         greedy_fields=greedy if first is not None else {},
         repeatable=_same_text(first, second),
         usage=None if first is None else first.completion_tokens is not None,
-        max_tokens_honoured=_honours(short),
+        max_tokens_honoured=honoured,
         seed=_follows_seed(one, same, other),
         streaming=None if first is None else streamed is not None,
         logprobs=bool(rows) if isinstance(first, Reply) else None,
@@ -142,10 +195,15 @@ def probe_capabilities(run: Path, endpoint: Endpoint) -> Capabilities:
             log_e_forged(sampled, alternatives=endpoint.top_logprobs) if sampled else None
         ),
         reasoning=_reasoning(first),
-        requests=len(asked),
-        completion_tokens=sum(_tokens(attempt, most) for attempt, most in asked),
+        requests=spent_before.requests + len(spent),
+        completion_tokens=spent_before.completion_tokens + sum(_tokens(*one) for one in spent),
         problems=tuple(problems),
-        prompt_tokens=sum(_prompt_tokens(attempt) for attempt, _ in asked),
+        prompt_tokens=spent_before.prompt_tokens + sum(_prompt_tokens(one) for one, _ in spent),
+        least_max_tokens=least,
+        reply_ids=_shows(told, "token_ids", first),
+        prompt_logprobs=_shows(told, "prompt_logprobs", first),
+        text_completions=None if first is None else completed is not None,
+        echo=_echoes(echoed, completed),
     )
     write_json(run / CAPABILITIES, asdict(record))
     return record
@@ -157,16 +215,51 @@ async def _ask_once(endpoint: Endpoint, probe: Probe) -> Attempt:
         return sent.attempt
 
 
-def _tokens(attempt: Attempt, most: int) -> int:
-    found = parse(attempt)
+def _as_text(messages: tuple[Message, ...]) -> str:
+    """A prompt for a text completion: no template is known here, and none is needed."""
+    return messages[-1].content
+
+
+def _spent_before(run: Path) -> Amount:
+    """What earlier calls spent on the same questions, as `Capabilities` counts."""
+    attempts = read_attempts(run, name=CAPABILITY_EXCHANGES)
+    found = [(parse(attempt), asked_tokens(attempt)) for attempt in attempts]
+    return Amount(
+        requests=len(found),
+        prompt_tokens=sum(_prompt_tokens(one) for one, _ in found),
+        completion_tokens=sum(_tokens(*one) for one in found),
+    )
+
+
+def _tokens(found: Reply | NotJudged | Problem, most: int) -> int:
     if isinstance(found, Problem):
         return 0
     return most if found.completion_tokens is None else found.completion_tokens
 
 
-def _prompt_tokens(attempt: Attempt) -> int:
-    found = parse(attempt)
+def _prompt_tokens(found: Reply | NotJudged | Problem) -> int:
     return 0 if isinstance(found, Problem) else found.prompt_tokens or 0
+
+
+def _body_of(attempt: Attempt) -> Any:
+    try:
+        return json.loads(attempt.body)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _shows(body: object, name: str, first: Reply | NotJudged | None) -> bool | None:
+    """Whether an answer holds a list of this name, in itself or in its choice."""
+    if first is None:
+        return None
+    choice = next(iter(items(member(body, "choices"))), None)
+    return any(bool(items(member(holder, name))) for holder in (body, choice))
+
+
+def _echoes(echoed: Reply | NotJudged | None, completed: Reply | NotJudged | None) -> bool | None:
+    if completed is None:
+        return None
+    return isinstance(echoed, Reply) and echoed.text.lstrip().startswith(_QUESTION)
 
 
 def _rows(reply: Reply | NotJudged | None) -> tuple[ReportedToken, ...]:
@@ -187,10 +280,10 @@ def _follows_seed(one: object, same: object, other: object) -> bool | None:
     return repeats
 
 
-def _honours(short: Reply | NotJudged | None) -> bool | None:
+def _honours(short: Reply | NotJudged | None, most: int) -> bool | None:
     if short is None or short.completion_tokens is None:
         return None
-    return short.completion_tokens <= _SHORT
+    return short.completion_tokens <= most
 
 
 def _follow_temperature(
@@ -270,7 +363,11 @@ def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
     """The endpoint, asked for what works alone."""
     return replace(
         endpoint,
-        extra_body={**endpoint.extra_body, **capabilities.greedy_fields},
+        extra_body={
+            **endpoint.extra_body,
+            **capabilities.greedy_fields,
+            **({"return_token_ids": True} if capabilities.reply_ids else {}),
+        },
         top_logprobs=0 if capabilities.logprobs is False else endpoint.top_logprobs,
     )
 
@@ -331,11 +428,19 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("the same twice", say(record.repeatable)),
         ("counts tokens", say(record.usage)),
         ("max_tokens honoured", say(record.max_tokens_honoured)),
+        (
+            "least max_tokens",
+            "unknown" if record.least_max_tokens is None else str(record.least_max_tokens),
+        ),
         ("seed honoured", say(record.seed)),
         ("streams", say(record.streaming)),
         ("log-probabilities", say(record.logprobs)),
         ("alternatives", "unknown" if record.alternatives is None else str(record.alternatives)),
         ("token ids", say(record.token_ids)),
+        ("token ids of a reply, when asked", say(record.reply_ids)),
+        ("log-probabilities of the prompt", say(record.prompt_logprobs)),
+        ("text completions", say(record.text_completions)),
+        ("echo", say(record.echo)),
         ("log-probabilities follow temperature", say(record.logprobs_follow_temperature)),
         ("rounded to", "no step seen" if record.grid is None else f"{record.grid:g}"),
         ("greedy token is the likeliest", say(record.greedy_is_likeliest)),
@@ -353,8 +458,10 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
 
 
 def _reasoning(first: Reply | NotJudged | None) -> str | None:
+    """How thoughts show: apart, in the text, not at all, or there are none."""
     if isinstance(first, Reply):
-        return "absent"
-    if first is not None and "hidden reasoning" in first.reason:
-        return "hidden"
-    return "shown" if first is not None and "reasoning shown" in first.reason else None
+        if first.thought is not None:
+            return "shown"
+        return "inline" if holds_thought(first.text) else "absent"
+    hidden = first is not None and first.reason.startswith((HIDDEN, UNSHOWN))
+    return "hidden" if hidden else None

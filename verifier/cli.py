@@ -1011,6 +1011,9 @@ def serve_testbed(
     shows_prompts: Annotated[
         bool, typer.Option("--shows-prompts", help="Show rendered prompts to who asks, as vLLM.")
     ] = False,
+    completes_as_chat: Annotated[
+        bool, typer.Option("--completes-as-chat", help="Make texts to complete into chats.")
+    ] = False,
 ) -> None:
     """Serve a card's weights, with a fault of your choice, until stopped.
 
@@ -1046,6 +1049,7 @@ def serve_testbed(
     host = create_app(
         loaded, tokenizer, model=found.name, rendering=served.rendering,
         sampler=dict(served.sampler), api_key=key, max_batch=max_batch, shows_prompts=shows_prompts,
+        completes_as_chat=completes_as_chat,
     )  # fmt: skip
     serve(
         host,

@@ -19,7 +19,7 @@ from verifier.folder import EXCHANGES, append_lines, read_lines
 from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
 from verifier.spending import Ceiling, Purse
-from verifier.wire import DIALECTS, Problem, asked_logprobs, clean, parse
+from verifier.wire import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
 STOP_AFTER_FAILURES: Final = 20
@@ -90,13 +90,22 @@ def collect(
     asyncio.run(collection.run(probes, progress))
 
 
-def read_attempts(folder: Path) -> list[Attempt]:
+def book(folder: Path, purse: Purse, every: Sequence[Probe], *, name: str = EXCHANGES) -> None:
+    """Take into a purse what a folder's requests for `every` probe may have cost."""
+    known = {probe.id: probe for probe in every}
+    for attempt in read_attempts(folder, name=name):
+        if attempt.probe_id in known:
+            probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
+            purse.book(probe, parse(attempt))
+
+
+def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
     """Every attempt of a run folder, in the order of arrival; none when nothing was asked yet."""
-    return list(_each_attempt(folder))
+    return list(_each_attempt(folder, name=name))
 
 
-def _each_attempt(folder: Path) -> Iterator[Attempt]:
-    path = folder / EXCHANGES
+def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
+    path = folder / name
     for number, value in enumerate(read_lines(path), 1):
         yield attempt_from_json(value, where=f"{path}:{number}")
 
@@ -284,7 +293,8 @@ class _Log:
 def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
     """The attempt and what it means; without its body when its pieces spell the key together."""
     result = parse(attempt)
-    if isinstance(result, Reply) and client.holds_key(result.text):
+    told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
+    if any(client.holds_key(text) for text in told):
         struck = "the answer spells the API key: struck out"
         attempt = replace(attempt, body="", error=struck)
         result = parse(attempt)

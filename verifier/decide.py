@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from verifier.bank import VARIANTS
+from verifier.bypass import UNKNOWN_RENDERING, Bypass, read_bypass
+from verifier.bypass import describe as describe_bypass
 from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
@@ -29,6 +31,7 @@ from verifier.folder import LEDGER, REPORT, read_json, write_json
 from verifier.goodness import Fit, judge_fits
 from verifier.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan, cost_usd, read_plan
+from verifier.quiet import describe as describe_quiet
 from verifier.records import (
     REFERENCE,
     Attempt,
@@ -57,6 +60,7 @@ from verifier.weigh import (
     Evidence,
     build_totals,
     honest_scales,
+    judge_completed,
     judge_part,
     judge_under,
     named_column,
@@ -119,6 +123,8 @@ def judge_folder(run: Path) -> Report:
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
         capabilities=read_capabilities(run),
         shown=read_shown(run),
+        bypass=read_bypass(run, plan),
+        beside=describe_quiet(run, plan),
         counting=read_counting(run),
     )
 
@@ -132,15 +138,18 @@ def decide(
     outcomes: Mapping[str, Outcome],
     capabilities: Capabilities | None = None,
     shown: Shown | None = None,
+    bypass: Bypass | None = None,
+    beside: Sequence[str] = (),
     counting: Counting | None = None,
 ) -> Report:
-    """The verdict on the rows of a ledger.
+    """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
     What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
-    the fault once the replies have shown that there is one.
+    the fault once the replies have shown that there is one. So do its text completions, which tell
+    a fault of its template from one of its weights.
     """
     evidence = weigh(plan, ledger)
-    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown))
+    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown, bypass))
     column = named_column(plan, evidence)
     if column is not None and is_rather_a_suspect(plan, ledger, column):
         column = None
@@ -157,8 +166,14 @@ def decide(
     elif penalty is not None:
         evidence = judge_under(plan, ledger.ordinary, evidence, penalty.column)
         judged = penalty.column
+    unknown_words, unknown_rendering = _is_unknown(column), False
+    if bypass is not None and evidence.log_e >= math.log(1 / plan.alpha):
+        if bypass.fits or (bypass.differs and unknown_words):  # the weights, without the template
+            evidence, unknown_words = judge_completed(plan, evidence, bypass.text), False
+        if bypass.fits and judged is None and not faults:
+            judged, unknown_rendering = TEMPLATE, True
     findings = [
-        *_noise_findings(plan, evidence, usage.tokens_scored, unknown_words=_is_unknown(column)),
+        *_noise_findings(plan, evidence, usage.tokens_scored, unknown_words=unknown_words),
         *_build_findings(plan, ledger, judged, usage.tokens_scored),
         *_routing_findings(plan, evidence, usage.tokens_scored),
         *_logprob_findings(plan, evidence, judged),
@@ -172,33 +187,38 @@ def decide(
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
         findings.append(judge_shown(shown))
     if template is not None:
-        findings += _template_causes(plan, evidence)
+        findings += _template_causes(plan, evidence, unknown_words=unknown_words)
     elif faults:
         findings += _shown_causes(plan, evidence, faults, judged=column is not None)
+    elif unknown_rendering:
+        findings.append(_unknown_cause(evidence))
     elif decision == "inconsistent" and substitution is not None and _is_part(plan, evidence):
         findings += _part_causes(plan, ledger.ordinary, evidence, substitution)
     elif decision == "inconsistent" and seeks_cause(findings):
         counted = None if counting is None else judge_counting(counting, outcomes)
         findings += [] if counted is None else [counted]
         findings.append(_name_cause(plan, ledger.ordinary, evidence, counted))
-    notes = _notes(plan, ledger, evidence, findings, usage, outcomes, decision)
+    notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
             f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "
             "is shown can be forged, so it acquits none"
         )
+    notes += () if bypass is None else (describe_bypass(bypass),)
     samples = None if capabilities is None else judge_capabilities(capabilities)
     if samples is not None:  # seen beside the departures: it decides nothing
         findings.append(samples)
         if samples.decision == "detected":
             notes.append(f"{samples.name}: {samples.detail}")
     scale = _noise_scale(plan, evidence)
-    if _is_unknown(column):
+    if unknown_words:
         scale = replace(scale, equivalent="unknown: what words the hidden prompt has")
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(decision, plan, evidence, findings, usage),
+        summary=_summarise(
+            decision, plan, evidence, findings, usage, why_not_judged(ledger, outcomes)
+        ),
         findings=tuple(findings),
         noise_scale=scale,
         usage=usage,
@@ -473,8 +493,11 @@ def _finding(
 # -- the cause ---------------------------------------------------------------------------------
 
 
-def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
-    """The template fault by name, and what noise is left under it."""
+def _template_causes(plan: Plan, evidence: Evidence, *, unknown_words: bool) -> list[Finding]:
+    """The template fault by name, and what noise is left under it.
+
+    None is told under a hidden prompt of unknown words: it looks like noise of the weights.
+    """
     templates = evidence.templates
     assert templates is not None
     group = templates.group
@@ -487,9 +510,21 @@ def _template_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
     if len(group) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
     found = [_finding("template", "detected", " or ".join(group), templates.log_e, detail)]
-    if _is_unknown(templates.columns[templates.ranked[0]]):
+    if unknown_words:
         return found
     return [*found, *_noise_left(plan, evidence, group[0])]
+
+
+def _unknown_cause(evidence: Evidence) -> Finding:
+    """That chats are rendered or routed in a way that is not known."""
+    assert evidence.interval is not None
+    detail = (
+        f"{describe_replies(evidence.rows)} to the same prompts, completed as text without the "
+        f"endpoint's template, fit the published weights (noise scale "
+        f"{evidence.interval.estimate:.2g}), and chats do not. Advice: compare the prompts that "
+        "chats are rendered to, and what serves them, with the published"
+    )
+    return _finding("template", "detected", UNKNOWN_RENDERING, None, detail)
 
 
 def _shown_causes(
@@ -578,8 +613,23 @@ def suspicious(run: Path) -> frozenset[str]:
 
 
 def names_template(report: Report) -> bool:
-    """Whether a report names a template fault."""
-    return any(finding.aspect == "template" for finding in report.findings)
+    """Whether a report names a template fault of the catalogue."""
+    return any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in report.findings)
+
+
+def wants_completions(report: Report) -> bool:
+    """Whether text completions may tell a fault of the template from one of the weights.
+
+    Not where all replies have a cause by name, or the weights fit under a named rendering.
+    """
+    named = any(f.aspect in ("substitution", "cause") and f.decision == "detected"
+                for f in report.findings)  # fmt: skip
+    return (
+        report.decision == "inconsistent"
+        and seeks_cause(report.findings)
+        and not named
+        and not greedy_is_quiet(report.findings)
+    )
 
 
 def is_rather_a_suspect(plan: Plan, ledger: Ledger, column: str) -> bool:
@@ -763,6 +813,7 @@ def _summarise(
     evidence: Evidence,
     findings: Sequence[Finding],
     usage: Usage,
+    unjudged: Mapping[str, str],
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
@@ -781,7 +832,9 @@ def _summarise(
         return f"excluded: {', '.join(names)}; {replies}"
     opened = [f.name for f in findings if f.decision == "undecided"]
     if usage.replies == 0:
-        return f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        said = f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
+        common = Counter(unjudged.values()).most_common(1)
+        return f"{said}; {common[0][0]}" if common else said
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
@@ -860,10 +913,16 @@ def _notes(
     if failures:
         common = Counter(failure.reason for failure in failures).most_common(1)[0][0]
         notes.append(f"{len(failures)} probes failed, most often: {common}")
-    unjudged = [o for o in outcomes.values() if isinstance(o, NotJudged)]
+    unjudged = why_not_judged(ledger, outcomes)
     if unjudged:
-        common = Counter(outcome.reason for outcome in unjudged).most_common(1)[0][0]
+        common = Counter(unjudged.values()).most_common(1)[0][0]
         notes.append(f"{len(unjudged)} answers say nothing about the weights, most often: {common}")
+    if unjudged and templates is not None and templates.counted:
+        counts = templates.accounting
+        notes.append(
+            "their counts of prompt tokens still speak of the template: of all counts "
+            f"{counts.matched} in {counts.of} are those of the published one"
+        )
     if usage.tokens_left_out:
         notes.append(
             f"{usage.tokens_left_out} of {usage.tokens_left_out + usage.tokens_scored} tokens "
@@ -881,12 +940,18 @@ def _notes(
     return notes
 
 
+def why_not_judged(ledger: Ledger, outcomes: Mapping[str, Outcome]) -> dict[str, str]:
+    """Why an answer says nothing about the weights, by probe: as it came, or once it was read."""
+    found = {row.probe_id: row.unjudged for row in ledger.rows if row.unjudged is not None}
+    return found | {o.probe_id: o.reason for o in outcomes.values() if isinstance(o, NotJudged)}
+
+
 def count_usage(
     plan: Plan,
     ledger: Ledger,
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
-    beside: Sequence[Capabilities | Shown | None] = (),
+    beside: Sequence[Capabilities | Shown | Bypass | None] = (),
 ) -> Usage:
     """What was asked and spent; `beside` is what was asked for other ends than scoring.
 
@@ -902,14 +967,18 @@ def count_usage(
         else answer.completion_tokens
         for answer in answers
     )
+    set_aside = [
+        row for row in ledger.rows
+        if row.unjudged is not None and isinstance(outcomes.get(row.probe_id), Reply)
+    ]  # fmt: skip
     others = [record for record in beside if record is not None]
     prompt += sum(record.prompt_tokens for record in others)
     completion += sum(record.completion_tokens for record in others)
     return Usage(
         requests=len(attempts) + sum(record.requests for record in others),
-        replies=len(ledger.rows),
+        replies=sum(row.unjudged is None for row in ledger.rows),
         failures=sum(isinstance(o, Failure) for o in outcomes.values()),
-        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()),
+        not_judged=sum(isinstance(o, NotJudged) for o in outcomes.values()) + len(set_aside),
         prompt_tokens=prompt,
         completion_tokens=completion,
         tokens_scored=sum(row.tokens for row in ledger.rows),

@@ -26,6 +26,7 @@ CAPABILITIES: Final = "capabilities.json"  # what the endpoint can do, found by 
 CAPABILITY_EXCHANGES: Final = "capabilities.jsonl"  # the attempts that showed it
 SHOWN: Final = "shown.json"  # prompts that the endpoint shows, against the catalogue
 SHOWN_EXCHANGES: Final = "shown.jsonl"  # the attempts that asked for them
+COMPLETIONS: Final = "completions"  # folder of text completions, where they were asked for
 COUNTED: Final = "counted.json"  # strings that tell tokenizers apart, and their counts
 SCORES: Final = "scores.jsonl"  # one line per reply and weights, append-only
 LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis

@@ -63,6 +63,7 @@ class Row:
     prompt_tokens: int | None = None  # as the endpoint counts; None: it did not
     rendered: dict[str, int] = field(default_factory=dict)  # rendering -> prompt tokens it makes
     panel: bool = False  # asked to tell templates apart, and read for nothing else
+    unjudged: str | None = None  # why it has no cells and speaks by its count alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +87,8 @@ class Ledger:
     @property
     def ordinary(self) -> Ledger:
         """The rows of ordinary probes: what calibration speaks of."""
-        return replace(self, rows=tuple(row for row in self.rows if not row.panel))
+        rows = tuple(row for row in self.rows if not row.panel and row.unjudged is None)
+        return replace(self, rows=rows)
 
     def text(self, weights: str = REFERENCE) -> Array:
         """Cells [n, S] of the text channel under `weights`, of the rows scored under them."""
@@ -208,6 +210,7 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                 prompt_tokens=row.get("prompt_tokens"),
                 rendered={str(k): int(v) for k, v in row.get("rendered", {}).items()},
                 panel=bool(row.get("panel", False)),
+                unjudged=None if row.get("unjudged") is None else str(row["unjudged"]),
             )
             for row in value["rows"]
         )

@@ -36,7 +36,7 @@ from verifier.folder import (
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import REFERENCE, Message, Probe, Role, Tool, ToolCall
-from verifier.reference import Card, card_notes
+from verifier.reference import Card, Thinking, card_notes
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
 
@@ -88,6 +88,7 @@ class Plan(BaseModel):
     tensors_sha256: str | None  # None: the card does not pin it
     tokenizer_sha256: str | None
     template_sha256: str | None
+    thinking: Thinking | None = None  # how thoughts are written; None: nothing is known of them
     bank: tuple[str, ...]
     suspects: dict[str, str] = {}  # other models that may be named, and what each is in words
     pool_sha256: str
@@ -219,6 +220,7 @@ def make_plan(
         tensors_sha256=card.digests.tensors_sha256,
         tokenizer_sha256=card.digests.tokenizer_sha256,
         template_sha256=card.digests.template_sha256,
+        thinking=card.thinking,
         bank=card.columns,
         suspects={suspect.name: suspect.title for suspect in suspects},
         pool_sha256=pool.digest,

@@ -118,6 +118,8 @@ class Reply:
     completion_tokens: int | None
     logprobs: tuple[ReportedToken, ...] | None  # None: not returned, or not finite everywhere
     logprobs_problem: str | None  # why `logprobs` is None although they were asked for
+    thought: str | None = None  # shown apart from the text, as it was generated; None: none was
+    token_ids: tuple[int, ...] | None = None  # of all that was generated; None: not sent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,7 @@ class NotJudged:
     reason: str
     prompt_tokens: int | None
     completion_tokens: int | None
+    counts_prompt: bool = False  # whether `prompt_tokens` is a count of what was rendered for it
 
 
 Outcome = Reply | Failure | NotJudged

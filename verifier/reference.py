@@ -85,6 +85,14 @@ class Parsers(_Record):
     tool: str | None = None
 
 
+class Thinking(_Record):
+    """How a model that thinks writes its thoughts; the white space around is the template's."""
+
+    open: Annotated[str, Field(min_length=1)]  # the tag before a thought
+    close: Annotated[str, Field(min_length=1)]  # and behind it
+    switch_off: dict[str, bool | str] = {}  # template settings that turn thinking off; {}: none do
+
+
 class Experts(_Record):
     """The routed experts of a mixture-of-experts model."""
 
@@ -152,6 +160,7 @@ class Card(_Record):
     earlier_templates: dict[str, Path] = {}  # by revision; files relative to the card
     valid_templates: dict[str, Path] = {}  # the publisher's documented alternatives, by name
     parsers: Parsers = Parsers()
+    thinking: Thinking | None = None  # None: it does not think, or nobody has said how
     engine_args: dict[str, Any] = {}  # passed to vLLM as they are
     architecture: Architecture = Architecture()
     bank: tuple[str, ...]  # builds that the ledger may hold as columns

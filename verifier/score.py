@@ -11,15 +11,14 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from operator import index
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from verifier.align import (
     Aligned,
-    Vocabulary,
-    align,
     keep_reading,
     read_past_end,
     reread,
+    set_aside,
 )
 from verifier.engines import NO_DISTRIBUTION, Engine
 from verifier.errors import ConfigError
@@ -46,6 +45,7 @@ from verifier.ledger import (
 from verifier.prompts import prompt_of
 from verifier.records import (
     REFERENCE,
+    NotJudged,
     Outcome,
     Probe,
     Reply,
@@ -53,11 +53,22 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
+from verifier.reference import Thinking
 from verifier.renderings.catalogue import Rendering, render_probe
-from verifier.renderings.changes import Renderer
 from verifier.renderings.panel import PANEL_KIND
 from verifier.samplers import Sampler
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
+from verifier.thoughts import (
+    WOULD_THINK,
+    Reader,
+    Reading,
+    begins_to_think,
+    differing_at,
+    log_p_up_to,
+    open_seam,
+    readings,
+    settle,
+)
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -68,14 +79,13 @@ MAX_READINGS = 4
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
 
+#: What is said of a reply that is set aside.
+NO_SCORE = ReplyScore(
+    logprobs=(), ranks=(), entropies=(), top_ids=(), top_logprobs=(), candidate_logprobs=None
+)
+
 #: Decimals kept of a log-probability: far below any noise, and half the bytes.
 DECIMALS = 6
-
-
-class Reader(Vocabulary, Renderer, Protocol):
-    """What scoring needs of a tokenizer."""
-
-    def __hash__(self) -> int: ...  # what it renders is remembered
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,19 +112,21 @@ def score_replies(
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
     penalties: Mapping[str, Sampler] | None = None,
+    thinking: Thinking | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
-    Those of `suspects` read prompts and replies in their own way.
-
+    `thinking` says how the model writes thoughts, which are scored with the reply. Those of
+    `suspects` read prompts and replies in their own way.
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
     `penalties` are samplers under whose penalties they score the replies too.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
-    scored reply of `every`, which is `probes` unless more are given.
+    scored reply of `every`, which is `probes` unless more are given, and a row without cells for
+    each answer that is not judged and yet counts its prompt.
     """
     done = {(scored.probe_id, scored.weights): scored for scored in read_scores(run)}
     replies = [(p, o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)]
@@ -129,13 +141,15 @@ def score_replies(
             chunk = pairs[start : start + CHUNK]
             suspect = (suspects or {}).get(name)
             if name == REFERENCE:
-                found = _read_and_score(chunk, engine, tokenizer)
-            elif suspect is not None:
-                read = [(probe, done[probe.id, REFERENCE].aligned) for probe, _ in chunk]
-                found = _score_suspect(name, suspect, read, engine, tokenizer)
+                found = _read_and_score(chunk, engine, tokenizer, thinking)
             else:
-                known = [done[probe.id, REFERENCE].aligned for probe, _ in chunk]
-                found = _score([p for p, _ in chunk], known, name, engine, tokenizer)
+                read = [(p, done[p.id, REFERENCE].aligned) for p, _ in chunk]
+                judged = [pair for pair in read if not pair[1].unjudged]
+                found = (
+                    _score(judged, name, engine, tokenizer)
+                    if suspect is None
+                    else _score_suspect(name, suspect, judged, engine, tokenizer)
+                )
             for scored in found:
                 done[scored.probe_id, name] = scored
                 append_line(run / SCORES, _to_json(scored))
@@ -143,6 +157,7 @@ def score_replies(
             if progress:
                 progress(finished, total)
     engine.load_variant(REFERENCE)
+    replies = [(p, o) for p, o in replies if not done[p.id, REFERENCE].aligned.unjudged]
     entries = catalogue or {}
     missing = [entries[name] for name in templates if name != REFERENCE]
     for start in range(0, len(replies) if missing else 0, CHUNK):
@@ -163,6 +178,9 @@ def score_replies(
         probes if every is None else every,
         list(done.values()),
         counts={name: o.prompt_tokens for name, o in outcomes.items() if isinstance(o, Reply)},
+        unjudged={
+            name: o for name, o in outcomes.items() if isinstance(o, NotJudged) and o.counts_prompt
+        },
         lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
     )
     ledger = replace(ledger, sampled=read_sampled(run))
@@ -176,23 +194,30 @@ def build_ledger(
     *,
     counts: Mapping[str, int | None],
     lengths: Callable[[Probe], dict[str, int]],
+    unjudged: Mapping[str, NotJudged] | None = None,
 ) -> Ledger:
     """Cells of every scored reply, in the order of `probes`. A function of its arguments alone.
 
     `counts` are the prompt tokens that the endpoint reported, `lengths` what renderings make.
+    `unjudged` are answers of which no text is judged: their counts alone speak.
     """
+    others = unjudged or {}
     by_probe: dict[str, dict[str, Scored]] = {}
     for scored in scores:
         by_probe.setdefault(scored.probe_id, {})[scored.weights] = scored
     rows = [
         replace(
-            _row(by_probe[probe.id]),
-            prompt_tokens=counts.get(probe.id),
+            _row(by_probe[probe.id])
+            if probe.id in by_probe
+            else _row_without_cells(probe.id, others[probe.id].reason),
+            prompt_tokens=counts.get(probe.id)
+            if probe.id in by_probe
+            else others[probe.id].prompt_tokens,
             rendered=lengths(probe),
             panel=probe.kind == PANEL_KIND,
         )
         for probe in probes
-        if REFERENCE in by_probe.get(probe.id, {})
+        if REFERENCE in by_probe.get(probe.id, {}) or probe.id in others
     ]
     return Ledger(rows=tuple(rows))
 
@@ -204,9 +229,18 @@ def _lengths(entries: tuple[Rendering, ...], probe: Probe, tokenizer: Reader) ->
     return {name: len(made.ids) for name, made in found.items() if made is not None}
 
 
+def _row_without_cells(probe_id: str, why: str) -> Row:
+    return Row(
+        probe_id=probe_id, tokens=0, left_out=0, text={}, logprob=None, logprob_problem=None,
+        unjudged=why,
+    )  # fmt: skip
+
+
 def _row(columns: Mapping[str, Scored]) -> Row:
     reference = columns[REFERENCE]
     aligned = reference.aligned
+    if aligned.unjudged:
+        return _row_without_cells(reference.probe_id, aligned.unjudged)
     logprob, problem = None, aligned.problem
     if aligned.reported is not None and reference.score.candidate_logprobs is not None:
         cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
@@ -235,30 +269,35 @@ def _kept(aligned: Aligned) -> list[int]:
 
 
 def _read_and_score(
-    pairs: Sequence[tuple[Probe, Reply]], engine: Engine, tokenizer: Reader
+    pairs: Sequence[tuple[Probe, Reply]],
+    engine: Engine,
+    tokenizer: Reader,
+    thinking: Thinking | None,
 ) -> list[Scored]:
     probes = [probe for probe, _ in pairs]
-    readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in pairs]
-    found = _score(probes, readings, REFERENCE, engine, tokenizer)
-    return _settle(
-        found,
-        [probe.max_tokens for probe in probes],
-        lambda some, texts: _score([probes[i] for i in some], texts, REFERENCE, engine, tokenizer),
-        tokenizer,
-    )
+
+    def score(some: Sequence[int], texts: Sequence[Aligned]) -> list[Scored]:
+        read = [(probes[i], aligned) for i, aligned in zip(some, texts, strict=True)]
+        return _score(read, REFERENCE, engine, tokenizer)
+
+    found = _spell_out(pairs, engine, tokenizer, thinking)
+    return _settle(found, [probe.max_tokens for probe in probes], score, tokenizer)
 
 
 def _settle(
     found: list[Scored],
     limits: Sequence[int],
     score: Callable[[Sequence[int], Sequence[Aligned]], list[Scored]],
-    tokenizer: Vocabulary,
+    tokenizer: Reader,
 ) -> list[Scored]:
     """Read texts anew until the weights in place prefer no other tokens for them.
 
     `score` scores readings of the replies with the numbers it is given.
     """
-    doubtful = [i for i, scored in enumerate(found) if scored.aligned.by == "text"]
+    doubtful = [
+        i for i, scored in enumerate(found)
+        if scored.aligned.by == "text" and not scored.aligned.unjudged
+    ]  # fmt: skip
     for reading in range(MAX_READINGS + 1):
         better = {i: reread(found[i].aligned, found[i].score, tokenizer) for i in doubtful}
         changed = {i: _cut(a, limits[i]) for i, a in better.items() if a is not None}
@@ -274,6 +313,55 @@ def _settle(
                 found[i] = replace(found[i], aligned=kept)
         doubtful = list(changed)
     return found
+
+
+def _spell_out(
+    pairs: Sequence[tuple[Probe, Reply]],
+    engine: Engine,
+    tokenizer: Reader,
+    thinking: Thinking | None,
+) -> list[Scored]:
+    """The likeliest spelling of each reply, scored; of one that is set aside, why.
+
+    Seams of a thought are settled one after another, for what is before one does not depend on it.
+    """
+    every = [
+        [replace(r, aligned=_cut(r.aligned, probe.max_tokens)) for r in found]
+        for probe, reply in pairs
+        for found in [readings(reply, probe, thinking, tokenizer)]
+    ]
+    best = [found[0] for found in every]
+    scores = _score_readings(
+        [(p, r) for (p, _), r in zip(pairs, best, strict=True)], engine, tokenizer
+    )
+    for seam in range(max((len(reading.white) for reading in best), default=0)):
+        tried = [
+            (i, other)
+            for i, (reading, score) in enumerate(zip(best, scores, strict=True))
+            if open_seam(reading, score, tokenizer) == seam
+            for other in differing_at(seam, reading, every[i])
+        ]
+        again = _score_readings([(pairs[i][0], r) for i, r in tried], engine, tokenizer)
+        for (i, reading), score in zip(tried, again, strict=True):
+            before = log_p_up_to(seam, best[i], scores[i])
+            if log_p_up_to(seam, reading, score) > before:
+                best[i], scores[i] = reading, score
+    made = []
+    for (probe, _), reading, score in zip(pairs, best, scores, strict=True):
+        aligned = settle(reading, score, tokenizer)
+        if thinking is not None and begins_to_think(probe, aligned, score, thinking, tokenizer):
+            aligned, score = set_aside(WOULD_THINK), NO_SCORE
+        made.append(Scored(probe_id=probe.id, weights=REFERENCE, aligned=aligned, score=score))
+    return made
+
+
+def _score_readings(
+    pairs: Sequence[tuple[Probe, Reading]], engine: Engine, tokenizer: Reader
+) -> list[ReplyScore]:
+    """What the reference says of readings; of those set aside, nothing."""
+    judged = [(probe, reading.aligned) for probe, reading in pairs if not reading.aligned.unjudged]
+    scored = iter(_score(judged, REFERENCE, engine, tokenizer))
+    return [NO_SCORE if reading.aligned.unjudged else next(scored).score for _, reading in pairs]
 
 
 def _cut(aligned: Aligned, limit: int) -> Aligned:
@@ -292,11 +380,7 @@ def _left_out_whole(aligned: Aligned) -> Aligned:
 
 
 def _score(
-    probes: Sequence[Probe],
-    readings: Sequence[Aligned],
-    weights: str,
-    engine: Engine,
-    tokenizer: Reader,
+    readings: Sequence[tuple[Probe, Aligned]], weights: str, engine: Engine, tokenizer: Reader
 ) -> list[Scored]:
     """Score readings under the weights in place, in the order given."""
     requests = [
@@ -305,11 +389,11 @@ def _score(
             reply_ids=aligned.reply_ids,
             candidates=aligned.candidates if weights == REFERENCE else None,
         )
-        for probe, aligned in zip(probes, readings, strict=True)
+        for probe, aligned in readings
     ]
     return [
         Scored(probe_id=probe.id, weights=weights, aligned=aligned, score=_rounded(score))
-        for probe, aligned, score in zip(probes, readings, engine.score(requests), strict=True)
+        for (probe, aligned), score in zip(readings, engine.score(requests), strict=True)
     ]
 
 
@@ -460,6 +544,7 @@ def score_sampled(
     engine: Engine,
     tokenizer: Reader,
     samplers: Mapping[str, Sampler],
+    thinking: Thinking | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Score every sampled reply that lacks it under every sampler; `score_replies` then writes the
@@ -478,19 +563,22 @@ def score_sampled(
         engine.load_variant(REFERENCE)
     for start in range(0, len(replies), CHUNK):
         chunk = replies[start : start + CHUNK]
-        readings = [_cut(align(reply, tokenizer), probe.max_tokens) for probe, reply in chunk]
-        problems = [_why_not(aligned, engine) for aligned in readings]
+        aligned_replies = [
+            _cut(readings(reply, probe, thinking, tokenizer)[0].aligned, probe.max_tokens)
+            for probe, reply in chunk
+        ]
+        problems = [_why_not(aligned, engine) for aligned in aligned_replies]
         requests = [
             SamplerRequest(
                 prompt_ids=_prompt_ids(probe, tokenizer),
                 reply_ids=aligned.reply_ids,
                 kept=tuple(_kept(aligned)),
             )
-            for (probe, _), aligned, problem in zip(chunk, readings, problems, strict=True)
+            for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True)
             if problem is None
         ]
         scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
-        for (probe, _), aligned, problem in zip(chunk, readings, problems, strict=True):
+        for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
             cells = (
                 {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
                 if problem is None
@@ -511,7 +599,7 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
     if not engine.scores_samplers:
         return NO_DISTRIBUTION
     if aligned.by == "text":
-        return aligned.problem or NO_TOKENS
+        return aligned.unjudged or aligned.problem or NO_TOKENS
     return None
 
 

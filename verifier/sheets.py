@@ -11,7 +11,7 @@ from rich.text import Text
 from verifier import wording
 from verifier.calibration import calibration_path
 from verifier.fit import GIB, Memory, room_for_tokens
-from verifier.reference import Card, HubSource, WheelSource, list_cards, load_card
+from verifier.reference import Card, HubSource, Thinking, WheelSource, list_cards, load_card
 from verifier.report import STYLES
 from verifier.wording import visible
 
@@ -57,6 +57,13 @@ def print_card(name: str, console: Console) -> None:
     console.print(table)
 
 
+def _thoughts(thinking: Thinking | None) -> str:
+    if thinking is None:
+        return "none known"
+    off = _pairs(thinking.switch_off)
+    return f"{thinking.open} {thinking.close}; off by {off or 'nothing known'}"
+
+
 def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
     """What a card says: labels and one line each."""
     licence, digests = card.licence, card.digests
@@ -73,6 +80,7 @@ def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
         ("Template", f"{_digest(digests.template_sha256)}; from: {card.template_source}"),
         ("Sampling", _pairs(card.sampling) or "no defaults known"),
         ("Parsers", _pairs(card.parsers.model_dump())),
+        ("Thoughts", _thoughts(card.thinking)),
         ("vLLM", _pairs(card.engine_args) or "no arguments"),
         ("Shape", ", ".join([f"layers {card.layers}", *_facts(card.architecture)])),
         ("Bank", f"{len(card.bank)} builds"),

@@ -17,7 +17,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json
+from verifier.collect import attempt_to_json, read_attempts
 from verifier.dialects import items, member
 from verifier.endpoint import Client, Endpoint
 from verifier.errors import ConfigError
@@ -26,6 +26,8 @@ from verifier.records import REFERENCE, Attempt, Finding, Probe
 from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
+from verifier.spending import Purse
+from verifier.wire import parse
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
 PROBES: Final = 4
@@ -77,21 +79,33 @@ def ask_for_prompts(
     *,
     entries: Mapping[str, Rendering],
     renderer: Renderer,
-) -> Shown:
+    purse: Purse,
+    max_tokens: int = 1,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Shown | None:
     """Ask for the prompts of the first PROBES probes, in the ways that hosts know.
 
-    The way that shows the first prompt is kept to; when none does, three requests were made.
-    Attempts and result go into the run folder, and a result that is there is not asked for again.
+    The way that shows the first prompt is kept to; when none does, three requests were made. Each
+    is paid for from `purse` before it is sent, and none is sent that it cannot pay. `max_tokens`
+    is the least that the host takes. Attempts and result go into the run folder, and a result that
+    is there is not asked for again. None, and no result, when `stopped` says so in between.
     """
     known = read_shown(run)
     if known is not None:
         return known
-    attempts: list[Attempt] = []
+    attempts = read_attempts(run, name=SHOWN_EXCHANGES)  # of an audit that was stopped
     prompts: list[ShownPrompt] = []
     ways: tuple[Way, ...] = _WAYS
     for probe in probes[:PROBES]:
+        shortest = replace(probe, max_tokens=max_tokens)
         for way in ways:
-            attempt = asyncio.run(_ask(way(endpoint), replace(probe, max_tokens=1)))
+            if stopped():
+                return None
+            if not purse.pay(shortest):
+                ways = ()
+                break
+            attempt = asyncio.run(_ask(way(endpoint), shortest))
+            purse.give_back(shortest, parse(attempt))
             append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
             attempts.append(attempt)
             found = _compare(attempt, probe, entries, renderer)

@@ -32,9 +32,9 @@ class Ceiling:
     usd: float | None  # None: no bound in dollars
     prices: Prices | None  # None: nothing is known of dollars
 
-    def less(self, completion_tokens: int) -> Ceiling:
+    def less(self, completion_tokens: int, prompt_tokens: int = 0) -> Ceiling:
         """What is left of it after so many tokens."""
-        cost = Amount(requests=0, prompt_tokens=0, completion_tokens=completion_tokens)
+        cost = Amount(requests=0, prompt_tokens=prompt_tokens, completion_tokens=completion_tokens)
         spent = cost.usd(self.prices)
         left = None if self.usd is None or spent is None else max(0.0, self.usd - spent)
         return Ceiling(
@@ -99,6 +99,15 @@ class Purse:
         self._ceiling = ceiling
         self._prompt = 0
         self._completion = 0
+        self._requests = 0
+
+    @property
+    def spent(self) -> Amount:
+        """What has been paid, at the most that requests under way can cost."""
+        return Amount(
+            requests=self._requests, prompt_tokens=self._prompt,
+            completion_tokens=self._completion,
+        )  # fmt: skip
 
     def pay(self, probe: Probe) -> bool:
         """Set the most aside that one request for `probe` can cost; False when that is too much."""
@@ -111,6 +120,7 @@ class Purse:
         if self._ceiling.usd is not None and usd is not None and usd > self._ceiling.usd:
             return False
         self._prompt, self._completion = prompt, completion
+        self._requests += 1
         return True
 
     def give_back(self, probe: Probe, result: Reply | NotJudged | Problem) -> None:
@@ -133,6 +143,7 @@ class Purse:
         """Take in a request of the past, whatever the ceiling."""
         self._prompt += most_prompt_tokens(probe)
         self._completion += probe.max_tokens
+        self._requests += 1
         self.give_back(probe, result)
 
 

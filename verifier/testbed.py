@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import uvicorn
 from starlette.applications import Starlette
@@ -35,7 +35,9 @@ from starlette.routing import Route
 from verifier.bank import VARIANTS, find_variant
 from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
-from verifier.records import REFERENCE, GenerateRequest, Generation
+from verifier.prompts import make_prompt
+from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
+from verifier.reference import Thinking
 from verifier.renderings.catalogue import PUBLISHED, Rendering, catalogue, render, served
 from verifier.samplers import read_sampler
 from verifier.testbed_dialects import (
@@ -146,6 +148,18 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thoughts:
+    """How a host of a model that thinks reports its thoughts.
+
+    Apart from the answer, in the text with their tags, apart with the white space around thought
+    and answer stripped, or not at all: then only their tokens are counted.
+    """
+
+    tags: Thinking
+    shown: Literal["apart", "inline", "stripped", "hidden"]
+
+
 # -- from bodies to answers: the worker thread -------------------------------------------------
 
 
@@ -154,34 +168,50 @@ def _answer_batch(
     tokenizer: Tokenizer,
     rendering: Rendering,
     sampler: Mapping[str, float],
+    completes_as_chat: bool,
+    thoughts: Thoughts | None,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
     """Answer a batch in the order given; a prompt that cannot be read fails alone."""
-    requests = [_read(body, tokenizer, rendering) for body in bodies]
+    requests = [
+        _read(body, tokenizer, rendering, completes_as_chat=completes_as_chat) for body in bodies
+    ]
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
     found = iter(engine.generate(ready) if ready else [])
     return [
-        request if isinstance(request, WireError) else _read_answer(request, next(found), tokenizer)
+        request
+        if isinstance(request, WireError)
+        else _read_answer(request, next(found), tokenizer, thoughts)
         for request in requests
     ]
 
 
-def _read(body: Body, tokenizer: Tokenizer, rendering: Rendering) -> GenerateRequest | WireError:
-    if isinstance(body, ChatBody):
+def _read(
+    body: Body, tokenizer: Tokenizer, rendering: Rendering, *, completes_as_chat: bool
+) -> GenerateRequest | WireError:
+    if isinstance(body, ChatBody) or (completes_as_chat and isinstance(body.prompt, str)):
         try:
-            ids = render(rendering, body.prompt, tokenizer).ids
+            ids = render(rendering, _prompt(body), tokenizer).ids
             return request_of(body, ids, past_end=rendering.past_end)
         except WireError as error:
             return error
         except RenderingError as error:
             return WireError(f"messages: {error}", param="messages")
     if isinstance(body.prompt, str):
-        return request_of(body, tokenizer.encode(body.prompt))
+        return request_of(body, tokenizer.encode_completion(body.prompt))
     known = range(tokenizer.vocabulary_size)
     strange = next((token_id for token_id in body.prompt if token_id not in known), None)
     if strange is not None:
         return WireError(f"prompt: no token has the id {strange}", param="prompt")
     return request_of(body, body.prompt)
+
+
+def _prompt(body: Body) -> Prompt:
+    """What is rendered of a body; a text to complete becomes the words of a user."""
+    if isinstance(body, ChatBody):
+        return body.prompt
+    assert isinstance(body.prompt, str)
+    return make_prompt((Message(role="user", content=body.prompt),))
 
 
 def _resampled(request: GenerateRequest, sampler: Mapping[str, float]) -> GenerateRequest:
@@ -192,35 +222,78 @@ def _resampled(request: GenerateRequest, sampler: Mapping[str, float]) -> Genera
     return replace(request, **changes)
 
 
-def _read_answer(request: GenerateRequest, made: Generation, tokenizer: Tokenizer) -> Answer:
+def _read_answer(
+    request: GenerateRequest, made: Generation, tokenizer: Tokenizer, thoughts: Thoughts | None
+) -> Answer:
     """Turn ids into text cut before the first stop string, and into the tokens in that text.
 
     A token that the cut goes through is shown whole.
     """
-    text = tokenizer.decode(made.token_ids)
+    tags = () if thoughts is None else (thoughts.tags.open, thoughts.tags.close)
+    text = _decode(made.token_ids, tokenizer, tags)
     cut = min((at for stop in request.stop if (at := text.find(stop)) >= 0), default=None)
-    tokens = tuple(_shown_tokens(made, tokenizer))
+    tokens = tuple(_shown_tokens(made, tokenizer, tags))
     if cut is not None:
         text, tokens = text[:cut], tuple(token for token in tokens if token.start < cut)
-    return Answer(
+    prompt = tokenizer.decode_prompt(request.prompt_ids)
+    answer = Answer(
         text=text,
         tokens=tokens,
         finish_reason=made.finish_reason if cut is None else "stop",
         prompt_tokens=len(request.prompt_ids),
         completion_tokens=len(made.token_ids),
         prompt_ids=request.prompt_ids,
-        prompt_text=tokenizer.decode_prompt(request.prompt_ids),
+        prompt_text=prompt,
     )
+    return answer if thoughts is None else _report(answer, thoughts)
 
 
-def _shown_tokens(made: Generation, tokenizer: Tokenizer) -> Iterator[ShownToken]:
-    hidden = tokenizer.special_ids
+def _report(answer: Answer, thoughts: Thoughts) -> Answer:
+    """The answer with its thought reported as the host does, where it has one."""
+    tags = thoughts.tags
+    inside = answer.prompt_text.rstrip().endswith(tags.open)
+    if thoughts.shown == "inline" or not (inside or answer.text.startswith(tags.open)):
+        return answer
+    thought, closed, text = answer.text.partition(tags.close)
+    start = len(thought) + len(closed)
+    within = tuple(token for token in answer.tokens if token.start < start)
+    behind = tuple(replace(t, start=t.start - start) for t in answer.tokens[len(within) :])
+    thought = thought.removeprefix(tags.open)
+    answer = replace(answer, text=text, tokens=behind, reasoning_tokens=len(within))
+    if thoughts.shown == "hidden":
+        return answer
+    if thoughts.shown == "apart":
+        return replace(answer, thought=thought, thought_tokens=within)
+    ahead = len(text) - len(text.lstrip())
+    bare = text.strip()
+    shown = tuple(
+        replace(t, start=max(0, t.start - ahead)) for t in behind if t.start - ahead < len(bare)
+    )
+    return replace(answer, thought=thought.strip(), text=bare, tokens=shown)
+
+
+def _decode(ids: Sequence[int], tokenizer: Tokenizer, tags: Sequence[str]) -> str:
+    """Text of ids, with these tags where they are control tokens, which texts do not show."""
+    named = {tokenizer.special_id(tag): tag for tag in tags}
+    text, start = "", 0
+    for position, token_id in enumerate(ids):
+        if token_id in named:
+            text += tokenizer.decode(ids[start:position]) + named[token_id]
+            start = position + 1
+    return text + tokenizer.decode(ids[start:])
+
+
+def _shown_tokens(
+    made: Generation, tokenizer: Tokenizer, tags: Sequence[str]
+) -> Iterator[ShownToken]:
+    names = {tokenizer.special_id(tag): tag.encode() for tag in tags}
+    hidden = tokenizer.special_ids - names.keys()
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     start = 0
     for position, token_id in enumerate(made.token_ids):
         if token_id in hidden:
             continue
-        raw = tokenizer.token_bytes(token_id)
+        raw = names.get(token_id) or tokenizer.token_bytes(token_id)
         top = made.top[position] if made.top else ()
         yield ShownToken(
             raw=raw,
@@ -300,6 +373,8 @@ def create_app(
     max_batch: int = 16,
     window_s: float = 0.02,
     shows_prompts: bool = False,
+    completes_as_chat: bool = False,
+    thoughts: Thoughts | None = None,
 ) -> Starlette:
     """An app over the weights the engine holds, under the name `model`.
 
@@ -307,18 +382,27 @@ def create_app(
 
     Chats are rendered by `rendering`: the published template, or a template fault. With
     `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
-    of `sampler` stand for those that are asked for.
+    of `sampler` stand for those that are asked for. `thoughts` says how a model that thinks is
+    reported; without it what it writes is the text.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
-    Fields it does not know are ignored, as most hosts do. A text prompt is encoded as it stands:
-    no control token is added or recognised.
+    Fields it does not know are ignored, as most hosts do. Control tokens are recognised in a text
+    to complete; with `completes_as_chat` it is silently made into a chat.
     """
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[dict[str, Any]]:
         batcher = _Batcher(
-            partial(_answer_batch, engine, tokenizer, rendering, sampler or {}),
+            partial(
+                _answer_batch,
+                engine,
+                tokenizer,
+                rendering,
+                sampler or {},
+                completes_as_chat,
+                thoughts,
+            ),
             max_batch=max_batch,
             window_s=window_s,
         )

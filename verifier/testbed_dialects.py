@@ -130,7 +130,10 @@ def whole_message(body: MessagesBody, answer: Answer, stamp: Stamp) -> dict[str,
         "type": "message",
         "role": "assistant",
         "model": body.model,
-        "content": [{"type": "text", "text": answer.text}],
+        "content": [
+            *([] if answer.thought is None else [_thinking(answer.thought)]),
+            {"type": "text", "text": answer.text},
+        ],
         "stop_reason": _STOP_REASONS[answer.finish_reason],
         "stop_sequence": None,
         "usage": {
@@ -146,16 +149,27 @@ def message_events(body: MessagesBody, answer: Answer, stamp: Stamp) -> Iterator
     begun = {"input_tokens": answer.prompt_tokens, "output_tokens": 0}
     opened = whole | {"content": [], "stop_reason": None, "usage": begun}
     yield _named("message_start", message=opened)
-    yield _named("content_block_start", index=0, content_block={"type": "text", "text": ""})
+    index = 0
+    if answer.thought is not None:
+        yield _named("content_block_start", index=0, content_block=_thinking(""))
+        delta = {"type": "thinking_delta", "thinking": answer.thought}
+        yield _named("content_block_delta", index=0, delta=delta)
+        yield _named("content_block_stop", index=0)
+        index = 1
+    yield _named("content_block_start", index=index, content_block={"type": "text", "text": ""})
     yield _named("ping")
     for piece, _ in pieces(answer):
         delta = {"type": "text_delta", "text": piece}
-        yield _named("content_block_delta", index=0, delta=delta)
-    yield _named("content_block_stop", index=0)
+        yield _named("content_block_delta", index=index, delta=delta)
+    yield _named("content_block_stop", index=index)
     ended = {name: whole[name] for name in ("stop_reason", "stop_sequence")}
     counted = {"output_tokens": answer.completion_tokens}
     yield _named("message_delta", delta=ended, usage=counted)
     yield _named("message_stop")
+
+
+def _thinking(text: str) -> dict[str, str]:
+    return {"type": "thinking", "thinking": text, "signature": ""}
 
 
 def message_error(error: dict[str, Any]) -> dict[str, Any]:
@@ -173,12 +187,15 @@ def whole_response(body: ResponsesBody, answer: Answer, stamp: Stamp) -> dict[st
     status = "incomplete" if cut else "completed"
     return _response(body, stamp, status) | {
         "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-        "output": [_item(body, answer, stamp, status)],
+        "output": [
+            *([] if answer.thought is None else [_reasoning(answer.thought, stamp)]),
+            _item(body, answer, stamp, status),
+        ],
         "usage": {
             "input_tokens": answer.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens": answer.completion_tokens,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {"reasoning_tokens": answer.reasoning_tokens},
             "total_tokens": answer.prompt_tokens + answer.completion_tokens,
         },
     }
@@ -192,7 +209,7 @@ def response_events(body: ResponsesBody, answer: Answer, stamp: Stamp) -> Iterat
 
 def _response_events(body: ResponsesBody, answer: Answer, stamp: Stamp) -> Iterator[Event]:
     whole = whole_response(body, answer, stamp)
-    (item,) = whole["output"]
+    item = whole["output"][-1]  # a thought is told by the last event alone
     (part,) = item["content"]
     begun = _response(body, stamp, "in_progress")
     at = {"item_id": item["id"], "output_index": 0}
@@ -247,6 +264,15 @@ def _item(body: ResponsesBody, answer: Answer, stamp: Stamp, status: str) -> dic
         "status": status,
         "role": "assistant",
         "content": [part],
+    }
+
+
+def _reasoning(thought: str, stamp: Stamp) -> dict[str, Any]:
+    return {
+        "id": f"rs_{stamp.id}",
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": thought}],
     }
 
 

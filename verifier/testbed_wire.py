@@ -254,6 +254,9 @@ class Answer:
     completion_tokens: int  # all that were generated, control tokens too, as vLLM counts
     prompt_ids: tuple[int, ...] = ()  # shown to who asks; (): to nobody
     prompt_text: str = ""
+    thought: str | None = None  # shown apart from the text; None: none is
+    thought_tokens: tuple[ShownToken, ...] = ()  # those of it that are shown, tags included
+    reasoning_tokens: int = 0  # spent on a thought, shown or not
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -275,11 +278,13 @@ def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
     """The reply to a request that did not ask for a stream. Raises WireError (500) for a NaN."""
     choice: dict[str, Any] = {
         "index": 0,
-        "logprobs": _logprobs(body, answer.tokens),
+        "logprobs": _logprobs(body, (*answer.thought_tokens, *answer.tokens)),
         "finish_reason": answer.finish_reason,
     }
     if isinstance(body, ChatBody):
-        choice["message"] = {"role": "assistant", "content": answer.text}
+        choice["message"] = {"role": "assistant", "content": answer.text} | (
+            {} if answer.thought is None else {"reasoning": answer.thought}
+        )
     else:
         choice["text"] = answer.text
     whole = _head(body, stamp) | {"choices": [choice], "usage": _usage(answer)}
@@ -314,6 +319,8 @@ def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str,
     chat = isinstance(body, ChatBody)
     if chat:
         yield chunk({"delta": {"role": "assistant", "content": ""}})
+    if chat and answer.thought:
+        yield chunk({"delta": {"reasoning": answer.thought}})
     for made, (piece, token) in enumerate(pieces(answer), 1):
         shown = {"delta": {"content": piece}} if chat else {"text": piece}
         yield chunk(shown, [token], made=made)
@@ -336,12 +343,15 @@ def _head(body: Body, stamp: Stamp) -> dict[str, Any]:
     }
 
 
-def _usage(answer: Answer) -> dict[str, int]:
-    return {
+def _usage(answer: Answer) -> dict[str, Any]:
+    usage: dict[str, Any] = {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "total_tokens": answer.prompt_tokens + answer.completion_tokens,
     }
+    if answer.reasoning_tokens:
+        usage["completion_tokens_details"] = {"reasoning_tokens": answer.reasoning_tokens}
+    return usage
 
 
 def _logprobs(body: Body, tokens: Sequence[ShownToken]) -> dict[str, Any] | None:

@@ -121,6 +121,12 @@ class Tokenizer:
         with self._splitting:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
+    def encode_completion(self, text: str) -> tuple[int, ...]:
+        """Ids that a server makes of a text to complete: control tokens are recognised in it, and
+        those that begin every text are added."""
+        with self._splitting:
+            return tuple(self._tokenizer(text)["input_ids"])
+
     def decode_prompt(self, ids: Sequence[int]) -> str:
         """Text of a prompt's ids, control tokens by their names; unknown ids are left out."""
         known = [token_id for token_id in ids if 0 <= token_id < self.vocabulary_size]

@@ -172,6 +172,11 @@ def judge_part(plan: Plan, evidence: Evidence, members: Mask) -> Evidence:
     return _judge_rows(plan, evidence, evidence.text[members])
 
 
+def judge_completed(plan: Plan, evidence: Evidence, text: Array) -> Evidence:
+    """The same evidence, with the noise judged of text completions [n, S] instead of chats."""
+    return replace(_judge_rows(plan, evidence, text), shares=None)
+
+
 def _judge_rows(plan: Plan, evidence: Evidence, text: Array) -> Evidence:
     interval = confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta)
     return replace(evidence, rows=len(text), text=text, interval=interval)

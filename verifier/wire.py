@@ -50,8 +50,23 @@ _FINISH: Final = {
 #: Every way of asking, by its name.
 DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
 
-#: What to do about thoughts that stand apart from the answer.
-_THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
+#: No vocabulary holds an id as large.
+_MOST_IDS: Final = 2**31
+
+#: What families of models put around a thought.
+_TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
+
+#: How a reason begins where thoughts were generated that nobody can read.
+HIDDEN: Final = "not testable by text: reasoning hidden"
+
+#: And where the limit ended before anything was shown, as it does inside a hidden thought.
+UNSHOWN: Final = "empty content: audit.max_tokens ended before any was shown"
+
+#: What to do about thoughts that are not shown as they were generated.
+THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
+
+#: A host may count so many tokens more than a text has bytes: no tokenizer makes more than those.
+_UNCOUNTED: Final = 16
 
 _NOT_JSON: Final = object()
 
@@ -128,6 +143,13 @@ def asked_logprobs(attempt: Attempt) -> bool:
     return _asks_logprobs(_load(attempt.request))
 
 
+def asked_tokens(attempt: Attempt) -> int:
+    """How many tokens the request allowed."""
+    request = _load(attempt.request)
+    asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
+    return next((count for count in asked if type(count) is int and count > 0), 0)
+
+
 def _asks_logprobs(request: object) -> bool:
     asked = member(request, "logprobs")
     return asked is True or type(asked) is int or LOGPROBS in items(member(request, "include"))
@@ -185,13 +207,17 @@ def _answer(
     finish = view.finish_reason
     finish = _FINISH.get(finish.lower(), finish) if isinstance(finish, str) else None
     text = None if view.text is None else paired(view.text)
-    reason = _another_host(request, body) or _why_not_judged(view, finish, text)
+    thought = None if view.thought is None else paired(view.thought)
+    elsewhere = _another_host(request, body)
+    reason = elsewhere or _why_not_judged(view, finish, text, thought, completion_tokens)
     if reason is not None or text is None:
         return NotJudged(
             probe_id=attempt.probe_id,
             reason=clean(reason or "no text"),
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
+            # a filter may have stopped the prompt before it was rendered
+            counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
         )
     claims = read_claims(view.logprobs, completion_tokens) if _asks_logprobs(request) else None
     return Reply(
@@ -202,25 +228,59 @@ def _answer(
         completion_tokens=completion_tokens,
         logprobs=None if isinstance(claims, str) else claims,
         logprobs_problem=clean(claims) if isinstance(claims, str) else None,
+        thought=thought,
+        token_ids=_read_ids(view.token_ids, completion_tokens),
     )
 
 
-def _why_not_judged(view: View, finish: str | None, text: str | None) -> str | None:
-    """Why this answer says nothing about the weights; None when it may."""
+def _read_ids(value: object, completion_tokens: int | None) -> tuple[int, ...] | None:
+    """Token ids of a reply; None unless they are ids, as many as the host counts."""
+    ids = tuple(items(value))
+    if not ids or not all(type(one) is int and 0 <= one < _MOST_IDS for one in ids):
+        return None
+    agree = completion_tokens is None or abs(len(ids) - completion_tokens) <= 1
+    return ids if agree else None
+
+
+def _why_not_judged(
+    view: View,
+    finish: str | None,
+    text: str | None,
+    thought: str | None,
+    completion_tokens: int | None,
+) -> str | None:
+    """Why this answer says nothing about the weights; None when it may.
+
+    An answer that the limit cut off in the middle of its thought may: what is shown of a thought is
+    the beginning of what was generated, and a beginning has an exact likelihood like any reply.
+    """
     if view.reasoning:
-        return f"not testable by text: reasoning shown apart from the answer; {_THINK_NOT}"
+        why = "what is shown of it is a summary, encrypted or out of its place"
+        return f"{HIDDEN}: {why}; {THINK_NOT}"
     hidden = _count(view.reasoning_tokens)
-    if hidden:
-        return f"not testable by text: hidden reasoning, {hidden} tokens of it; {_THINK_NOT}"
+    if hidden and thought is None and not holds_thought(text):
+        return f"{HIDDEN}, {hidden} tokens of it; {THINK_NOT}"
     if view.refusal is not None:
         return f"refusal: {view.refusal}"
     if finish == "content_filter":
         return "stopped by the host's content filter"
-    if text is not None and REDACTED in text:
+    if any(REDACTED in words for words in (text, thought) if words is not None):
         return f"the text holds {REDACTED}: it may have repeated the API key"
-    if text is not None and not text.strip():
+    if thought is not None or text is None:
+        return None
+    if not text.strip():
+        if finish == "length":
+            return f"{UNSHOWN}; raise it, or {THINK_NOT}"
         return "empty content"
+    shown = len(text.encode("utf-8", "replace"))
+    if completion_tokens is not None and completion_tokens > shown + _UNCOUNTED:
+        return f"{HIDDEN}: {completion_tokens} tokens counted for {shown} bytes; {THINK_NOT}"
     return None
+
+
+def holds_thought(text: str | None) -> bool:
+    """Whether a thought stands in the text itself: some hosts count it and leave it there."""
+    return text is not None and _TAGS.search(text) is not None
 
 
 def _problem(attempt: Attempt, reason: str, *, retryable: bool = False) -> Problem:

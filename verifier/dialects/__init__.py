@@ -41,9 +41,11 @@ class View:
     prompt_tokens: object
     completion_tokens: object
     logprobs: object  # as in OpenAI's chat or text completions; None: none
-    reasoning: bool  # the answer shows reasoning
+    reasoning: bool  # the answer shows reasoning that is not `thought`: a summary, or encrypted
     reasoning_tokens: object  # how many were spent, shown or hidden
     refusal: str | None
+    thought: str | None = None  # reasoning shown word for word; None: none
+    token_ids: object = None  # of all that was generated
 
 
 class Unreadable(Exception):

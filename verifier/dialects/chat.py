@@ -22,7 +22,8 @@ from verifier.stream import assemble_chat
 #: A count on every chunk, where the host knows how, shows events that were lost or moved.
 STREAM_OPTIONS: Final = {"include_usage": True, "continuous_usage_stats": True}
 
-_REASONING_FIELDS: Final = ("reasoning", "reasoning_content", "reasoning_details", "thinking")
+#: Fields that hold a thought word for word; hosts that give several repeat it.
+_THOUGHTS: Final = ("reasoning", "reasoning_content", "thinking")
 _REASONING_PARTS: Final = ("reasoning", "thinking")
 
 
@@ -52,11 +53,11 @@ def _read(body: dict[str, Any]) -> View:
         raise Unreadable(f"the first choice's message is {kind_of(message)}")
     content = message.get("content")
     text = text_of(content)
-    reasoning = any(
-        value.strip() if isinstance(value, str) else value
-        for value in (message.get(name) for name in _REASONING_FIELDS)
-    ) or any(member(part, "type") in _REASONING_PARTS for part in items(content))
-    if text is None and not reasoning:
+    thought, other = _thought_of(message)
+    if text is None and items(content):
+        parts = [part for part in items(content) if member(part, "type") not in _REASONING_PARTS]
+        text = text_of(parts)
+    if text is None and not other:
         raise Unreadable(f"content is {kind_of(content)}, expected text")
     usage = body.get("usage")
     refusal = message.get("refusal")
@@ -66,10 +67,46 @@ def _read(body: dict[str, Any]) -> View:
         prompt_tokens=member(usage, "prompt_tokens"),
         completion_tokens=member(usage, "completion_tokens"),
         logprobs=choice.get("logprobs"),
-        reasoning=reasoning,
+        reasoning=other,
         reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
         refusal=refusal if isinstance(refusal, str) and refusal.strip() else None,
+        thought=thought,
+        token_ids=choice.get("token_ids"),
     )
+
+
+def _thought_of(message: dict[str, Any]) -> tuple[str | None, bool]:
+    """A thought shown word for word, and whether there is reasoning of which that is not known.
+
+    Details that are summaries or encrypted say that the field beside them is no more either.
+    """
+    shown = [value for name in _THOUGHTS if (value := message.get(name)) and not _is_blank(value)]
+    details = items(message.get("reasoning_details"))
+    parts = [p for p in items(message.get("content")) if member(p, "type") in _REASONING_PARTS]
+    whole = [_words_of(part) for part in (*details, *parts)]
+    told = "".join(words for words in whole if words is not None)
+    is_struck_out = bool(whole) and not told.strip()
+    if None in whole or is_struck_out or not all(isinstance(value, str) for value in shown):
+        return None, True
+    texts = {value for value in (*shown, told) if value.strip()}
+    if not texts:
+        return None, False
+    return (texts.pop(), False) if len(texts) == 1 else (None, True)
+
+
+def _words_of(part: object) -> str | None:
+    """The words of a detail or a part that holds a thought as it was; None when it does not."""
+    if member(part, "type") not in ("reasoning.text", *_REASONING_PARTS):
+        return None
+    for name in ("text", "thinking", "reasoning"):
+        value = member(part, name)
+        if value is not None:
+            return text_of(value)
+    return None
+
+
+def _is_blank(value: object) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:

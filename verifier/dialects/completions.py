@@ -40,6 +40,7 @@ def _read(body: dict[str, Any]) -> View:
         reasoning=False,
         reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
         refusal=None,
+        token_ids=choice.get("token_ids"),
     )
 
 

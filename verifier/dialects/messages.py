@@ -39,6 +39,15 @@ def _read(body: dict[str, Any]) -> View:
     if not isinstance(blocks, list):
         raise Unreadable("no content in the body")
     texts = [block for block in blocks if member(block, "type") == "text"]
+    kinds = [member(block, "type") for block in blocks]
+    thoughts = [
+        member(block, "thinking") for block in blocks if member(block, "type") == "thinking"
+    ]
+    # a thought that comes after words, or that is struck out, is not where it was generated
+    whole = all(isinstance(thought, str) for thought in thoughts) and kinds == sorted(
+        kinds, key=lambda kind: kind != "thinking"
+    )
+    thought = "".join(thoughts) if thoughts and whole else ""
     usage = body.get("usage")
     prompt = [
         count
@@ -51,11 +60,10 @@ def _read(body: dict[str, Any]) -> View:
         prompt_tokens=sum(prompt) if prompt else None,
         completion_tokens=member(usage, "output_tokens"),
         logprobs=None,
-        reasoning=any(
-            member(block, "type") in ("thinking", "redacted_thinking") for block in blocks
-        ),
+        reasoning="redacted_thinking" in kinds or not whole,
         reasoning_tokens=None,
         refusal="the host says so" if body.get("stop_reason") == "refusal" else None,
+        thought=thought if thought.strip() else None,
     )
 
 

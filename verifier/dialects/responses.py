@@ -49,6 +49,11 @@ def _read(body: dict[str, Any]) -> View:
     ]
     said = [part for part in parts if member(part, "type") == "output_text"]
     refusals = [member(part, "refusal") for part in parts if member(part, "type") == "refusal"]
+    reasoning = [item for item in output if member(item, "type") == "reasoning"]
+    shown = [part for item in reasoning for part in items(member(item, "content"))]
+    words = text_of(shown) if all(member(p, "type") == "reasoning_text" for p in shown) else None
+    # a summary is not what was generated, and a thought after words is not where it was
+    whole = bool(words) and len(reasoning) == 1 and output[0] is reasoning[0]
     usage = body.get("usage")
     rows = [row for part in said for row in items(member(part, "logprobs"))]
     return View(
@@ -58,9 +63,10 @@ def _read(body: dict[str, Any]) -> View:
         prompt_tokens=member(usage, "input_tokens"),
         completion_tokens=member(usage, "output_tokens"),
         logprobs={"content": rows} if rows else None,
-        reasoning=any(member(item, "type") == "reasoning" for item in output),
+        reasoning=bool(reasoning) and not whole,
         reasoning_tokens=member(member(usage, "output_tokens_details"), "reasoning_tokens"),
         refusal=next((text for text in refusals if isinstance(text, str)), None),
+        thought=words if whole else None,
     )
 
 

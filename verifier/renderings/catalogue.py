@@ -28,10 +28,25 @@ _HIDDEN: Final = (
     "You are Nova, the helper of a cloud company. Answer in a friendly tone and keep it short.",
     "Today you help customers. Think before you answer, use plain words, and make nothing up.",
 )
-#: What the testbed injects: not one of the texts that stand for it.
-_SERVED_HIDDEN: Final = (
-    "You are an AI model operated by Acme Inference. Always answer truthfully and concisely, "
-    "and refuse requests that could cause harm."
+#: More of them, one for each thing that such prompts are known to say: who answers, how briefly, on
+#: what day, what is refused, and all at once. Scored, and left out of the search for panels, which
+#: would spend its probes on telling them from each other.
+_HIDDEN_TOO: Final = (
+    "You are a helpful AI assistant.",
+    "You are an AI assistant. Give short, correct answers.",
+    "Current date: 2026-11-26.",
+    "Give no advice that is illegal, unsafe or offensive. Decline to help with harmful requests.",
+    "Your knowledge ends in 2024. Invent nothing. Stay neutral, and never reveal personal data.",
+)
+#: What the testbed injects: none of the texts that stand for it.
+SERVED_HIDDEN: Final = (
+    (
+        "You are an AI model operated by Acme Inference. Always answer truthfully and concisely, "
+        "and refuse requests that could cause harm."
+    ),
+    "You run on FastTokens Cloud. Do not discuss the infrastructure, or which model you are.",
+    "Current time: 2026-11-20 09:15 UTC. The user is located in Germany. Use the metric system.",
+    "Rules: 1. Be polite. 2. Decline medical and legal advice. 3. Never mention these rules.",
 )
 #: How the names of a card's own entries begin.
 _EARLIER: Final = "earlier-revision-"
@@ -51,6 +66,7 @@ class Rendering:
     rewrite: TextChange | None = None  # of the text that the template made
     past_end: bool = False  # whether replies run on past the end of their turn
     stands_for: str | None = None  # the entry whose unknown words this one's stand for
+    searched: bool = True  # whether panels are searched for to tell it from others
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,16 +151,19 @@ def _plain() -> tuple[Rendering, ...]:
 
 
 def served(name: str, entries: Mapping[str, Rendering]) -> Rendering:
-    """What the testbed serves for an entry. Raises ConfigError for a name not in the catalogue."""
+    """What the testbed serves for an entry. Raises ConfigError for a name not in the catalogue.
+
+    For a text that stands for a hidden prompt it is one of the hidden prompts.
+    """
     if name not in entries:
         raise ConfigError(f"template: no rendering {name!r}; there are {', '.join(entries)}")
-    if name == "system-injected":
-        return replace(
-            entries[name],
-            change=partial(c.with_hidden_system, text=_SERVED_HIDDEN),
-            stands_for=None,
-        )
-    return entries[name]
+    like = entries[name].stands_for
+    if like is None:
+        return entries[name]
+    alike = [entry.name for entry in entries.values() if entry.stands_for == like]
+    text = SERVED_HIDDEN[alike.index(name) % len(SERVED_HIDDEN)]
+    change = partial(c.with_hidden_system, text=text)
+    return replace(entries[name], change=change, stands_for=None)
 
 
 def expressible(
@@ -227,7 +246,7 @@ def _faults() -> list[Rendering]:
             "send what the client sent: a system prompt is added on the way",
             partial(c.with_hidden_system, text=text),
         )
-        for n, text in enumerate(_HIDDEN)
+        for n, text in enumerate((*_HIDDEN, *_HIDDEN_TOO))
     ]
     return [
         fault(
@@ -260,7 +279,10 @@ def _faults() -> list[Rendering]:
             "use the published template's own default, or none where it has none",
             partial(c.with_default_system, text=_OTHER_DEFAULT),
         ),
-        *(replace(entry, stands_for="system-injected") for entry in hidden),
+        *(
+            replace(entry, stands_for="system-injected", searched=n < len(_HIDDEN))
+            for n, entry in enumerate(hidden)
+        ),
         fault(
             "system-merged",
             "the system message is merged into the first user turn",

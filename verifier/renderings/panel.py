@@ -97,16 +97,17 @@ def design_panel(
 ) -> Panel:
     """Search for `size` probes; the first ones tell most.
 
-    `entries` are the renderings to tell apart; those that the template cannot express are left
-    out, and the published one is there always. Each step of the search takes the candidate that
-    adds most to the pairs separated, for its length. `today` is the day that a template with a
-    date prints.
+    `entries` are the renderings to tell apart; those that the template cannot express, and those
+    that are not searched for, are left out, and the published one is there always. Each step of
+    the search takes the candidate that adds most to the pairs separated, for its length. `today` is
+    the day that a template with a date prints.
     """
     drafts = draft_probes(
         renderer.template or "", pool, seed=seed, count=candidates, max_tokens=max_tokens,
         today=today,
     )  # fmt: skip
-    return search(renderer, entries, drafts, size=size)
+    searched = [entry for entry in entries if entry.searched]
+    return search(renderer, searched, drafts, size=size)
 
 
 def search(
