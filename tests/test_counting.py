@@ -104,11 +104,12 @@ def test_the_odds_are_bounded_by_hosts_that_borrow() -> None:
         [7] * 8,
         [100, 7, 300, 12, 9, 55, 1000, 2],
         [OWN[0], *([None] * 7)],
+        [4, 50, 12, 15, *([None] * 4)],
     ],
-    ids=["none", "constant", "unrelated", "one"],
+    ids=["none", "constant", "unrelated", "one", "at odds"],
 )  # fmt: skip
 def test_counts_that_say_nothing_name_nothing(counts: list[int | None]) -> None:
-    """Missing, all alike, fitting nothing, too few."""
+    """Missing, all alike, fitting nothing, too few, two of one tokenizer and two of another."""
     assert judge_counting(counting(), told(counts)) is None
 
 

@@ -22,12 +22,13 @@ import torch
 import yaml
 from conftest import EMBEDDED
 
-from verifier.audit import Reference, Show, ask, audit, score
+from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, reference_loader, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path
 from verifier.cli import _cache
 from verifier.config import Fleet, RunFile
 from verifier.decide import decide_folder
+from verifier.engines.derive import merge, prune
 from verifier.engines.transformers import TransformersEngine
 from verifier.fleet import audit_targets
 from verifier.folder import PAGE, REPORT, SUMMARY
@@ -235,6 +236,41 @@ def test_a_4_bit_host_outside_the_bank_is_inconsistent(
     assert report.noise_scale.lower is not None
     assert report.noise_scale.lower > report.noise_scale.honest
     assert report.usage.completion_tokens < 800
+
+
+def test_a_host_that_serves_another_size_is_named(
+    tmp_path: Path, embedded: Path, tokenizer: Any
+) -> None:
+    """Half the layers under the published name, a suspect of the run file beside an innocent."""
+    prune(embedded, tmp_path / "half")
+    merge(embedded, embedded, tmp_path / "same", share=0.5)
+    other = TransformersEngine(
+        tmp_path / "half", eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    )
+    with running(create_app(other, tokenizer, model=EMBEDDED)) as url:
+        config = RunFile.model_validate(
+            {
+                "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
+                "reference": {
+                    "card": card_with_bank(tmp_path, ["int4-asym-g64"]),
+                    "engine": "transformers", "weights": embedded,
+                    "suspects": [
+                        {"name": "half", "path": tmp_path / "half", "relation": "another size"},
+                        {"name": "same", "path": tmp_path / "same", "relation": "merged"},
+                    ],
+                },
+                "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                "out": tmp_path / "run",
+            }
+        )  # fmt: skip
+        load = reference_loader(config, cache=_cache(), show=QUIET)
+        report = audit(config, api_key=None, load_reference=load, show=QUIET)
+
+    assert report.decision == "inconsistent"
+    assert report.findings[-1].name == "half"
+    assert "the replies are those of half: another size; fits" in report.findings[-1].detail
+    assert report.usage.replies <= 3 + PANEL_PROBES
+    assert decide_folder(tmp_path / "run") == report
 
 
 def test_a_router_that_sends_some_requests_elsewhere_is_found(

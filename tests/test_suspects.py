@@ -15,7 +15,7 @@ from simulate import _score as score_of
 from test_score import CountingEngine, make_probes, outcomes_of, score
 
 from verifier.align import Aligned
-from verifier.decide import decide
+from verifier.decide import decide, is_rather_a_suspect
 from verifier.errors import RenderingError
 from verifier.ledger import TEXT_SCALES, Ledger, Row, text_cells
 from verifier.records import REFERENCE, Finding, Prompt
@@ -293,3 +293,61 @@ def test_a_text_likelihood_is_that_of_its_spelling() -> None:
     assert TEXT_SCALES[-1] == pytest.approx(1.0)
     expected = log_softmax(logits)[np.arange(7), chosen].sum()
     assert cells[-1] == pytest.approx(expected, abs=1e-6)
+
+
+# -- against a template fault ------------------------------------------------------------------
+
+COLUMN = "template:family-llama3"
+
+
+def judged(*, served: str, seed: int, left: float = 0.5) -> bool:
+    """Whether a suspect is taken for the cause, of a host that serves it or has the template fault.
+
+    Under the fault's column noise of scale `left` remains, as that of coarse weights does.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for n in range(4):
+        true = rng.normal(0, 2, (30, VOCABULARY))
+        host = true + rng.gumbel(0, left, true.shape) if served == COLUMN else true
+        after = true if served in (COLUMN, "either") else true + rng.gumbel(0, left, true.shape)
+        chosen = host.argmax(axis=1)
+        logits = {
+            REFERENCE: rng.normal(0, 2, true.shape),
+            COLUMN: after,
+            "sibling": rng.normal(0, 2, true.shape) if served == COLUMN else true,
+        }
+        text = {name: text_cells(score_of(own, chosen), range(30)) for name, own in logits.items()}
+        rows.append(
+            Row(
+                probe_id=f"p{n}", tokens=30, left_out=0, text=text, logprob=None,
+                logprob_problem=None, rendered={REFERENCE: 20, "family-llama3": 24},
+            )
+        )  # fmt: skip
+    plan = make_plan(suspects={"sibling": "another size"})
+    return is_rather_a_suspect(plan, Ledger(rows=tuple(rows)), COLUMN)
+
+
+def test_a_suspect_comes_before_a_template_that_leaves_noise() -> None:
+    """Other weights look like another prompt now and then; the suspect fits and leads by far."""
+    assert sum(judged(served="sibling", seed=seed) for seed in range(30)) >= 28
+
+
+def test_a_template_fault_stays_one_whatever_the_suspects() -> None:
+    """Beside honest weights and beside coarse ones."""
+    assert not any(judged(served=COLUMN, seed=seed, left=0.05) for seed in range(50))
+    assert not any(judged(served=COLUMN, seed=seed, left=0.6) for seed in range(50))
+
+
+def test_a_template_comes_first_where_a_suspect_explains_the_replies_no_better() -> None:
+    """Weights are never accused while another prompt explains the replies as well."""
+    assert not any(judged(served="either", seed=seed) for seed in range(30))
+
+
+def test_without_a_suspect_scored_on_the_same_replies_the_template_stays() -> None:
+    """Missing is no information."""
+    plan = make_plan(suspects={"sibling": "another size"})
+    row = rows_of(1, noise=2.0, near=0.0)[0]
+
+    assert not is_rather_a_suspect(plan, Ledger(rows=(row,)), COLUMN)
+    assert not is_rather_a_suspect(plan, Ledger(rows=()), COLUMN)

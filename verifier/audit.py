@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
 from threading import RLock
@@ -34,9 +35,9 @@ from verifier.decide import (
     asks_long,
     decide_folder,
     is_far,
+    is_rather_a_suspect,
     judge_folder,
     may_be_sampled,
-    names_suspect,
     names_template,
     publish,
     seeks_cause,
@@ -101,7 +102,7 @@ from verifier.templates import (
     weigh_templates,
 )
 from verifier.thoughts import Reader
-from verifier.weigh import named_template, planned_samplers
+from verifier.weigh import leaves_noise, named_template, planned_samplers
 from verifier.weights import (
     check_weights,
     fetch_checkpoint,
@@ -396,7 +397,7 @@ def reference_loader(
         earlier, valid = load_templates(section.card, card)
         return Reference(
             engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid),
-            suspects={name: partial(read_as, fetch) for name, fetch in others.items()},
+            suspects={name: cache_once(partial(read_as, f)) for name, f in others.items()},
         )  # fmt: skip
 
     return load
@@ -492,11 +493,11 @@ def score_panel(
         if ends_panel(plan, evidence, names, entries):
             break
         names = still_likely(evidence, names, entries)
+    if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
+        return
     names = tuple(name for name in names if not entries[name].stands_for)
     for size in FURTHER_ROUNDS:
         if evidence is None or not (evidence.scored and leaves_a_fault_open(plan, evidence)):
-            break
-        if size == FURTHER_ROUNDS[0] and is_of_a_suspect(run, plan, reference, show):
             break
         if before is not None:
             before(probes[:size])
@@ -515,9 +516,20 @@ def ends_panel(
     return may_be_said and is_settled(evidence, names, entries)
 
 
-def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> bool:
-    """Whether the ordinary replies so far are those of a suspect, as honest serving makes them."""
-    names = tuple(name for name in plan.suspects if reference.engine.can_load(name))
+def is_of_a_suspect(
+    run: Path, plan: Plan, reference: Reference, evidence: TemplateEvidence, show: Show
+) -> bool:
+    """Whether a suspect, served honestly, made the ordinary replies, and not a template fault.
+
+    Asked only where a fault is the likeliest rendering and leaves noise beyond honest serving: the
+    ordinary replies are then scored under each suspect, under that rendering, which the panel
+    chose, and under every valid one, which the evidence against valid renderings needs.
+    """
+    column = evidence.columns[evidence.ranked[0]]
+    if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
+        return False
+    known = (name for name in plan.suspects if name in reference.suspects)
+    names = tuple(name for name in known if reference.engine.can_load(name))
     if not names:
         return False
     probes, panel = read_probes(run), read_probes(run, name=PANEL)
@@ -525,11 +537,12 @@ def is_of_a_suspect(run: Path, plan: Plan, reference: Reference, show: Show) -> 
         ledger = score_replies(
             run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
             every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            weights=names, catalogue=reference.catalogue,
+            weights=names, templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
+            catalogue=reference.catalogue,
             suspects={name: reference.suspects[name]() for name in names},
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
-    return names_suspect(plan, ledger)
+    return is_rather_a_suspect(plan, ledger, column)
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:

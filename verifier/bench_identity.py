@@ -54,7 +54,7 @@ SCHEMA: Final = 1
 AUDITS: Final = 40
 
 #: Audits of each host whose cause is named: every reply of theirs is scored under each column.
-NAMED: Final = 20
+NAMED: Final = 12
 
 MAX_TOKENS: Final = 48
 
@@ -100,7 +100,7 @@ def run_identity_bench(
     made = make_models(weights, out / "models", seed=seed, tell=tell)
     if family is not None:
         made[FAMILY] = family
-    hosts = {HONEST: weights, **made}
+    hosts = {**made, HONEST: weights}
     probes = draw(load_pool(), seed=seed, count=max(REPLIES.values()), max_tokens=MAX_TOKENS)
     stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH)
     for name, directory in hosts.items():

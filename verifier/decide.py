@@ -57,7 +57,7 @@ from verifier.sampling import UNNAMED, describe_sampler
 from verifier.score import NO_TOKENS
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
-from verifier.stats import Interval, log_e_against_scales, log_e_value, log_mean_exp
+from verifier.stats import Array, Interval, log_e_against_scales, log_e_value, log_mean_exp
 from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import (
     ABOVE,
@@ -165,6 +165,9 @@ def decide(
         evidence = replace(evidence, log_e=log_e)
     usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown, bypass))
     column = named_column(plan, evidence)
+    if column is not None and is_rather_a_suspect(plan, ledger, column):
+        column = None
+    template = column
     faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
     if column is None and faults:
         scored = {name for row in ledger.rows for name in row.text}
@@ -202,7 +205,7 @@ def decide(
     substitution = _substitution(plan, ledger.ordinary, evidence, decision)
     if shown is not None and shown.differs:  # decides nothing: it may be forged, or a slip
         findings.append(judge_shown(shown))
-    if named_column(plan, evidence) is not None:
+    if template is not None:
         findings += _template_causes(plan, evidence, unknown_words=unknown_words)
     elif faults:
         findings += _shown_causes(plan, evidence, faults, judged=column is not None)
@@ -684,11 +687,29 @@ def wants_completions(report: Report) -> bool:
     )
 
 
-def names_suspect(plan: Plan, ledger: Ledger) -> bool:
-    """Whether a ledger's replies are those of a suspect, as honest serving makes them."""
-    ledger = ledger.ordinary
-    cause = _name_cause(plan, ledger, weigh(plan, ledger))
-    return cause.decision == "detected" and cause.name in plan.suspects
+def is_rather_a_suspect(plan: Plan, ledger: Ledger, column: str) -> bool:
+    """Whether a suspect, served honestly, explains the ordinary replies where a template does not.
+
+    The template column comes first: only where a suspect leads it, at any noise, by 1/beta, and
+    fits as calibrated stacks fit theirs (`_name_cause`), are other weights what looked like another
+    prompt.
+    """
+    rows = tuple(row for row in ledger.ordinary.rows if column in row.text)
+    scored = Ledger(rows=rows)
+    named = [name for name in plan.suspects if rows and all(name in row.text for row in rows)]
+    if not named:
+        return False
+    channel = plan.calibration.text
+    honest = honest_scales(TEXT_SCALES, channel)
+
+    def totals(name: str) -> Array:
+        return np.asarray(read_rows(scored.text(name), TEXT_SCALES, channel).sum(axis=0))
+
+    cause = _name_cause(plan, scored, weigh(plan, scored))
+    if cause.decision != "detected" or cause.name not in named:
+        return False
+    lead = log_mean_exp(totals(cause.name)[honest]) - log_mean_exp(totals(column))
+    return lead - math.log(len(named)) >= math.log(1 / plan.beta)
 
 
 def suspects_template(run: Path) -> bool:

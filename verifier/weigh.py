@@ -179,7 +179,7 @@ def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
     now and then. NOISY times the evidence is asked for there.
     """
     needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
-    if templates.scale > plan.calibration.text.honest_scale * ABOVE:
+    if leaves_noise(plan, templates):
         needed *= NOISY
     if templates.log_e < needed:
         return None
@@ -187,6 +187,11 @@ def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
     if any(entries[name].kind == "valid" for name in templates.group):
         return None
     return templates.columns[templates.ranked[0]]
+
+
+def leaves_noise(plan: Plan, templates: TemplateEvidence) -> bool:
+    """Whether noise beyond honest serving is left under the likeliest rendering."""
+    return templates.scale > plan.calibration.text.honest_scale * ABOVE
 
 
 def judge_under(plan: Plan, ledger: Ledger, evidence: Evidence, column: str) -> Evidence:
