@@ -12,6 +12,7 @@ from simulate import make_plan as make_simulated_plan
 
 import verifier
 from verifier.audit import PANEL_PROBES
+from verifier.bypass import ROUNDS
 from verifier.capabilities import capability_probes
 from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
