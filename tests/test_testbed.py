@@ -727,7 +727,17 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     assert names[: len(VARIANTS)] == list(VARIANTS)
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
     assert kinds == sorted(
-        kinds, key=["template", "sampler", "context", "ceiling", "ignores", "cache"].index
+        kinds,
+        key=[
+            "template",
+            "sampler",
+            "context",
+            "ceiling",
+            "ignores",
+            "spares",
+            "forges",
+            "cache",
+        ].index,
     )
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names

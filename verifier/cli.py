@@ -1021,8 +1021,8 @@ def serve_testbed(
     loaded.load_variant(served.weights)
     host = create_app(
         loaded, tokenizer, model=found.name, rendering=served.rendering,
-        sampler=dict(served.sampler), tricks=served.tricks, api_key=key, max_batch=max_batch,
-        shows_prompts=shows_prompts,
+        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights, api_key=key,
+        max_batch=max_batch, shows_prompts=shows_prompts,
     )  # fmt: skip
     serve(
         host,

@@ -39,6 +39,9 @@ TEMPLATE = "template:"
 #: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
 SAMPLER = "sampler:"
 
+#: By how much a token must be outranked, in nats: far more than any rounding.
+OUTRANKED_BY = 0.5
+
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
 
@@ -64,6 +67,8 @@ class Row:
     prompt_tokens: int | None = None  # as the endpoint counts; None: it did not
     rendered: dict[str, int] = field(default_factory=dict)  # rendering -> prompt tokens it makes
     panel: bool = False  # asked to tell templates apart, and read for nothing else
+    strata: tuple[str, ...] = ()  # how it was asked, see `strata`
+    outranked: int = 0  # positions where the endpoint itself says that another token is likelier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +160,14 @@ def logprob_cells(
     return tuple(float(v) for v in total)
 
 
+def count_outranked(reported: Sequence[Sequence[float]]) -> int:
+    """Positions at which the token that was given is not the likeliest by the endpoint's own words.
+
+    The given token comes first. At temperature 0 it is the likeliest, but for rounding.
+    """
+    return sum(len(told) > 1 and max(told) > told[0] + OUTRANKED_BY for told in reported)
+
+
 def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
     """Whether the reported values were rescaled: in step with the reference's, at another slope.
 
@@ -212,6 +225,8 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                 prompt_tokens=row.get("prompt_tokens"),
                 rendered={str(k): int(v) for k, v in row.get("rendered", {}).items()},
                 panel=bool(row.get("panel", False)),
+                strata=tuple(map(str, row.get("strata", ()))),
+                outranked=int(row.get("outranked", 0)),
             )
             for row in value["rows"]
         )

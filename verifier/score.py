@@ -39,6 +39,7 @@ from verifier.ledger import (
     Ledger,
     Row,
     SampledRow,
+    count_outranked,
     ledger_to_json,
     logprob_cells,
     repeat_from_json,
@@ -60,6 +61,7 @@ from verifier.renderings.changes import Renderer
 from verifier.renderings.panel import PANEL_KIND
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
+from verifier.strata import labels_of
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -184,8 +186,9 @@ def build_ledger(
             prompt_tokens=counts.get(probe.id),
             rendered=lengths(probe),
             panel=probe.kind == PANEL_KIND,
+            strata=labels_of(probe, number),
         )
-        for probe in probes
+        for number, probe in enumerate(probes)
         if REFERENCE in by_probe.get(probe.id, {})
     ]
     return Ledger(rows=tuple(rows))
@@ -215,6 +218,7 @@ def _row(columns: Mapping[str, Scored]) -> Row:
         },
         logprob=logprob,
         logprob_problem=problem,
+        outranked=count_outranked(aligned.reported or ()),
     )
 
 

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.calibration import Channel
-from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger, Row
 from verifier.plan import Plan
+from verifier.records import REFERENCE
 from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, weigh_repeats
 from verifier.samplers import Sampler
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
+from verifier.strata import STRATA_SHARE, StrataEvidence, weigh_strata
 from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
 from verifier.window import (
@@ -70,6 +72,7 @@ class Evidence:
     shares: ShareEvidence | None  # of a part of the replies; None: judged by another measure
     templates: TemplateEvidence | None  # None: no other rendering is in the ledger
     samplers: SamplerEvidence | None  # None: the plan asks for no samples
+    strata: StrataEvidence | None  # None: all is asked in one way
     log_e_greedy: float  # of everything but the samples, against honest serving
     log_e: float  # of everything, against honest serving
 
@@ -104,6 +107,10 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         everything = mix_log_e(
             [(weights[0], everything - math.log(weights[0])), (weights[1], templates.log_e)]
         )
+    strata = None
+    if plan.varies:
+        strata = weigh_strata(text, [row.strata for row in _scored(ledger)], honest, seed=plan.seed)
+        everything = mix_log_e([(1 - STRATA_SHARE, everything), (STRATA_SHARE, strata.log_e)])
     level = 1 - plan.beta
     interval = confidence_sequence(text, TEXT_SCALES, level=level)
     samplers, of_greedy = None, everything
@@ -131,9 +138,15 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         shares=shares,
         templates=templates,
         samplers=samplers,
+        strata=strata,
         log_e_greedy=of_greedy,
         log_e=everything,
     )
+
+
+def _scored(ledger: Ledger) -> list[Row]:
+    """The rows of `Ledger.text`, in its order."""
+    return [row for row in ledger.rows if REFERENCE in row.text]
 
 
 def weigh_long(
