@@ -52,6 +52,9 @@ TEMPLATE_SHARE = 0.01
 PART_SHARE = 0.1
 
 
+#: Share of the evidence that bets on rare tokens put in, which noise of no scale explains.
+SINGLE_SHARE = 0.01
+
 #: How much more evidence names a template fault beside weights that differ. On the embedded model a
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY = 2
@@ -101,6 +104,8 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
     known = {name: rows for name, rows in scored.items() if rows is not None}
     shares = weigh_shares(text, TEXT_SCALES, honest, known)
     everything = mix_log_e([(1 - PART_SHARE, everything), (PART_SHARE, shares.log_e)])
+    rare = _log_e_rare(ledger, text_channel)
+    everything = mix_log_e([(1 - SINGLE_SHARE, everything), (SINGLE_SHARE, rare)])
     everything += math.log1p(-TEMPLATE_SHARE)
     if templates is not None:
         weights = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
@@ -234,6 +239,20 @@ def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
         return 0.0
     totals, honest = rows.sum(axis=0), honest_scales(scales, channel)
     return log_e_value(totals[~honest], totals[honest])
+
+
+def _log_e_rare(ledger: Ledger, channel: Channel) -> float:
+    """Rare tokens put in, at honest noise, against honest serving; 0 without rows.
+
+    Of rows whose tokens the endpoint names: a text that is tokenized again in another way than it
+    came shows unlikely tokens at an honest host too.
+    """
+    rare, plain = ledger.rare()
+    if len(plain) == 0:
+        return 0.0
+    honest = honest_scales(TEXT_SCALES, channel)
+    totals = [read_rows(rows, TEXT_SCALES, channel).sum(axis=0) for rows in (rare, plain)]
+    return log_e_value(totals[0][honest], totals[1][honest])
 
 
 def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
