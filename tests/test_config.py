@@ -99,6 +99,7 @@ FULL: dict[str, Any] = {
         "kinds": ["code", "list"],
         "template_settings": {"enable_thinking": False},
         "sampler": True,
+        "vary": True,
         "context": 8192,
         "output": 1024,
         "capabilities": True,

@@ -70,7 +70,7 @@ LAYERS = (
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"samplers"},
-    {"renderings.catalogue", "counts", "ledger"},
+    {"renderings.catalogue", "counts", "ledger", "strata"},
     {"repeats"},
     {"stats"},
     {"renderings.changes", "renderings", "folder"},

@@ -726,7 +726,10 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     names = [name for name, _ in faults[1:]]
     assert names[: len(VARIANTS)] == list(VARIANTS)
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
-    order = ["weights", "template", "sampler", "context", "ceiling", "ignores", "cache"]
+    order = [
+        "weights", "template", "sampler", "context", "ceiling", "ignores", "spares", "forges",
+        "cache",
+    ]  # fmt: skip
     assert kinds == sorted(kinds, key=order.index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)
     assert "template:system-injected-2" not in names

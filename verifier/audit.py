@@ -46,6 +46,7 @@ from verifier.decide import (
     waits_for_long,
     wants_completions,
     wants_samples,
+    wants_stratum,
 )
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
@@ -208,7 +209,8 @@ def audit(
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
         quiet = (plan.samplers and may_be_sampled(plan, found)) or waits_for_long(plan, found)
-        if found.decision != "inconclusive" or quiet or not _goes_on(run, plan, probes[:end]):
+        ends = found.decision != "inconclusive" and not wants_stratum(found)
+        if ends or quiet or not _goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe
     if plan.samplers and may_be_sampled(plan, found):

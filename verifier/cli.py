@@ -1048,8 +1048,8 @@ def serve_testbed(
     loaded.load_variant(served.weights)
     host = create_app(
         loaded, tokenizer, model=found.name, rendering=served.rendering,
-        sampler=dict(served.sampler), tricks=served.tricks, api_key=key, max_batch=max_batch,
-        shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
+        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights, api_key=key,
+        max_batch=max_batch, shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
     )  # fmt: skip
     serve(
         host,

@@ -390,7 +390,9 @@ class _Collection:
             sent = await client.ask(
                 probe,
                 number=history.next_number(probe.id),
-                logprobs=self.endpoint.top_logprobs > 0 and history.asks_logprobs(probe.id),
+                logprobs=self.endpoint.top_logprobs > 0
+                and probe.logprobs
+                and history.asks_logprobs(probe.id),
             )
             attempt, result = _without_key(client, sent.attempt)
             if self.purse is not None:

@@ -274,6 +274,7 @@ class AuditSection(_Section):
     kinds: tuple[str, ...] | None = None  # kinds of probes; None: all
     template_settings: dict[str, bool | str] = {}  # of every probe, e.g. enable_thinking
     sampler: bool = False  # ask some probes at temperature 1, and judge how they are sampled
+    vary: bool = False  # ask with and without log-probabilities, streams, short and long, at random
     context: Annotated[int, Field(ge=256, le=2_000_000)] | None = None  # window held to, in tokens
     output: Annotated[int, Field(ge=64, le=100_000)] | None = None  # tokens of a reply held to
     capabilities: bool = False  # find out what the endpoint can do, before the first probe

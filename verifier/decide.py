@@ -58,6 +58,7 @@ from verifier.score import NO_TOKENS
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
 from verifier.stats import Array, Interval, log_e_against_scales, log_e_value, log_mean_exp
+from verifier.strata import NAMED_AT as STRATUM_AT
 from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import (
     ABOVE,
@@ -89,6 +90,15 @@ MIN_SET_ASIDE = 8
 
 #: Counts of prompt tokens that favour a fault by this factor are looked into.
 SUSPECTED_AT = 20.0
+
+#: Positions whose own log-probabilities contradict the reply, before it is said that they do.
+FORGED_FROM = 3
+
+#: Replies up to which a stratum is looked for once something is wrong.
+MOST_FOR_STRATA = 48
+
+#: Strata of which one says that requests *are* so.
+_STATES = ("streamed", "not streamed", "short", "long", "late", "early")
 
 #: The cause where no column fits as calibrated stacks fit theirs.
 NOTHING_FITS = "not this model as published, and nothing else that we know"
@@ -217,6 +227,9 @@ def decide(
         counted = None if counting is None else judge_counting(counting, outcomes)
         findings += [] if counted is None else [counted]
         findings.append(_name_cause(plan, ledger.ordinary, evidence, counted))
+    if decision == "inconsistent":
+        findings += _strata_causes(plan, evidence)
+    findings += _forged_findings(ledger.ordinary, decision)
     notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
@@ -630,6 +643,42 @@ def _part_causes(
     return found
 
 
+def _strata_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
+    """The way of asking whose replies alone differ, where one stands out."""
+    strata = evidence.strata
+    if strata is None or not strata.best or strata.log_e_apart <= 0:
+        return []
+    name = f"requests {strata.best}"
+    if strata.best in _STATES:
+        name = f"requests that are {strata.best}"
+    told = f"{describe_replies(strata.replies)} asked so differ, others do not"
+    chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
+    named = strata.p_value <= STRATUM_AT and strata.log_e_apart >= math.log(1 / plan.beta)
+    decision: Status = "detected" if named else "undecided"
+    return [_finding("strata", decision, name, strata.log_e_apart, f"{told}; {chance}")]
+
+
+def wants_stratum(report: Report) -> bool:
+    """Whether more replies may tell which way of asking it is whose replies differ."""
+    opened = any(f.aspect == "strata" and f.decision == "undecided" for f in report.findings)
+    return opened and report.usage.replies < MOST_FOR_STRATA
+
+
+def _forged_findings(ledger: Ledger, decision: Decision) -> list[Finding]:
+    """Reported log-probabilities that are not of what gave the reply."""
+    told = [row for row in ledger.rows if row.outranked]
+    count = sum(row.outranked for row in told)
+    if decision != "inconsistent" or count < FORGED_FROM:
+        return []
+    detail = (
+        f"at {count} positions of {describe_replies(len(told))} at temperature 0 another token is "
+        "given than the endpoint reports as the likeliest: what it reports is not of what replies, "
+        "or it samples all the same"
+    )
+    name = "log-probabilities of something else than the replies"
+    return [_finding("forged", "detected", name, None, detail)]
+
+
 def _substitution(
     plan: Plan, ledger: Ledger, evidence: Evidence, decision: Decision
 ) -> Substitution | None:
@@ -875,7 +924,10 @@ def _summarise(
 ) -> str:
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
     if decision == "inconsistent":
-        named = " and ".join(f.name for f in findings if f.aspect in CAUSES)
+        causes = [f for f in findings if f.aspect in CAUSES]
+        named = " and ".join(
+            f.name for f in causes if f.aspect != "strata" or f.decision == "detected"
+        )
         what = "prompts" if any(f.aspect == "template" for f in findings) else "weights"
         differ = f"the replies differ from the published {what} ({named})"
         if not seeks_cause(findings):

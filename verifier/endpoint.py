@@ -350,7 +350,7 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
         max_tokens=probe.max_tokens,
         top_logprobs=endpoint.top_logprobs if logprobs else None,
         logprobs_form=endpoint.logprobs_form,
-        stream=endpoint.stream,
+        stream=endpoint.stream or probe.stream,
         temperature=probe.temperature,
     )
     extra = {

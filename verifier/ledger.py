@@ -33,11 +33,20 @@ LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
 #: contribute more than about log(1 / FLOOR) nats between two scales of the same weights.
 FLOOR = 1e-3
 
+#: Share of tokens of the column of rare ones that every audit has.
+RARE_SHARE = 0.01
+
+#: Tokens that a rare one is drawn from; vocabularies have 30,000 to 260,000.
+VOCABULARY = 100_000
+
 #: How the name of a template column begins; the name of its rendering follows.
 TEMPLATE = "template:"
 
 #: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
 SAMPLER = "sampler:"
+
+#: By how much a token must be outranked, in nats: far more than any rounding.
+OUTRANKED_BY = 0.5
 
 #: Degrees of freedom of the Student-t of reported log-probabilities.
 LOGPROB_DF = 4.0
@@ -65,6 +74,9 @@ class Row:
     rendered: dict[str, int] = field(default_factory=dict)  # rendering -> prompt tokens it makes
     panel: bool = False  # asked to tell templates apart, and read for nothing else
     unjudged: str | None = None  # why it has no cells and speaks by its count alone
+    strata: tuple[str, ...] = ()  # how it was asked, see `strata`
+    rare: tuple[float, ...] | None = None  # with rare tokens put in; None: its tokens are not named
+    outranked: int = 0  # positions where the endpoint itself says that another token is likelier
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +109,12 @@ class Ledger:
         found = [row.text[weights] for row in self.rows if weights in row.text]
         return np.array(found, dtype=float).reshape(len(found), len(TEXT_SCALES))
 
+    def rare(self) -> tuple[Array, Array]:
+        """Cells [n, S] with rare tokens put in, and without, of the rows whose tokens are named."""
+        rows = [row for row in self.rows if row.rare is not None and REFERENCE in row.text]
+        found = np.array([row.rare for row in rows], dtype=float)
+        return found.reshape(len(rows), len(TEXT_SCALES)), replace(self, rows=tuple(rows)).text()
+
     def logprob(self) -> Array:
         """Cells [m, S] of the logprob channel, of the rows that have it."""
         found = [row.logprob for row in self.rows if row.logprob is not None]
@@ -116,7 +134,41 @@ def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
     at = list(kept)
     if not at:
         return tuple(0.0 for _ in TEXT_SCALES)
-    chosen = np.array(score.logprobs)[at]  # [T]
+    return tuple(float(v) for v in _positions(score, at).sum(axis=0))
+
+
+def dropped_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[float, ...]:
+    """log p of a greedy reply in which the likeliest token is passed over with probability `share`.
+
+    The next likeliest under the same noise then takes its place, wherever the margin is large too;
+    noise of the weights flips near-ties.
+    """
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    chosen = np.array(score.logprobs)[at][:, None]  # [T, 1]
+    first = np.array(score.ranks)[at][:, None] == 1
+    inverse = 1 / TEXT_SCALES
+    top = np.array([score.top_logprobs[t] for t in at])[:, 1:]  # [T, k - 1]
+    normaliser = np.logaddexp.reduce(top[:, :, None] * inverse, axis=1)  # [T, S]
+    second = np.where(first, -np.inf, np.minimum(chosen * inverse - normaliser, 0.0))
+    mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), np.log(share) + second)
+    return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def rare_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[float, ...]:
+    """log p of a greedy reply in which any token at all is put in with probability `share`."""
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    any_token = np.log(share / VOCABULARY)
+    mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), any_token)
+    return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def _positions(score: ReplyScore, at: Sequence[int]) -> Array:
+    """log p [T, S] of each token of a greedy reply, see `text_cells`."""
+    chosen = np.array(score.logprobs)[list(at)]  # [T]
     top = np.array([score.top_logprobs[t] for t in at])  # [T, k]
     inverse = 1 / TEXT_SCALES  # [S]
     rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
@@ -124,8 +176,7 @@ def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
     scaled = top[:, :, None] * inverse  # [T, k, S]
     normaliser = np.logaddexp(np.logaddexp.reduce(scaled, axis=1), tail)
     log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
-    mixed = np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None])
-    return tuple(float(v) for v in mixed.sum(axis=0))
+    return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
 
 
 def logprob_cells(
@@ -155,6 +206,14 @@ def logprob_cells(
         square = float(centred @ centred) / LOGPROB_SCALES**2
         total -= free * np.log(LOGPROB_SCALES) + (df + free) / 2 * np.log1p(square / df)
     return tuple(float(v) for v in total)
+
+
+def count_outranked(reported: Sequence[Sequence[float]]) -> int:
+    """Positions at which the token that was given is not the likeliest by the endpoint's own words.
+
+    The given token comes first. At temperature 0 it is the likeliest, but for rounding.
+    """
+    return sum(len(told) > 1 and max(told) > told[0] + OUTRANKED_BY for told in reported)
 
 
 def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
@@ -215,6 +274,9 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                 rendered={str(k): int(v) for k, v in row.get("rendered", {}).items()},
                 panel=bool(row.get("panel", False)),
                 unjudged=None if row.get("unjudged") is None else str(row["unjudged"]),
+                strata=tuple(map(str, row.get("strata", ()))),
+                rare=None if row.get("rare") is None else _floats(row["rare"], len(TEXT_SCALES)),
+                outranked=int(row.get("outranked", 0)),
             )
             for row in value["rows"]
         )

@@ -40,6 +40,7 @@ from verifier.reference import Card, Thinking, card_notes
 from verifier.repeats import AGAIN, EVERY, OTHERWISE, SAME
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
+from verifier.strata import vary
 from verifier.window import LONG_REPLIES, REQUESTS
 
 #: Version of the plan file.
@@ -106,6 +107,7 @@ class Plan(BaseModel):
     honest_samplers: tuple[str, ...] = ()  # those of them that an honest host may use
     context_tokens: Count = 0  # the longest prompt asked; 0: the context is not asked about
     output_tokens: Count = 0  # the longest reply asked for; 0: none
+    varies: bool = False  # whether probes are asked in ways drawn at random
     top_logprobs: Count
     max_attempts: Annotated[int, Field(ge=1)]
     prices: Prices | None
@@ -239,6 +241,8 @@ def make_plan(
             "take endpoint.dialect: chat, or leave them out"
         )
     probes = tuple(replace(probe, settings=settings) for probe in probes)
+    if audit.vary:
+        probes = vary(probes, seed=seed, logprobs=audit.top_logprobs > 0)
     plan = Plan(
         schema_version=PLAN_SCHEMA,
         policy_name=name,
@@ -251,6 +255,7 @@ def make_plan(
         budget_completion_tokens=audit.budget_completion_tokens,
         budget_usd=audit.budget_usd,
         budget_sampled_tokens=sampled,
+        varies=audit.vary,
         context_tokens=audit.context or 0,
         output_tokens=audit.output or 0,
         samplers={n: changed(s) for n, s in columns.items()},
@@ -433,6 +438,8 @@ def _read_probe(line: dict[str, Any], *, where: str) -> Probe:
             settings=tuple((str(name), _setting(v)) for name, v in line.get("settings", ())),
             today=_optional(line.get("today")),
             temperature=float(line.get("temperature", 0.0)),
+            logprobs=bool(line.get("logprobs", True)),
+            stream=bool(line.get("stream", False)),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(

@@ -59,6 +59,8 @@ class Probe:
     settings: tuple[tuple[str, bool | str], ...] = ()  # of the template, e.g. enable_thinking
     today: str | None = None  # the day a template may print, ISO 8601; None: whenever it is read
     temperature: float = 0.0  # above 0: asked with top_p 1 as well
+    logprobs: bool = True  # False: log-probabilities are not asked for, whatever the run file says
+    stream: bool = False  # True: an event stream is asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,8 +218,9 @@ class Finding:
     #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
     #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
     #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
-    #: "tokenizer" (that prompts are counted with), "cause", "shown prompt" or "parameters" (taken
-    #: and ignored).
+    #: "tokenizer" (that prompts are counted with), "strata" (which way of asking differs), "cause",
+    #: "shown prompt", "forged" (log-probabilities of something else) or "parameters" (taken and
+    #: ignored).
     aspect: str
     decision: Status
     name: str

@@ -120,6 +120,11 @@ _TOGETHER: Final = (
 )
 
 
+#: Shares of tokens that are passed over, and put in, of the columns.
+DROPPED: Final = (0.02, 0.05)
+RARE: Final = (0.005, 0.01, 0.02)
+
+
 def changed(sampler: Sampler) -> dict[str, float]:
     """The settings that are not the default, in the order of the record."""
     plain = Sampler()
@@ -205,8 +210,8 @@ def _each() -> Iterator[Sampler]:
     yield from (Sampler(presence_penalty=value) for value in (0.2, 0.5, 1.0, 1.5))
     yield from (Sampler(frequency_penalty=value) for value in (0.2, 0.5, 1.0, 1.5))
     yield from _TOGETHER
-    yield from (Sampler(drop_best=value) for value in (0.02, 0.05))
-    yield from (Sampler(rare=value) for value in (0.005, 0.01, 0.02))
+    yield from (Sampler(drop_best=value) for value in DROPPED)
+    yield from (Sampler(rare=value) for value in RARE)
 
 
 def _of(settings: Mapping[str, float]) -> Sampler:

@@ -34,13 +34,17 @@ from verifier.folder import (
 )
 from verifier.ledger import (
     FLOOR,
+    RARE_SHARE,
     SAMPLER,
     TEMPLATE,
     Ledger,
     Row,
     SampledRow,
+    count_outranked,
+    dropped_cells,
     ledger_to_json,
     logprob_cells,
+    rare_cells,
     repeat_from_json,
     sampled_row_from_json,
     text_cells,
@@ -60,7 +64,8 @@ from verifier.reference import Thinking
 from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
-from verifier.samplers import Sampler
+from verifier.samplers import DROPPED, RARE, Sampler, name_of
+from verifier.strata import labels_of
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import (
     WOULD_THINK,
@@ -219,8 +224,9 @@ def build_ledger(
             else others[probe.id].prompt_tokens,
             rendered=lengths(probe),
             panel=probe.kind == PANEL_KIND,
+            strata=labels_of(probe, number),
         )
-        for probe in probes
+        for number, probe in enumerate(probes)
         if REFERENCE in by_probe.get(probe.id, {}) or probe.id in others
     ]
     return Ledger(rows=tuple(rows))
@@ -259,10 +265,31 @@ def _row(columns: Mapping[str, Scored]) -> Row:
                 for cell in text_cells(scored.score, _kept(scored.aligned))
             )
             for name, scored in columns.items()
-        },
+        }
+        | (_single_token_cells(reference) if any(map(is_sampler, columns)) else {}),
         logprob=logprob,
         logprob_problem=problem,
+        rare=rare_cells(reference.score, _kept(aligned), RARE_SHARE)
+        if aligned.by == "bytes"
+        else None,
+        outranked=count_outranked(aligned.reported or ()),
     )
+
+
+def is_sampler(column: str) -> bool:
+    """Whether a column is that of greedy replies which a sampler has changed."""
+    return column.startswith(SAMPLER)
+
+
+def _single_token_cells(scored: Scored) -> dict[str, tuple[float, ...]]:
+    """Columns of single tokens that are dropped or put in, beside those of penalties."""
+    kept = _kept(scored.aligned)
+    dropped = {Sampler(drop_best=share): dropped_cells for share in DROPPED}
+    rare = {Sampler(rare=share): rare_cells for share in RARE}
+    return {
+        SAMPLER + name_of(sampler): cells(scored.score, kept, sampler.drop_best or sampler.rare)
+        for sampler, cells in (dropped | rare).items()
+    }
 
 
 def _kept(aligned: Aligned) -> list[int]:

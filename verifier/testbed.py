@@ -36,7 +36,14 @@ from verifier.bank import VARIANTS, find_variant
 from verifier.engines import Engine
 from verifier.errors import ConfigError, RenderingError
 from verifier.prompts import make_prompt
-from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    Message,
+    Prompt,
+    ScoreRequest,
+)
 from verifier.reference import Thinking
 from verifier.renderings.catalogue import (
     PUBLISHED,
@@ -65,6 +72,7 @@ from verifier.testbed_tricks import (
     Tricks,
     answered,
     ignoring,
+    is_spared,
     read_trick,
     read_whole_or_cut,
 )
@@ -191,6 +199,7 @@ def _answer_batch(
     completes_as_chat: bool,
     thoughts: Thoughts | None,
     tricks: Tricks,
+    weights: str | None,
     store: Store,
     bodies: Sequence[Body],
 ) -> list[Answer | WireError]:
@@ -202,7 +211,11 @@ def _answer_batch(
         _tricked(r, b, tokenizer, rendering, tricks) for r, b in zip(asked, bodies, strict=True)
     ]
     ready = [_resampled(r, sampler) for r in requests if isinstance(r, GenerateRequest)]
-    found = iter(engine.generate(ready) if ready else [])
+    spared = [
+        is_spared(body, request.max_tokens, store.count(), tricks)
+        for body, request in zip(bodies, asked, strict=True) if isinstance(request, GenerateRequest)
+    ]  # fmt: skip
+    found = iter(_generate(engine, ready, spared, weights, forges=tricks.forges))
     answers: list[Answer | WireError] = []
     for body, whole, request in zip(bodies, asked, requests, strict=True):
         if not (isinstance(request, GenerateRequest) and isinstance(whole, GenerateRequest)):
@@ -212,6 +225,52 @@ def _answer_batch(
         answer = answered(answer, tricks, rendered=len(whole.prompt_ids), asked=whole.max_tokens)
         answers.append(store.again(_words(body), whole.max_tokens, answer))
     return answers
+
+
+def _generate(
+    engine: Engine,
+    requests: Sequence[GenerateRequest],
+    spared: Sequence[bool],
+    weights: str | None,
+    *,
+    forges: bool,
+) -> list[Generation]:
+    """Generate under `weights`, and under the published ones what is spared."""
+    if weights is None or not (forges or any(spared)):
+        if weights is not None:
+            engine.load_variant(weights)
+        return engine.generate(requests) if requests else []
+    made: dict[int, Generation] = {}
+    for name, kind in ((REFERENCE, True), (weights, False)):
+        some = [n for n, one in enumerate(spared) if one == kind]
+        if some:
+            engine.load_variant(name)
+            made |= zip(some, engine.generate([requests[n] for n in some]), strict=True)
+    whole = [made[n] for n in range(len(requests))]
+    return _forged(engine, requests, whole) if forges else whole
+
+
+def _forged(
+    engine: Engine, requests: Sequence[GenerateRequest], made: Sequence[Generation]
+) -> list[Generation]:
+    """The same replies, with what the published weights say of their tokens."""
+    engine.load_variant(REFERENCE)
+    scores = engine.score(
+        [
+            ScoreRequest(prompt_ids=request.prompt_ids, reply_ids=one.token_ids)
+            for request, one in zip(requests, made, strict=True)
+        ]
+    )
+    forged = []
+    for one, score in zip(made, scores, strict=True):
+        top = tuple(
+            tuple({best: values[0], given: own}.items())
+            for best, values, given, own in zip(
+                score.top_ids, score.top_logprobs, one.token_ids, score.logprobs, strict=True
+            )
+        )
+        forged.append(replace(one, logprobs=score.logprobs, top=top if one.top else ()))
+    return forged
 
 
 def _words(body: Body) -> str:
@@ -428,6 +487,7 @@ def create_app(
     rendering: Rendering = PUBLISHED,
     sampler: Mapping[str, float] | None = None,
     tricks: Tricks = PLAIN,
+    weights: str | None = None,
     api_key: str | None = None,
     max_batch: int = 16,
     window_s: float = 0.02,
@@ -443,6 +503,7 @@ def create_app(
     `shows_prompts` what was rendered is shown to who asks, as vLLM does. The settings
     of `sampler` stand for those that are asked for. `thoughts` says how a model that thinks is
     reported; without it what it writes is the text. `tricks` are what else the host does.
+    Tricks that serve two weights need the name of the faulty ones, `weights`.
 
     Requests that arrive within `window_s` seconds of the first, `max_batch` at most, are generated
     as one batch; when the engine fails, all of that batch get an HTTP 500 and the app lives on.
@@ -462,6 +523,7 @@ def create_app(
                 completes_as_chat,
                 thoughts,
                 tricks,
+                weights,
                 Store(tricks),
             ),
             max_batch=max_batch,

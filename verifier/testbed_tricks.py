@@ -6,11 +6,17 @@ Pure functions of requests and answers; knows nothing of engines or sockets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from verifier.errors import ConfigError
 from verifier.records import GenerateRequest
-from verifier.testbed_wire import DEFAULT_MAX_TOKENS, Answer, WireError
+from verifier.testbed_wire import (
+    DEFAULT_MAX_TOKENS,
+    Answer,
+    Body,
+    WireError,
+    alternatives_asked,
+)
 from verifier.window import PLACES, Cut, Place, cut
 
 #: Tricks by the beginning of their names, with examples and what they do.
@@ -26,9 +32,17 @@ TRICKS: Final = {
     "ceiling:64,hidden": "the same, and they are said to have ended by themselves",
     "ignores:stop": "stop strings are taken and ignored; so may be seed, n, logit_bias, max_tokens",
     "ignores:n,logit_bias": "several parameters are",
+    "spares:logprobs": "the weights fault spares requests that ask for log-probabilities",
+    "spares:streams": "it spares those that ask for a stream",
+    "spares:short": "it spares those that ask for at most 16 tokens",
+    "spares:first": "it spares the first 8",
+    "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
 }
+
+#: Requests that a weights fault may spare.
+Spared = Literal["logprobs", "streams", "short", "first"]
 
 #: Parameters that a host may ignore.
 PARAMETERS: Final = frozenset({"seed", "stop", "n", "logit_bias", "max_tokens"})
@@ -46,6 +60,8 @@ class Tricks:
     counts_all: bool = False  # whether prompt tokens are counted as if nothing was cut
     ceiling: int | None = None  # tokens of a reply at most
     ignores: frozenset[str] = frozenset()  # parameters that are taken and ignored
+    spares: Spared | None = None  # requests that get the published weights all the same
+    forges: bool = False  # whether log-probabilities are those of the published weights
     cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
@@ -66,6 +82,11 @@ def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
             return replace(tricks, window=size, place=place, counts_all=hidden)
     if kind == "ceiling" and size and not rest:
         return replace(tricks, ceiling=size, says_stop=hidden)
+    spared: Spared | None = next((one for one in get_args(Spared) if one == value), None)
+    if kind == "spares" and spared is not None:
+        return replace(tricks, spares=spared)
+    if kind == "forges" and value == "logprobs":
+        return replace(tricks, forges=True)
     if kind == "ignores" and {number, *value.split(",")} <= PARAMETERS:
         return replace(tricks, ignores=frozenset(value.split(",")))
     if kind == "cache" and value in ("same", "alike"):
@@ -107,12 +128,37 @@ def ignoring(request: GenerateRequest, tricks: Tricks) -> GenerateRequest:
     return replace(request, **{n: v for n, v in plain.items() if n in tricks.ignores})
 
 
+def is_spared(body: Body, limit: int, number: int, tricks: Tricks) -> bool:
+    """Whether the weights fault spares the `number`-th request, counted from 0."""
+    match tricks.spares:
+        case None:
+            return False
+        case "logprobs":
+            return alternatives_asked(body) is not None
+        case "streams":
+            return bool(body.stream)
+        case "short":
+            return limit <= _SHORT
+        case "first":
+            return number < _FIRST
+
+
+_SHORT: Final = 16
+_FIRST: Final = 8
+
+
 class Store:
     """Earlier answers of a host that gives them again."""
 
     def __init__(self, tricks: Tricks) -> None:
         self._tricks = tricks
+        self._asked = 0
         self._known: dict[tuple[str, int], Answer] = {}
+
+    def count(self) -> int:
+        """The number of one more request."""
+        self._asked += 1
+        return self._asked - 1
 
     def again(self, words: str, limit: int, answer: Answer) -> Answer:
         """What an earlier prompt got that is the same or ends alike; `answer` if there was none."""

@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.calibration import Channel
-from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger, Row
 from verifier.plan import Plan
+from verifier.records import REFERENCE
 from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, weigh_repeats
 from verifier.samplers import Sampler
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
+from verifier.strata import STRATA_SHARE, StrataEvidence, weigh_strata
 from verifier.substitution import ShareEvidence, weigh_shares
 from verifier.templates import TemplateEvidence, weigh_templates
 from verifier.window import (
@@ -50,6 +52,9 @@ TEMPLATE_SHARE = 0.01
 PART_SHARE = 0.1
 
 
+#: Share of the evidence that bets on rare tokens put in, which noise of no scale explains.
+SINGLE_SHARE = 0.01
+
 #: How much more evidence names a template fault beside weights that differ. On the embedded model a
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY = 2
@@ -70,6 +75,7 @@ class Evidence:
     shares: ShareEvidence | None  # of a part of the replies; None: judged by another measure
     templates: TemplateEvidence | None  # None: no other rendering is in the ledger
     samplers: SamplerEvidence | None  # None: the plan asks for no samples
+    strata: StrataEvidence | None  # None: all is asked in one way
     log_e_greedy: float  # of everything but the samples, against honest serving
     log_e: float  # of everything, against honest serving
 
@@ -98,12 +104,18 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
     known = {name: rows for name, rows in scored.items() if rows is not None}
     shares = weigh_shares(text, TEXT_SCALES, honest, known)
     everything = mix_log_e([(1 - PART_SHARE, everything), (PART_SHARE, shares.log_e)])
+    rare = _log_e_rare(ledger, text_channel)
+    everything = mix_log_e([(1 - SINGLE_SHARE, everything), (SINGLE_SHARE, rare)])
     everything += math.log1p(-TEMPLATE_SHARE)
     if templates is not None:
         weights = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
         everything = mix_log_e(
             [(weights[0], everything - math.log(weights[0])), (weights[1], templates.log_e)]
         )
+    strata = None
+    if plan.varies:
+        strata = weigh_strata(text, [row.strata for row in _scored(ledger)], honest, seed=plan.seed)
+        everything = mix_log_e([(1 - STRATA_SHARE, everything), (STRATA_SHARE, strata.log_e)])
     level = 1 - plan.beta
     interval = confidence_sequence(text, TEXT_SCALES, level=level)
     samplers, of_greedy = None, everything
@@ -131,9 +143,15 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         shares=shares,
         templates=templates,
         samplers=samplers,
+        strata=strata,
         log_e_greedy=of_greedy,
         log_e=everything,
     )
+
+
+def _scored(ledger: Ledger) -> list[Row]:
+    """The rows of `Ledger.text`, in its order."""
+    return [row for row in ledger.rows if REFERENCE in row.text]
 
 
 def weigh_long(
@@ -231,6 +249,20 @@ def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
         return 0.0
     totals, honest = rows.sum(axis=0), honest_scales(scales, channel)
     return log_e_value(totals[~honest], totals[honest])
+
+
+def _log_e_rare(ledger: Ledger, channel: Channel) -> float:
+    """Rare tokens put in, at honest noise, against honest serving; 0 without rows.
+
+    Of rows whose tokens the endpoint names: a text that is tokenized again in another way than it
+    came shows unlikely tokens at an honest host too.
+    """
+    rare, plain = ledger.rare()
+    if len(plain) == 0:
+        return 0.0
+    honest = honest_scales(TEXT_SCALES, channel)
+    totals = [read_rows(rows, TEXT_SCALES, channel).sum(axis=0) for rows in (rare, plain)]
+    return log_e_value(totals[0][honest], totals[1][honest])
 
 
 def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:

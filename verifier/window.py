@@ -47,7 +47,7 @@ REQUESTS: Final = 8
 LONG_REPLIES: Final = 2
 
 #: Full-length prompts that fit, after which an endpoint is asked no more.
-FULL: Final = 3
+FULL: Final = 5
 
 #: Windows, as shares of the prompt, that must be excluded before a context counts as whole.
 MARKS: Final = (0.9, 0.5)

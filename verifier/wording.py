@@ -49,9 +49,9 @@ _KINDS: Final = {
     "ceiling": "long replies",
 }
 #: The aspects of the best names, which are no departures of the policy.
-CAUSES: Final = ("template", "substitution", "tokenizer", "cause")
+CAUSES: Final = ("template", "substitution", "tokenizer", "cause", "strata")
 #: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples", "parameters")
+_BESIDE: Final = ("samples", "parameters", "forged")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
