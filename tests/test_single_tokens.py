@@ -120,3 +120,17 @@ def test_three_tokens_by_hand() -> None:
     assert second == pytest.approx(math.log(0.9 * 0.3 + 0.1 * 0.3 / 0.4))
     assert rare_cells(score, [1], 0.1)[one] == pytest.approx(math.log(0.9 * 0.3 + 0.1 / TOKENS))
     assert dropped_cells(score, [], 0.1)[one] == rare_cells(score, [], 0.1)[one] == 0.0
+
+
+def test_one_strange_reply_decides_nothing_and_three_do() -> None:
+    """Its tokens may have been named wrongly, and an unlikely one is worth any number of nats."""
+    rng = np.random.default_rng(21)
+    honest = [row(rng, f"p{n}", scale=0.05) for n in range(20)]
+    strange = [
+        replace(one, rare=tuple(cell + 60.0 for cell in one.text[REFERENCE])) for one in honest
+    ]
+
+    one, three = (
+        weigh(make_plan(bank=()), Ledger(rows=(*strange[:n], *honest[n:]))).log_e for n in (1, 3)
+    )
+    assert one < math.log(1000) < three

@@ -55,6 +55,9 @@ PART_SHARE = 0.1
 #: Share of the evidence that bets on rare tokens put in, which noise of no scale explains.
 SINGLE_SHARE = 0.01
 
+#: Nats that one reply counts for at most there.
+SINGLE_MOST = math.log(1000)
+
 #: How much more evidence names a template fault beside weights that differ. On the embedded model a
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY = 2
@@ -255,14 +258,16 @@ def _log_e_rare(ledger: Ledger, channel: Channel) -> float:
     """Rare tokens put in, at honest noise, against honest serving; 0 without rows.
 
     Of rows whose tokens the endpoint names: a text that is tokenized again in another way than it
-    came shows unlikely tokens at an honest host too.
+    came shows unlikely tokens at an honest host too. No reply counts for more than SINGLE_MOST, so
+    that one token, which may have been named wrongly, decides nothing. At each honest scale the
+    product of the bounded ratios has a mean of at most 1; the least of them over all is taken.
     """
     rare, plain = ledger.rare()
     if len(plain) == 0:
         return 0.0
     honest = honest_scales(TEXT_SCALES, channel)
-    totals = [read_rows(rows, TEXT_SCALES, channel).sum(axis=0) for rows in (rare, plain)]
-    return log_e_value(totals[0][honest], totals[1][honest])
+    gains = read_rows(rare, TEXT_SCALES, channel) - read_rows(plain, TEXT_SCALES, channel)
+    return float(np.minimum(gains, SINGLE_MOST).sum(axis=0)[honest].min())
 
 
 def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
