@@ -57,6 +57,9 @@ SAMPLED_BUDGET = 0.5
 #: Requests that find out what an endpoint can do, at most.
 CAPABILITY_REQUESTS = 13
 
+#: Tries of each at most: a host under load is asked again.
+CAPABILITY_TRIES = 3
+
 #: What these take at most, and what comes where something looks wrong: a panel that tells templates
 #: apart, and prompts that the endpoint shows.
 CAUSE_REQUESTS = 18
@@ -292,6 +295,7 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
         ceiling=plan.ceiling,
         at_first=_CAPABILITIES if plan.configuration["audit"]["capabilities"] else None,
         with_cause=_WITH_CAUSE,
+        tries=CAPABILITY_TRIES,
     )
 
     def price(amount: Amount) -> Priced:
