@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 import verifier
 from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
+from verifier.dialects import member
 from verifier.errors import ConfigError
 from verifier.folder import (
     FLEET,
@@ -289,11 +290,12 @@ def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: in
 def forecast_run(run: Path) -> tuple[Priced, Priced]:
     """What a planned run may cost, as expected and at most."""
     plan = read_plan(run)
+    asks_first = member(plan.configuration.get("audit"), "capabilities") is True
     expected, most = forecast(
         (*read_probes(run), *read_probes(run, name=SAMPLED)),
         max_tokens=plan.max_tokens,
         ceiling=plan.ceiling,
-        at_first=_CAPABILITIES if plan.configuration["audit"]["capabilities"] else None,
+        at_first=_CAPABILITIES if asks_first else None,
         with_cause=_WITH_CAUSE,
         tries=CAPABILITY_TRIES,
     )
