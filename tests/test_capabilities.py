@@ -208,6 +208,31 @@ def test_how_far_a_host_repeats_itself_is_said(tmp_path: Path) -> None:
     assert ("the same twice", "no: the first 25% alike") in describe(found)
 
 
+def test_a_host_under_load_is_asked_again(tmp_path: Path) -> None:
+    """It refuses nothing: temperature 0 works, and its wish to wait is heeded."""
+    waited: list[float] = []
+
+    def busy(asked: Asked) -> Answer | dict[str, Any]:
+        return error(429, "busy", retry_after="3") if asked.index % 2 == 0 else answer({}, asked)
+
+    with FakeHost(busy) as host:
+        endpoint = Endpoint(base_url=host.url, model="m")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=waited.append)
+
+    assert found.temperature_zero is True
+    assert found.logprobs is True
+    assert set(waited) == {3.0}
+
+
+def test_a_host_that_refuses_everything_is_not_asked_everything(tmp_path: Path) -> None:
+    """A wrong key costs three requests."""
+    with FakeHost(lambda _asked: error(401)) as host:
+        endpoint = Endpoint(base_url=host.url, model="m")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+
+    assert found.requests == len(host.asked) == 3
+
+
 def test_where_zero_is_refused_the_smallest_temperature_is_found(tmp_path: Path) -> None:
     """With the likeliest token alone; an audit then asks so."""
     found = probe(tmp_path, least=0.05)
@@ -230,11 +255,12 @@ def test_a_host_that_answers_nothing_is_all_unknown(tmp_path: Path) -> None:
     """No exception, and no guess."""
     with FakeHost(lambda _asked: error(500)) as host:
         endpoint = Endpoint(base_url=host.url, model="m")
-        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=lambda _seconds: None)
 
     assert found.temperature_zero is None
     assert (found.logprobs, found.seed, found.streaming, found.reasoning) == (None,) * 4
-    assert len(found.problems) == found.requests
+    assert len(found.problems) == 3
+    assert found.requests == 9  # each temperature three times: it might only be busy
 
 
 def sample(*, served_at: float, count: int, rng: np.random.Generator) -> list[ReportedToken]:

@@ -183,13 +183,13 @@ def test_what_is_asked_beside_the_probes_is_forecast_too() -> None:
     expected, most = forecast(
         probes, max_tokens=10, ceiling=ceiling(100),
         at_first=Amount(requests=3, prompt_tokens=30, completion_tokens=0),
-        with_cause=Amount(requests=2, prompt_tokens=200, completion_tokens=0),
+        with_cause=Amount(requests=2, prompt_tokens=200, completion_tokens=0), tries=3,
     )  # fmt: skip
 
     assert expected.requests - plain[0].requests == 3
     assert expected.prompt_tokens - plain[0].prompt_tokens == 30
-    assert most.requests - plain[1].requests == 5
-    assert most.prompt_tokens - plain[1].prompt_tokens == 230
+    assert most.requests - plain[1].requests == 3 * 3 + 2
+    assert most.prompt_tokens - plain[1].prompt_tokens == 3 * 30 + 200
     assert most.completion_tokens == 100
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from verifier.collect import attempt_to_json, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint
+from verifier.endpoint import Client, Endpoint, Sent
 from verifier.errors import ConfigError
 from verifier.folder import (
     CAPABILITIES,
@@ -38,7 +39,7 @@ from verifier.parameters import (
     several_fields,
     stop_string,
 )
-from verifier.plan import CAPABILITY_REQUESTS
+from verifier.plan import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.records import (
     Attempt,
     Candidate,
@@ -66,12 +67,16 @@ _FEW: Final = 12
 
 #: Why a request was not sent.
 _UNPAID: Final = "not sent, the budget does not pay for it"
+_UNSENT: Final = "not sent, the endpoint does not answer"
 
 #: Dialects that have stop strings, several replies and a bias, under these names.
 _OPENAI: Final = ("chat", "completions")
 
 #: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
 _SMALLEST: Final = (0.01, 0.1)
+
+#: Seconds between two tries at most.
+_LONGEST_WAIT_S: Final = 20.0
 
 #: How seldom honest numbers are called forged.
 _FORGED_ALPHA: Final = 0.001
@@ -135,35 +140,48 @@ def least_tokens(known: Capabilities | None) -> int:
     return 1 if known is None or known.least_max_tokens is None else known.least_max_tokens
 
 
-def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabilities:
+def probe_capabilities(
+    run: Path, endpoint: Endpoint, *, purse: Purse, sleep: Callable[[float], object] = time.sleep
+) -> Capabilities:
     """Ask a handful of questions; attempts and record go into the run folder.
 
     Each is paid for from `purse` before it is sent. What fails or cannot be paid is a problem on
-    record, not an exception. What an interrupted call has asked is counted and asked again.
+    record, not an exception. Where the first question is not answered, no other is asked. What an
+    interrupted call has asked is counted and asked again.
     """
     spent_before, asked = _spent_before(run), 0
     problems: list[str] = []
     sent: list[Attempt] = []
     probes = iter(capability_probes())
+    unanswered = False
 
     def send(
         fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
         as_text: bool = False,
     ) -> Reply | NotJudged | Problem:  # fmt: skip
         nonlocal asked
+        if unanswered:
+            return Problem(status=None, reason=_UNSENT, retryable=False)
         asked += 1
         probe = replace(next(probes), max_tokens=max_tokens)
-        if not purse.pay(probe):
-            return Problem(status=None, reason=_UNPAID, retryable=False)
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         if as_text:
             changed = replace(changed, dialect="completions", render=_as_text)
-        attempt = asyncio.run(_ask_once(changed, probe))
-        append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(attempt))
-        found = parse(attempt)
-        purse.give_back(probe, found)
-        spent.append((found, max_tokens))
-        sent.append(attempt)
+        found: Reply | NotJudged | Problem
+        for number in range(1, CAPABILITY_TRIES + 1):
+            if not purse.pay(probe):
+                return Problem(status=None, reason=_UNPAID, retryable=False)
+            made = asyncio.run(_ask_once(changed, probe, number))
+            append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(made.attempt))
+            found = parse(made.attempt)
+            purse.give_back(probe, found)
+            spent.append((found, max_tokens))
+            sent.append(made.attempt)
+            # a host under load must not look like one that refuses what it was asked
+            again = isinstance(found, Problem) and found.retryable and found.status is not None
+            if not again or number == CAPABILITY_TRIES:
+                break
+            sleep(min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**number))
         return found
 
     def ask(
@@ -172,7 +190,8 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
     ) -> Reply | NotJudged | None:  # fmt: skip
         found = send(fields, max_tokens=max_tokens, stream=stream, as_text=as_text)
         if isinstance(found, Problem):
-            problems.append(f"request {asked}: {found.reason}")
+            if not unanswered:
+                problems.append(f"request {asked}: {found.reason}")
             return None
         return found
 
@@ -186,6 +205,7 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
             if first is not None:
                 break
     zero = None if first is None else not greedy
+    unanswered = first is None
     second = ask(greedy)
     honoured, least = None, None
     for fewest in _FEWEST:
@@ -257,10 +277,9 @@ def probe_capabilities(run: Path, endpoint: Endpoint, *, purse: Purse) -> Capabi
     return record
 
 
-async def _ask_once(endpoint: Endpoint, probe: Probe) -> Attempt:
+async def _ask_once(endpoint: Endpoint, probe: Probe, number: int) -> Sent:
     async with Client(endpoint) as client:
-        sent = await client.ask(probe, number=1, logprobs=endpoint.top_logprobs > 0)
-        return sent.attempt
+        return await client.ask(probe, number=number, logprobs=endpoint.top_logprobs > 0)
 
 
 def _as_text(messages: tuple[Message, ...]) -> str:

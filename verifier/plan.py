@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 import verifier
 from verifier.calibration import Calibration
 from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
+from verifier.dialects import member
 from verifier.errors import ConfigError
 from verifier.folder import (
     FLEET,
@@ -65,6 +66,9 @@ CONTEXT_TOKENS: Final = 48
 
 #: Requests that find out what an endpoint can do, at most.
 CAPABILITY_REQUESTS = 16
+
+#: Tries of each at most: a host under load is asked again.
+CAPABILITY_TRIES = 3
 
 #: What these take at most, and what comes where something looks wrong: a panel that tells templates
 #: apart and prompts that the endpoint shows, then text completions and strings that tell tokenizers
@@ -346,12 +350,14 @@ def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: in
 def forecast_run(run: Path) -> tuple[Priced, Priced]:
     """What a planned run may cost, as expected and at most."""
     plan = read_plan(run)
+    asks_first = member(plan.configuration.get("audit"), "capabilities") is True
     expected, most = forecast(
         (*read_probes(run), *read_probes(run, name=SAMPLED)),
         max_tokens=plan.max_tokens,
         ceiling=plan.ceiling,
-        at_first=_CAPABILITIES if plan.configuration["audit"]["capabilities"] else None,
+        at_first=_CAPABILITIES if asks_first else None,
         with_cause=_WITH_CAUSE,
+        tries=CAPABILITY_TRIES,
     )
 
     def price(amount: Amount) -> Priced:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from verifier.collect import read_attempts
+from verifier.dialects import member
 from verifier.ledger import Ledger
 from verifier.plan import Plan, read_probes, write_probes
 from verifier.records import NotJudged, Outcome, Probe
@@ -31,7 +32,7 @@ def can_turn_off(plan: Plan, probes: tuple[Probe, ...]) -> bool:
     """Whether thinking can be turned off, and has not been."""
     if plan.thinking is None or not plan.thinking.switch_off:
         return False
-    in_chat = plan.configuration["endpoint"]["dialect"] == "chat"
+    in_chat = member(plan.configuration.get("endpoint"), "dialect") == "chat"
     return in_chat and not any(map(_names(plan), probes))
 
 
@@ -52,8 +53,8 @@ def describe(run: Path, plan: Plan) -> list[str]:
     """What a reader must know of it; nothing where thinking was left as it was asked for."""
     if plan.thinking is None:
         return []
-    wished = plan.configuration["audit"].get("template_settings", {})
-    if wished.keys() & plan.thinking.switch_off.keys():
+    wished = member(plan.configuration.get("audit"), "template_settings")
+    if any(member(wished, name) is not None for name in plan.thinking.switch_off):
         return []
     if not any(map(_names(plan), read_probes(run))):
         return []

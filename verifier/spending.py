@@ -167,14 +167,14 @@ def may_be_billed(problem: Problem) -> bool:
 
 def forecast(
     probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling,
-    at_first: Amount | None = None, with_cause: Amount | None = None,
+    at_first: Amount | None = None, with_cause: Amount | None = None, tries: int = 1,
 ) -> tuple[Amount, Amount]:  # fmt: skip
     """What an audit costs that uses its whole budget, as expected and at most.
 
     Expected: every reply at full length, none asked for twice. Most audits stop earlier. At most:
     short replies, so that all probes are asked, and answers that broke off billed in full. What is
-    asked beside the probes comes on top, out of the same completion tokens: `at_first` always,
-    `with_cause` at most.
+    asked beside the probes comes on top, out of the same completion tokens: `at_first` always
+    and up to `tries` times, `with_cause` at most.
     """
     first, more = at_first or _NOTHING, with_cause or _NOTHING
     count = min(len(probes), ceiling.completion_tokens // max_tokens)
@@ -186,10 +186,10 @@ def forecast(
     )
     bounds = [most_prompt_tokens(probe) for probe in probes]
     most = Amount(
-        requests=len(probes) + count + first.requests + more.requests,
+        requests=len(probes) + count + tries * first.requests + more.requests,
         prompt_tokens=sum(bounds)
         + count * max(bounds, default=0)
-        + first.prompt_tokens
+        + tries * first.prompt_tokens
         + more.prompt_tokens,
         completion_tokens=ceiling.completion_tokens,
     )
