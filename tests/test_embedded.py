@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,33 @@ import pytest
 import torch
 import yaml
 from conftest import EMBEDDED
+from simulate import make_plan
 
 from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, reference_loader, score
 from verifier.bank import BANK, VARIANTS
-from verifier.calibration import calibration_path
+from verifier.calibration import calibration_path, load_calibration
 from verifier.cli import _cache
+from verifier.collect import collect, read_outcomes
 from verifier.config import Fleet, RunFile
+from verifier.context import ask_about_context, judge, read_context
 from verifier.decide import decide_folder
+from verifier.endpoint import Endpoint
 from verifier.engines.derive import merge, prune
 from verifier.engines.transformers import TransformersEngine
 from verifier.fleet import audit_targets
-from verifier.folder import PAGE, REPORT, SUMMARY
-from verifier.records import REFERENCE, GenerateRequest, Message, ReplyScore, Report, ScoreRequest
+from verifier.folder import CONTEXT, PAGE, REPORT, SUMMARY
+from verifier.plan import read_probes
+from verifier.records import (
+    REFERENCE,
+    Finding,
+    GenerateRequest,
+    Message,
+    Outcome,
+    Probe,
+    ReplyScore,
+    Report,
+    ScoreRequest,
+)
 from verifier.reference import find_card, load_card
 from verifier.renderings.catalogue import catalogue
 from verifier.summary import summarise
@@ -423,6 +438,71 @@ def test_a_penalty_on_greedy_replies_is_not_taken_for_rounding(
     assert (finding.decision, finding.name) == ("detected", "repetition penalty 1.1")
     assert not [f for f in report.findings if f.aspect in ("cause", "template")]
     assert not [f for f in report.findings if f.aspect == "noise" and f.decision == "detected"]
+
+
+def asked_at_length(
+    engine: TransformersEngine,
+    served: TransformersEngine,
+    tokenizer: Tokenizer,
+    folder: Path,
+    fault: str,
+    **asked: int,
+) -> list[Finding]:
+    """What long prompts and long replies say of a host in bfloat16 with a fault."""
+    card = load_card(EMBEDDED)
+    plan = make_plan(calibration=load_calibration(EMBEDDED, card), seed=1, bank=(), **asked)
+    tricks = read_fault(fault, layers=card.layers, catalogue=catalogue()).tricks
+    served.load_variant(REFERENCE)
+    with running(create_app(served, tokenizer, model="m", tricks=tricks)) as url:
+        endpoint = Endpoint(base_url=url, model="m", timeout_s=3000)
+
+        def collected(some: tuple[Probe, ...]) -> dict[str, Outcome]:
+            if some:
+                collect(folder, endpoint, some)
+            return read_outcomes(folder, max_attempts=4)
+
+        ask_about_context(
+            folder, plan, engine=engine, tokenizer=tokenizer, busy=nullcontext(), ask=collected
+        )
+        return judge(plan, read_context(folder, collected(())), differs=False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "decision", "name"),
+    [("ceiling:60,hidden", "detected", "cut at 60"), ("none", "excluded", "of 200 tokens")],
+)
+def test_a_ceiling_is_told_from_an_end(
+    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path,
+    fault: str, decision: str, name: str,
+) -> None:  # fmt: skip
+    """Measured: 31 nats from two replies that are cut at 60 tokens and said to have ended."""
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, output_tokens=200)
+
+    assert found.decision == decision
+    assert name in found.name
+
+
+@pytest.mark.parametrize("fault", ["context:400,front-kept", "context:400,front,hidden"])
+def test_a_cut_prompt_is_found_and_its_window_measured(
+    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path,
+    fault: str,
+) -> None:  # fmt: skip
+    """Measured: 23 nats from 3 prompts where the count tells it, 44 from 6 where it does not."""
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=600)
+
+    assert found.decision == "detected"
+    assert "the front" in found.detail
+    assert "400" in found.name
+
+
+def test_an_honest_context_is_not_accused(
+    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """And at most five prompts are asked; this model does not always tell that it read them all."""
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, "none", context_tokens=600)
+
+    assert found.decision in ("excluded", "undecided")
+    assert len(read_probes(tmp_path, name=CONTEXT)) <= 5
 
 
 # -- the command line --------------------------------------------------------------------------

@@ -229,7 +229,8 @@ def decide(
         findings.append(_name_cause(plan, ledger.ordinary, evidence, counted))
     if decision == "inconsistent":
         findings += _strata_causes(plan, evidence)
-    findings += _forged_findings(ledger.ordinary, decision)
+    if penalty is None:  # which changes what is given, and not what is reported
+        findings += _forged_findings(ledger.ordinary, decision)
     notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
         notes.append(
