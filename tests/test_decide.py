@@ -11,7 +11,7 @@ from simulate import make_calibration, make_plan, make_reply, replies, simulate_
 
 from verifier.calibration import Channel
 from verifier.config import Policy, Prices
-from verifier.decide import NOTHING_FITS, decide
+from verifier.decide import NOTHING_FITS, decide, may_be_sampled
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
 from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report
@@ -423,3 +423,16 @@ def test_a_build_that_explains_the_replies_is_no_stranger() -> None:
 
     assert (cause.name, cause.decision) == ("int4-sym-g64", "detected")
     assert "even so" not in cause.detail
+
+
+@pytest.mark.parametrize(("count", "ready"), [(40, False), (160, True)])
+def test_samples_wait_for_a_share_that_the_policy_bounds(count: int, ready: bool) -> None:
+    """Else the greedy replies that exclude it would never be asked."""
+    rng = np.random.default_rng(3)
+    plan = make_plan(
+        policy=Policy(noise=("4-bit-class rounding",), routed={"4-bit-class rounding": 0.05})
+    )
+    rows = [simulate_row(rng, f"p{n}", scale=0.02) for n in range(count)]
+    report = decide(plan, Ledger(rows=tuple(rows)), engine={}, attempts=(), outcomes=replies(rows))
+
+    assert may_be_sampled(plan, report) is ready

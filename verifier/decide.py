@@ -489,7 +489,9 @@ def waits_for_long(plan: Plan, report: Report) -> bool:
 
 def may_be_sampled(plan: Plan, report: Report) -> bool:
     """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
-    return greedy_is_quiet(report.findings) and report.usage.replies >= plan.min_replies
+    routed = all(f.decision != "undecided" for f in report.findings if f.aspect == "routing")
+    enough = report.usage.replies >= plan.min_replies
+    return greedy_is_quiet(report.findings) and routed and enough
 
 
 def wants_samples(report: Report) -> bool:
