@@ -13,7 +13,17 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
-from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, score, start, write_page
+from verifier.audit import (
+    PANEL_PROBES,
+    Reference,
+    Show,
+    ask,
+    audit,
+    reference_loader,
+    score,
+    start,
+    write_page,
+)
 from verifier.calibration import NoiseClass
 from verifier.collect import read_attempts, read_outcomes
 from verifier.config import Prices, RunFile
@@ -658,3 +668,29 @@ def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
     assert (tmp_path / "other" / COUNTED).exists()
     assert not (tmp_path / "reference" / COUNTED).exists()
     assert asked == {"other": 8, "reference": 0}
+
+
+def test_a_suspect_that_cannot_be_had_is_said_before_anything_is_asked(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that is missing, a repository that cannot be reached; nothing is loaded yet."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    unpinned = dict.fromkeys(("tensors_sha256", "tokenizer_sha256", "template_sha256"))
+    card = tmp_path / "tiny.yaml"
+    card.write_text(yaml.safe_dump(CARD | {"digests": unpinned}))
+    for where, complaint in (
+        ({"path": str(tmp_path / "nowhere")}, "reference.suspects: other: no directory"),
+        ({"repo": "someone/other"}, "someone/other@newest: "),
+    ):
+        config = RunFile.model_validate(
+            {
+                "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": "tiny"},
+                "reference": {
+                    "card": str(card), "engine": "transformers", "weights": tiny,
+                    "suspects": [{"name": "other"} | where],
+                },
+                "out": tmp_path / "run",
+            }
+        )  # fmt: skip
+        with pytest.raises(ConfigError, match=complaint):
+            reference_loader(config, cache=tmp_path, show=QUIET)()

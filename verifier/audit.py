@@ -383,7 +383,8 @@ def reference_loader(
             for s in some
         }
         for suspect in (*card.siblings, *section.suspects):
-            if suspect.path is not None:  # what is missing is said before anything is spent
+            asked_for = suspect in section.suspects  # a card's may be large, and never needed
+            if suspect.path is not None or asked_for:  # what is missing is said before all else
                 others[suspect.name]()
         engine = load_engine(
             section.engine, weights, tokenizer, dtype=section.dtype,
