@@ -255,3 +255,47 @@ def test_completions_stay_within_the_budget(card: Path, tmp_path: Path) -> None:
         with running(app(rendering=ODD)) as url:
             report = run(configure(url, card, out, budget_completion_tokens=budget))
         assert report.usage.completion_tokens <= budget
+
+
+def test_weights_that_differ_without_a_template_are_no_hidden_prompt() -> None:
+    """Unknown words explain other weights as well as anything: none is claimed then."""
+    rng = np.random.default_rng(18)
+    rendered = {REFERENCE: 20, "system-injected": 30}
+    chats = [
+        replace(
+            simulate_row(rng, f"p{n}", scale=0.5, builds=("template:system-injected",)),
+            rendered=rendered,
+        )
+        for n in range(40)
+    ]
+
+    def said(bypass: Bypass | None) -> list[str]:
+        report = decide(
+            make_plan(), Ledger(rows=tuple(chats)), engine={}, attempts=(),
+            outcomes=replies(chats), bypass=bypass,
+        )  # fmt: skip
+        return [f.aspect for f in report.findings if f.aspect in ("template", "cause")]
+
+    assert said(None) == said(judge(rows(rng, 0.02))) == ["template"]
+    assert said(judge(rows(rng, 0.6))) == ["cause"]
+
+
+def test_noise_of_another_model_names_no_template() -> None:
+    """Whatever fits least badly then is no explanation."""
+    rng = np.random.default_rng(19)
+    rendered = {REFERENCE: 20, "family-llama3": 30}
+    column = "template:family-llama3"
+    near, far = [], []
+    for n in range(40):
+        row = simulate_row(rng, f"p{n}", scale=1.0)
+        fits = tuple(cell + 3.0 for cell in row.text[REFERENCE])  # at every scale alike
+        far.append(replace(row, text=row.text | {column: fits}, rendered=rendered))
+        row = simulate_row(rng, f"p{n}", scale=1.0, builds=(column,))
+        near.append(replace(row, rendered=rendered))
+
+    for some, named in ((near, ["family-llama3"]), (far, [])):
+        report = decide(
+            make_plan(), Ledger(rows=tuple(some)), engine={}, attempts=(), outcomes=replies(some)
+        )
+        assert report.decision == "inconsistent"
+        assert [f.name for f in report.findings if f.aspect == "template"] == named

@@ -62,6 +62,7 @@ from verifier.strata import NAMED_AT as STRATUM_AT
 from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import (
     ABOVE,
+    SAMPLED_FROM,
     Evidence,
     build_totals,
     honest_scales,
@@ -108,9 +109,6 @@ ANOTHER_FAMILY = "a model of another family"
 
 #: What long prompts and long replies are asked for.
 _LONG = ("context", "ceiling")
-
-#: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
-SAMPLED_FROM = 0.8
 
 
 def decide_folder(run: Path) -> Report:
@@ -177,6 +175,8 @@ def decide(
     column = named_column(plan, evidence)
     if column is not None and is_rather_a_suspect(plan, ledger, column):
         column = None
+    if bypass is not None and bypass.differs and _is_unknown(column):
+        column = None  # other weights look like words that nobody knows
     template = column
     faults = () if shown is None or evidence.log_e < math.log(1 / plan.alpha) else shown.faults
     if column is None and faults:
@@ -192,7 +192,7 @@ def decide(
         judged = penalty.column
     unknown_words, unknown_rendering = _is_unknown(column), False
     if bypass is not None and evidence.log_e >= math.log(1 / plan.alpha):
-        if bypass.fits or (bypass.differs and unknown_words):  # the weights, without the template
+        if bypass.fits:  # the weights, without the template
             evidence, unknown_words = judge_completed(plan, evidence, bypass.text), False
         if bypass.fits and judged is None and not faults:
             judged, unknown_rendering = TEMPLATE, True

@@ -58,6 +58,9 @@ SINGLE_SHARE = 0.01
 #: Nats that one reply counts for at most there.
 SINGLE_MOST = math.log(1000)
 
+#: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
+SAMPLED_FROM = 0.8
+
 #: How much more evidence names a template fault beside weights that differ. On the embedded model a
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY = 2
@@ -197,8 +200,11 @@ def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
 
     Where noise beyond honest serving is left under the likeliest rendering, the weights are at
     fault too or instead, and their noise is not quite the model's: it may look like another prompt
-    now and then. NOISY times the evidence is asked for there.
+    now and then. NOISY times the evidence is asked for there, and none suffices where the noise is
+    that of another model: a model of half the layers fitted another family's template by 116 nats.
     """
+    if templates.scale >= SAMPLED_FROM:
+        return None
     needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
     if leaves_noise(plan, templates):
         needed *= NOISY
