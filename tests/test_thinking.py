@@ -17,7 +17,8 @@ from verifier.audit import Reference, audit
 from verifier.decide import decide_folder
 from verifier.folder import LEDGER, REPORT, write_json
 from verifier.ledger import ledger_from_json
-from verifier.plan import read_probes
+from verifier.plan import read_plan, read_probes
+from verifier.quiet import turn_off
 from verifier.records import Report
 from verifier.report import report_to_json
 from verifier.testbed import Thoughts, create_app, running
@@ -141,3 +142,14 @@ def test_hidden_thoughts_of_a_model_without_a_switch_leave_the_counts(
     assert len(rows) == report.usage.not_judged
     assert all(row.prompt_tokens == row.rendered["reference"] for row in rows)
     assert (tmp_path / "run" / REPORT).exists()
+
+
+def test_thinking_is_turned_off_once(card: Path, tmp_path: Path) -> None:
+    """Also where a kill came between turning it off and the next question."""
+    out = tmp_path / "run"
+    with host("hidden") as url:
+        run(url, card, out, budget_completion_tokens=400)
+    before = read_probes(out)
+
+    assert turn_off(out, read_plan(out)) == before
+    assert all(len(dict(p.settings)) == len(p.settings) for p in before)

@@ -16,7 +16,16 @@ from simulate import make_plan
 
 from verifier.ledger import Ledger
 from verifier.prompts import prompt_of
-from verifier.records import REFERENCE, GenerateRequest, Message, Outcome, Probe, Reply
+from verifier.records import (
+    REFERENCE,
+    Candidate,
+    GenerateRequest,
+    Message,
+    Outcome,
+    Probe,
+    Reply,
+    ReportedToken,
+)
 from verifier.reference import Thinking
 from verifier.score import read_scores, score_replies
 from verifier.thoughts import spelling_of
@@ -300,6 +309,31 @@ def test_how_thoughts_are_written_is_read_off_the_template(
     assert (found.begins, found.opened, found.closing, found.closed) == (
         begins, opened, "\n", "\n\n",
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("with_tags", [True, False])
+def test_tokens_that_a_host_names_are_taken_where_the_tags_are_among_them(
+    tmp_path: Path, with_tags: bool
+) -> None:
+    """Some leave control tokens out, and then the tokens are not the stream."""
+    tokenizer = make_tokenizer()
+    stream = STREAMS["as the template writes"]
+    reply, _ = served(tokenizer, stream, "as it is")
+    ids = [
+        t for t in tokenizer.encode_prompt(stream) if with_tags or t not in tokenizer.special_ids
+    ]
+    rows = tuple(
+        ReportedToken(
+            chosen=Candidate(token="", bytes=None, logprob=-0.5, token_id=token_id), top=()
+        )
+        for token_id in ids
+    )
+    (row,) = score(tmp_path, tokenizer, replace(reply, logprobs=rows), stream).rows
+    (scored,) = read_scores(tmp_path)
+
+    assert scored.aligned.by == ("bytes" if with_tags else "text")
+    assert (row.left_out == 0) is with_tags
+    assert set(ranks(tmp_path)) == {1}
 
 
 # -- level and power ---------------------------------------------------------------------------

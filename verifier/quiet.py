@@ -40,9 +40,11 @@ def turn_off(run: Path, plan: Plan) -> tuple[Probe, ...]:
     """Ask what has not been asked with thinking off; all probes as they stand then."""
     assert plan.thinking is not None
     asked = {attempt.probe_id for attempt in read_attempts(run)}
-    off = tuple(plan.thinking.switch_off.items())
+    off = plan.thinking.switch_off
     probes = tuple(
-        probe if probe.id in asked else replace(probe, settings=(*probe.settings, *off))
+        probe
+        if probe.id in asked
+        else replace(probe, settings=tuple({**dict(probe.settings), **off}.items()))
         for probe in read_probes(run)
     )
     write_probes(run, probes)
