@@ -14,6 +14,7 @@ from fakes_engine import FakeTokenizer
 from scipy.stats import binom
 from simulate import make_plan, make_reply, replies, simulate_row
 
+from verifier.causes import ANOTHER_FAMILY, NOTHING_FITS
 from verifier.counting import (
     Counting,
     counting_probes,
@@ -22,7 +23,7 @@ from verifier.counting import (
     read_counting,
 )
 from verifier.counts import BORROWED
-from verifier.decide import ANOTHER_FAMILY, NOTHING_FITS, decide
+from verifier.decide import decide
 from verifier.errors import ConfigError
 from verifier.folder import COUNTED
 from verifier.ledger import Ledger

@@ -10,8 +10,9 @@ import pytest
 from simulate import make_calibration, make_plan, make_reply, replies, simulate_row
 
 from verifier.calibration import Channel
+from verifier.causes import NOTHING_FITS
 from verifier.config import Policy, Prices
-from verifier.decide import NOTHING_FITS, decide, may_be_sampled
+from verifier.decide import decide, may_be_sampled
 from verifier.ledger import Ledger, Row
 from verifier.plan import Plan, batch_ends
 from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report

@@ -40,6 +40,8 @@ LAYERS = (
     {"demo", "bench_templates", "bench_routing", "bench_samplers", "bench_identity", "fleet"},
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},
+    {"causes"},
+    {"departures"},
     {"control", "sheets", "bypass"},
     {"context"},
     {"weigh", "report", "machine", "corpus", "capabilities", "shown", "quiet", "counting"},

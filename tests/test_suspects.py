@@ -15,7 +15,8 @@ from simulate import _score as score_of
 from test_score import CountingEngine, make_probes, outcomes_of, score
 
 from verifier.align import Aligned
-from verifier.decide import decide, is_rather_a_suspect
+from verifier.causes import is_rather_a_suspect
+from verifier.decide import decide
 from verifier.errors import RenderingError
 from verifier.ledger import TEXT_SCALES, Ledger, Row, text_cells
 from verifier.records import REFERENCE, Finding, Prompt

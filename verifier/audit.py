@@ -27,6 +27,7 @@ from verifier.capabilities import (
     read_capabilities,
 )
 from verifier.capabilities import apply as apply_capabilities
+from verifier.causes import is_rather_a_suspect
 from verifier.collect import STOP_AFTER_FAILURES, book, collect, read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.context import ask_about_context
@@ -35,7 +36,6 @@ from verifier.decide import (
     asks_long,
     decide_folder,
     is_far,
-    is_rather_a_suspect,
     judge_folder,
     may_be_sampled,
     names_template,
