@@ -19,6 +19,7 @@ from verifier.audit import (
     Show,
     ask,
     audit,
+    read_prompts,
     reference_loader,
     score,
     start,
@@ -38,6 +39,7 @@ from verifier.folder import (
     PANEL,
     PLAN,
     PROBES,
+    PROMPTS,
     REPORT,
     RUN,
     SCORES,
@@ -223,6 +225,21 @@ def test_a_template_fault_is_named_with_advice_and_a_diff(card: Path, tmp_path: 
         (out / name).unlink()
     score(out, load_reference(), show=QUIET)
     assert decide_folder(out) == report
+
+
+def test_words_that_stand_for_unknown_ones_are_not_shown_as_served(
+    card: Path, tmp_path: Path
+) -> None:
+    """The endpoint never wrote them."""
+    with host(template="generation-prompt-missing") as url:
+        report = run(configure(url, card, tmp_path / "run"))
+    known = read_prompts(tmp_path / "run", report)
+    assert known is not None
+    write_json(tmp_path / "run" / PROMPTS, known | {"name": "system-injected"})
+
+    assert read_prompts(tmp_path / "run", report) is None
+    (tmp_path / "run" / PROMPTS).unlink()
+    assert read_prompts(tmp_path / "run", report) is None
 
 
 def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from simulate import make_plan, replies
 
+from verifier.audit import leaves_a_fault_open
 from verifier.calibration import Channel
 from verifier.config import Policy
 from verifier.decide import decide
@@ -251,6 +252,48 @@ def test_a_fault_that_has_not_shown_yet_is_scored_on() -> None:
     assert still_likely(found, names, ENTRIES) == (REFERENCE, "system-ignored")
     assert not is_settled(found, names, ENTRIES)
     assert is_settled(seen, names, ENTRIES)
+
+
+def standing_in(**ahead: float) -> Ledger:
+    """Replies that fit texts which stand for a hidden prompt by so many nats each, noise free."""
+    ledger = make_ledger(6, served=REFERENCE, scale=0.05)
+    return Ledger(
+        rows=tuple(
+            replace(
+                row,
+                text=row.text
+                | {
+                    TEMPLATE + name: tuple(cell + nats for cell in row.text[REFERENCE])
+                    for name, nats in ahead.items()
+                },
+                rendered=row.rendered | {name: 60 + n for n, name in enumerate(ahead)},
+            )
+            for row in ledger.rows
+        )
+    )
+
+
+def test_of_texts_that_stand_for_one_prompt_those_far_behind_are_left() -> None:
+    """Each further reply is scored under every one that is kept."""
+    ahead = {"system-injected": 9.0, "system-injected-2": 8.0, "system-injected-3": 2.0}
+    found = weigh_templates(standing_in(**ahead), ENTRIES, CHANNEL)
+    assert found is not None
+
+    kept = still_likely(found, (REFERENCE, *ahead), ENTRIES)
+    assert kept == (REFERENCE, "system-injected", "system-injected-2")
+
+
+def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
+    """They are not scored under its texts, so they could not name it."""
+    plan = make_plan()
+    hidden = weigh_templates(standing_in(**{"system-injected": 1.0}), ENTRIES, CHANNEL)
+    known = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
+    assert hidden is not None
+    assert known is not None
+
+    assert (hidden.ranked[0], known.ranked[0]) == ("system-injected", "system-merged")
+    assert not leaves_a_fault_open(plan, hidden)
+    assert leaves_a_fault_open(plan, known)
 
 
 def test_a_ledger_without_renderings_says_nothing() -> None:

@@ -48,6 +48,7 @@ from verifier.decide import (
     wants_samples,
     wants_stratum,
 )
+from verifier.departures import is_unknown
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError, EndpointError
@@ -87,7 +88,13 @@ from verifier.prompts import make_prompt
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Failure, Message, Outcome, Probe, Reply, Report
 from verifier.reference import Card, load_card, load_templates, load_tokenizers
-from verifier.renderings.catalogue import Rendering, catalogue, expressible, render_probe
+from verifier.renderings.catalogue import (
+    Rendering,
+    catalogue,
+    entries_named,
+    expressible,
+    render_probe,
+)
 from verifier.renderings.panel import Panel, design_panel
 from verifier.report import render_page, report_from_json
 from verifier.samplers import Sampler, penalty_columns
@@ -549,8 +556,14 @@ def is_of_a_suspect(
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:
-    """Whether a fault is the likeliest rendering, and more replies may yet name it."""
-    return evidence.ranked[0] not in evidence.valid and named_template(plan, evidence) is None
+    """Whether a fault is the likeliest of the known renderings, and more replies may yet name it.
+
+    Hidden prompts of unknown words are left aside: ordinary replies are not scored under them.
+    """
+    entries = entries_named(evidence.ranked)
+    known = [name for name in evidence.ranked if entries[name].stands_for is None]
+    is_open = known[0] not in evidence.valid  # the published one is always there
+    return is_open and named_template(plan, evidence) is None
 
 
 def _write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
@@ -767,10 +780,21 @@ def write_page(run: Path) -> Report:
             p for name in (PROBES, PANEL, SAMPLED, CONTEXT) for p in read_probes(run, name=name)
         ),
         attempts=read_attempts(run),
-        prompts=read_json(run / PROMPTS) if names_template(report) else None,
+        prompts=read_prompts(run, report),
     )
     write_whole(run / PAGE, page)
     return report
+
+
+def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
+    """A prompt as published and as the named rendering makes it, to be shown.
+
+    None where none is named, or where its words only stand for some that are not known.
+    """
+    if not names_template(report) or not (run / PROMPTS).exists():
+        return None
+    found: dict[str, str] = read_json(run / PROMPTS)
+    return None if is_unknown(TEMPLATE + str(found.get("name", ""))) else found
 
 
 # -- the budget --------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ class TemplateEvidence:
     counted: int  # replies with a count of prompt tokens
     ranked: tuple[str, ...]  # names, likeliest first; the published rendering is `reference`
     behind: dict[str, float]  # nats behind the likeliest
+    among: dict[str, float]  # nats of each text behind the likeliest that stands for the same
     valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
     log_e: float  # of a fault, against every valid rendering at any noise
@@ -96,6 +97,11 @@ def weigh_templates(
         counted=sum(row.prompt_tokens is not None for row in ledger.rows),
         ranked=tuple(sorted(merged, key=lambda name: -merged[name])),
         behind={name: best - value for name, value in merged.items()},
+        among={
+            name: relative[columns[catalogue[name].stands_for or name].removeprefix(TEMPLATE)]
+            - relative[name]
+            for name in differing
+        },
         valid=frozenset(valid),
         columns=columns,
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
@@ -113,12 +119,16 @@ def still_likely(
     """Those of `names` to go on with.
 
     Near the likeliest, or not seen to differ from the published rendering yet; valid ones always.
+    Of texts that stand for one rendering, those near the likeliest of them.
     """
     return tuple(
         name
         for name in names
         if catalogue[name].kind == "valid"
-        or evidence.behind.get(catalogue[name].stands_for or name, 0.0) <= BEHIND
+        or (
+            evidence.behind.get(catalogue[name].stands_for or name, 0.0) <= BEHIND
+            and evidence.among.get(name, 0.0) <= BEHIND
+        )
     )
 
 
