@@ -295,8 +295,12 @@ def may_be_sampled(plan: Plan, report: Report) -> bool:
 
 def wants_samples(report: Report) -> bool:
     """Whether more samples may decide: none is decided, or what was found has no name yet."""
-    unnamed = any(f.aspect == "sampler" and f.name == UNNAMED for f in report.findings)
-    return report.decision == "inconclusive" or (report.decision == "inconsistent" and unnamed)
+    named = any(
+        (f.aspect == "repeats" and f.decision == "detected")
+        or (f.aspect == "sampler" and f.name != UNNAMED)
+        for f in report.findings
+    )  # fmt: skip
+    return report.decision == "inconclusive" or (report.decision == "inconsistent" and not named)
 
 
 def wants_stratum(report: Report) -> bool:
