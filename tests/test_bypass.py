@@ -70,24 +70,18 @@ def looks(some: Sequence[Row]) -> list[Bypass]:
 # -- the procedure -----------------------------------------------------------------------------
 
 
-def test_noise_at_the_edge_of_a_class_rarely_fits() -> None:
-    """The level of `fits`, at any of many looks: beta, here one in fifty to be seen."""
-    rng, plan = np.random.default_rng(11), make_plan(beta=0.02)
+@pytest.mark.parametrize(
+    ("seed", "scale", "said", "error"), [(11, 0.3, "fits", "beta"), (12, 0.1, "differs", "alpha")]
+)
+def test_the_edge_of_a_class_rarely_fits_and_honest_noise_rarely_differs(
+    seed: int, scale: float, said: str, error: str
+) -> None:
+    """The levels, at any of many looks: beta and alpha, here one in fifty to be seen."""
+    rng, plan = np.random.default_rng(seed), make_plan(**{error: 0.02})
     wrong = 0
     for _ in range(TRIALS):
-        some = rows(rng, 0.3)
-        wrong += any(judge(some[:size], plan).fits for size in ROUNDS)
-
-    assert wrong <= 0.02 * TRIALS + 3 * (0.02 * TRIALS) ** 0.5
-
-
-def test_honest_noise_rarely_differs() -> None:
-    """The level of `differs`, at the honest scale, at any of many looks: alpha."""
-    rng, plan = np.random.default_rng(12), make_plan(alpha=0.02)
-    wrong = 0
-    for _ in range(TRIALS):
-        some = rows(rng, 0.1)
-        wrong += any(judge(some[:size], plan).differs for size in ROUNDS)
+        some = rows(rng, scale)
+        wrong += any(getattr(judge(some[:size], plan), said) for size in ROUNDS)
 
     assert wrong <= 0.02 * TRIALS + 3 * (0.02 * TRIALS) ** 0.5
 

@@ -51,6 +51,16 @@ def reply(answer: Answer | dict[str, Any], **changes: Any) -> Reply:
     return found
 
 
+def assert_thought(found: object, thought: str | None) -> None:
+    """That an answer "Hi." comes with this thought; None: with one that is hidden, unjudged."""
+    if thought is None:
+        assert isinstance(found, NotJudged)
+        assert "reasoning hidden" in found.reason
+    else:
+        assert isinstance(found, Reply)
+        assert (found.thought, found.text) == (thought, "Hi.")
+
+
 def problem(answer: Answer | dict[str, Any], **changes: Any) -> Problem:
     with FakeHost(lambda _asked: answer) as host:
         found = parse(ask(host, **changes))
@@ -226,12 +236,7 @@ def test_thinking_in_a_message_is_seen(
     with FakeHost(lambda _asked: thinking) as host:
         found = parse(ask(host, dialect="messages"))
 
-    if thought is None:
-        assert isinstance(found, NotJudged)
-        assert "reasoning hidden" in found.reason
-    else:
-        assert isinstance(found, Reply)
-        assert (found.thought, found.text) == (thought, "Hi.")
+    assert_thought(found, thought)
 
 
 def test_an_error_event_of_anthropic_is_the_answer() -> None:
@@ -331,12 +336,7 @@ def test_reasoning_in_a_response_is_kept_word_for_word_or_hidden(
     with FakeHost(lambda _asked: body) as host:
         found = parse(ask(host, dialect="responses"))
 
-    if thought is None:
-        assert isinstance(found, NotJudged)
-        assert "reasoning hidden" in found.reason
-    else:
-        assert isinstance(found, Reply)
-        assert (found.thought, found.text) == (thought, "Hi.")
+    assert_thought(found, thought)
 
 
 @pytest.mark.parametrize(

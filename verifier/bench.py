@@ -18,7 +18,7 @@ import numpy as np
 from verifier.bank import BANK
 from verifier.calibration import load_calibration
 from verifier.collect import read_outcomes
-from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
+from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
 from verifier.corpus import (
     MAX_ATTEMPTS,
     Dtype,
@@ -282,13 +282,17 @@ class _Bench:
 
 def make_bench_plan(figure: Figure, *, seed: int) -> Plan:
     """The plan that a real audit of this figure would have."""
+    logprobs = 5 if figure.with_logprobs else 0
+    return plan_audit(AuditSection(policy=figure.policy, seed=seed, top_logprobs=logprobs))
+
+
+def plan_audit(section: AuditSection, *, suspects: Sequence[Suspect] = ()) -> Plan:
+    """The plan of a real audit of the benchmarks' card with these settings."""
     card = load_card(CARD)
     config = RunFile(
         endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
-        reference=ReferenceSection(card=CARD),
-        audit=AuditSection(
-            policy=figure.policy, seed=seed, top_logprobs=5 if figure.with_logprobs else 0
-        ),
+        reference=ReferenceSection(card=CARD, suspects=tuple(suspects)),
+        audit=section,
         out=Path(),
     )
     plan, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())

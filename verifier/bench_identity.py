@@ -17,15 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.bench import CARD, RESULTS, SERVED_BATCH, SERVED_IN, Audit, replay
-from verifier.calibration import load_calibration
+from verifier.bench import CARD, RESULTS, SERVED_BATCH, SERVED_IN, Audit, plan_audit, replay
 from verifier.collect import read_outcomes
 from verifier.config import (
     AuditSection,
-    EndpointSection,
-    ReferenceSection,
     Relation,
-    RunFile,
     Suspect,
 )
 from verifier.corpus import (
@@ -41,7 +37,7 @@ from verifier.decide import decide
 from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger, Row
-from verifier.plan import Plan, make_plan, read_probes
+from verifier.plan import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.prompts import make_prompt
 from verifier.records import Message, Outcome
@@ -190,16 +186,9 @@ def make_models(
 
 def make_identity_plan(suspects: Sequence[str], *, seed: int) -> Plan:
     """The plan of a real audit from text alone, with these models among the suspects."""
-    card = load_card(CARD)
-    named = tuple(Suspect(name=name, path=Path(), relation=SUSPECTS[name]) for name in suspects)
-    config = RunFile(
-        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
-        reference=ReferenceSection(card=CARD, suspects=named),
-        audit=AuditSection(seed=seed, top_logprobs=0, max_tokens=MAX_TOKENS),
-        out=Path(),
-    )
-    plan, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
-    return plan
+    named = [Suspect(name=name, path=Path(), relation=SUSPECTS[name]) for name in suspects]
+    section = AuditSection(seed=seed, top_logprobs=0, max_tokens=MAX_TOKENS)
+    return plan_audit(section, suspects=named)
 
 
 def sum_up_host(

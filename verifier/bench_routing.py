@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from verifier.bench import CARD, RESULTS, SERVED_BATCH, SERVED_IN, replay
-from verifier.calibration import load_calibration
+from verifier.bench import CARD, RESULTS, SERVED_BATCH, SERVED_IN, plan_audit, replay
 from verifier.collect import read_outcomes
-from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
+from verifier.config import AuditSection
 from verifier.corpus import (
     MAX_ATTEMPTS,
     Stack,
@@ -32,7 +31,7 @@ from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger, Row
 from verifier.mixture import Share
-from verifier.plan import Plan, make_plan, read_probes
+from verifier.plan import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome
 from verifier.reference import load_card
@@ -132,17 +131,9 @@ def run_routing_bench(
 
 def make_routing_plan(*, seed: int) -> Plan:
     """The plan of a real audit under the policy routing, from text alone."""
-    card = load_card(CARD)
-    config = RunFile(
-        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
-        reference=ReferenceSection(card=CARD),
-        audit=AuditSection(
-            policy="routing", seed=seed, top_logprobs=0, budget_completion_tokens=BUDGET
-        ),
-        out=Path(),
+    return plan_audit(
+        AuditSection(policy="routing", seed=seed, top_logprobs=0, budget_completion_tokens=BUDGET)
     )
-    plan, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
-    return plan
 
 
 def _corpora(

@@ -18,9 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from verifier.calibration import load_calibration
+from verifier.bench import plan_audit
 from verifier.collect import read_outcomes
-from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
+from verifier.config import AuditSection
 from verifier.corpus import (
     MAX_ATTEMPTS,
     Stack,
@@ -33,7 +33,7 @@ from verifier.decide import decide, may_be_sampled, wants_samples
 from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger
-from verifier.plan import Plan, batch_ends, make_plan, read_probes
+from verifier.plan import Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report
 from verifier.reference import load_card
@@ -112,14 +112,7 @@ def run_sampler_bench(
 
 def _plan(seed: int) -> Plan:
     """The plan of a real audit that asks how replies are sampled."""
-    card = load_card(CARD)
-    config = RunFile(
-        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
-        reference=ReferenceSection(card=CARD),
-        audit=AuditSection(seed=seed, max_tokens=MAX_TOKENS, sampler=True),
-        out=Path(),
-    )
-    return make_plan(config, card, load_calibration(CARD, card), load_pool())[0]
+    return plan_audit(AuditSection(seed=seed, max_tokens=MAX_TOKENS, sampler=True))
 
 
 def replay(
