@@ -209,6 +209,15 @@ class Together:
             del self._reached[name]
             self._turn.notify_all()
 
+    def wait(self, timeout_s: float | None = None) -> None:
+        """Wait until all have left.
+
+        Not by joining their threads: up to Python 3.12 a join that is interrupted takes a thread
+        that runs on for one that ended, and the next join does not wait (python/cpython#90882).
+        """
+        with self._turn:
+            self._turn.wait_for(lambda: not self._reached, timeout_s)
+
 
 def _audit_all(
     runs: Mapping[str, RunFile],
@@ -255,12 +264,10 @@ def _audit_all(
     for thread in threads:
         thread.start()
     try:
-        for thread in threads:
-            thread.join()
+        together.wait()
     except BaseException:
         together.stop()
-        for thread in threads:
-            thread.join(GRACE_S)
+        together.wait(GRACE_S)
         raise
     return raised
 
