@@ -94,6 +94,16 @@ def test_an_ordinary_reply_is_read_whole() -> None:
     )
 
 
+@pytest.mark.parametrize("logprob", [-0.25, 7.0])
+def test_claims_are_left_unread_when_nobody_wants_them(logprob: float) -> None:
+    """All else is read as ever, and a claim that is nonsense is no problem then."""
+    asked = attempt(with_logprobs(position("Hi", logprob), position(" there", -0.5)))
+    whole = parse(asked)
+    assert isinstance(whole, Reply)
+    assert whole.logprobs or whole.logprobs_problem
+    assert parse(asked, claims=False) == replace(whole, logprobs=None, logprobs_problem=None)
+
+
 def test_text_is_not_stripped() -> None:
     """Leading and trailing spaces are tokens like any others."""
     assert reply(chat("\n Paris. ")).text == "\n Paris. "

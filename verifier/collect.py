@@ -75,7 +75,7 @@ def collect(
     known = {probe.id: probe for probe in (*every, *probes)}
     history = _History((), max_attempts=endpoint.max_attempts)
     for attempt in _each_attempt(folder):
-        result = history.add(attempt).result
+        result = history.add(attempt, parse(attempt, claims=False)).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result)
     collection = _Collection(
@@ -96,7 +96,7 @@ def book(folder: Path, purse: Purse, every: Sequence[Probe], *, name: str = EXCH
     for attempt in read_attempts(folder, name=name):
         if attempt.probe_id in known:
             probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
-            purse.book(probe, parse(attempt))
+            purse.book(probe, parse(attempt, claims=False))
 
 
 def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
@@ -292,12 +292,12 @@ class _Log:
 
 def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
     """The attempt and what it means; without its body when its pieces spell the key together."""
-    result = parse(attempt)
+    result = parse(attempt, claims=False)
     told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
     if any(client.holds_key(text) for text in told):
         struck = "the answer spells the API key: struck out"
         attempt = replace(attempt, body="", error=struck)
-        result = parse(attempt)
+        result = parse(attempt, claims=False)
     return attempt, result
 
 

@@ -105,7 +105,7 @@ def ask_for_prompts(
                 ways = ()
                 break
             attempt = asyncio.run(_ask(way(endpoint), shortest))
-            purse.give_back(shortest, parse(attempt))
+            purse.give_back(shortest, parse(attempt, claims=False))
             append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
             attempts.append(attempt)
             found = _compare(attempt, probe, entries, renderer)

@@ -82,8 +82,11 @@ class Problem:
     unknown_model: bool = False  # the host says that it has no such model
 
 
-def parse(attempt: Attempt) -> Reply | NotJudged | Problem:
-    """What came of one attempt."""
+def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
+    """What came of one attempt; without what the host claims of its tokens unless `claims`.
+
+    Most of the work is in the claims, and whoever only asks has no use for them.
+    """
     status = attempt.status
     if attempt.error is not None or status is None:
         broken = status is None or 200 <= status <= 299
@@ -119,7 +122,7 @@ def parse(attempt: Attempt) -> Reply | NotJudged | Problem:
         return _problem(
             attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
         )
-    return _answer(attempt, view, request=request, body=body)
+    return _answer(attempt, view, request=request, body=body, claims=claims)
 
 
 def _is_retryable(status: int, attempt: Attempt) -> bool:
@@ -200,7 +203,7 @@ def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
 
 
 def _answer(
-    attempt: Attempt, view: View, *, request: object, body: dict[str, Any]
+    attempt: Attempt, view: View, *, request: object, body: dict[str, Any], claims: bool
 ) -> Reply | NotJudged:
     prompt_tokens = _count(view.prompt_tokens)
     completion_tokens = _count(view.completion_tokens)
@@ -219,15 +222,16 @@ def _answer(
             # a filter may have stopped the prompt before it was rendered
             counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
         )
-    claims = read_claims(view.logprobs, completion_tokens) if _asks_logprobs(request) else None
+    wanted = claims and _asks_logprobs(request)
+    claimed = read_claims(view.logprobs, completion_tokens) if wanted else None
     return Reply(
         probe_id=attempt.probe_id,
         text=text,
         finish_reason=None if finish is None else clean(finish, 40),
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
-        logprobs=None if isinstance(claims, str) else claims,
-        logprobs_problem=clean(claims) if isinstance(claims, str) else None,
+        logprobs=None if isinstance(claimed, str) else claimed,
+        logprobs_problem=clean(claimed) if isinstance(claimed, str) else None,
         thought=thought,
         token_ids=_read_ids(view.token_ids, completion_tokens),
     )
