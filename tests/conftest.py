@@ -6,10 +6,15 @@ Libraries of models are imported where they are used: most tests need none.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first imported
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
 from verifier.cli import _cache
 from verifier.reference import load_card

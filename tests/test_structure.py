@@ -36,7 +36,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"bench_wire"},
+    {"bench_tricks", "bench_wire"},
     {"demo", "bench_templates", "bench_routing", "bench_samplers", "bench_identity", "fleet"},
     {"audit", "bench", "bench_engine", "summary"},
     {"decide", "calibrate"},

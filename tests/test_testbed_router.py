@@ -33,7 +33,8 @@ def body(words: str, *, later: str = "", stream: bool = False) -> bytes:
 
 
 def chosen(routing: Routing, count: int, *, seed: int) -> list[str]:
-    chooser = Chooser(TWO, routing=routing, seed=seed)
+    seconds = iter(range(0, 9 * count, 9))
+    chooser = Chooser(TWO, routing=routing, seed=seed, clock=lambda: next(seconds))
     return [chooser.choose(body(f"question {n}")).base_url for n in range(count)]
 
 
@@ -97,6 +98,16 @@ def test_bursts_are_runs_of_requests() -> None:
 
     assert changes("bursts") < 4000 * 2 * 0.3 * 0.7 / BURST * 1.4
     assert changes("random") > 4000 * 2 * 0.3 * 0.7 * 0.9
+
+
+def test_an_hour_is_parted_once() -> None:
+    """400 requests in each of ten hours: in every hour one stretch of 0.3 of it goes elsewhere."""
+    made = chosen("hours", 4000, seed=5)
+    stretches = sum(a != b for a, b in pairwise(made))
+
+    assert made[:400] * 10 == made
+    assert made[:400].count("http://b/v1") == 120
+    assert stretches in (19, 20, 21)
 
 
 def test_answers_pass_through_and_only_the_log_tells_whose_they_are(tmp_path: Path) -> None:

@@ -767,7 +767,7 @@ def bench(
         list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
     ] = None,
     audits: Annotated[
-        int | None, typer.Option(min=1, help="Of the part templates, so many audits per host.")
+        int | None, typer.Option(min=1, help="Of templates and tricks, so many audits per host.")
     ] = None,
     family: Annotated[
         Path | None,
@@ -776,11 +776,11 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Five parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    Some parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
     20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
-    answer some requests with another model; 20 minutes),
-    `samplers` (what is said of samplers; an hour), `templates` (which template fault is named;
-    hours) and `wire` (what collecting withstands, and how fast it is; half an hour).
+    answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
+    hour), `templates` (which template fault is named; hours), `tricks` (hosts that look right; an
+    hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
 
     \b
     Examples:
@@ -800,6 +800,8 @@ def bench(
             path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
         case ["samplers"]:
             path, tabulate = _bench_samplers(out, seed=seed)
+        case ["tricks"]:
+            path, tabulate = _bench_tricks(out, seed=seed, audits=audits)
         case ["wire"]:
             path, tabulate = _bench_wire(out, seed=seed)
         case _:
@@ -878,6 +880,16 @@ def _bench_samplers(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
     with _showing() as show:
         path = run_sampler_bench(out, cache=_cache(), seed=seed, tell=show.tell)
     return path, tabulate_samplers
+
+
+def _bench_tricks(out: Path, *, seed: int, audits: int | None) -> tuple[Path, Tabulate]:
+    from verifier.bench_tricks import AUDITS, run_trick_bench, tabulate_tricks
+
+    with _showing() as show:
+        path = run_trick_bench(
+            out, load_reference=_embedded(show), show=show, seed=seed, audits=audits or AUDITS
+        )
+    return path, tabulate_tricks
 
 
 def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
@@ -1070,8 +1082,8 @@ def route_testbed(
         typer.Option(metavar="SHARE:URL", help="A host and its share of requests; repeatable."),
     ],
     routing: Annotated[
-        Literal["random", "sticky", "bursts"],
-        typer.Option(help="By request, by the user's first words, or by runs of requests."),
+        Literal["random", "sticky", "bursts", "hours"],
+        typer.Option(help="By request, by the user's first words, by runs, or by the hour."),
     ] = "random",
     seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,

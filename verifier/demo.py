@@ -43,11 +43,11 @@ def run_demo(
 
 
 @contextmanager
-def local_host(fault: str) -> Iterator[str]:
+def local_host(fault: str, *, dtype: str = "float32") -> Iterator[str]:
     """A testbed host in a process of its own; yields its base URL and ends it on leaving."""
     command = [
         sys.executable, "-m", "verifier", "testbed", "serve", "--fault", fault, "--port", "0",
-        "--dtype", "float32",
+        "--dtype", dtype,
     ]  # fmt: skip
     host = subprocess.Popen(  # noqa: S603 - our own command
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import accumulate
@@ -24,11 +25,12 @@ from starlette.routing import Route
 
 from verifier.errors import ConfigError
 
-Routing = Literal["random", "sticky", "bursts"]
+Routing = Literal["random", "sticky", "bursts", "hours"]
 
 #: Requests of one burst, on average.
 BURST: Final = 8
 
+_HOUR_S: Final = 3600.0
 _TIMEOUT_S: Final = 600.0
 _PASSED_ON: Final = ("authorization", "x-api-key", "anthropic-version", "content-type", "accept")
 _PASSED_BACK: Final = ("content-type", "retry-after")
@@ -68,19 +70,25 @@ def read_routes(base_url: str, routes: Sequence[str]) -> tuple[Upstream, ...]:
 class Chooser:
     """Which upstream gets a request; the same requests in the same order meet the same ones."""
 
-    def __init__(self, upstreams: Sequence[Upstream], *, routing: Routing, seed: int) -> None:
+    def __init__(
+        self, upstreams: Sequence[Upstream], *, routing: Routing, seed: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:  # fmt: skip
         self._upstreams = tuple(upstreams)
         self._ends = tuple(accumulate(upstream.share for upstream in upstreams))
         self._routing = routing
         self._seed = seed
         self._rng = random.Random(seed)  # noqa: S311 - a laboratory, not a secret
+        self._first = self._rng.random()  # where in the order of upstreams an hour begins
         self._burst: Upstream | None = None
+        self._clock = clock
 
     def choose(self, body: bytes, *, client: str = "") -> Upstream:
         """The upstream of one request.
 
-        "random" draws anew each time, "bursts" after BURST requests on average, and "sticky" goes
-        by the first message of a user, or by the client's key where there is none.
+        "random" draws anew each time, "bursts" after BURST requests on average, "sticky" goes by
+        the first message of a user, or by the client's key where there is none, and "hours" gives
+        each upstream its part of every hour.
         """
         match self._routing:
             case "random":
@@ -89,6 +97,8 @@ class Chooser:
                 if self._burst is None or self._rng.random() < 1 / BURST:
                     self._burst = self._at(self._rng.random())
                 return self._burst
+            case "hours":
+                return self._at((self._first + self._clock() / _HOUR_S) % 1)
             case "sticky":
                 what = _first_words(body) or client
                 digest = hashlib.sha256(f"{self._seed}:{what}".encode()).digest()
