@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -626,18 +626,21 @@ class OtherModel(FakeEngine):
         return (self._other if self.column == "other" else super()).generate(requests)
 
 
-def audit_other(url: str, card: Path, out: Path, *, suspected: bool) -> Report:
+def audit_other(
+    url: str, card: Path, out: Path, *, suspected: bool, show: Show = QUIET,
+    read: Callable[[], Suspected] = lambda: Suspected(tokenizer=FakeTokenizer(), same=True),
+) -> Report:  # fmt: skip
     config = configure(url, card, out)
     if suspected:
         suspects = [{"name": "other", "path": ".", "relation": "another size"}]
         raw = config.model_dump() | {"reference": {"card": str(card), "suspects": suspects}}
         config = RunFile.model_validate(raw)
-    read = {"other": lambda: Suspected(tokenizer=FakeTokenizer(), same=True)}
 
     def load() -> Reference:
-        return Reference(engine=OtherModel(), tokenizer=FakeTokenizer(), suspects=read)
+        suspects = {"other": read}
+        return Reference(engine=OtherModel(), tokenizer=FakeTokenizer(), suspects=suspects)
 
-    return audit(config, api_key=None, load_reference=load, show=QUIET)
+    return audit(config, api_key=None, load_reference=load, show=show)
 
 
 @pytest.mark.parametrize("suspected", [True, False])
@@ -663,6 +666,29 @@ def test_another_model_is_named_where_it_is_a_suspect(
         assert (cause.decision, cause.aspect) == ("undecided", "cause")
     assert again == report
     assert (out / REPORT).read_bytes() == before
+
+
+def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
+    card: Path, tmp_path: Path
+) -> None:
+    """A card's sibling is fetched when it is needed first; without it no name is given for sure."""
+
+    def read() -> Suspected:
+        raise ConfigError("someone/other@main: the hub cannot be reached")
+
+    told: list[str] = []
+    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    with running(app) as url:
+        report = audit_other(
+            url, card, tmp_path / "run", suspected=True, read=read,
+            show=Show(tell=told.append, step=lambda *_: None),
+        )  # fmt: skip
+    cause = report.findings[-1]
+
+    assert report.decision == "inconsistent"
+    assert (cause.decision, cause.aspect) == ("undecided", "cause")
+    assert cause.detail.endswith("; not compared with other, which could not be had")
+    assert any("without the suspect other: someone/other@main" in line for line in told)
 
 
 def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(

@@ -51,7 +51,7 @@ from verifier.decide import (
 from verifier.departures import is_unknown
 from verifier.endpoint import Endpoint, Render
 from verifier.engines import Engine
-from verifier.errors import ConfigError, EndpointError
+from verifier.errors import ConfigError, EndpointError, VerifierError
 from verifier.folder import (
     CAPABILITY_EXCHANGES,
     COMPLETIONS,
@@ -228,7 +228,7 @@ def audit(
     if found.decision == "inconsistent" and sought and is_far(found):
         count_tokens(run, plan, endpoint, reference, show, pace)
     if found.decision == "inconsistent" and sought:
-        loadable = nameable(plan, reference.engine)
+        loadable = nameable(plan, reference, show)
         able = reference.engine.scores_samplers
         score(
             run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
@@ -262,9 +262,26 @@ def count_tokens(
     _collect_within_budget(run, plan, endpoint, asked, show, pace)
 
 
-def nameable(plan: Plan, engine: Engine) -> tuple[str, ...]:
-    """The builds and suspects of a plan that an engine can load, for a cause to be named."""
-    return tuple(name for name in (*plan.bank, *plan.suspects) if engine.can_load(name))
+def nameable(plan: Plan, reference: Reference, show: Show) -> tuple[str, ...]:
+    """The builds and suspects of a plan that can be loaded, for a cause to be named."""
+    builds = (name for name in plan.bank if reference.engine.can_load(name))
+    return (*builds, *_read_suspects(plan, reference, show))
+
+
+def _read_suspects(plan: Plan, reference: Reference, show: Show) -> dict[str, Suspected]:
+    """Those suspects of a plan that can be had; of the others it is told why not.
+
+    A card's siblings are fetched when they are needed first, and a verdict must not wait for them.
+    """
+    found = {}
+    for name in plan.suspects:
+        if name not in reference.suspects or not reference.engine.can_load(name):
+            continue
+        try:
+            found[name] = reference.suspects[name]()
+        except VerifierError as problem:
+            show.tell(f"going on without the suspect {name}: {problem}")
+    return found
 
 
 def _renderer(tokenizer: Reader) -> Render:
@@ -538,18 +555,17 @@ def is_of_a_suspect(
     column = evidence.columns[evidence.ranked[0]]
     if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
         return False
-    known = (name for name in plan.suspects if name in reference.suspects)
-    names = tuple(name for name in known if reference.engine.can_load(name))
-    if not names:
+    suspects = _read_suspects(plan, reference, show)
+    if not suspects:
         return False
     probes, panel = read_probes(run), read_probes(run, name=PANEL)
     with reference.busy:
         ledger = score_replies(
             run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
             every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            weights=names, templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
-            catalogue=reference.catalogue,
-            suspects={name: reference.suspects[name]() for name in names},
+            weights=tuple(suspects),
+            templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
+            catalogue=reference.catalogue, suspects=suspects,
             progress=lambda done, of: show.step("scoring", done, of),
         )  # fmt: skip
     return is_rather_a_suspect(plan, ledger, column)

@@ -201,6 +201,7 @@ def name_cause(
     """
     known = (*plan.bank, *plan.suspects)
     builds = [name for name in known if any(name in row.text for row in ledger.rows)]
+    unread = [name for name in plan.suspects if name not in builds]
     scale = noise_scale(plan, evidence)
     like = f"noise like {scale.equivalent}" if evidence.rows else "reported log-probabilities"
     named = _rank(plan, ledger, builds)
@@ -239,6 +240,8 @@ def name_cause(
                 f"from the nearest build, {nearest}, each beyond honest serving"
             )
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
+    if unread:
+        detail += f"; not compared with {', '.join(unread)}, which could not be had"
     return make_finding("cause", "undecided", like, None, detail)
 
 

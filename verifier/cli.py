@@ -579,7 +579,7 @@ def score(
     with _showing() as show:
         api_key = _reference_key(config)
         loaded = reference_loader(config, cache=_cache(), show=show, api_key=api_key)()
-        weights = nameable(made, loaded.engine) if builds else ()
+        weights = nameable(made, loaded, show) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
     typer.echo(f"scored; the ledger is in {run}")
 
