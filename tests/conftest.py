@@ -16,8 +16,8 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first import
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
-from verifier.cli import _cache
 from verifier.reference import load_card
+from verifier.shell import cache_directory
 from verifier.weights import check_weights, fetch_weights
 
 EMBEDDED = "smollm2-135m-instruct"
@@ -110,6 +110,6 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def embedded() -> Path:
     """The directory of the embedded model, fetched once into the cache of the command line."""
     card = load_card(EMBEDDED)
-    directory = fetch_weights(card, cache=_cache(), tell=lambda _line: None)
+    directory = fetch_weights(card, cache=cache_directory(), tell=lambda _line: None)
     check_weights(card, directory)
     return directory

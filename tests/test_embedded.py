@@ -26,7 +26,6 @@ from simulate import make_plan
 from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, reference_loader, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path, load_calibration
-from verifier.cli import _cache
 from verifier.collect import collect, read_outcomes
 from verifier.config import Fleet, RunFile
 from verifier.context import ask_about_context, judge, read_context
@@ -50,6 +49,7 @@ from verifier.records import (
 )
 from verifier.reference import find_card, load_card
 from verifier.renderings.catalogue import catalogue
+from verifier.shell import cache_directory
 from verifier.summary import summarise
 from verifier.testbed import create_app, read_fault, running
 from verifier.testbed_router import create_router, read_routes
@@ -278,7 +278,7 @@ def test_a_host_that_serves_another_size_is_named(
                 "out": tmp_path / "run",
             }
         )  # fmt: skip
-        load = reference_loader(config, cache=_cache(), show=QUIET)
+        load = reference_loader(config, cache=cache_directory(), show=QUIET)
         report = audit(config, api_key=None, load_reference=load, show=QUIET)
 
     assert report.decision == "inconsistent"
@@ -511,7 +511,7 @@ def test_an_honest_context_is_not_accused(
 @contextmanager
 def verifier(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A command of its own process group, ended with all its children when the test is over."""
-    environment = os.environ | {"NO_COLOR": "1", "VERIFIER_CACHE": str(_cache())}
+    environment = os.environ | {"NO_COLOR": "1", "VERIFIER_CACHE": str(cache_directory())}
     with subprocess.Popen(
         [sys.executable, "-m", "verifier", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,

@@ -1,0 +1,412 @@
+"""Commands of the laboratory: hosts whose faults are known, and what is measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from verifier.errors import ConfigError
+from verifier.shell import (
+    CardName,
+    Dtype,
+    EngineName,
+    cache_directory,
+    help_when_bare,
+    read_key,
+    show_report,
+    showing,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from verifier.audit import LoadReference, Show
+
+    #: The table of a results file.
+    Tabulate = Callable[[dict[str, Any]], str]
+
+testbed_app = typer.Typer(
+    help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@testbed_app.callback()
+def _testbed(context: typer.Context) -> None:
+    help_when_bare(context)
+
+
+# -- calibrate, demo, bench --------------------------------------------------------------------
+
+
+def calibrate(
+    card: CardName,
+    work: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What audits will score with: vllm or transformers.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
+) -> None:
+    """Measure honest serving and every known variant, and write the card's calibration.
+
+    Takes about half an hour for the embedded model on two cores.
+
+    \b
+    Example:
+      verifier calibrate smollm2-135m-instruct
+    """
+    from verifier.calibration import write_calibration
+    from verifier.plan import versions
+    from verifier.reference import load_card
+    from verifier.weights import check_weights, fetch_weights
+
+    found = load_card(card)
+    from verifier.calibrate import Sizes
+    from verifier.calibrate import calibrate as run_calibration
+    from verifier.engines.load import load_engine
+    from verifier.tokens import Tokenizer
+
+    with showing() as show:
+        weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        check_weights(found, weights)
+        made = run_calibration(
+            found,
+            weights,
+            work=work or cache_directory() / f"calibrate-{found.name}",
+            load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
+            seed=seed,
+            versions=versions(),
+            sizes=Sizes(),
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    path = write_calibration(card, made)
+    typer.echo(f"{path}: honest scale {made.text.honest_scale:.2g}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Audit two local hosts: an honest one, and one that serves 4-bit weights.
+
+    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept.
+
+    \b
+    Example:
+      verifier demo
+    """
+    from verifier.demo import run_demo
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists; remove it or give another --out")
+    lines = []
+    with showing() as show:
+        for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+            name = "the honest host" if fault == "none" else f"the host that serves {fault}"
+            typer.echo(f"\n== {name} ==\n")
+            show_report(found, None, as_json=False)
+            lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
+    typer.echo("")
+    for line in lines:
+        typer.echo(line)
+    typer.echo(f"run folders and HTML reports: {out}/*/report.html")
+
+
+def bench(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+    ] = None,
+    audits: Annotated[
+        int | None, typer.Option(min=1, help="Of templates and tricks, so many audits per host.")
+    ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of the part identity, a model of another family."),
+    ] = None,
+) -> None:
+    """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
+
+    Some parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
+    answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
+    hour), `templates` (which template fault is named; hours), `tricks` (hosts that look right; an
+    hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
+
+    \b
+    Examples:
+      verifier bench runs/bench --part honest
+      verifier bench runs/templates --part templates --audits 4
+    """
+    from verifier.folder import read_json
+
+    match part:
+        case ["engine"]:
+            path, tabulate = _bench_engine(out, seed=seed)
+        case ["identity"]:
+            path, tabulate = _bench_identity(out, seed=seed, family=family)
+        case ["routing"]:
+            path, tabulate = _bench_routing(out, seed=seed)
+        case ["templates"]:
+            path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
+        case ["samplers"]:
+            path, tabulate = _bench_samplers(out, seed=seed)
+        case ["tricks"]:
+            path, tabulate = _bench_tricks(out, seed=seed, audits=audits)
+        case ["wire"]:
+            path, tabulate = _bench_wire(out, seed=seed)
+        case _:
+            path, tabulate = _bench_audits(out, seed=seed, parts=part or ())
+    typer.echo(tabulate(read_json(path)))
+    typer.echo(f"results: {path}")
+
+
+def _bench_audits(out: Path, *, seed: int, parts: Sequence[str]) -> tuple[Path, Tabulate]:
+    from verifier.bench import run_bench, tabulate
+
+    with showing() as show:
+        path = run_bench(
+            out,
+            cache=cache_directory(),
+            parts=tuple(parts),
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate
+
+
+def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_engine import run_engine_bench, tabulate_engine
+
+    with showing() as show:
+        path = run_engine_bench(out, cache=cache_directory(), seed=seed, tell=show.tell)
+    return path, tabulate_engine
+
+
+def _bench_identity(out: Path, *, seed: int, family: Path | None) -> tuple[Path, Tabulate]:
+    from verifier.bench_identity import run_identity_bench, tabulate_identity
+
+    with showing() as show:
+        path = run_identity_bench(
+            out,
+            cache=cache_directory(),
+            family=family,
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate_identity
+
+
+def _bench_routing(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_routing import run_routing_bench, tabulate_routing
+
+    with showing() as show:
+        path = run_routing_bench(
+            out,
+            cache=cache_directory(),
+            seed=seed,
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    return path, tabulate_routing
+
+
+def _bench_templates(
+    out: Path, *, seed: int, faults: Sequence[str], audits: int | None
+) -> tuple[Path, Tabulate]:
+    from verifier.bench_templates import run_template_bench, tabulate_templates
+
+    with showing() as show:
+        path = run_template_bench(
+            out,
+            cache=cache_directory(),
+            seed=seed,
+            faults=tuple(faults),
+            audits=audits,
+            tell=show.tell,
+        )
+    return path, tabulate_templates
+
+
+def _bench_samplers(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier.bench_samplers import run_sampler_bench, tabulate_samplers
+
+    with showing() as show:
+        path = run_sampler_bench(out, cache=cache_directory(), seed=seed, tell=show.tell)
+    return path, tabulate_samplers
+
+
+def _bench_tricks(out: Path, *, seed: int, audits: int | None) -> tuple[Path, Tabulate]:
+    from verifier.bench_tricks import AUDITS, run_trick_bench, tabulate_tricks
+
+    with showing() as show:
+        path = run_trick_bench(
+            out, load_reference=_embedded(show), show=show, seed=seed, audits=audits or AUDITS
+        )
+    return path, tabulate_tricks
+
+
+def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
+    from verifier import bench_wire
+
+    with showing() as show:
+        reference = _embedded(show)
+        path = bench_wire.run_bench_wire(out, load_reference=reference, show=show, seed=seed)
+    return path, bench_wire.tabulate
+
+
+def _embedded(show: Show) -> LoadReference:
+    """Loads the reference of the embedded model."""
+    from verifier.audit import reference_loader
+    from verifier.config import EndpointSection, ReferenceSection, RunFile
+    from verifier.demo import CARD
+
+    config = RunFile(
+        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
+        reference=ReferenceSection(card=CARD),
+        out=Path(),
+    )
+    return reference_loader(config, cache=cache_directory(), show=show)
+
+
+# -- testbed -----------------------------------------------------------------------------------
+
+
+@testbed_app.command("list")
+def list_testbed_faults() -> None:
+    """List the faults that the testbed can serve.
+
+    \b
+    Example:
+      verifier testbed list
+    """
+    from verifier.testbed import list_faults
+
+    for name, summary in list_faults():
+        typer.echo(f"{name:20} {summary}")
+
+
+@testbed_app.command("serve")
+def serve_testbed(
+    fault: Annotated[
+        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
+    ] = "none",
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    card: Annotated[
+        str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
+    ] = "smollm2-135m-instruct",
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
+    ] = "transformers",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
+    max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
+    ] = None,
+    shows_prompts: Annotated[
+        bool, typer.Option("--shows-prompts", help="Show rendered prompts to who asks, as vLLM.")
+    ] = False,
+    completes_as_chat: Annotated[
+        bool, typer.Option("--completes-as-chat", help="Make texts to complete into chats.")
+    ] = False,
+) -> None:
+    """Serve a card's weights, with a fault of your choice, until stopped.
+
+    A laboratory instrument to measure audits with: it listens on the loopback interface only and
+    is no server for people.
+
+    \b
+    Example:
+      verifier testbed serve --fault int4-asym-g64 --port 8000
+      verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
+      verifier testbed serve --fault weights:models/another
+    """
+    from verifier.reference import load_card, load_templates
+    from verifier.renderings.catalogue import catalogue
+    from verifier.testbed import create_app, read_fault, serve
+    from verifier.weights import check_weights, fetch_weights
+
+    found = load_card(card)
+    earlier, valid = load_templates(card, found)
+    entries = catalogue(earlier=earlier, valid=valid)
+    served = read_fault(fault, layers=found.layers, catalogue=entries)
+    key = None if api_key_env is None else read_key(api_key_env, where="--api-key-env")
+    with showing() as show:
+        directory = served.directory or fetch_weights(
+            found, cache=cache_directory(), tell=show.tell
+        )
+        if served.directory is None:
+            check_weights(found, directory)
+    from verifier.engines.load import load_engine
+    from verifier.tokens import Tokenizer
+
+    tokenizer = Tokenizer(directory)
+    loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
+    loaded.load_variant(served.weights)
+    host = create_app(
+        loaded, tokenizer, model=found.name, rendering=served.rendering,
+        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights, api_key=key,
+        max_batch=max_batch, shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
+    )  # fmt: skip
+    serve(
+        host,
+        port=port,
+        announce=lambda url: print(  # noqa: T201
+            f"serving {found.name} with fault {fault} at {url}", flush=True
+        ),
+    )
+
+
+@testbed_app.command("route")
+def route_testbed(
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="The host that gets what no --route takes.")
+    ],
+    route: Annotated[
+        list[str],
+        typer.Option(metavar="SHARE:URL", help="A host and its share of requests; repeatable."),
+    ],
+    routing: Annotated[
+        Literal["random", "sticky", "bursts", "hours"],
+        typer.Option(help="By request, by the user's first words, by runs, or by the hour."),
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
+    ] = None,
+) -> None:
+    """Answer some requests from other hosts than the rest, as a router may, until stopped.
+
+    A laboratory instrument. Answers do not tell which host gave them.
+
+    \b
+    Example:
+      verifier testbed route --base-url http://127.0.0.1:8000/v1 \\
+          --route 0.3:http://127.0.0.1:8001/v1 --routing sticky --log routed.jsonl
+    """
+    from verifier.testbed import serve
+    from verifier.testbed_router import create_router, read_routes
+
+    upstreams = read_routes(base_url, route)
+    serve(
+        create_router(upstreams, routing=routing, seed=seed, log=log),
+        port=port,
+        announce=lambda url: print(  # noqa: T201
+            f"routing between {len(upstreams)} hosts at {url}", flush=True
+        ),
+    )
