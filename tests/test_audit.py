@@ -13,18 +13,7 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
-from verifier.audit import (
-    PANEL_PROBES,
-    Reference,
-    Show,
-    ask,
-    audit,
-    read_prompts,
-    reference_loader,
-    score,
-    start,
-    write_page,
-)
+from verifier.audit import ask, audit, score, start, write_page
 from verifier.calibration import NoiseClass
 from verifier.collect import read_attempts, read_outcomes
 from verifier.config import Prices, RunFile
@@ -47,6 +36,9 @@ from verifier.folder import (
     read_lines,
     write_json,
 )
+from verifier.local import Reference, reference_loader
+from verifier.look import PANEL_PROBES, read_prompts
+from verifier.pace import Show
 from verifier.plan import make_plan, read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest

@@ -25,12 +25,12 @@ from simulate import SHA, make_calibration
 
 import verifier
 from verifier import cli
-from verifier.audit import Reference
 from verifier.bank import VARIANTS
 from verifier.calibration import NoiseClass
 from verifier.config import load_policies
 from verifier.errors import EndpointError
 from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
+from verifier.local import Reference
 from verifier.records import GenerateRequest, Message
 from verifier.testbed import create_app, running
 
@@ -130,7 +130,7 @@ def write_run_file(folder: Path, url: str, **changes: Any) -> Path:
 
 def with_fake_reference(patched: pytest.MonkeyPatch) -> None:
     reference = Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-    patched.setattr("verifier.audit.reference_loader", lambda _config, **_where: lambda: reference)
+    patched.setattr("verifier.local.reference_loader", lambda _config, **_where: lambda: reference)
 
 
 @pytest.fixture(autouse=True)
@@ -853,7 +853,7 @@ def test_weights_are_kept_where_the_surroundings_say(
         asked.append(cache)
         return lambda: Reference(engine=make_engine(), tokenizer=FakeTokenizer())
 
-    monkeypatch.setattr("verifier.audit.reference_loader", loader)
+    monkeypatch.setattr("verifier.local.reference_loader", loader)
 
     assert call("audit", honest.run_file, **environment).status == 0
     assert asked == [Path(cache)]

@@ -10,11 +10,12 @@ import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
 from test_audit import QUIET, card, configure, run
 
-from verifier.audit import Reference, audit
+from verifier.audit import audit
 from verifier.bank import VARIANTS
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
 from verifier.folder import CONTEXT, REPORT
+from verifier.local import Reference
 from verifier.plan import forecast_run, read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.renderings.catalogue import catalogue

@@ -23,7 +23,7 @@ import yaml
 from conftest import EMBEDDED
 from simulate import make_plan
 
-from verifier.audit import PANEL_PROBES, Reference, Show, ask, audit, reference_loader, score
+from verifier.audit import ask, audit, score
 from verifier.bank import BANK, VARIANTS
 from verifier.calibration import calibration_path, load_calibration
 from verifier.collect import collect, read_outcomes
@@ -35,6 +35,9 @@ from verifier.engines.derive import merge, prune
 from verifier.engines.transformers import TransformersEngine
 from verifier.fleet import audit_targets
 from verifier.folder import CONTEXT, PAGE, REPORT, SUMMARY
+from verifier.local import Reference, reference_loader
+from verifier.look import PANEL_PROBES
+from verifier.pace import Show
 from verifier.plan import read_probes
 from verifier.records import (
     REFERENCE,

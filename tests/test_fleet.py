@@ -39,7 +39,6 @@ from test_audit import (  # noqa: F401 - a fixture
 from test_cli import call, with_fake_reference, write_run_file
 from test_machine import finding, make_report
 
-from verifier.audit import Reference, Show
 from verifier.collect import read_attempts
 from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
 from verifier.control import judge_beside
@@ -61,7 +60,9 @@ from verifier.folder import (
     write_json,
 )
 from verifier.ledger import Ledger, ledger_to_json
+from verifier.local import Reference
 from verifier.machine import render_junits, render_summary
+from verifier.pace import Show
 from verifier.plan import read_plan, read_probes, write_plan
 from verifier.records import Control, Report, Summary
 from verifier.sheets import print_summary

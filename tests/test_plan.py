@@ -11,12 +11,12 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
-from verifier.audit import PANEL_PROBES
 from verifier.bypass import ROUNDS
 from verifier.capabilities import capability_probes
 from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.folder import PLAN, PROBES, RUN, write_json
+from verifier.look import PANEL_PROBES
 from verifier.plan import (
     CAPABILITY_REQUESTS,
     CAUSE_REQUESTS,

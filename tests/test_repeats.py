@@ -11,11 +11,12 @@ import pytest
 from fakes_engine import FakeTokenizer
 from test_audit import QUIET, card, configure, make_engine
 
-from verifier.audit import Reference, audit
+from verifier.audit import audit
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
 from verifier.folder import REPEATS, REPORT, SAMPLED, append_line
 from verifier.ledger import Ledger, ledger_from_json, ledger_to_json
+from verifier.local import Reference
 from verifier.plan import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.renderings.catalogue import catalogue

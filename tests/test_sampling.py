@@ -16,7 +16,7 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from simulate import make_calibration, make_plan, replies, simulate_row
 from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
 
-from verifier.audit import Reference, audit, start
+from verifier.audit import audit, start
 from verifier.collect import read_outcomes
 from verifier.config import RunFile
 from verifier.decide import decide, decide_folder
@@ -30,6 +30,7 @@ from verifier.folder import (
     write_json,
 )
 from verifier.ledger import Ledger, SampledRow, ledger_from_json, ledger_to_json
+from verifier.local import Reference
 from verifier.plan import read_probes
 from verifier.records import Finding, Report
 from verifier.renderings.catalogue import catalogue

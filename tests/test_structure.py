@@ -43,6 +43,8 @@ LAYERS = (
         "shell",
     },
     {"audit", "bench", "bench_engine", "summary"},
+    {"look"},
+    {"budget", "local"},
     {"decide", "calibrate"},
     {"causes"},
     {"departures"},
@@ -81,7 +83,7 @@ LAYERS = (
     {"stats"},
     {"renderings.changes", "renderings", "folder"},
     {"prompts"},
-    {"records", "errors", "shipped", "verifier"},
+    {"records", "errors", "shipped", "pace", "verifier"},
 )  # fmt: skip
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from simulate import make_plan, replies
 
-from verifier.audit import leaves_a_fault_open
 from verifier.calibration import Channel
 from verifier.config import Policy
 from verifier.decide import decide
@@ -22,6 +21,7 @@ from verifier.ledger import (
     ledger_to_json,
     text_cells,
 )
+from verifier.look import leaves_a_fault_open
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp

@@ -13,10 +13,11 @@ from fakes_thinker import THINKING, ThinkingEngine, ThinkingTokenizer
 from simulate import make_calibration
 from test_audit import CARD, FAULT, QUIET, configure
 
-from verifier.audit import Reference, audit
+from verifier.audit import audit
 from verifier.decide import decide_folder
 from verifier.folder import LEDGER, REPORT, write_json
 from verifier.ledger import ledger_from_json
+from verifier.local import Reference
 from verifier.plan import read_plan, read_probes
 from verifier.quiet import turn_off
 from verifier.records import Report

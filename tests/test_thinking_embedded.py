@@ -10,10 +10,12 @@ import pytest
 import yaml
 from conftest import EMBEDDED
 
-from verifier.audit import Reference, Show, audit
+from verifier.audit import audit
 from verifier.calibration import calibration_path
 from verifier.config import RunFile
 from verifier.engines.transformers import TransformersEngine
+from verifier.local import Reference
+from verifier.pace import Show
 from verifier.records import Report
 from verifier.reference import Thinking, find_card
 from verifier.testbed import Thoughts, create_app, running

@@ -25,7 +25,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from test_embedded import QUIET, REPLIES, score_replies
 
-from verifier.audit import Reference, audit, render_as_text
+from verifier.audit import audit
 from verifier.bank import find_variant, is_linear
 from verifier.checkpoint import read_layout, transformed
 from verifier.collect import collect, read_outcomes
@@ -37,6 +37,7 @@ from verifier.engines.transformers import TransformersEngine
 from verifier.engines.vllm import VllmEngine
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, read_json
+from verifier.local import Reference, render_as_text
 from verifier.prompts import make_prompt
 from verifier.records import (
     REFERENCE,

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.audit import LoadReference, Show, audit
+from verifier.audit import audit
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.corpus import describe_run
 from verifier.demo import CARD, local_host
 from verifier.folder import append_line, read_lines, write_json
+from verifier.local import LoadReference
+from verifier.pace import Show
 from verifier.records import Report
 
 SCHEMA: Final = 1

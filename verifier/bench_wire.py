@@ -21,13 +21,15 @@ from typing import Any, Final
 
 import httpx
 
-from verifier.audit import LoadReference, Show, audit
+from verifier.audit import audit
 from verifier.collect import collect, read_attempts, read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.demo import CARD, local_host
 from verifier.endpoint import Endpoint
 from verifier.folder import EXCHANGES, LEDGER, read_json, write_json
 from verifier.ledger import ledger_from_json
+from verifier.local import LoadReference
+from verifier.pace import Show
 from verifier.plan import versions
 from verifier.records import Message, NotJudged, Outcome, Probe, Reply
 from verifier.testbed_proxy import STORM, forward_to, running_proxy

@@ -40,8 +40,9 @@ from verifier.shell import (
 )
 
 if TYPE_CHECKING:
-    from verifier.audit import LoadReference, Show
     from verifier.config import Fleet, RunFile
+    from verifier.local import LoadReference
+    from verifier.pace import Show
     from verifier.records import Summary
     from verifier.spending import Priced
 
@@ -249,7 +250,7 @@ def audit(
 
 
 def _reference_loader(config: RunFile, show: Show) -> LoadReference:
-    from verifier.audit import reference_loader
+    from verifier.local import reference_loader
 
     return reference_loader(
         config, cache=cache_directory(), show=show, api_key=_reference_key(config)
@@ -507,10 +508,11 @@ def score(
     Example:
       verifier score runs/first
     """
-    from verifier.audit import NAMING_REPLIES, nameable, reference_loader
+    from verifier.audit import NAMING_REPLIES
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
     from verifier.folder import RUN
+    from verifier.local import nameable, reference_loader
     from verifier.plan import read_plan
 
     made = read_plan(run)

@@ -23,7 +23,8 @@ from verifier.shell import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from verifier.audit import LoadReference, Show
+    from verifier.local import LoadReference
+    from verifier.pace import Show
 
     #: The table of a results file.
     Tabulate = Callable[[dict[str, Any]], str]
@@ -271,9 +272,9 @@ def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
 
 def _embedded(show: Show) -> LoadReference:
     """Loads the reference of the embedded model."""
-    from verifier.audit import reference_loader
     from verifier.config import EndpointSection, ReferenceSection, RunFile
     from verifier.demo import CARD
+    from verifier.local import reference_loader
 
     config = RunFile(
         endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),

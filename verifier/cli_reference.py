@@ -83,7 +83,7 @@ def panel(
     Example:
       verifier panel smollm2-135m-instruct --seed 7
     """
-    from verifier.audit import design_card_panel
+    from verifier.look import design_card_panel
     from verifier.reference import load_card
 
     with showing() as show:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from verifier.audit import LoadReference, Show, audit
+from verifier.audit import audit
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.errors import VerifierError
+from verifier.local import LoadReference
+from verifier.pace import Show
 from verifier.records import Report
 
 CARD = "smollm2-135m-instruct"

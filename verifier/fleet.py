@@ -12,12 +12,14 @@ from secrets import randbits
 from threading import Condition, Thread
 from typing import Final
 
-from verifier.audit import LoadReference, Pace, Show, audit, start, write_page
+from verifier.audit import audit, start, write_page
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.control import read_control
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, VerifierError
 from verifier.folder import CONTROL, FLEET, write_whole
+from verifier.local import LoadReference
+from verifier.pace import Pace, Show
 from verifier.records import Report, Summary
 from verifier.summary import (
     find_control,

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
-    from verifier.audit import Show
+    from verifier.pace import Show
     from verifier.records import Decision, Report, Summary
 
 EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
@@ -77,7 +77,7 @@ def cache_directory() -> Path:
 @contextmanager
 def showing() -> Iterator[Show]:
     """Progress on stderr: a bar on a terminal, and one line per step."""
-    from verifier.audit import Show
+    from verifier.pace import Show
 
     console = Terminal(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
