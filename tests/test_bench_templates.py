@@ -21,7 +21,7 @@ def make_audit(fault: str, number: int, said: list[str], *, uncounted: list[str]
     return {
         "fault": fault, "truth": Host(fault=fault, audits=1).truth, "number": number,
         "requests": 4 + number, "completion_tokens": 64, "with counts": read(said),
-        "without counts": read(uncounted),
+        "without counts": read(uncounted), "with counts one too high": read(said),
     }  # fmt: skip
 
 
@@ -39,14 +39,15 @@ def test_the_truth_of_a_host_is_its_template_alone() -> None:
 
 
 def test_every_fault_that_can_be_expressed_has_a_host() -> None:
-    """And those that render as they should come first, more often than any other."""
+    """And those that are right in all come first, asked more often than any other."""
     tokenizer, entries = FakeTokenizer(), catalogue()
     drafts = draft_probes(tokenizer.template, load_pool(), seed=1, count=12, max_tokens=4)
     hosts = list_hosts(search(tokenizer, tuple(entries.values()), drafts, size=6), entries)
     names = [host.fault for host in hosts]
 
-    assert hosts[0] == Host(fault="none", audits=100)
-    assert all(host.audits == 20 for host in hosts[1:])
+    assert [host.audits for host in hosts[:2]] == [50, 50]
+    assert names[:2] == ["none", "template:leading-whitespace-stripped"]
+    assert all(host.audits == 20 for host in hosts[2:])
     assert {"template:no-template", "template:system-injected"} <= set(names)
     assert not {"template:system-injected-2", "template:tools-dropped"} & set(names)
     assert "int4-sym-g64+template:default-system-dropped" in names
@@ -68,11 +69,11 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
     }
     cells = {row.split(" | ")[0]: row.split(" | ")[1:] for row in table.splitlines()}
     assert cells["| none"] == [
-        "1", "1", "1", "0", "1", "4 (at most 4)", "64 (at most 64)",
+        "1", "1", "1", "0", "1", "1", "1", "4 (at most 4)", "64 (at most 64)",
         "bos-doubled, without counts 1 |",
     ]  # fmt: skip
     assert cells["| template:no-template"] == [
-        "2", "2", "2", "0", "0", "4 (at most 5)", "64 (at most 64)",
+        "2", "2", "2", "0", "0", "2", "2", "4 (at most 5)", "64 (at most 64)",
         "nothing, without counts 2 |",
     ]  # fmt: skip
 

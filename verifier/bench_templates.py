@@ -3,7 +3,8 @@
 An audit is one panel, searched for with a seed of its own and asked over HTTP: twelve requests at
 most. The same panels are asked of every host, so the replies of all hosts to a probe are scored
 together and each rendered prompt is computed once. Every audit is read with and without the counts
-of prompt tokens.
+of prompt tokens, and with counts that are all one too high: those of a host that counts a BOS which
+the template lacks.
 """
 
 from __future__ import annotations
@@ -17,14 +18,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from verifier.audit import (
-    FURTHER_ROUNDS,
-    PANEL_PROBES,
-    PANEL_TOKENS,
-    ROUNDS,
-    ends_panel,
-    leaves_a_fault_open,
-)
 from verifier.collect import read_outcomes
 from verifier.corpus import (
     MAX_ATTEMPTS,
@@ -38,6 +31,14 @@ from verifier.engines import Engine
 from verifier.engines.load import load_engine
 from verifier.folder import append_line, read_lines, write_json
 from verifier.ledger import TEMPLATE, TEXT_SCALES, Ledger
+from verifier.look import (
+    FURTHER_ROUNDS,
+    PANEL_PROBES,
+    PANEL_TOKENS,
+    ROUNDS,
+    ends_panel,
+    leaves_a_fault_open,
+)
 from verifier.plan import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
@@ -70,7 +71,10 @@ RESULTS: Final = "templates.json"
 AUDITS: Final = "audits.jsonl"
 
 FAULT_AUDITS: Final = 20
-HONEST_AUDITS: Final = 100
+HONEST_AUDITS: Final = 50  # of each of the two hosts whose weights are right too
+
+#: How the counts of prompt tokens of an audit are read.
+READINGS: Final = ("with counts", "without counts", "with counts one too high")
 _WEIGHTS: Final = "int4-sym-g64"
 
 #: Hosts that render as they should: one of them in another valid way, one of them badly rounded.
@@ -116,8 +120,8 @@ def list_hosts(panel: Panel, entries: Mapping[str, Rendering]) -> list[Host]:
         name for name in panel.names
         if entries[name].kind == "fault" and entries[name].stands_for in (None, name)
     ]  # fmt: skip
-    right = [Host(fault="none", audits=HONEST_AUDITS)]
-    right += [Host(fault=fault, audits=FAULT_AUDITS) for fault in (*RIGHT[1:], BOTH)]
+    right = [Host(fault=fault, audits=HONEST_AUDITS) for fault in RIGHT[:2]]
+    right += [Host(fault=fault, audits=FAULT_AUDITS) for fault in (_WEIGHTS, BOTH)]
     return [*right, *(Host(fault=f"template:{name}", audits=FAULT_AUDITS) for name in able)]
 
 
@@ -313,7 +317,7 @@ class _Bench:
         self, host: Host, number: int, ledger: Ledger, replies: Mapping[str, Reply]
     ) -> dict[str, Any]:
         asked = {row.probe_id for row in ledger.rows}
-        read = {"with counts": ledger, "without counts": _uncounted(ledger)}
+        read = dict(zip(READINGS, (ledger, _uncounted(ledger), _counted_on(ledger)), strict=True))
         return {
             "fault": host.fault,
             "truth": host.truth,
@@ -344,15 +348,22 @@ def _uncounted(ledger: Ledger) -> Ledger:
     return Ledger(rows=tuple(replace(row, prompt_tokens=None) for row in ledger.rows))
 
 
+def _counted_on(ledger: Ledger) -> Ledger:
+    return Ledger(
+        rows=tuple(
+            replace(row, prompt_tokens=None if row.prompt_tokens is None else row.prompt_tokens + 1)
+            for row in ledger.rows
+        )
+    )
+
+
 def sum_up(audits: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
     """The results file: confusion matrices, names true by names said, and every audit."""
     return {
         "schema_version": SCHEMA,
         "card": CARD,
         **describe_run(seed=seed),
-        "confusion": {
-            key: _confusion(audits, key) for key in ("with counts", "without counts")
-        },
+        "confusion": {key: _confusion(audits, key) for key in READINGS},
         "each": list(audits),
     }  # fmt: skip
 
@@ -368,20 +379,19 @@ def _confusion(audits: Sequence[Mapping[str, Any]], key: str) -> dict[str, dict[
 
 def tabulate_templates(results: Mapping[str, Any]) -> str:
     """The audits as one Markdown table, a row per host: what was said, and what ranked first."""
-    keys = tuple(results["confusion"])
-    heads = [f"{what}, {key}" for key in keys for what in ("said rightly", "ranked first")]
+    heads = [f"{what}, {key}" for key in READINGS for what in ("said rightly", "ranked first")]
     columns = ["host", "audits", *heads, "requests", "tokens", "said otherwise"]
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
-    for fault in results["confusion"][keys[0]]:
+    for fault in results["confusion"][READINGS[0]]:
         of = [audit for audit in results["each"] if audit["fault"] == fault]
         counts = [
             sum(is_so(audit, key) for audit in of)
-            for key in keys for is_so in (_is_said, _is_first)
+            for key in READINGS for is_so in (_is_said, _is_first)
         ]  # fmt: skip
         spent = [_middle_and_most(of, what) for what in ("requests", "completion_tokens")]
         wrong = Counter(
             f"{' or '.join(audit[key]['said']) or 'nothing'}, {key}"
-            for key in keys for audit in of if not _is_said(audit, key)
+            for key in READINGS for audit in of if not _is_said(audit, key)
         )  # fmt: skip
         said = "; ".join(f"{name} {count}" for name, count in wrong.most_common()) or "-"
         cells = [fault, str(len(of)), *map(str, counts), *spent, said]
