@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,13 +21,8 @@ from verifier.shell import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from verifier.local import LoadReference
     from verifier.pace import Show
-
-    #: The table of a results file.
-    Tabulate = Callable[[dict[str, Any]], str]
 
 testbed_app = typer.Typer(
     help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
@@ -153,121 +148,51 @@ def bench(
     """
     from verifier.folder import read_json
 
-    match part:
-        case ["engine"]:
-            path, tabulate = _bench_engine(out, seed=seed)
-        case ["identity"]:
-            path, tabulate = _bench_identity(out, seed=seed, family=family)
-        case ["routing"]:
-            path, tabulate = _bench_routing(out, seed=seed)
-        case ["templates"]:
-            path, tabulate = _bench_templates(out, seed=seed, faults=fault or (), audits=audits)
-        case ["samplers"]:
-            path, tabulate = _bench_samplers(out, seed=seed)
-        case ["tricks"]:
-            path, tabulate = _bench_tricks(out, seed=seed, audits=audits)
-        case ["wire"]:
-            path, tabulate = _bench_wire(out, seed=seed)
-        case _:
-            path, tabulate = _bench_audits(out, seed=seed, parts=part or ())
+    with showing() as show:
+        given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
+        audited: dict[str, Any] = {"seed": seed, "load_reference": _embedded(show), "show": show}
+        replies = partial(show.step, "replies")
+        match part:
+            case ["engine"]:
+                from verifier.bench_engine import run_engine_bench
+                from verifier.bench_engine import tabulate_engine as tabulate
+
+                path = run_engine_bench(out, **given)
+            case ["identity"]:
+                from verifier.bench_identity import run_identity_bench
+                from verifier.bench_identity import tabulate_identity as tabulate
+
+                path = run_identity_bench(out, family=family, progress=replies, **given)
+            case ["routing"]:
+                from verifier.bench_routing import run_routing_bench
+                from verifier.bench_routing import tabulate_routing as tabulate
+
+                path = run_routing_bench(out, progress=replies, **given)
+            case ["samplers"]:
+                from verifier.bench_samplers import run_sampler_bench
+                from verifier.bench_samplers import tabulate_samplers as tabulate
+
+                path = run_sampler_bench(out, **given)
+            case ["templates"]:
+                from verifier.bench_templates import run_template_bench
+                from verifier.bench_templates import tabulate_templates as tabulate
+
+                path = run_template_bench(out, faults=tuple(fault or ()), audits=audits, **given)
+            case ["tricks"]:
+                from verifier.bench_tricks import AUDITS, run_trick_bench
+                from verifier.bench_tricks import tabulate_tricks as tabulate
+
+                path = run_trick_bench(out, audits=audits or AUDITS, **audited)
+            case ["wire"]:
+                from verifier.bench_wire import run_bench_wire, tabulate
+
+                path = run_bench_wire(out, **audited)
+            case _:
+                from verifier.bench import run_bench, tabulate
+
+                path = run_bench(out, parts=tuple(part or ()), progress=replies, **given)
     typer.echo(tabulate(read_json(path)))
     typer.echo(f"results: {path}")
-
-
-def _bench_audits(out: Path, *, seed: int, parts: Sequence[str]) -> tuple[Path, Tabulate]:
-    from verifier.bench import run_bench, tabulate
-
-    with showing() as show:
-        path = run_bench(
-            out,
-            cache=cache_directory(),
-            parts=tuple(parts),
-            seed=seed,
-            tell=show.tell,
-            progress=lambda done, of: show.step("replies", done, of),
-        )
-    return path, tabulate
-
-
-def _bench_engine(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
-    from verifier.bench_engine import run_engine_bench, tabulate_engine
-
-    with showing() as show:
-        path = run_engine_bench(out, cache=cache_directory(), seed=seed, tell=show.tell)
-    return path, tabulate_engine
-
-
-def _bench_identity(out: Path, *, seed: int, family: Path | None) -> tuple[Path, Tabulate]:
-    from verifier.bench_identity import run_identity_bench, tabulate_identity
-
-    with showing() as show:
-        path = run_identity_bench(
-            out,
-            cache=cache_directory(),
-            family=family,
-            seed=seed,
-            tell=show.tell,
-            progress=lambda done, of: show.step("replies", done, of),
-        )
-    return path, tabulate_identity
-
-
-def _bench_routing(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
-    from verifier.bench_routing import run_routing_bench, tabulate_routing
-
-    with showing() as show:
-        path = run_routing_bench(
-            out,
-            cache=cache_directory(),
-            seed=seed,
-            tell=show.tell,
-            progress=lambda done, of: show.step("replies", done, of),
-        )
-    return path, tabulate_routing
-
-
-def _bench_templates(
-    out: Path, *, seed: int, faults: Sequence[str], audits: int | None
-) -> tuple[Path, Tabulate]:
-    from verifier.bench_templates import run_template_bench, tabulate_templates
-
-    with showing() as show:
-        path = run_template_bench(
-            out,
-            cache=cache_directory(),
-            seed=seed,
-            faults=tuple(faults),
-            audits=audits,
-            tell=show.tell,
-        )
-    return path, tabulate_templates
-
-
-def _bench_samplers(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
-    from verifier.bench_samplers import run_sampler_bench, tabulate_samplers
-
-    with showing() as show:
-        path = run_sampler_bench(out, cache=cache_directory(), seed=seed, tell=show.tell)
-    return path, tabulate_samplers
-
-
-def _bench_tricks(out: Path, *, seed: int, audits: int | None) -> tuple[Path, Tabulate]:
-    from verifier.bench_tricks import AUDITS, run_trick_bench, tabulate_tricks
-
-    with showing() as show:
-        path = run_trick_bench(
-            out, load_reference=_embedded(show), show=show, seed=seed, audits=audits or AUDITS
-        )
-    return path, tabulate_tricks
-
-
-def _bench_wire(out: Path, *, seed: int) -> tuple[Path, Tabulate]:
-    from verifier import bench_wire
-
-    with showing() as show:
-        reference = _embedded(show)
-        path = bench_wire.run_bench_wire(out, load_reference=reference, show=show, seed=seed)
-    return path, bench_wire.tabulate
 
 
 def _embedded(show: Show) -> LoadReference:
