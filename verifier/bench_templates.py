@@ -16,8 +16,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from verifier.collect import read_outcomes
 from verifier.corpus import (
     MAX_ATTEMPTS,
@@ -26,6 +24,7 @@ from verifier.corpus import (
     collect_corpus,
     describe_run,
     load_host,
+    middle_and_most,
 )
 from verifier.engines import Engine
 from verifier.engines.load import load_engine
@@ -388,7 +387,7 @@ def tabulate_templates(results: Mapping[str, Any]) -> str:
             sum(is_so(audit, key) for audit in of)
             for key in READINGS for is_so in (_is_said, _is_first)
         ]  # fmt: skip
-        spent = [_middle_and_most(of, what) for what in ("requests", "completion_tokens")]
+        spent = [middle_and_most(of, what) for what in ("requests", "completion_tokens")]
         wrong = Counter(
             f"{' or '.join(audit[key]['said']) or 'nothing'}, {key}"
             for key in READINGS for audit in of if not _is_said(audit, key)
@@ -397,11 +396,6 @@ def tabulate_templates(results: Mapping[str, Any]) -> str:
         cells = [fault, str(len(of)), *map(str, counts), *spent, said]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _middle_and_most(audits: Sequence[Mapping[str, Any]], what: str) -> str:
-    found = [audit[what] for audit in audits]
-    return f"{np.median(found):.0f} (at most {max(found)})"
 
 
 def _is_said(audit: Mapping[str, Any], key: str) -> bool:

@@ -7,7 +7,6 @@ few: they show what is found and after how many tokens, not how often an honest 
 
 from __future__ import annotations
 
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from typing import Any, Final
 
 from verifier.audit import audit
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
-from verifier.corpus import describe_run
+from verifier.corpus import describe_run, middle_and_most
 from verifier.demo import CARD, local_host
 from verifier.folder import append_line, read_lines, write_json
 from verifier.local import LoadReference
@@ -127,7 +126,7 @@ def tabulate_tricks(results: Mapping[str, Any]) -> str:
     """The audits as one Markdown table, a row per host."""
     columns = (
         "host", "audits", "verdicts", "what is true", "said", "all that was detected",
-        "median replies (most)", "median tokens (most)",
+        "replies", "tokens",
     )  # fmt: skip
     lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
     for fault in dict.fromkeys(one["fault"] for one in results["each"]):
@@ -137,7 +136,7 @@ def tabulate_tricks(results: Mapping[str, Any]) -> str:
         cells = [
             fault, str(len(of)), _counts(verdicts), of[0]["wanted"] or "none",
             str(sum(map(is_found, of))), _counts(detected),
-            _middle_and_most(of, "replies"), _middle_and_most(of, "completion_tokens"),
+            middle_and_most(of, "replies"), middle_and_most(of, "completion_tokens"),
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -146,8 +145,3 @@ def tabulate_tricks(results: Mapping[str, Any]) -> str:
 def _counts(found: Counter[str]) -> str:
     ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{name} {count}" for name, count in ordered) or "-"
-
-
-def _middle_and_most(audits: Sequence[Mapping[str, Any]], what: str) -> str:
-    found = [one[what] for one in audits]
-    return f"{statistics.median(found):.0f} ({max(found)})"

@@ -241,7 +241,7 @@ def name_cause(
             )
         detail += "; another model, another prompt, or sampling in spite of temperature 0"
     if unread:
-        detail += f"; not compared with {', '.join(unread)}, which could not be had"
+        detail += f"; not compared with {', '.join(unread)}"
     return make_finding("cause", "undecided", like, None, detail)
 
 
