@@ -113,6 +113,7 @@ def test_the_evidence_of_strata_is_the_mixture_over_both_sides() -> None:
 def test_outranked_tokens_are_counted_beyond_rounding() -> None:
     """The given token comes first."""
     assert count_outranked([(-1.0, -0.9), (-2.0, -0.1, -5.0), (-0.1, -3.0), (-4.0,), ()]) == 1
+    assert count_outranked([(-4.0,), ()]) is None
 
 
 def test_a_report_names_the_stratum() -> None:

@@ -78,7 +78,7 @@ LAYERS = (
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"samplers"},
-    {"renderings.catalogue", "counts", "ledger", "strata"},
+    {"renderings.catalogue", "counts", "ledger", "single", "strata"},
     {"repeats"},
     {"stats"},
     {"renderings.changes", "renderings", "folder"},

@@ -21,7 +21,7 @@ from verifier.ledger import (
     ledger_to_json,
     text_cells,
 )
-from verifier.look import leaves_a_fault_open
+from verifier.look import leaves_a_fault_open, likely_after
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
@@ -284,7 +284,7 @@ def test_of_texts_that_stand_for_one_prompt_those_far_behind_are_left() -> None:
 
 
 def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
-    """They are not scored under its texts, so they could not name it."""
+    """More than once: they are not scored under its texts, so they could not name it."""
     plan = make_plan()
     hidden = weigh_templates(standing_in(**{"system-injected": 1.0}), ENTRIES, CHANNEL)
     known = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
@@ -292,8 +292,32 @@ def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
     assert known is not None
 
     assert (hidden.ranked[0], known.ranked[0]) == ("system-injected", "system-merged")
-    assert not leaves_a_fault_open(plan, hidden)
-    assert leaves_a_fault_open(plan, known)
+    assert not leaves_a_fault_open(plan, hidden, by_panel=False)
+    assert leaves_a_fault_open(plan, hidden, by_panel=True)
+    assert leaves_a_fault_open(plan, known, by_panel=False)
+
+
+def test_ordinary_replies_that_favour_no_fault_end_the_look() -> None:
+    """Other weights alone look like faults of a template for a while."""
+    plan = make_plan()
+    ahead = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
+    assert ahead is not None
+    level = replace(ahead, log_e=-0.5)
+
+    assert leaves_a_fault_open(plan, level, by_panel=True)
+    assert not leaves_a_fault_open(plan, level, by_panel=False)
+
+
+def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:
+    """So more is kept to go on with, as long as there is noise beyond honest serving."""
+    plan = make_plan()
+    found = weigh_templates(make_ledger(2, served="no-template", scale=0.05), ENTRIES, CHANNEL)
+    assert found is not None
+    far = replace(found, behind=found.behind | {"system-ignored": BEHIND + 5})
+    names, noisy = (REFERENCE, *NAMES), replace(far, scale=0.6)
+
+    assert "system-ignored" not in likely_after(plan, replace(far, scale=0.05), names, ENTRIES)
+    assert "system-ignored" in likely_after(plan, noisy, names, ENTRIES)
 
 
 def test_a_ledger_without_renderings_says_nothing() -> None:

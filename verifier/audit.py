@@ -25,6 +25,7 @@ from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
     asks_long,
     decide_folder,
+    finds_single,
     is_far,
     judge_folder,
     may_be_sampled,
@@ -142,12 +143,11 @@ def audit(
     sought = seeks_cause(found.findings) and not names_template(found)
     if found.decision == "inconsistent" and sought and is_far(found):
         count_tokens(run, plan, endpoint, reference, show, pace)
-    if found.decision == "inconsistent" and sought:
-        loadable = nameable(plan, reference, show)
+    if found.decision == "inconsistent" and (sought or finds_single(found, "detected")):
         able = reference.engine.scores_samplers
         score(
-            run, reference, weights=loadable, limit=NAMING_REPLIES, show=show,
-            penalties=penalty_columns() if able else {},
+            run, reference, weights=nameable(plan, reference, show) if sought else (),
+            penalties=penalty_columns() if able else {}, limit=NAMING_REPLIES, show=show,
         )  # fmt: skip
         found = judge_folder(run)
         publish(run, found)

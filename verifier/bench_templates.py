@@ -37,6 +37,7 @@ from verifier.look import (
     ROUNDS,
     ends_panel,
     leaves_a_fault_open,
+    likely_after,
 )
 from verifier.plan import Plan
 from verifier.probes import draw, load_pool
@@ -56,7 +57,6 @@ from verifier.stats import confidence_sequence
 from verifier.templates import (
     ENOUGH,
     TemplateEvidence,
-    still_likely,
     weigh_templates,
 )
 from verifier.testbed import Fault, read_fault
@@ -221,7 +221,7 @@ class _Bench:
                     continue
                 if ends_panel(self._plan, found, names, self._entries):
                     settled.add(host.fault)
-                likely[host.fault] = still_likely(found, names, self._entries)
+                likely[host.fault] = likely_after(self._plan, found, names, self._entries)
             asked = size
         for host in hosts:
             of_panel = len(ledgers[host.fault].rows)
@@ -243,11 +243,14 @@ class _Bench:
         ledger, found = self._look(number, host, probes, replies, names)
         names = tuple(name for name in names if not self._entries[name].stands_for)
         for size in FURTHER_ROUNDS:
-            if found is None or not leaves_a_fault_open(self._plan, found):
+            first = size == FURTHER_ROUNDS[0]
+            if found is None or not leaves_a_fault_open(self._plan, found, by_panel=first):
                 break
             probes = (*panel.probes, *ordinary[:size])
             replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
             ledger, found = self._look(number, host, probes, replies, names)
+            if found is not None:
+                names = likely_after(self._plan, found, names, self._entries)
         return ledger
 
     def _look(

@@ -152,7 +152,7 @@ def strata_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
 def forged_findings(ledger: Ledger, decision: Decision) -> list[Finding]:
     """Reported log-probabilities that are not of what gave the reply."""
     told = [row for row in ledger.rows if row.outranked]
-    count = sum(row.outranked for row in told)
+    count = sum(row.outranked or 0 for row in told)
     if decision != "inconsistent" or count < FORGED_FROM:
         return []
     detail = (
@@ -253,6 +253,7 @@ class _Named:
     second: str
     log_odds: float  # of the first against the second
     stands_out: bool  # it is no noise, and its posterior reaches NAMED_AT
+    scores: dict[str, float]  # of each column and of noise, in nats
     penalties: float  # posterior of all penalties together
     fits: tuple[Fit, ...]  # how well each column, and noise, fits at its best
     replies: int
@@ -281,6 +282,7 @@ def _rank(plan: Plan, ledger: Ledger, columns: Sequence[str]) -> _Named | None:
         second=second,
         log_odds=scores[best] - scores[second],
         stands_out=best != "" and posterior[best] >= NAMED_AT,
+        scores=scores,
         penalties=sum(p for name, p in posterior.items() if name.startswith(SAMPLER)),
         fits=tuple(judge_fits(read, TEXT_SCALES, honest, tokens=sum(row.tokens for row in shared))),
         replies=len(shared),
@@ -299,14 +301,28 @@ def named_penalty(plan: Plan, ledger: Ledger) -> _Named | None:
 
 
 def penalty_finding(named: _Named) -> Finding:
-    """The sampler finding of a penalty on greedy replies."""
-    runner = named.second.removeprefix(SAMPLER) or NO_BUILD
+    """The sampler finding of a penalty on greedy replies, against all that is not of its kind."""
+    kind = _kind(named.column)
+    others = {name: score for name, score in named.scores.items() if _kind(name) != kind}
+    second = max(others, key=lambda name: others[name])
+    log_odds = named.scores[named.column] - others[second]
+    alike = [
+        name.rpartition(" ")[2] for name, score in named.scores.items()
+        if _kind(name) == kind and score > named.scores[named.column] - math.log(20)
+    ]  # fmt: skip
+    among = f" ({' or '.join(sorted(alike, key=float))})" if len(alike) > 1 else ""
+    runner = second.removeprefix(SAMPLER) or NO_BUILD
     detail = (
         f"in greedy replies; fits {describe_replies(named.replies)} better than {runner}, "
-        f"odds {_odds(named.log_odds)} to 1"
+        f"odds {_odds(log_odds)} to 1"
     )
-    name = named.column.removeprefix(SAMPLER)
-    return make_finding("sampler", "detected", name, named.log_odds, detail)
+    name = named.column.removeprefix(SAMPLER) + among
+    return make_finding("sampler", "detected", name, log_odds, detail)
+
+
+def _kind(column: str) -> str:
+    """A column's name without its setting."""
+    return column.rpartition(" ")[0] if column.startswith(SAMPLER) else column
 
 
 def _odds(log_odds: float) -> str:

@@ -39,6 +39,7 @@ from verifier.control import judge_beside, read_control
 from verifier.counting import Counting, judge_counting, read_counting
 from verifier.counts import OFFSETS
 from verifier.departures import (
+    SINGLE,
     build_findings,
     greedy_is_quiet,
     is_unknown,
@@ -47,6 +48,7 @@ from verifier.departures import (
     repeats_finding,
     routing_findings,
     sampler_finding,
+    single_finding,
 )
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, REPORT, read_json, write_json
@@ -64,6 +66,7 @@ from verifier.records import (
     Outcome,
     Reply,
     Report,
+    Status,
     Substitution,
     Usage,
 )
@@ -189,10 +192,12 @@ def decide(
         *routing_findings(plan, evidence, usage.tokens_scored),
         *logprob_findings(plan, evidence, judged),
     ]
+    single = None if judged else single_finding(plan, evidence, findings)
     if penalty is not None:
         findings.append(penalty_finding(penalty))
     elif evidence.samplers is not None:
         findings.append(sampler_finding(plan, evidence, findings))
+    findings += [] if single is None else [single]
     if context is not None:
         differs = evidence.log_e_greedy >= math.log(1 / plan.alpha)
         findings += judge_context(plan, context, differs=differs)
@@ -216,7 +221,7 @@ def decide(
         findings.append(name_cause(plan, ledger.ordinary, evidence, counted))
     if decision == "inconsistent":
         findings += strata_causes(plan, evidence)
-    if penalty is None:  # which changes what is given, and not what is reported
+    if penalty is None and single is None:  # which change what is given, not what is reported
         findings += forged_findings(ledger.ordinary, decision)
     notes = [*beside, *_notes(plan, ledger, evidence, findings, usage, outcomes, decision)]
     if shown is not None and shown.prompts and not shown.differs:
@@ -290,7 +295,15 @@ def may_be_sampled(plan: Plan, report: Report) -> bool:
     """Whether samples can be judged: the greedy replies are many enough, and exclude all else."""
     routed = all(f.decision != "undecided" for f in report.findings if f.aspect == "routing")
     enough = report.usage.replies >= plan.min_replies
-    return greedy_is_quiet(report.findings) and routed and enough
+    return (
+        greedy_is_quiet(report.findings) and routed and enough
+        and not finds_single(report, "undecided")
+    )  # fmt: skip
+
+
+def finds_single(report: Report, decision: Status) -> bool:
+    """Whether single tokens of greedy replies are suspected (undecided), or detected."""
+    return any(f.name == SINGLE and f.decision == decision for f in report.findings)
 
 
 def wants_samples(report: Report) -> bool:

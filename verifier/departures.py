@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -18,10 +19,14 @@ from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, Repeat, weigh_repeats
 from verifier.sampling import UNNAMED, describe_sampler
 from verifier.score import NO_TOKENS
+from verifier.single import SINGLE_SHARE, SUSPECTED_AT
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import ABOVE, Evidence, build_totals, honest_scales, planned_samplers
 from verifier.wording import describe_percent, describe_replies
+
+#: The finding's name while it is not known how single tokens of greedy replies come about.
+SINGLE: Final = "single tokens other than the likeliest, at temperature 0"
 
 #: Sampled replies of which none can be read, before it is said that none can.
 MIN_SET_ASIDE = 8
@@ -188,6 +193,26 @@ def sampler_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) -
     more = math.ceil((needed - leading) * found.tokens / leading) if leading > 0 else None
     detail = f"{within}; {found.hardest} is not yet excluded"
     return make_finding("sampler", "undecided", name, -leading, detail, more)
+
+
+def single_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) -> Finding | None:
+    """That greedy replies hold tokens which greedy decoding does not give; None: nothing to say.
+
+    Not where the greedy replies leave noise of the weights open, or show it: that comes first.
+    Suspected tokens keep an audit going: most often a few more replies settle what they were.
+    """
+    found = evidence.single
+    log_e = min(found.log_e, found.log_e_named)
+    if log_e < SUSPECTED_AT or not greedy_is_quiet(others):
+        return None
+    detail = "the greedy replies fit the weights, but for single tokens"
+    if found.contradicted:
+        detail += (
+            f"; in {found.contradicted} of {describe_replies(found.told)} another token is given "
+            "than the endpoint reports as the likeliest"
+        )
+    settled = log_e >= math.log(1 / (plan.alpha * SINGLE_SHARE))
+    return make_finding("sampler", "detected" if settled else "undecided", SINGLE, log_e, detail)
 
 
 def repeats_finding(plan: Plan, repeats: Sequence[Repeat], evidence: Evidence) -> Finding:

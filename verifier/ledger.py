@@ -33,9 +33,6 @@ LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
 #: contribute more than about log(1 / FLOOR) nats between two scales of the same weights.
 FLOOR = 1e-3
 
-#: Share of tokens of the column of rare ones that every audit has.
-RARE_SHARE = 0.01
-
 #: Tokens that a rare one is drawn from; vocabularies have 30,000 to 260,000.
 VOCABULARY = 100_000
 
@@ -75,8 +72,8 @@ class Row:
     panel: bool = False  # asked to tell templates apart, and read for nothing else
     unjudged: str | None = None  # why it has no cells and speaks by its count alone
     strata: tuple[str, ...] = ()  # how it was asked, see `strata`
-    rare: tuple[float, ...] | None = None  # with rare tokens put in; None: its tokens are not named
-    outranked: int = 0  # positions where the endpoint itself says that another token is likelier
+    single: dict[str, tuple[float, ...]] = field(default_factory=dict)  # sampler of single tokens
+    outranked: int | None = None  # tokens that are not the likeliest by its own words; None: untold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,10 +106,10 @@ class Ledger:
         found = [row.text[weights] for row in self.rows if weights in row.text]
         return np.array(found, dtype=float).reshape(len(found), len(TEXT_SCALES))
 
-    def rare(self) -> tuple[Array, Array]:
-        """Cells [n, S] with rare tokens put in, and without, of the rows whose tokens are named."""
-        rows = [row for row in self.rows if row.rare is not None and REFERENCE in row.text]
-        found = np.array([row.rare for row in rows], dtype=float)
+    def single(self, sampler: str) -> tuple[Array, Array]:
+        """Cells [n, S] with single tokens changed, and without, of the rows that have them."""
+        rows = [row for row in self.rows if sampler in row.single and REFERENCE in row.text]
+        found = np.array([row.single[sampler] for row in rows], dtype=float)
         return found.reshape(len(rows), len(TEXT_SCALES)), replace(self, rows=tuple(rows)).text()
 
     def logprob(self) -> Array:
@@ -208,11 +205,14 @@ def logprob_cells(
     return tuple(float(v) for v in total)
 
 
-def count_outranked(reported: Sequence[Sequence[float]]) -> int:
+def count_outranked(reported: Sequence[Sequence[float]]) -> int | None:
     """Positions at which the token that was given is not the likeliest by the endpoint's own words.
 
-    The given token comes first. At temperature 0 it is the likeliest, but for rounding.
+    The given token comes first. At temperature 0 it is the likeliest, but for rounding. None where
+    no other token is told of.
     """
+    if not any(len(told) > 1 for told in reported):
+        return None
     return sum(len(told) > 1 and max(told) > told[0] + OUTRANKED_BY for told in reported)
 
 
@@ -275,8 +275,10 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                 panel=bool(row.get("panel", False)),
                 unjudged=None if row.get("unjudged") is None else str(row["unjudged"]),
                 strata=tuple(map(str, row.get("strata", ()))),
-                rare=None if row.get("rare") is None else _floats(row["rare"], len(TEXT_SCALES)),
-                outranked=int(row.get("outranked", 0)),
+                single={
+                    str(k): _floats(v, len(TEXT_SCALES)) for k, v in row.get("single", {}).items()
+                },
+                outranked=None if row.get("outranked") is None else int(row["outranked"]),
             )
             for row in value["rows"]
         )

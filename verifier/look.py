@@ -30,8 +30,15 @@ from verifier.renderings.catalogue import (
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import score_replies
 from verifier.shown import ask_for_prompts, read_shown
-from verifier.templates import ENOUGH, TemplateEvidence, is_settled, still_likely, weigh_templates
-from verifier.weigh import leaves_noise, named_template
+from verifier.templates import (
+    BEHIND,
+    ENOUGH,
+    TemplateEvidence,
+    is_settled,
+    still_likely,
+    weigh_templates,
+)
+from verifier.weigh import NOISY, leaves_noise, named_template
 from verifier.weights import check_weights, fetch_weights
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
@@ -42,7 +49,7 @@ PANEL_TOKENS = 48
 ROUNDS = (1, 2, 4, 8, 12)
 
 #: Ordinary replies scored at each further look, where a panel's replies leave a fault unnamed.
-FURTHER_ROUNDS = (8, 16, 24)
+FURTHER_ROUNDS = (8, 16, 24, 36, 48)
 
 
 def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Show) -> Panel:
@@ -99,10 +106,10 @@ def score_panel(
     """Score a panel's replies under the renderings that are still likely, in a few rounds.
 
     Where they leave a fault the likeliest and yet unnamed, as noise of other weights does, ordinary
-    replies are scored under the renderings that the panel left, and never under fewer: which those
-    are was chosen without a look at ordinary replies, so the evidence against every valid rendering
-    keeps its level with the panel's replies in front. Hidden prompts of unknown words are left to
-    the panel: noise of other weights looks like words that nobody knows. Where a suspect, served
+    replies are scored too, under the renderings that are then still likely. Each of these is
+    dropped by what it was scored on so far, a stopping time of its own e-process, so the evidence
+    against every valid rendering keeps its level. Hidden prompts of unknown words are left to the
+    panel: noise of other weights looks like words that nobody knows. Where a suspect, served
     honestly, made the replies, there is no fault of the template to look for.
 
     `before` is called with the probes that a round needs before they are scored.
@@ -131,16 +138,21 @@ def score_panel(
             continue
         if ends_panel(plan, evidence, names, entries):
             break
-        names = still_likely(evidence, names, entries)
+        names = likely_after(plan, evidence, names, entries)
     if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
         return
     names = tuple(name for name in names if not entries[name].stands_for)
     for size in FURTHER_ROUNDS:
-        if evidence is None or not (evidence.scored and leaves_a_fault_open(plan, evidence)):
+        first = size == FURTHER_ROUNDS[0]
+        if evidence is None or not evidence.scored:
+            break
+        if not leaves_a_fault_open(plan, evidence, by_panel=first):
             break
         if before is not None:
             before(probes[:size])
         evidence = look(probes[:size], names)
+        if evidence is not None:
+            names = likely_after(plan, evidence, names, entries)
     write_prompts(run, panel, reference)
 
 
@@ -183,15 +195,33 @@ def is_of_a_suspect(
     return is_rather_a_suspect(plan, ledger, column)
 
 
-def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence) -> bool:
-    """Whether a fault is the likeliest of the known renderings, and more replies may yet name it.
+def likely_after(
+    plan: Plan,
+    evidence: TemplateEvidence,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+) -> tuple[str, ...]:
+    """The renderings to go on with.
 
-    Hidden prompts of unknown words are left aside: ordinary replies are not scored under them.
+    Beside weights that differ one falls behind by chance: NOISY times as far is allowed there. A
+    4-bit host that left the default system prompt out was 25 nats behind a hidden prompt after a
+    panel, of which four probes show the difference, and led by 20 after 24 ordinary replies.
+    """
+    noisy = leaves_noise(plan, evidence)
+    return still_likely(evidence, names, entries, behind=BEHIND * (NOISY if noisy else 1))
+
+
+def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, by_panel: bool) -> bool:
+    """Whether a fault is the likeliest, and more replies may yet name it.
+
+    After ordinary replies, hidden prompts of unknown words are left aside, since these are not
+    scored under them, and the evidence must favour faults over every valid rendering.
     """
     entries = entries_named(evidence.ranked)
-    known = [name for name in evidence.ranked if entries[name].stands_for is None]
+    known = [name for name in evidence.ranked if by_panel or entries[name].stands_for is None]
     is_open = known[0] not in evidence.valid  # the published one is always there
-    return is_open and named_template(plan, evidence) is None
+    rises = by_panel or evidence.log_e > 0
+    return is_open and rises and named_template(plan, evidence) is None
 
 
 def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:

@@ -34,7 +34,6 @@ from verifier.folder import (
 )
 from verifier.ledger import (
     FLOOR,
-    RARE_SHARE,
     SAMPLER,
     TEMPLATE,
     Ledger,
@@ -255,6 +254,7 @@ def _row(columns: Mapping[str, Scored]) -> Row:
     if aligned.reported is not None and reference.score.candidate_logprobs is not None:
         cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
         logprob, problem = (None, cells) if isinstance(cells, str) else (cells, None)
+    single = _single_token_cells(reference)
     return Row(
         probe_id=reference.probe_id,
         tokens=len(_kept(aligned)),
@@ -266,13 +266,19 @@ def _row(columns: Mapping[str, Scored]) -> Row:
             )
             for name, scored in columns.items()
         }
-        | (_single_token_cells(reference) if any(map(is_sampler, columns)) else {}),
+        | (
+            {SAMPLER + name_of(sampler): cells for sampler, cells in single.items()}
+            if any(map(is_sampler, columns))
+            else {}
+        ),
         logprob=logprob,
         logprob_problem=problem,
-        rare=rare_cells(reference.score, _kept(aligned), RARE_SHARE)
-        if aligned.by == "bytes"
-        else None,
-        outranked=count_outranked(aligned.reported or ()),
+        single={
+            name_of(sampler): cells
+            for sampler, cells in single.items()
+            if sampler.drop_best or aligned.by == "bytes"
+        },
+        outranked=None if aligned.reported is None else count_outranked(aligned.reported),
     )
 
 
@@ -281,13 +287,17 @@ def is_sampler(column: str) -> bool:
     return column.startswith(SAMPLER)
 
 
-def _single_token_cells(scored: Scored) -> dict[str, tuple[float, ...]]:
-    """Columns of single tokens that are dropped or put in, beside those of penalties."""
+def _single_token_cells(scored: Scored) -> dict[Sampler, tuple[float, ...]]:
+    """Cells of the samplers that drop single tokens or put them in.
+
+    A text that is tokenized again in another way than it came shows unlikely tokens at an honest
+    host too; seldom one that is the next likeliest.
+    """
     kept = _kept(scored.aligned)
     dropped = {Sampler(drop_best=share): dropped_cells for share in DROPPED}
     rare = {Sampler(rare=share): rare_cells for share in RARE}
     return {
-        SAMPLER + name_of(sampler): cells(scored.score, kept, sampler.drop_best or sampler.rare)
+        sampler: cells(scored.score, kept, sampler.drop_best or sampler.rare)
         for sampler, cells in (dropped | rare).items()
     }
 

@@ -114,20 +114,24 @@ def weigh_templates(
 
 
 def still_likely(
-    evidence: TemplateEvidence, names: Sequence[str], catalogue: Mapping[str, Rendering]
+    evidence: TemplateEvidence,
+    names: Sequence[str],
+    catalogue: Mapping[str, Rendering],
+    *,
+    behind: float = BEHIND,
 ) -> tuple[str, ...]:
     """Those of `names` to go on with.
 
-    Near the likeliest, or not seen to differ from the published rendering yet; valid ones always.
-    Of texts that stand for one rendering, those near the likeliest of them.
+    At most `behind` nats behind the likeliest, or not seen to differ from the published rendering
+    yet; valid ones always. Of texts that stand for one rendering, those near the likeliest of them.
     """
     return tuple(
         name
         for name in names
         if catalogue[name].kind == "valid"
         or (
-            evidence.behind.get(catalogue[name].stands_for or name, 0.0) <= BEHIND
-            and evidence.among.get(name, 0.0) <= BEHIND
+            evidence.behind.get(catalogue[name].stands_for or name, 0.0) <= behind
+            and evidence.among.get(name, 0.0) <= behind
         )
     )
 

@@ -4,9 +4,9 @@ Null: the replies come from the published weights with logit noise of a scale at
 honest one (and reported log-probabilities that differ by at most theirs). The evidence against it
 is a mixture, with weights fixed in advance, of e-processes: noise above the honest scale, each
 build that the policy names, the reported log-probabilities, a share of replies from something else
-(`substitution`), and, where they were scored, the template columns. In an audit that asks for
-samples a share is their own (`sampling`). Assumptions: replies are independent, and the calibrated
-model of a row holds (`stats`). Pure arithmetic.
+(`substitution`), single tokens (`single`), and, where they were scored, the template columns. In an
+audit that asks for samples a share is their own (`sampling`). Assumptions: replies are independent,
+and the calibrated model of a row holds (`stats`). Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from verifier.plan import Plan
 from verifier.records import REFERENCE
 from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, weigh_repeats
-from verifier.samplers import Sampler
+from verifier.samplers import DROPPED, RARE, Sampler, kind_of, name_of
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
+from verifier.single import SINGLE_SHARE, SingleEvidence, weigh_single
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
 from verifier.strata import STRATA_SHARE, StrataEvidence, weigh_strata
 from verifier.substitution import ShareEvidence, weigh_shares
@@ -52,12 +53,6 @@ TEMPLATE_SHARE = 0.01
 PART_SHARE = 0.1
 
 
-#: Share of the evidence that bets on rare tokens put in, which noise of no scale explains.
-SINGLE_SHARE = 0.01
-
-#: Nats that one reply counts for at most there.
-SINGLE_MOST = math.log(1000)
-
 #: From this noise scale on, sampling in spite of temperature 0 is as likely as bad weights.
 SAMPLED_FROM = 0.8
 
@@ -81,6 +76,7 @@ class Evidence:
     shares: ShareEvidence | None  # of a part of the replies; None: judged by another measure
     templates: TemplateEvidence | None  # None: no other rendering is in the ledger
     samplers: SamplerEvidence | None  # None: the plan asks for no samples
+    single: SingleEvidence
     strata: StrataEvidence | None  # None: all is asked in one way
     log_e_greedy: float  # of everything but the samples, against honest serving
     log_e: float  # of everything, against honest serving
@@ -110,8 +106,8 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
     known = {name: rows for name, rows in scored.items() if rows is not None}
     shares = weigh_shares(text, TEXT_SCALES, honest, known)
     everything = mix_log_e([(1 - PART_SHARE, everything), (PART_SHARE, shares.log_e)])
-    rare = _log_e_rare(ledger, text_channel)
-    everything = mix_log_e([(1 - SINGLE_SHARE, everything), (SINGLE_SHARE, rare)])
+    single = _weigh_single(ledger, text_channel, honest)
+    everything = mix_log_e([(1 - SINGLE_SHARE, everything), (SINGLE_SHARE, single.log_e)])
     everything += math.log1p(-TEMPLATE_SHARE)
     if templates is not None:
         weights = (1 - TEMPLATE_SHARE, TEMPLATE_SHARE)
@@ -149,6 +145,7 @@ def weigh(plan: Plan, ledger: Ledger) -> Evidence:
         shares=shares,
         templates=templates,
         samplers=samplers,
+        single=single,
         strata=strata,
         log_e_greedy=of_greedy,
         log_e=everything,
@@ -260,20 +257,15 @@ def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
     return log_e_value(totals[~honest], totals[honest])
 
 
-def _log_e_rare(ledger: Ledger, channel: Channel) -> float:
-    """Rare tokens put in, at honest noise, against honest serving; 0 without rows.
-
-    Of rows whose tokens the endpoint names: a text that is tokenized again in another way than it
-    came shows unlikely tokens at an honest host too. No reply counts for more than SINGLE_MOST, so
-    that one token, which may have been named wrongly, decides nothing. At each honest scale the
-    product of the bounded ratios has a mean of at most 1; the least of them over all is taken.
-    """
-    rare, plain = ledger.rare()
-    if len(plain) == 0:
-        return 0.0
-    honest = honest_scales(TEXT_SCALES, channel)
-    gains = read_rows(rare, TEXT_SCALES, channel) - read_rows(plain, TEXT_SCALES, channel)
-    return float(np.minimum(gains, SINGLE_MOST).sum(axis=0)[honest].min())
+def _weigh_single(ledger: Ledger, channel: Channel, honest: Mask) -> SingleEvidence:
+    samplers = [Sampler(drop_best=share) for share in DROPPED] + [Sampler(rare=s) for s in RARE]
+    columns = {}
+    for name in map(name_of, samplers):
+        changed, plain = (read_rows(some, TEXT_SCALES, channel) for some in ledger.single(name))
+        columns[name] = (changed, plain)
+    kinds = {name_of(sampler): kind_of(sampler) for sampler in samplers}
+    told = [row.outranked > 0 for row in ledger.rows if row.outranked is not None]
+    return weigh_single(columns, kinds, honest, told)
 
 
 def build_totals(plan: Plan, ledger: Ledger, name: str) -> tuple[Array, Array] | None:
