@@ -132,7 +132,7 @@ def audit(
         found = judge_folder(run)
         show.tell(_standing(publish(run, found)))
         quiet = (plan.samplers and may_be_sampled(plan, found)) or waits_for_long(plan, found)
-        ends = found.decision != "inconclusive" and not wants_stratum(found)
+        ends = found.decision != "inconclusive" and not wants_stratum(plan, found, asked=end)
         if ends or quiet or not goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe

@@ -93,7 +93,8 @@ MAX_UNUSABLE = 0.5
 SUSPECTED_AT = 20.0
 
 
-#: Replies up to which a stratum is looked for once something is wrong.
+#: Probes asked at least, and at most, to tell which way of asking it is, once something is wrong.
+LEAST_FOR_STRATA = 16
 MOST_FOR_STRATA = 48
 
 
@@ -316,10 +317,13 @@ def wants_samples(report: Report) -> bool:
     return report.decision == "inconclusive" or (report.decision == "inconsistent" and not named)
 
 
-def wants_stratum(report: Report) -> bool:
+def wants_stratum(plan: Plan, report: Report, *, asked: int) -> bool:
     """Whether more replies may tell which way of asking it is whose replies differ."""
-    opened = any(f.aspect == "strata" and f.decision == "undecided" for f in report.findings)
-    return opened and report.usage.replies < MOST_FOR_STRATA
+    if not plan.varies or report.decision != "inconsistent":
+        return False
+    found = [f.decision for f in report.findings if f.aspect == "strata"]
+    most = MOST_FOR_STRATA if "undecided" in found else LEAST_FOR_STRATA
+    return "detected" not in found and asked < most
 
 
 def _substitution(
