@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
-from test_audit import QUIET, card, configure, run
+from test_audit import QUIET, card, configure
 
 from verifier.audit import audit
 from verifier.bank import VARIANTS
+from verifier.config import RunFile
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
 from verifier.folder import CONTEXT, REPORT
@@ -27,10 +29,18 @@ ENDLESS = tuple(258 + n % len(WORDS) for n in range(0, 7000, 7))
 
 
 def script(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Short replies, but for who asks for a long one."""
+    """Short replies, but for who asks for a long one; to a register, by what is left of it.
+
+    As a model's, they hardly change where a few tokens more of it are cut.
+    """
     asked = FakeTokenizer().decode_prompt(prompt_ids)
-    long = "Write down the numbers" in asked or "Tell a story" in asked
-    return ENDLESS if long else wordy_script(prompt_ids)
+    if "Write down the numbers" in asked or "Tell a story" in asked:
+        return ENDLESS
+    parts = ("<turn>user", "Here is a list of rooms", "with their numbers", "<turn>assistant")
+    left = tuple(part in asked for part in parts)
+    if "Room " in asked:
+        return wordy_script((*left, len(prompt_ids) // 40))
+    return wordy_script(prompt_ids)
 
 
 @contextmanager
@@ -46,6 +56,12 @@ def host(fault: str, *, margin: float = 3.5) -> Iterator[str]:
 def sure() -> Reference:
     """A reference that seldom ends where its script goes on, as trained models do."""
     return Reference(engine=FakeEngine(margin=12, script=script), tokenizer=FakeTokenizer())
+
+
+def run(config: RunFile) -> Report:
+    engine = FakeEngine(margin=3.5, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
+    reference = Reference(engine=engine, tokenizer=FakeTokenizer())
+    return audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
 
 
 def finding(report: Report, aspect: str) -> Finding:
@@ -76,7 +92,8 @@ def test_a_cut_is_named_with_its_place_and_window(
 
     found = finding(report, "context")
     assert (report.decision, found.decision) == ("inconsistent", "detected")
-    assert found.name == "prompts cut to 1700 tokens"
+    window = int(re.findall(r"[0-9]+", found.name)[0])
+    assert window == 1700 if "hidden" not in fault else abs(window - 1700) <= 60
     assert place in found.detail
     assert ("own count" in found.detail) == ("hidden" not in fault)
     assert least <= len(read_probes(out, name=CONTEXT)) <= 8

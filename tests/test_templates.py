@@ -26,7 +26,7 @@ from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
 from verifier.templates import BEHIND, is_settled, still_likely, weigh_templates
-from verifier.weigh import TEMPLATE_SHARE, named_template
+from verifier.weigh import TEMPLATE_SHARE, named_template, needed_to_name
 
 ENTRIES = catalogue()
 CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
@@ -292,20 +292,24 @@ def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
     assert known is not None
 
     assert (hidden.ranked[0], known.ranked[0]) == ("system-injected", "system-merged")
-    assert not leaves_a_fault_open(plan, hidden, by_panel=False)
-    assert leaves_a_fault_open(plan, hidden, by_panel=True)
-    assert leaves_a_fault_open(plan, known, by_panel=False)
+    assert leaves_a_fault_open(plan, hidden, ordinary=0)
+    assert not leaves_a_fault_open(plan, hidden, ordinary=8)
+    assert leaves_a_fault_open(plan, known, ordinary=8)
 
 
-def test_ordinary_replies_that_favour_no_fault_end_the_look() -> None:
+def test_ordinary_replies_must_keep_step_with_what_a_name_needs() -> None:
     """Other weights alone look like faults of a template for a while."""
     plan = make_plan()
     ahead = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
     assert ahead is not None
-    level = replace(ahead, log_e=-0.5)
+    needed = needed_to_name(plan, ahead) / 2
+    short, enough = (
+        replace(ahead, log_e=0.0, behind=ahead.behind | {REFERENCE: needed + more})
+        for more in (-0.1, 0.1)
+    )
 
-    assert leaves_a_fault_open(plan, level, by_panel=True)
-    assert not leaves_a_fault_open(plan, level, by_panel=False)
+    assert [leaves_a_fault_open(plan, short, ordinary=n) for n in (0, 8, 24)] == [True, True, False]
+    assert leaves_a_fault_open(plan, enough, ordinary=24)
 
 
 def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:

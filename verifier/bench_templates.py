@@ -242,13 +242,14 @@ class _Bench:
         probes = panel.probes
         ledger, found = self._look(number, host, probes, replies, names)
         names = tuple(name for name in names if not self._entries[name].stands_for)
+        asked = 0
         for size in FURTHER_ROUNDS:
-            first = size == FURTHER_ROUNDS[0]
-            if found is None or not leaves_a_fault_open(self._plan, found, by_panel=first):
+            if found is None or not leaves_a_fault_open(self._plan, found, ordinary=asked):
                 break
             probes = (*panel.probes, *ordinary[:size])
             replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
             ledger, found = self._look(number, host, probes, replies, names)
+            asked = size
             if found is not None:
                 names = likely_after(self._plan, found, names, self._entries)
         return ledger

@@ -1,10 +1,10 @@
 """Long prompts and long replies: whether the endpoint reads and writes as much as it is held to.
 
 Asked after the ordinary probes, where the run file says so, since long prompts cost money: a
-register of rooms, with a question whose answer depends on all of it. A prompt that does not fit
-the published weights is halved towards the longest that does; the window between them is then
-measured by scoring the replies under prompts that are cut, without another request. An endpoint
-that refuses a long prompt says so honestly: that is a limit, and no fault.
+register of rooms, of which the first line, the middle one and the last are to be copied. A prompt
+that does not fit the published weights is halved towards the longest that does; the window between
+them is then measured by scoring the replies under prompts that are cut, without another request. An
+endpoint that refuses a long prompt says so honestly: that is a limit, and no fault.
 """
 
 from __future__ import annotations
@@ -71,9 +71,13 @@ _FIRST: Final = (
     "karst", "lemon", "maple", "north", "ocean", "pearl", "quartz", "river", "slate", "tulip",
     "umber", "violet", "willow", "yarrow", "zephyr",
 )  # fmt: skip
-_QUESTION: Final = (
-    "What is the first line of the list, the line in the middle of it, and its last line?"
-)
+#: Lines are asked for by name: a model of 135 million parameters that is asked for the line in the
+#: middle answers from the first and the last, so five of its replies excluded no cut of the middle
+#: (3.1 nats of 6.9), where one to copy three lines does by 7 to 28.
+_QUESTION: Final = "Copy these three lines of the list, with their numbers: {}."
+
+#: Names of rooms have two words, and three once so many are in use.
+_TWO_WORDS: Final = 300
 _LONG: Final = (
     "Write down the numbers from {start} to {end}, each on a line of its own, and nothing else.",
     "Tell a story about {first} and {second}, of {words} words or more. Do not end it early.",
@@ -115,13 +119,17 @@ def context_probe(plan: Plan, number: int, length: int, renderer: Reader) -> Pro
     Its register is drawn by the run's secret seed, so no answer can be prepared.
     """
     rng = random.Random(f"{plan.seed}:context:{number}")  # noqa: S311 - a seed is the secret
-    rooms: list[str] = []
+    rooms: dict[str, str] = {}
 
     def made(lines: int) -> Probe:
         while len(rooms) < lines:
-            name = f"{rng.choice(_FIRST)} {rng.choice(_FIRST)}"
-            rooms.append(f"Room {name}: {rng.randint(1000, 9999)}")
-        content = "\n".join(["Here is a list of rooms.", "", *rooms[:lines], "", _QUESTION])
+            words = rng.choices(_FIRST, k=2 if len(rooms) < _TWO_WORDS else 3)
+            rooms.setdefault(f"Room {' '.join(words)}", str(rng.randint(1000, 9999)))
+        names = list(rooms)[:lines]
+        asked = "; ".join(names[at] for at in (0, lines // 2, lines - 1))
+        listed = [f"{name}: {rooms[name]}" for name in names]
+        question = _QUESTION.format(asked)
+        content = "\n".join(["Here is a list of rooms.", "", *listed, "", question])
         return Probe(
             id=f"context-{number}", kind=CONTEXT_KIND, max_tokens=CONTEXT_TOKENS,
             messages=(Message(role="user", content=content),), settings=_settings(plan),

@@ -38,7 +38,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
-from verifier.weigh import NOISY, leaves_noise, named_template
+from verifier.weigh import NOISY, leaves_noise, named_template, needed_to_name
 from verifier.weights import check_weights, fetch_weights
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
@@ -142,15 +142,15 @@ def score_panel(
     if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
         return
     names = tuple(name for name in names if not entries[name].stands_for)
+    asked = 0
     for size in FURTHER_ROUNDS:
-        first = size == FURTHER_ROUNDS[0]
         if evidence is None or not evidence.scored:
             break
-        if not leaves_a_fault_open(plan, evidence, by_panel=first):
+        if not leaves_a_fault_open(plan, evidence, ordinary=asked):
             break
         if before is not None:
             before(probes[:size])
-        evidence = look(probes[:size], names)
+        evidence, asked = look(probes[:size], names), size
         if evidence is not None:
             names = likely_after(plan, evidence, names, entries)
     write_prompts(run, panel, reference)
@@ -211,17 +211,19 @@ def likely_after(
     return still_likely(evidence, names, entries, behind=BEHIND * (NOISY if noisy else 1))
 
 
-def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, by_panel: bool) -> bool:
+def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int) -> bool:
     """Whether a fault is the likeliest, and more replies may yet name it.
 
-    After ordinary replies, hidden prompts of unknown words are left aside, since these are not
-    scored under them, and the evidence must favour faults over every valid rendering.
+    After `ordinary` replies hidden prompts of unknown words are left aside, since these are not
+    scored under them, and the lead over every valid rendering must have grown in step with what a
+    name needs after the last round. Other weights alone look like some fault for a while.
     """
     entries = entries_named(evidence.ranked)
-    known = [name for name in evidence.ranked if by_panel or entries[name].stands_for is None]
-    is_open = known[0] not in evidence.valid  # the published one is always there
-    rises = by_panel or evidence.log_e > 0
-    return is_open and rises and named_template(plan, evidence) is None
+    known = [n for n in evidence.ranked if not ordinary or entries[n].stands_for is None]
+    lead = min(evidence.behind[name] for name in evidence.ranked if name in evidence.valid)
+    lead -= evidence.behind[known[0]]  # a valid one is always there: the published
+    in_step = needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
+    return lead > in_step and named_template(plan, evidence) is None
 
 
 def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:

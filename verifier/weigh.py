@@ -195,22 +195,26 @@ def named_column(plan: Plan, evidence: Evidence) -> str | None:
 def named_template(plan: Plan, templates: TemplateEvidence) -> str | None:
     """The same, of template evidence alone.
 
-    Where noise beyond honest serving is left under the likeliest rendering, the weights are at
-    fault too or instead, and their noise is not quite the model's: it may look like another prompt
-    now and then. NOISY times the evidence is asked for there, and none suffices where the noise is
-    that of another model: a model of half the layers fitted another family's template by 116 nats.
+    None where the noise left is that of another model: a model of half the layers fitted another
+    family's template by 116 nats.
     """
-    if templates.scale >= SAMPLED_FROM:
-        return None
-    needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
-    if leaves_noise(plan, templates):
-        needed *= NOISY
-    if templates.log_e < needed:
+    if templates.scale >= SAMPLED_FROM or templates.log_e < needed_to_name(plan, templates):
         return None
     entries = entries_named(templates.ranked)
     if any(entries[name].kind == "valid" for name in templates.group):
         return None
     return templates.columns[templates.ranked[0]]
+
+
+def needed_to_name(plan: Plan, templates: TemplateEvidence) -> float:
+    """The evidence that names a template fault, in nats.
+
+    Where noise beyond honest serving is left under the likeliest rendering, the weights are at
+    fault too or instead, and their noise is not quite the model's: it may look like another prompt
+    now and then. NOISY times the evidence is asked for there.
+    """
+    needed = math.log(1 / (plan.alpha * TEMPLATE_SHARE))
+    return needed * (NOISY if leaves_noise(plan, templates) else 1)
 
 
 def leaves_noise(plan: Plan, templates: TemplateEvidence) -> bool:
