@@ -174,6 +174,7 @@ def test_a_host_that_spares_some_ways_of_asking_is_found(
     assert report.decision == "inconsistent"
     found = [f.name for f in report.findings if f.aspect == "strata" and f.decision == "detected"]
     assert found == [named]
+    assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
     before = (tmp_path / "run" / REPORT).read_bytes()
     decide_folder(tmp_path / "run")
     assert (tmp_path / "run" / REPORT).read_bytes() == before

@@ -22,6 +22,7 @@ from verifier.records import REFERENCE, Decision, Finding, NoiseScale, Status, S
 from verifier.renderings.catalogue import entries_named
 from verifier.stats import Array, Interval, log_mean_exp
 from verifier.strata import NAMED_AT as STRATUM_AT
+from verifier.strata import StrataEvidence, is_of
 from verifier.weigh import (
     ABOVE,
     SAMPLED_FROM,
@@ -144,9 +145,24 @@ def strata_causes(plan: Plan, evidence: Evidence) -> list[Finding]:
         name = f"requests that are {strata.best}"
     told = f"{describe_replies(strata.replies)} asked so differ, others do not"
     chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
-    named = strata.p_value <= STRATUM_AT and strata.log_e_apart >= math.log(1 / plan.beta)
-    decision: Status = "detected" if named else "undecided"
+    decision: Status = "detected" if stands_apart(plan, strata) else "undecided"
     return [make_finding("strata", decision, name, strata.log_e_apart, f"{told}; {chance}")]
+
+
+def stands_apart(plan: Plan, strata: StrataEvidence) -> bool:
+    """Whether the replies of one stratum differ, and no others."""
+    return strata.p_value <= STRATUM_AT and strata.log_e_apart >= math.log(1 / plan.beta)
+
+
+def cause_apart(plan: Plan, ledger: Ledger, evidence: Evidence, counted: Finding | None) -> Finding:
+    """The best name of a cause: of the replies of a stratum, where it alone differs."""
+    strata = evidence.strata
+    if strata is not None and strata.best and stands_apart(plan, strata):
+        scored = [row for row in ledger.rows if REFERENCE in row.text]
+        apart = np.array([is_of(row.strata, strata.best) for row in scored])
+        evidence = judge_part(plan, evidence, apart)
+        ledger = Ledger(rows=tuple(row for row in scored if is_of(row.strata, strata.best)))
+    return name_cause(plan, ledger, evidence, counted)
 
 
 def forged_findings(ledger: Ledger, decision: Decision) -> list[Finding]:

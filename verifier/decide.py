@@ -19,10 +19,10 @@ from verifier.capabilities import Capabilities, read_capabilities
 from verifier.capabilities import describe as describe_capabilities
 from verifier.capabilities import judge as judge_capabilities
 from verifier.causes import (
+    cause_apart,
     forged_findings,
     is_part,
     is_rather_a_suspect,
-    name_cause,
     named_penalty,
     noise_scale,
     part_causes,
@@ -219,7 +219,7 @@ def decide(
     elif decision == "inconsistent" and seeks_cause(findings):
         counted = None if counting is None else judge_counting(counting, outcomes)
         findings += [] if counted is None else [counted]
-        findings.append(name_cause(plan, ledger.ordinary, evidence, counted))
+        findings.append(cause_apart(plan, ledger.ordinary, evidence, counted))
     if decision == "inconsistent":
         findings += strata_causes(plan, evidence)
     if penalty is None and single is None:  # which change what is given, not what is reported

@@ -84,6 +84,13 @@ def labels_of(probe: Probe, number: int) -> tuple[str, ...]:
     return tuple(label for label, marked in zip(STRATA, marks, strict=True) if marked)
 
 
+def is_of(labels: Sequence[str], stratum: str) -> bool:
+    """Whether a reply with these labels belongs to a stratum, or to what another leaves."""
+    return any(
+        stratum == (label if label in labels else others) for label, others in STRATA.items()
+    )
+
+
 def weigh_strata(
     rows: Array, labels: Sequence[Sequence[str]], honest: Mask, *, seed: int
 ) -> StrataEvidence:
