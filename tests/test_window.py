@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from verifier.window import (
     limit_said,
     next_length,
     read_cut,
+    tells,
     weigh_ceiling,
     weigh_context,
 )
@@ -159,8 +161,10 @@ def test_lengths_are_halved_towards_the_longest_that_fits() -> None:
             break
         asked.append(length)
         cells = quiet if length <= window else loud
+        far = {f"middle@{length // 2}": tuple(unlikely for _ in TEXT_SCALES)}
+        cuts = far if length <= window else {}  # cuts are scored of what fits
         rows.append(
-            LongRow(probe_id=str(length), length=length, counted=None, whole=cells, cuts={})
+            LongRow(probe_id=str(length), length=length, counted=None, whole=cells, cuts=cuts)
         )
 
     low, high = bracket(rows, CHANNEL)
@@ -168,6 +172,27 @@ def test_lengths_are_halved_towards_the_longest_that_fits() -> None:
     assert (high or 0) - low <= 80
     assert asked[0] == TOKENS
     assert len(asked) <= REQUESTS
+
+
+def test_a_reply_that_fits_a_cut_as_well_does_not_measure_a_window() -> None:
+    """It may be the reply of a host that cut the prompt; one near the longest ended a search."""
+    quiet = tuple(0.0 if s <= 0.2 else -30.0 for s in TEXT_SCALES)
+    loud = tuple(-30.0 if s <= 0.5 else 0.0 for s in TEXT_SCALES)
+    alike, far = quiet, tuple(-30.0 for _ in TEXT_SCALES)
+
+    def one(length: int, whole: tuple[float, ...], cut: tuple[float, ...]) -> LongRow:
+        cuts = {f"middle@{length // 2}": cut}
+        return LongRow(probe_id=str(length), length=length, counted=None, whole=whole, cuts=cuts)
+
+    cut_short = replace(one(2000, loud, far), cuts={})
+    blind = [one(1995, quiet, alike), cut_short]
+    assert not tells(blind[0], CHANNEL)
+    assert bracket(blind, CHANNEL) == (0, 2000)
+    assert next_length(blind, tokens=2000, channel=CHANNEL, needed=9, excluded=9) == 1000
+    seeing = [one(1995, quiet, far), cut_short]
+    assert tells(seeing[0], CHANNEL)
+    assert bracket(seeing, CHANNEL) == (1995, 2000)
+    assert not tells(replace(seeing[0], cuts={}), CHANNEL)
 
 
 def test_cuts_keep_what_they_say() -> None:

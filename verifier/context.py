@@ -255,7 +255,8 @@ def _score(
         cuts = [Cut(place=place, window=row.counted) for place in PLACES]
     elif fits(row, plan.calibration.text):
         longest = _rows(run, {})[0].length  # one window for all, so that their evidence adds up
-        cuts = [Cut(place=p, window=int(m * longest)) for m in MARKS for p in PLACES]
+        of = [longest] if row.length > MARKS[0] * longest else [longest, row.length]
+        cuts = [Cut(place=p, window=int(m * n)) for n in of for m in MARKS for p in PLACES]
     _score_cuts(run, probe, cuts, engine, tokenizer)
 
 
@@ -302,9 +303,10 @@ def _score_cuts(
 def _measure(
     run: Path, plan: Plan, engine: Engine, tokenizer: Reader, outcomes: Mapping[str, Outcome]
 ) -> None:
-    """Score the replies that do not fit under cuts between the lengths that requests left.
+    """Score replies under cuts between the lengths that requests left.
 
-    Coarse on the longest prompt, then what is near the best there on the others, then fine.
+    Coarse on the first prompt that does not fit, then what is near the best there on the others,
+    then fine. Those that fit count too: a cut must explain every reply.
     """
     found, channel = read_context(run, outcomes), plan.calibration.text
     if not found.prompts:
@@ -314,15 +316,16 @@ def _measure(
     if high is None or evidence is None or evidence.log_e >= context_needed(plan):
         return
     probes = {probe.id: probe for probe in read_probes(run, name=CONTEXT)}
-    misfit = [row for row in found.prompts if not fits(row, channel)]
+    rows = sorted(found.prompts, key=lambda row: fits(row, channel))
+    low = int(MARKS[0] * low)  # what was cut less than that was not told from whole
     step = max(1, (high - low) // _GRID)
     windows = [*range(low, high, step)]
     for _ in range(3):
         cuts = [Cut(place=place, window=n) for place in PLACES for n in windows]
-        for row in misfit:
+        for row in rows:
             _score_cuts(run, probes[row.probe_id], cuts, engine, tokenizer)
             now = next(r for r in _rows(run, outcomes) if r.probe_id == row.probe_id)
-            each = {how: max(now.cuts[how.name]) for how in cuts if how.name in now.cuts}
+            each = {how: max(now.cuts.get(how.name, now.whole)) for how in cuts}  # or too short
             best = max(each.values(), default=0.0)
             cuts = [how for how, value in each.items() if value >= best - _BEHIND]
         after = read_context(run, outcomes)

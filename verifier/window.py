@@ -52,6 +52,9 @@ FULL: Final = 5
 #: Windows, as shares of the prompt, that must be excluded before a context counts as whole.
 MARKS: Final = (0.9, 0.5)
 
+#: Nats by which a reply tells that its prompt was read whole, where that guides what is asked next.
+TELLING: Final = math.log(20)
+
 #: A window is measured once it is known to so many tokens, or so large a share of what was asked.
 NARROW: Final = 24
 NARROW_SHARE: Final = 0.02
@@ -167,11 +170,7 @@ def weigh_context(
         mixed = float(np.logaddexp.reduce(list(each.values())))
         log_e = mixed - math.log(len(PLACES) * tokens) - float(whole.max())
         best = read_cut(max(each, key=lambda name: each[name]))
-        near = [
-            read_cut(name).window for name, value in each.items()
-            if read_cut(name).place == best.place and value >= each[best.name] - math.log(20)
-        ]  # fmt: skip
-        windows = min(near), max(near)
+        windows = _windows(each, best)
     hardest = max((float(totals.max()) for totals in scored.values()), default=None)
     longest = max(row.length for row in rows)
     short = [row for row in rows if row.counted is not None and row.counted < row.length - SHORT]
@@ -183,6 +182,22 @@ def weigh_context(
         best=best,
         windows=windows,
         counted=None if not short else (short[0].length, short[0].counted or 0),
+    )
+
+
+def _windows(each: Mapping[str, float], best: Cut) -> tuple[int, int]:
+    """The windows that the likeliest place leaves: those near the best, and up to what is not.
+
+    Between two windows that were scored nothing is known.
+    """
+    tried = {read_cut(name).window: value for name, value in each.items()
+             if read_cut(name).place == best.place}  # fmt: skip
+    near = [window for window, value in tried.items() if value >= tried[best.window] - math.log(20)]
+    below = [window for window in tried if window < min(near)]
+    above = [window for window in tried if window > max(near)]
+    return (
+        max(below) + 1 if below else min(near),
+        min(above) - 1 if above else max(near),
     )
 
 
@@ -216,11 +231,21 @@ def fits(row: LongRow, channel: Channel) -> bool:
     return log_mean_exp(totals[little]) >= log_mean_exp(totals[~little])
 
 
+def tells(row: LongRow, channel: Channel) -> bool:
+    """Whether a reply depends on all of its prompt: likelier to it than under any cut that was
+    scored, by TELLING, at any noise of the cut. A reply that fits and does not is no measure."""
+    cuts = [cells for name, cells in row.cuts.items() if read_cut(name).window < row.length]
+    if not cuts:
+        return False
+    whole = log_mean_exp(_totals([row.whole], channel))
+    return whole - max(float(_totals([cells], channel).max()) for cells in cuts) >= TELLING
+
+
 def bracket(rows: Sequence[LongRow], channel: Channel) -> tuple[int, int | None]:
-    """The longest prompt that is read whole, and the shortest that is not; None: all are."""
+    """The longest prompt that is read whole, and the shortest that is not; None: all may be."""
     misfit = [row.length for row in rows if not fits(row, channel)]
     above = min(misfit, default=None)
-    whole = [row.length for row in rows if fits(row, channel)]
+    whole = [row.length for row in rows if fits(row, channel) and tells(row, channel)]
     return max((n for n in whole if above is None or n < above), default=0), above
 
 
