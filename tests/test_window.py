@@ -195,6 +195,23 @@ def test_a_reply_that_fits_a_cut_as_well_does_not_measure_a_window() -> None:
     assert not tells(replace(seeing[0], cuts={}), CHANNEL)
 
 
+def test_a_window_is_known_to_what_was_scored_around_it() -> None:
+    """Between two that were scored nothing is known, and at their edge nothing beyond."""
+
+    def windows(**nats: float) -> tuple[int, int] | None:
+        cuts = {f"end@{name[1:]}": tuple(n for _ in TEXT_SCALES) for name, n in nats.items()}
+        far = tuple(-50.0 for _ in TEXT_SCALES)
+        cuts["front@150"] = far
+        one = LongRow(probe_id="a", length=900, counted=None, whole=far, cuts=cuts)
+        found = weigh_context([one], tokens=1000, channel=CHANNEL)
+        assert found is not None
+        return found.windows
+
+    assert windows(w100=-20, w200=-1, w300=0, w400=-20) == (101, 399)
+    assert windows(w200=-1, w300=0, w400=-20) == (200, 399)
+    assert windows(w100=-20, w300=0) == (101, 300)
+
+
 def test_cuts_keep_what_they_say() -> None:
     """By hand, of ten tokens of which two and one are the template's."""
     ids = tuple(range(10))
