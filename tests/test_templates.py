@@ -21,7 +21,7 @@ from verifier.ledger import (
     ledger_to_json,
     text_cells,
 )
-from verifier.look import leaves_a_fault_open, likely_after
+from verifier.look import IN_STEP, leaves_a_fault_open, likely_after
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
@@ -302,7 +302,7 @@ def test_ordinary_replies_must_keep_step_with_what_a_name_needs() -> None:
     plan = make_plan()
     ahead = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
     assert ahead is not None
-    needed = needed_to_name(plan, ahead) / 2
+    needed = IN_STEP * needed_to_name(plan, ahead) / 2
     short, enough = (
         replace(ahead, log_e=0.0, behind=ahead.behind | {REFERENCE: needed + more})
         for more in (-0.1, 0.1)
@@ -310,6 +310,19 @@ def test_ordinary_replies_must_keep_step_with_what_a_name_needs() -> None:
 
     assert [leaves_a_fault_open(plan, short, ordinary=n) for n in (0, 8, 24)] == [True, True, False]
     assert leaves_a_fault_open(plan, enough, ordinary=24)
+
+
+def test_a_panel_beside_weights_that_differ_settles_nothing() -> None:
+    """Though the published rendering leads; behind quiet weights it does."""
+    plan = make_plan()
+    found = weigh_templates(make_ledger(6, served=REFERENCE, scale=0.05), ENTRIES, CHANNEL)
+    assert found is not None
+    quiet, noisy = (replace(found, scale=scale) for scale in (0.05, 0.6))
+
+    assert found.ranked[0] == REFERENCE
+    assert not leaves_a_fault_open(plan, quiet, ordinary=0)
+    assert leaves_a_fault_open(plan, noisy, ordinary=0)
+    assert not leaves_a_fault_open(plan, noisy, ordinary=8)
 
 
 def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:

@@ -225,7 +225,7 @@ class _Bench:
             asked = size
         for host in hosts:
             of_panel = len(ledgers[host.fault].rows)
-            if host.weights_fault and host.fault not in settled:
+            if host.weights_fault:
                 ledgers[host.fault] = self._go_on(number, host, panel, replies, likely[host.fault])
             audit = self._read(host, number, ledgers[host.fault], replies[host.fault])
             append_line(self._out / AUDITS, audit | {"panel_requests": of_panel})

@@ -51,6 +51,9 @@ ROUNDS = (1, 2, 4, 8, 12)
 #: Ordinary replies scored at each further look, where a panel's replies leave a fault unnamed.
 FURTHER_ROUNDS = (8, 16, 24, 36, 48)
 
+#: How close to the pace of a name a lead must keep, where ordinary replies are asked further.
+IN_STEP = 0.75
+
 
 def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Show) -> Panel:
     """The panel of a card for a seed; needs its tokenizer, no engine."""
@@ -212,18 +215,22 @@ def likely_after(
 
 
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int) -> bool:
-    """Whether a fault is the likeliest, and more replies may yet name it.
+    """Whether more replies may yet name a fault: one is the likeliest, or the panel cannot tell.
 
+    Beside other weights a panel cannot: few of its probes show what leaves the system prompt out.
     After `ordinary` replies hidden prompts of unknown words are left aside, since these are not
-    scored under them, and the lead over every valid rendering must have grown in step with what a
-    name needs after the last round. Other weights alone look like some fault for a while.
+    scored under them, and the lead over every valid rendering must have grown in step with IN_STEP
+    of what a name needs after the last round. Other weights alone look like some fault for a while.
     """
+    if named_template(plan, evidence) is not None:
+        return False
+    if not ordinary and leaves_noise(plan, evidence):
+        return True
     entries = entries_named(evidence.ranked)
     known = [n for n in evidence.ranked if not ordinary or entries[n].stands_for is None]
     lead = min(evidence.behind[name] for name in evidence.ranked if name in evidence.valid)
     lead -= evidence.behind[known[0]]  # a valid one is always there: the published
-    in_step = needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
-    return lead > in_step and named_template(plan, evidence) is None
+    return lead > IN_STEP * needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
 
 
 def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
