@@ -21,7 +21,7 @@ from verifier.ledger import (
     ledger_to_json,
     text_cells,
 )
-from verifier.look import IN_STEP, leaves_a_fault_open, likely_after
+from verifier.look import IN_STEP, LEAST_BESIDE_NOISE, leaves_a_fault_open, likely_after
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.renderings.catalogue import catalogue, entries_named
 from verifier.stats import log_mean_exp
@@ -321,8 +321,8 @@ def test_a_panel_beside_weights_that_differ_settles_nothing() -> None:
 
     assert found.ranked[0] == REFERENCE
     assert not leaves_a_fault_open(plan, quiet, ordinary=0)
-    assert leaves_a_fault_open(plan, noisy, ordinary=0)
-    assert not leaves_a_fault_open(plan, noisy, ordinary=8)
+    assert leaves_a_fault_open(plan, noisy, ordinary=8)
+    assert not leaves_a_fault_open(plan, noisy, ordinary=LEAST_BESIDE_NOISE)
 
 
 def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:

@@ -51,6 +51,9 @@ ROUNDS = (1, 2, 4, 8, 12)
 #: Ordinary replies scored at each further look, where a panel's replies leave a fault unnamed.
 FURTHER_ROUNDS = (8, 16, 24, 36, 48)
 
+#: Ordinary replies asked at least where noise of other weights is left.
+LEAST_BESIDE_NOISE = 16
+
 #: How close to the pace of a name a lead must keep, where ordinary replies are asked further.
 IN_STEP = 0.75
 
@@ -217,14 +220,15 @@ def likely_after(
 def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int) -> bool:
     """Whether more replies may yet name a fault: one is the likeliest, or the panel cannot tell.
 
-    Beside other weights a panel cannot: few of its probes show what leaves the system prompt out.
+    Beside other weights a panel cannot: few of its probes show what leaves the system prompt out,
+    so LEAST_BESIDE_NOISE ordinary replies are asked, whatever leads.
     After `ordinary` replies hidden prompts of unknown words are left aside, since these are not
     scored under them, and the lead over every valid rendering must have grown in step with IN_STEP
     of what a name needs after the last round. Other weights alone look like some fault for a while.
     """
     if named_template(plan, evidence) is not None:
         return False
-    if not ordinary and leaves_noise(plan, evidence):
+    if ordinary < LEAST_BESIDE_NOISE and leaves_noise(plan, evidence):
         return True
     entries = entries_named(evidence.ranked)
     known = [n for n in evidence.ranked if not ordinary or entries[n].stands_for is None]
