@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from test_audit import QUIET, card, configure
 from verifier.audit import audit
 from verifier.bank import VARIANTS
 from verifier.config import RunFile
+from verifier.context import add_room
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
 from verifier.folder import CONTEXT, REPORT
@@ -116,6 +118,16 @@ def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_p
     assert expected.amount.prompt_tokens > 3000
     assert most.amount.prompt_tokens > 24_000
     assert read_plan(out).budget_long_tokens == 8 * 48
+
+
+def test_a_register_never_runs_out_of_names() -> None:
+    """However long: three words make 15,625 of them."""
+    rooms: dict[str, str] = {}
+    rng = random.Random(1)
+    for _ in range(100_000):
+        add_room(rooms, rng)
+
+    assert len(rooms) > 50_000
 
 
 def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) -> None:

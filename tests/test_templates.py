@@ -323,6 +323,7 @@ def test_a_panel_beside_weights_that_differ_settles_nothing() -> None:
     assert not leaves_a_fault_open(plan, quiet, ordinary=0)
     assert leaves_a_fault_open(plan, noisy, ordinary=8)
     assert not leaves_a_fault_open(plan, noisy, ordinary=LEAST_BESIDE_NOISE)
+    assert not leaves_a_fault_open(plan, replace(found, scale=1.0), ordinary=0)
 
 
 def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:

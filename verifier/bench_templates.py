@@ -36,8 +36,8 @@ from verifier.look import (
     PANEL_TOKENS,
     ROUNDS,
     ends_panel,
-    leaves_a_fault_open,
     likely_after,
+    look_further,
 )
 from verifier.plan import Plan
 from verifier.probes import draw, load_pool
@@ -239,19 +239,16 @@ class _Bench:
             load_pool(), seed=self._plan.seed + number, count=FURTHER_ROUNDS[-1],
             max_tokens=self._plan.max_tokens,
         )  # fmt: skip
-        probes = panel.probes
-        ledger, found = self._look(number, host, probes, replies, names)
-        names = tuple(name for name in names if not self._entries[name].stands_for)
-        asked = 0
-        for size in FURTHER_ROUNDS:
-            if found is None or not leaves_a_fault_open(self._plan, found, ordinary=asked):
-                break
-            probes = (*panel.probes, *ordinary[:size])
+        ledger, found = self._look(number, host, panel.probes, replies, names)
+
+        def look(size: int, names: tuple[str, ...]) -> TemplateEvidence | None:
+            nonlocal ledger
             replies[host.fault] |= self._ask(number, host, ordinary, most=size, kind="ordinary")
-            ledger, found = self._look(number, host, probes, replies, names)
-            asked = size
-            if found is not None:
-                names = likely_after(self._plan, found, names, self._entries)
+            asked = (*panel.probes, *ordinary[:size])
+            ledger, found = self._look(number, host, asked, replies, names)
+            return found
+
+        look_further(self._plan, found, names, self._entries, look)
         return ledger
 
     def _look(

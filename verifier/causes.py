@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 
@@ -159,9 +160,9 @@ def cause_apart(plan: Plan, ledger: Ledger, evidence: Evidence, counted: Finding
     strata = evidence.strata
     if strata is not None and strata.best and stands_apart(plan, strata):
         scored = [row for row in ledger.rows if REFERENCE in row.text]
-        apart = np.array([is_of(row.strata, strata.best) for row in scored])
-        evidence = judge_part(plan, evidence, apart)
-        ledger = Ledger(rows=tuple(row for row in scored if is_of(row.strata, strata.best)))
+        apart = [is_of(row.strata, strata.best) for row in scored]
+        evidence = judge_part(plan, evidence, np.array(apart))
+        ledger = Ledger(rows=tuple(compress(scored, apart)))
     return name_cause(plan, ledger, evidence, counted)
 
 

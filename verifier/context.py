@@ -14,6 +14,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -75,9 +76,6 @@ _FIRST: Final = (
 #: middle answers from the first and the last, so five of its replies excluded no cut of the middle
 #: (3.1 nats of 6.9), where one to copy three lines does by 7 to 28.
 _QUESTION: Final = "Copy these three lines of the list, with their numbers: {}."
-
-#: Names of rooms have two words, and three once so many are in use.
-_TWO_WORDS: Final = 300
 _LONG: Final = (
     "Write down the numbers from {start} to {end}, each on a line of its own, and nothing else.",
     "Tell a story about {first} and {second}, of {words} words or more. Do not end it early.",
@@ -113,6 +111,14 @@ class Context:
         return None if not self.refusals else limit_said(self.refusals[-1].reason)
 
 
+def add_room(rooms: dict[str, str], rng: random.Random) -> None:
+    """Add a room and its number, unless the name that is drawn is taken; half of all names are free
+    at least, whatever the length of the register."""
+    words = next(k for k in count(2) if len(_FIRST) ** k > 2 * len(rooms))
+    name = f"Room {' '.join(rng.choices(_FIRST, k=words))}"
+    rooms.setdefault(name, str(rng.randint(1000, 9999)))
+
+
 def context_probe(plan: Plan, number: int, length: int, renderer: Reader) -> Probe:
     """A probe of at most `length` prompt tokens, its question included.
 
@@ -123,8 +129,7 @@ def context_probe(plan: Plan, number: int, length: int, renderer: Reader) -> Pro
 
     def made(lines: int) -> Probe:
         while len(rooms) < lines:
-            words = rng.choices(_FIRST, k=2 if len(rooms) < _TWO_WORDS else 3)
-            rooms.setdefault(f"Room {' '.join(words)}", str(rng.randint(1000, 9999)))
+            add_room(rooms, rng)
         names = list(rooms)[:lines]
         asked = "; ".join(names[at] for at in (0, lines // 2, lines - 1))
         listed = [f"{name}: {rooms[name]}" for name in names]

@@ -19,7 +19,7 @@ from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, Repeat, weigh_repeats
 from verifier.sampling import UNNAMED, describe_sampler
 from verifier.score import NO_TOKENS
-from verifier.single import SINGLE_SHARE, SUSPECTED_AT
+from verifier.single import SINGLE_SHARE, SUSPICION
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.substitution import log_e_against_routing, log_e_for_routing
 from verifier.weigh import ABOVE, Evidence, build_totals, honest_scales, planned_samplers
@@ -203,7 +203,7 @@ def single_finding(plan: Plan, evidence: Evidence, others: Sequence[Finding]) ->
     """
     found = evidence.single
     log_e = min(found.log_e, found.log_e_named)
-    if log_e < SUSPECTED_AT or not greedy_is_quiet(others):
+    if log_e < SUSPICION or not greedy_is_quiet(others):
         return None
     detail = "the greedy replies fit the weights, but for single tokens"
     if found.contradicted:

@@ -38,7 +38,7 @@ from verifier.templates import (
     still_likely,
     weigh_templates,
 )
-from verifier.weigh import NOISY, leaves_noise, named_template, needed_to_name
+from verifier.weigh import NOISY, SAMPLED_FROM, leaves_noise, named_template, needed_to_name
 from verifier.weights import check_weights, fetch_weights
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
@@ -147,19 +147,36 @@ def score_panel(
         names = likely_after(plan, evidence, names, entries)
     if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
         return
-    names = tuple(name for name in names if not entries[name].stands_for)
-    asked = 0
+
+    def look_at_ordinary(size: int, names: tuple[str, ...]) -> TemplateEvidence | None:
+        if before is not None:
+            before(probes[:size])
+        return look(probes[:size], names)
+
+    look_further(plan, evidence, names, entries, look_at_ordinary)
+    write_prompts(run, panel, reference)
+
+
+def look_further(
+    plan: Plan,
+    evidence: TemplateEvidence | None,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+    look: Callable[[int, tuple[str, ...]], TemplateEvidence | None],
+) -> None:
+    """Look at ordinary replies after a panel's, as long as they may yet name a fault.
+
+    `look` is given how many of them, and the names to score them under, and says what there is now.
+    """
+    likely, asked = tuple(name for name in names if not entries[name].stands_for), 0
     for size in FURTHER_ROUNDS:
         if evidence is None or not evidence.scored:
             break
         if not leaves_a_fault_open(plan, evidence, ordinary=asked):
             break
-        if before is not None:
-            before(probes[:size])
-        evidence, asked = look(probes[:size], names), size
+        evidence, asked = look(size, likely), size
         if evidence is not None:
-            names = likely_after(plan, evidence, names, entries)
-    write_prompts(run, panel, reference)
+            likely = likely_after(plan, evidence, likely, entries)
 
 
 def ends_panel(
@@ -226,8 +243,8 @@ def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int
     scored under them, and the lead over every valid rendering must have grown in step with IN_STEP
     of what a name needs after the last round. Other weights alone look like some fault for a while.
     """
-    if named_template(plan, evidence) is not None:
-        return False
+    if evidence.scale >= SAMPLED_FROM or named_template(plan, evidence) is not None:
+        return False  # noise of another model bears no name
     if ordinary < LEAST_BESIDE_NOISE and leaves_noise(plan, evidence):
         return True
     entries = entries_named(evidence.ranked)

@@ -124,6 +124,11 @@ _TOGETHER: Final = (
 DROPPED: Final = (0.02, 0.05)
 RARE: Final = (0.005, 0.01, 0.02)
 
+#: The samplers of single tokens.
+SINGLE_TOKENS: Final = (
+    *(Sampler(drop_best=share) for share in DROPPED), *(Sampler(rare=share) for share in RARE),
+)  # fmt: skip
+
 
 def changed(sampler: Sampler) -> dict[str, float]:
     """The settings that are not the default, in the order of the record."""
@@ -210,8 +215,7 @@ def _each() -> Iterator[Sampler]:
     yield from (Sampler(presence_penalty=value) for value in (0.2, 0.5, 1.0, 1.5))
     yield from (Sampler(frequency_penalty=value) for value in (0.2, 0.5, 1.0, 1.5))
     yield from _TOGETHER
-    yield from (Sampler(drop_best=value) for value in DROPPED)
-    yield from (Sampler(rare=value) for value in RARE)
+    yield from SINGLE_TOKENS
 
 
 def _of(settings: Mapping[str, float]) -> Sampler:

@@ -63,7 +63,7 @@ from verifier.reference import Thinking
 from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
-from verifier.samplers import DROPPED, RARE, Sampler, name_of
+from verifier.samplers import SINGLE_TOKENS, Sampler, name_of
 from verifier.strata import labels_of
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import (
@@ -294,11 +294,11 @@ def _single_token_cells(scored: Scored) -> dict[Sampler, tuple[float, ...]]:
     host too; seldom one that is the next likeliest.
     """
     kept = _kept(scored.aligned)
-    dropped = {Sampler(drop_best=share): dropped_cells for share in DROPPED}
-    rare = {Sampler(rare=share): rare_cells for share in RARE}
     return {
-        sampler: cells(scored.score, kept, sampler.drop_best or sampler.rare)
-        for sampler, cells in (dropped | rare).items()
+        sampler: dropped_cells(scored.score, kept, sampler.drop_best)
+        if sampler.drop_best
+        else rare_cells(scored.score, kept, sampler.rare)
+        for sampler in SINGLE_TOKENS
     }
 
 

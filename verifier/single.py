@@ -39,7 +39,7 @@ GLITCHES: Final = 0.005
 _BETS: Final = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 
 #: Evidence from which an audit goes on instead of ending: an honest host reaches it one time in 20.
-SUSPECTED_AT: Final = math.log(20)
+SUSPICION: Final = math.log(20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

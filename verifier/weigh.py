@@ -25,7 +25,7 @@ from verifier.plan import Plan
 from verifier.records import REFERENCE
 from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, weigh_repeats
-from verifier.samplers import DROPPED, RARE, Sampler, kind_of, name_of
+from verifier.samplers import SINGLE_TOKENS, Sampler, kind_of, name_of
 from verifier.sampling import SAMPLER_SHARE, SamplerEvidence, weigh_samplers
 from verifier.single import SINGLE_SHARE, SingleEvidence, weigh_single
 from verifier.stats import Interval, confidence_sequence, log_e_value, mix_log_e, spread_rows
@@ -262,12 +262,11 @@ def _log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
 
 
 def _weigh_single(ledger: Ledger, channel: Channel, honest: Mask) -> SingleEvidence:
-    samplers = [Sampler(drop_best=share) for share in DROPPED] + [Sampler(rare=s) for s in RARE]
     columns = {}
-    for name in map(name_of, samplers):
+    for name in map(name_of, SINGLE_TOKENS):
         changed, plain = (read_rows(some, TEXT_SCALES, channel) for some in ledger.single(name))
         columns[name] = (changed, plain)
-    kinds = {name_of(sampler): kind_of(sampler) for sampler in samplers}
+    kinds = {name_of(sampler): kind_of(sampler) for sampler in SINGLE_TOKENS}
     told = [row.outranked > 0 for row in ledger.rows if row.outranked is not None]
     return weigh_single(columns, kinds, honest, told)
 
