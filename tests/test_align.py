@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,14 @@ from fakes_engine import EOS, TURN, FakeTokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from verifier.align import Aligned, align, keep_reading, read_past_end, reread
+from verifier.align import (
+    Aligned,
+    align,
+    keep_reading,
+    read_past_end,
+    reread,
+    spells_better,
+)
 from verifier.records import Candidate, Reply, ReplyScore, ReportedToken
 
 TOKENIZER = FakeTokenizer()
@@ -56,6 +64,11 @@ def preferring(*top_ids: int) -> ReplyScore:
         logprobs=(), ranks=(), entropies=(), top_ids=top_ids, top_logprobs=(),
         candidate_logprobs=None,
     )  # fmt: skip
+
+
+def saying(top_ids: Sequence[int], logprobs: Sequence[float]) -> ReplyScore:
+    """What a model says of a reading whose likeliest tokens are these."""
+    return replace(preferring(*top_ids), logprobs=tuple(logprobs))
 
 
 def read_text(text: str, *, finish: str = "stop") -> Aligned:
@@ -261,6 +274,53 @@ def test_a_reading_that_is_kept_leaves_out_what_another_spells_otherwise() -> No
     back = keep_reading(other, before, TOKENIZER)
     assert (back.reply_ids, back.left_out) == (other.reply_ids, {1, 2})
     assert keep_reading(before, replace(before, left_out=frozenset({2})), TOKENIZER).left_out == {2}
+
+
+def twice_otherwise() -> tuple[Aligned, Aligned]:
+    """A text read with two words as one token each, and with the first of them as two."""
+    before = read_text(" is the of the")
+    other = reread(before, preferring(IS, SPACE, OF, THE, EOS), TOKENIZER)
+    assert other is not None
+    assert other.reply_ids == (IS, SPACE, token("the"), OF, THE, EOS)
+    return before, other
+
+
+@pytest.mark.parametrize(
+    ("first", "better"), [(-1.0, True), (-5.0, True), (-5.1, False)], ids=["more", "same", "less"]
+)
+def test_a_spelling_is_judged_up_to_the_next_place_that_is_doubtful(
+    first: float, better: bool
+) -> None:
+    """One of two words set right makes the other look worse; the second is judged by itself."""
+    before, other = twice_otherwise()
+    old = saying((IS, SPACE, OF, THE, EOS), (0, -5, 0, -1, 0))
+    new = saying((IS, SPACE, token("the"), OF, SPACE, EOS), (0, first, 0, 0, -20, 0))
+
+    assert spells_better(other, new, before, old, TOKENIZER) is better
+
+
+def test_a_spelling_that_nothing_doubtful_follows_is_judged_whole() -> None:
+    """What a model goes on to say speaks for the spelling that it follows."""
+    before, other = twice_otherwise()
+    old = saying((IS, SPACE, OF, THE, EOS), (0, -5, 0, -1, 0))
+    settled = (IS, SPACE, token("the"), OF, THE, EOS)
+
+    for last, better in ((-4.0, True), (-20.0, False)):
+        new = saying(settled, (0, -1, 0, 0, last, 0))
+        assert spells_better(other, new, before, old, TOKENIZER) is better
+
+
+def test_white_space_put_back_at_the_start_moves_no_boundary() -> None:
+    """A host trims it: the readings agree from the first word on, and where they agree counts."""
+    before, no, w = read_text("now of the"), token(" no"), token("w")
+    other = reread(before, preferring(no, token("o"), w, OF, THE, EOS), TOKENIZER)
+    assert other is not None
+    assert (other.reply_ids, other.left_out) == ((no, w, OF, THE, EOS), {0})
+
+    old = saying((no, token("o"), w, OF, THE, EOS), (-5, 0, 0, 0, -1, 0))
+    new = saying((no, w, OF, SPACE, EOS), (-1, 0, 0, -20, 0))
+    assert spells_better(other, new, before, old, TOKENIZER)
+    assert keep_reading(before, other, TOKENIZER).left_out == {0, 1}
 
 
 def test_a_tokenization_of_the_same_text_that_the_model_prefers_is_taken() -> None:

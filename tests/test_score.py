@@ -579,8 +579,8 @@ def test_a_spelling_that_only_begins_well_is_not_taken(tmp_path: Path) -> None:
 
 def test_a_text_that_stays_doubtful_is_left_out_whole(tmp_path: Path) -> None:
     """After MAX_READINGS readings nothing of it counts; it is not read for ever."""
-    (probe,) = make_probes(1, max_tokens=64)
-    text = "".join(WORDS[:16])
+    (probe,) = make_probes(1, max_tokens=256)
+    text = "".join(WORDS[:16] * 3)
     outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, text)}
     engine = Fickle(words=1000)
     (row,) = score(tmp_path, [probe], outcomes, engine=engine).rows
@@ -593,8 +593,8 @@ def test_a_text_that_stays_doubtful_is_left_out_whole(tmp_path: Path) -> None:
 
 def test_a_text_settled_at_the_last_reading_counts(tmp_path: Path) -> None:
     """Exactly MAX_READINGS other spellings are still read."""
-    (probe,) = make_probes(1, max_tokens=64)
-    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, "".join(WORDS[:16]))}
+    (probe,) = make_probes(1, max_tokens=256)
+    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, "".join(WORDS[:16] * 3))}
     engine = Fickle(words=MAX_READINGS)
     (row,) = score(tmp_path, [probe], outcomes, engine=engine).rows
 

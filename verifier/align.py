@@ -202,7 +202,8 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
             return _leaving_out(aligned, {t})
         run = (*aligned.reply_ids[:t], likeliest, *vocabulary.encode(tail))
         ids = (*run, *aligned.reply_ids[end_of_run:])
-        after = _offsets(ids, vocabulary)
+        back = len(vocabulary.token_bytes(likeliest)) - len(raw)
+        after = [offset - back for offset in _offsets(ids, vocabulary)]
         common = set(offsets[t + 1 :])
         end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
         return replace(
@@ -247,11 +248,35 @@ def keep_reading(aligned: Aligned, other: Aligned, vocabulary: Vocabulary) -> Al
     at = next((t for t, (one, two) in pairs if one != two), None)
     if at is None:
         return other
-    offsets = _offsets(aligned.reply_ids, vocabulary)
-    common = set(_offsets(other.reply_ids, vocabulary)[at + 1 :])
+    offsets = _from_first_word(aligned.reply_ids, vocabulary)
+    common = set(_from_first_word(other.reply_ids, vocabulary)[at + 1 :])
     after = range(at + 1, len(aligned.reply_ids))
     end = next((t for t in after if offsets[t] in common), len(aligned.reply_ids))
     return _leaving_out(aligned, set(range(at, end)))
+
+
+def spells_better(
+    other: Aligned,
+    score: ReplyScore,
+    aligned: Aligned,
+    before: ReplyScore,
+    vocabulary: Vocabulary,
+) -> bool:
+    """Whether a reading of a text is at least as likely as the one before it.
+
+    Judged up to the last boundary they share before the next place that is doubtful in `other`.
+    What follows speaks for neither: a model that began with one spelling goes on with it, so of
+    two places that are both spelled otherwise than they were written, one set right alone makes
+    the other look worse.
+    """
+    following = reread(other, score, vocabulary)
+    if following is None:
+        return sum(score.logprobs) >= sum(before.logprobs)
+    ours, theirs = (_from_first_word(a.reply_ids, vocabulary) for a in (other, aligned))
+    place = ours[min(following.left_out - other.left_out)]
+    shared = max(set(ours) & {offset for offset in theirs if offset <= place})
+    mine, old = score.logprobs[: ours.index(shared)], before.logprobs[: theirs.index(shared)]
+    return sum(mine) >= sum(old)
 
 
 def read_past_end(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
@@ -280,6 +305,13 @@ def _offsets(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
     for token_id in ids:
         found.append(found[-1] + len(vocabulary.token_bytes(token_id)))
     return found
+
+
+def _from_first_word(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
+    """The same, counted from the first byte that is no white space, which hosts trim."""
+    whole = b"".join(map(vocabulary.token_bytes, ids))
+    lead = len(whole) - len(whole.lstrip())
+    return [offset - lead for offset in _offsets(ids, vocabulary)]
 
 
 def _trimmed_end(t: int, aligned: Aligned, vocabulary: Vocabulary, likeliest: int) -> bool:

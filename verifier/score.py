@@ -20,6 +20,7 @@ from verifier.align import (
     read_past_end,
     reread,
     set_aside,
+    spells_better,
 )
 from verifier.engines import NO_DISTRIBUTION, Engine
 from verifier.errors import ConfigError
@@ -81,8 +82,9 @@ from verifier.thoughts import (
 #: Replies scored between two writes.
 CHUNK = 16
 
-#: How often a text is read anew; what is still doubtful then is left out whole.
-MAX_READINGS = 4
+#: How often a text is read anew; what is still doubtful then is left out whole. A list of ten items
+#: may need ten: of 48 greedy replies of up to 384 tokens five needed more than 4, one more than 8.
+MAX_READINGS = 16
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
@@ -347,12 +349,14 @@ def _settle(
             changed = {i: _left_out_whole(aligned) for i, aligned in changed.items()}
         again = score(list(changed), list(changed.values()))
         for i, scored in zip(changed, again, strict=True):
-            likelier = sum(scored.score.logprobs) >= sum(found[i].score.logprobs)
-            if likelier or reading == MAX_READINGS:
+            before = found[i]
+            if reading == MAX_READINGS or spells_better(
+                scored.aligned, scored.score, before.aligned, before.score, tokenizer
+            ):
                 found[i] = scored
             else:
-                kept = keep_reading(found[i].aligned, scored.aligned, tokenizer)
-                found[i] = replace(found[i], aligned=kept)
+                kept = keep_reading(before.aligned, scored.aligned, tokenizer)
+                found[i] = replace(before, aligned=kept)
         doubtful = list(changed)
     return found
 
