@@ -28,7 +28,7 @@ from verifier.repeats import (
     is_repeat,
     weigh_repeats,
 )
-from verifier.score import read_repeats, score_repeats
+from verifier.sampled import read_repeats, score_repeats
 from verifier.testbed import create_app, read_fault, running
 
 __all__ = ["card"]  # a fixture

@@ -15,6 +15,7 @@ from verifier.align import Aligned
 from verifier.errors import ConfigError
 from verifier.folder import LEDGER, SCORES, read_json
 from verifier.ledger import ledger_from_json, logprob_cells, text_cells
+from verifier.reading import MAX_READINGS
 from verifier.records import (
     REFERENCE,
     Candidate,
@@ -32,15 +33,8 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import catalogue, render_probe
 from verifier.renderings.panel import PANEL_KIND
-from verifier.score import (
-    CHUNK,
-    DECIMALS,
-    MAX_READINGS,
-    Scored,
-    build_ledger,
-    read_scores,
-    score_replies,
-)
+from verifier.score import CHUNK, build_ledger, score_replies
+from verifier.scores import DECIMALS, Scored, read_scores
 
 TOKENIZER = FakeTokenizer()
 BUILD = "int4-sym-g64"

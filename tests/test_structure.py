@@ -56,8 +56,8 @@ LAYERS = (
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
         "fit", "sampling",
     },
-    {"testbed_tricks"},
-    {"window"},
+    {"testbed_tricks", "sampled"},
+    {"window", "reading"},
     {"engines.load"},
     {"engines.vllm", "engines.remote", "engines.derive"},
     {
@@ -69,7 +69,7 @@ LAYERS = (
         "engines.vllm_worker", "engines.prompt_logprobs", "renderings.panel", "mixture",
     },
     {"checkpoint", "wire"},
-    {"claims", "dialects.completions"},
+    {"claims", "dialects.completions", "scores"},
     {"dialects.chat", "dialects.messages", "dialects.responses", "dialects.tokenize"},
     {"dialects"},
     {

@@ -20,7 +20,7 @@ from verifier.decide import decide
 from verifier.errors import RenderingError
 from verifier.ledger import TEXT_SCALES, Ledger, Row, text_cells
 from verifier.records import REFERENCE, Finding, Prompt
-from verifier.score import DECIMALS, read_scores
+from verifier.scores import DECIMALS, read_scores
 from verifier.suspects import LOST, Suspected, end_of_turn, render_for, respell
 
 OTHER = "fp8-channel"  # what the fake engine has in place while the suspect is scored

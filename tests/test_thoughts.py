@@ -27,7 +27,8 @@ from verifier.records import (
     ReportedToken,
 )
 from verifier.reference import Thinking
-from verifier.score import read_scores, score_replies
+from verifier.score import score_replies
+from verifier.scores import read_scores
 from verifier.thoughts import spelling_of
 from verifier.weigh import Evidence, weigh
 

@@ -42,6 +42,11 @@ class Aligned:
     problem: str | None  # why reported log-probabilities are not used
     unjudged: str | None = None  # why no token of it is known; None: they are
 
+    @property
+    def kept(self) -> list[int]:
+        """The positions that are scored."""
+        return [t for t in range(len(self.reply_ids)) if t not in self.left_out]
+
 
 def set_aside(reason: str) -> Aligned:
     """A reply of which no token is known, and why."""

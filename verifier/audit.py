@@ -81,8 +81,9 @@ from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
 from verifier.reference import load_card, load_tokenizers
 from verifier.report import render_page, report_from_json
+from verifier.sampled import score_repeats, score_sampled
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import score_repeats, score_replies, score_sampled
+from verifier.score import score_replies
 from verifier.weigh import planned_samplers
 from verifier.wording import describe_replies
 

@@ -38,8 +38,8 @@ from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report
 from verifier.reference import load_card
 from verifier.renderings.catalogue import catalogue
+from verifier.sampled import read_sampled, score_sampled
 from verifier.samplers import LABELS
-from verifier.score import read_sampled, score_sampled
 from verifier.testbed import read_fault
 from verifier.tokens import Tokenizer
 from verifier.weigh import planned_samplers, weigh

@@ -52,7 +52,8 @@ from verifier.renderings.catalogue import (
     render_probe,
 )
 from verifier.renderings.panel import Panel, design_panel
-from verifier.score import read_scores, score_replies
+from verifier.score import score_replies
+from verifier.scores import read_scores
 from verifier.stats import confidence_sequence
 from verifier.templates import (
     ENOUGH,

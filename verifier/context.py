@@ -25,6 +25,7 @@ from verifier.folder import CONTEXT, CONTEXT_SCORES, append_line, read_lines
 from verifier.ledger import TEXT_SCALES, text_cells
 from verifier.plan import CONTEXT_KIND, CONTEXT_TOKENS, OUTPUT_KIND, Plan, read_probes
 from verifier.prompts import prompt_of
+from verifier.reading import read_and_score
 from verifier.records import (
     REFERENCE,
     Failure,
@@ -37,7 +38,6 @@ from verifier.records import (
     Status,
 )
 from verifier.renderings.catalogue import PUBLISHED, render, template_ends
-from verifier.score import read_and_score
 from verifier.thoughts import Reader
 from verifier.weigh import context_needed
 from verifier.window import (

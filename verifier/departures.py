@@ -17,8 +17,8 @@ from verifier.plan import Plan
 from verifier.records import Finding, Status
 from verifier.renderings.catalogue import entries_named
 from verifier.repeats import REPEATS_SHARE, Repeat, weigh_repeats
+from verifier.sampled import NO_TOKENS
 from verifier.sampling import UNNAMED, describe_sampler
-from verifier.score import NO_TOKENS
 from verifier.single import SINGLE_SHARE, SUSPICION
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.substitution import log_e_against_routing, log_e_for_routing
