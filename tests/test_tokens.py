@@ -235,6 +235,14 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_a_directory_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    """Without a word of the hub, where its path would be taken for a repository's name."""
+    with pytest.raises(ReferenceMismatch) as refused:
+        Tokenizer(tmp_path / "none")
+
+    assert str(refused.value) == f"{tmp_path / 'none'}: no such directory of weights and tokenizer"
+
+
 @pytest.mark.parametrize("content", ["", "{", "{}", '{"added_tokens": [], "model": 3}'], ids=repr)
 def test_a_broken_tokenizer_file_is_refused(tmp_path: Path, content: str) -> None:
     """Whatever the library makes of it."""

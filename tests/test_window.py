@@ -12,6 +12,7 @@ from simulate import VOCABULARY, _score, make_calibration
 from verifier.calibration import Channel
 from verifier.ledger import TEXT_SCALES, text_cells
 from verifier.window import (
+    BEHIND,
     PLACES,
     REQUESTS,
     CeilingRow,
@@ -20,6 +21,7 @@ from verifier.window import (
     bracket,
     cut,
     limit_said,
+    near_best,
     next_length,
     read_cut,
     tells,
@@ -210,6 +212,23 @@ def test_a_window_is_known_to_what_was_scored_around_it() -> None:
     assert windows(w100=-20, w200=-1, w300=0, w400=-20) == (101, 399)
     assert windows(w200=-1, w300=0, w400=-20) == (200, 399)
     assert windows(w100=-20, w300=0) == (101, 300)
+
+
+def test_only_cuts_near_the_best_are_tried_on_more_prompts() -> None:
+    """At any noise; one that a prompt is too short for is as good as the whole prompt there."""
+    far = 2 * BEHIND
+    best, near, behind, longer = (Cut(place="front", window=n) for n in (300, 340, 500, 1000))
+    cuts = {
+        best.name: (-far, -1.0),
+        near.name: (-1.0 - BEHIND, -far),
+        behind.name: (-1.1 - BEHIND, -far),
+    }
+    read = LongRow(probe_id="a", length=900, counted=None, whole=(-2.0, -far), cuts=cuts)
+
+    assert near_best([best, near, behind, longer], read) == [best, near, longer]
+    unread = replace(read, whole=(-1.1 - BEHIND, -far))
+    assert near_best([best, near, behind, longer], unread) == [best, near]
+    assert near_best([], read) == []
 
 
 def test_cuts_keep_what_they_say() -> None:

@@ -55,6 +55,7 @@ from verifier.window import (
     fits,
     limit_said,
     narrow,
+    near_best,
     next_length,
     read_cut,
     weigh_ceiling,
@@ -64,8 +65,6 @@ from verifier.wording import describe_replies
 
 #: Windows tried at once in the bracket that requests leave, and again around the best of them.
 _GRID: Final = 8
-#: A cut so many nats behind the best on the longest prompt is scored on no other.
-_BEHIND: Final = 15.0
 
 _FIRST: Final = (
     "amber", "basil", "cedar", "delta", "ember", "fjord", "grove", "hazel", "ivory", "jade",
@@ -248,12 +247,11 @@ def _score(
         return
     (scored,) = read_and_score([(probe, reply)], engine, tokenizer, plan.thinking)
     aligned = scored.aligned
-    kept = [t for t in range(len(aligned.reply_ids)) if t not in aligned.left_out]
     row = LongRow(
         probe_id=probe.id, length=len(_ids(probe, tokenizer)), counted=reply.prompt_tokens,
-        whole=text_cells(scored.score, kept), cuts={},
+        whole=text_cells(scored.score, aligned.kept), cuts={},
     )  # fmt: skip
-    line = {"reply_ids": list(aligned.reply_ids), "kept": kept, "whole": row.whole}
+    line = {"reply_ids": list(aligned.reply_ids), "kept": aligned.kept, "whole": row.whole}
     append_line(run / CONTEXT_SCORES, {"probe_id": probe.id, "length": row.length, **line})
     cuts = []
     if row.counted is not None and row.counted < row.length - narrow(plan.context_tokens):
@@ -330,9 +328,7 @@ def _measure(
         for row in rows:
             _score_cuts(run, probes[row.probe_id], cuts, engine, tokenizer)
             now = next(r for r in _rows(run, outcomes) if r.probe_id == row.probe_id)
-            each = {how: max(now.cuts.get(how.name, now.whole)) for how in cuts}  # or too short
-            best = max(each.values(), default=0.0)
-            cuts = [how for how, value in each.items() if value >= best - _BEHIND]
+            cuts = near_best(cuts, now)
         after = read_context(run, outcomes)
         weighed = weigh_context(after.prompts, tokens=plan.context_tokens, channel=channel)
         if weighed is None or weighed.best is None or step == 1:

@@ -25,6 +25,8 @@ class Tokenizer:
         import transformers
 
         cast(Any, transformers.logging).set_verbosity_error()
+        if not directory.is_dir():
+            raise ReferenceMismatch(f"{directory}: no such directory of weights and tokenizer")
         try:
             loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # tokenizers raises nothing more specific

@@ -68,6 +68,9 @@ CONTEXT_SHARE: Final = 0.02
 #: Replies that are cut at one ceiling are read as so many tokens more or less.
 SAME: Final = 2
 
+#: A cut so many nats behind the best under one prompt is scored on no other.
+BEHIND: Final = 15.0
+
 #: No e-value counts for less: mixed with others, what is lost would be lost anyway.
 _LEAST: Final = 1e-6
 
@@ -270,6 +273,16 @@ def next_length(
 def narrow(tokens: int) -> int:
     """How closely a window is measured."""
     return max(NARROW, int(NARROW_SHARE * tokens))
+
+
+def near_best(cuts: Sequence[Cut], row: LongRow) -> list[Cut]:
+    """The cuts that may yet be the likeliest after one prompt.
+
+    A prompt that a cut was not scored on, because it is too short for it, was read whole there.
+    """
+    each = {how: max(row.cuts.get(how.name, row.whole)) for how in cuts}
+    best = max(each.values(), default=0.0)
+    return [how for how, value in each.items() if value >= best - BEHIND]
 
 
 _LIMIT: Final = re.compile(
