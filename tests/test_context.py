@@ -12,13 +12,13 @@ import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
 from test_audit import QUIET, card, configure
 
-from verifier.audit import audit
+from verifier.audit import audit, score_long
 from verifier.bank import VARIANTS
 from verifier.config import RunFile
 from verifier.context import add_room
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
-from verifier.folder import CONTEXT, REPORT
+from verifier.folder import CONTEXT, CONTEXT_SCORES, REPORT
 from verifier.local import Reference
 from verifier.plan import forecast_run, read_plan, read_probes
 from verifier.records import Finding, Report
@@ -60,10 +60,14 @@ def sure() -> Reference:
     return Reference(engine=FakeEngine(margin=12, script=script), tokenizer=FakeTokenizer())
 
 
-def run(config: RunFile) -> Report:
+def asked_of() -> Reference:
+    """The reference of these audits."""
     engine = FakeEngine(margin=3.5, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
-    reference = Reference(engine=engine, tokenizer=FakeTokenizer())
-    return audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
+    return Reference(engine=engine, tokenizer=FakeTokenizer())
+
+
+def run(config: RunFile) -> Report:
+    return audit(config, api_key=None, load_reference=asked_of, show=QUIET)
 
 
 def finding(report: Report, aspect: str) -> Finding:
@@ -104,6 +108,37 @@ def test_a_cut_is_named_with_its_place_and_window(
     before = (out / REPORT).read_bytes()
     decide_folder(out)
     assert (out / REPORT).read_bytes() == before
+
+
+@pytest.mark.parametrize("fault", ["front-kept,hidden", "middle"])
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
+def test_scores_of_long_prompts_that_are_lost_are_made_again(
+    card: Path, tmp_path: Path, fault: str, left: int
+) -> None:
+    """All of them or some, without asking: the same lines, and the same report."""
+    out = tmp_path / "run"
+    with host(f"context:1700,{fault}") as url:
+        run(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
+    scores, report = out / CONTEXT_SCORES, out / REPORT
+    before, said = scores.read_bytes().splitlines(keepends=True), report.read_bytes()
+    assert len(before) > 5
+
+    scores.write_bytes(b"".join(before[:left]))
+    score_long(out, asked_of())
+    decide_folder(out)
+
+    assert sorted(scores.read_bytes().splitlines(keepends=True)) == sorted(before)
+    assert report.read_bytes() == said
+
+
+def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
+    """Nothing is scored where nothing was asked."""
+    out = tmp_path / "run"
+    with host("none") as url:
+        run(configure(url, card, out, budget_completion_tokens=1600))
+    score_long(out, asked_of())
+
+    assert not (out / CONTEXT_SCORES).exists()
 
 
 def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_path: Path) -> None:

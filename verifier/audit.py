@@ -20,7 +20,7 @@ from verifier.capabilities import Capabilities, probe_capabilities, read_capabil
 from verifier.capabilities import apply as apply_capabilities
 from verifier.collect import read_attempts, read_outcomes
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.context import ask_about_context
+from verifier.context import ask_about_context, score_context
 from verifier.counting import counting_probes, plan_counting, read_counting
 from verifier.decide import (
     asks_long,
@@ -405,6 +405,16 @@ def score(
         if panel:
             score_panel(run, reference, panel=panel, show=show)
     score_completions(run, reference, show=show)
+
+
+def score_long(run: Path, reference: Reference) -> None:
+    """Score what long prompts and long replies brought, where any were asked for."""
+    plan = read_plan(run)
+    if asks_long(plan):
+        score_context(
+            run, plan, read_outcomes(run, max_attempts=plan.max_attempts),
+            engine=reference.engine, tokenizer=reference.tokenizer, busy=reference.busy,
+        )  # fmt: skip
 
 
 def write_page(run: Path) -> Report:

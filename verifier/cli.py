@@ -508,7 +508,7 @@ def score(
     Example:
       verifier score runs/first
     """
-    from verifier.audit import NAMING_REPLIES
+    from verifier.audit import NAMING_REPLIES, score_long
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
     from verifier.folder import RUN
@@ -531,6 +531,7 @@ def score(
         loaded = reference_loader(config, cache=cache_directory(), show=show, api_key=api_key)()
         weights = nameable(made, loaded, show) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
+        score_long(run, loaded)
     typer.echo(f"scored; the ledger is in {run}")
 
 

@@ -213,9 +213,26 @@ def ask_about_context(
         probe = kept or context_probe(plan, number, length, tokenizer)
         if not take(probe):
             break
+    score_context(run, plan, ask(()), engine=engine, tokenizer=tokenizer, busy=busy)
+
+
+def score_context(
+    run: Path,
+    plan: Plan,
+    outcomes: Mapping[str, Outcome],
+    *,
+    engine: Engine,
+    tokenizer: Reader,
+    busy: AbstractContextManager[object],
+) -> None:
+    """Score the long prompts and replies of a run folder that are not scored, and measure a cut."""
     with busy:
         engine.load_variant(REFERENCE)
-        _measure(run, plan, engine, tokenizer, ask(()))
+        for probe in read_probes(run, name=CONTEXT):
+            outcome = outcomes.get(probe.id)
+            if isinstance(outcome, Reply):
+                _score(run, plan, probe, outcome, engine, tokenizer)
+        _measure(run, plan, engine, tokenizer, outcomes)
 
 
 def _next(plan: Plan, found: Context) -> int | None:
@@ -241,26 +258,42 @@ def _kept(run: Path, probe_id: str) -> Probe | None:
 def _score(
     run: Path, plan: Plan, probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader
 ) -> None:
-    """Score a reply whole, and under the cuts that it must exclude; or where it ends."""
+    """Score a reply whole, and under the cuts that it must exclude; or where it ends.
+
+    What is scored already, before a kill, is not scored again.
+    """
+    known = probe.id in _scored(run)
     if probe.kind == OUTPUT_KIND:
-        append_line(run / CONTEXT_SCORES, _score_end(probe, reply, engine, tokenizer))
+        if not known:
+            append_line(run / CONTEXT_SCORES, _score_end(probe, reply, engine, tokenizer))
         return
-    (scored,) = read_and_score([(probe, reply)], engine, tokenizer, plan.thinking)
-    aligned = scored.aligned
-    row = LongRow(
-        probe_id=probe.id, length=len(_ids(probe, tokenizer)), counted=reply.prompt_tokens,
-        whole=text_cells(scored.score, aligned.kept), cuts={},
-    )  # fmt: skip
-    line = {"reply_ids": list(aligned.reply_ids), "kept": aligned.kept, "whole": row.whole}
-    append_line(run / CONTEXT_SCORES, {"probe_id": probe.id, "length": row.length, **line})
+    if not known:
+        append_line(run / CONTEXT_SCORES, _score_whole(plan, probe, reply, engine, tokenizer))
+    rows = _rows(run, {probe.id: reply})
+    (row,) = [row for row in rows if row.probe_id == probe.id]
     cuts = []
     if row.counted is not None and row.counted < row.length - narrow(plan.context_tokens):
         cuts = [Cut(place=place, window=row.counted) for place in PLACES]
     elif fits(row, plan.calibration.text):
-        longest = _rows(run, {})[0].length  # one window for all, so that their evidence adds up
+        longest = rows[0].length  # one window for all, so that their evidence adds up
         of = [longest] if row.length > MARKS[0] * longest else [longest, row.length]
         cuts = [Cut(place=p, window=int(m * n)) for n in of for m in MARKS for p in PLACES]
     _score_cuts(run, probe, cuts, engine, tokenizer)
+
+
+def _score_whole(
+    plan: Plan, probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader
+) -> dict[str, Any]:
+    """One line of the scores: a reply after its whole prompt."""
+    (scored,) = read_and_score([(probe, reply)], engine, tokenizer, plan.thinking)
+    aligned = scored.aligned
+    return {
+        "probe_id": probe.id,
+        "length": len(_ids(probe, tokenizer)),
+        "reply_ids": list(aligned.reply_ids),
+        "kept": aligned.kept,
+        "whole": text_cells(scored.score, aligned.kept),
+    }
 
 
 def _ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:
