@@ -8,22 +8,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
+from simulate import make_plan
 from test_audit import QUIET, card, configure
 
 from verifier.audit import audit, score_long
 from verifier.bank import VARIANTS
 from verifier.config import RunFile
-from verifier.context import add_room
+from verifier.context import Context, add_room, judge
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError
 from verifier.folder import CONTEXT, CONTEXT_SCORES, REPORT
+from verifier.ledger import TEXT_SCALES
 from verifier.local import Reference
 from verifier.plan import forecast_run, read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.renderings.catalogue import catalogue
 from verifier.testbed import create_app, read_fault, running
+from verifier.window import PLACES, LongRow
 
 __all__ = ["card"]  # a fixture
 
@@ -153,6 +157,33 @@ def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_p
     assert expected.amount.prompt_tokens > 3000
     assert most.amount.prompt_tokens > 24_000
     assert read_plan(out).budget_long_tokens == 8 * 48
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((900,), "those of 900 tokens and more do not fit the published weights; no cut"),
+        ((900, 500), "do not fit the published weights, those of 500 do; no cut"),
+    ],
+)
+def test_long_prompts_that_nothing_explains_stay_undecided(
+    lengths: tuple[int, ...], said: str
+) -> None:
+    """What does not fit is said, and what does, where something was read whole."""
+    much, little = (np.linspace(*ends, len(TEXT_SCALES)) for ends in ((-90, -40), (-1, -20)))
+    rows = tuple(
+        LongRow(
+            probe_id=f"context-{length}", length=length, counted=None,
+            whole=tuple(little if length == 500 else much),
+            cuts={f"{place}@{mark}": tuple(much) for place in PLACES for mark in (450, 810)},
+        )
+        for length in lengths
+    )  # fmt: skip
+    plan = make_plan(context_tokens=900)
+    (found,) = judge(plan, Context(prompts=rows, replies=(), refusals=()), differs=False)
+
+    assert found.decision == "undecided"
+    assert said in found.detail
 
 
 def test_a_register_never_runs_out_of_names() -> None:

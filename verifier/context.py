@@ -418,9 +418,10 @@ def _judge_prompts(plan: Plan, found: Context, *, differs: bool) -> Finding:
         detail = f"{told} depend on all of it; windows of {marks} are each excluded{limit}"
         return _said("context", "excluded", name, -evidence.log_e_whole, detail)
     if high is not None:
+        shorter = f", those of {low} do" if low else ""
         detail = (
-            f"{told}: those of {high} tokens and more do not fit the published weights, those of "
-            f"{low} do; no cut that was tried explains it"
+            f"{told}: those of {high} tokens and more do not fit the published weights{shorter}; "
+            "no cut that was tried explains it"
         )
         return _said("context", "undecided", name, evidence.log_e, detail)
     return _said("context", "undecided", name, -evidence.log_e_whole, f"{told} do not tell{limit}")
