@@ -456,6 +456,8 @@ def test_any_text_is_read_and_read_again_without_losing_a_byte(
     found = align(make_reply(text, finish=finish), TOKENIZER)
     readings = [found]
     while (better := reread(readings[-1], model_of(seed, readings[-1]), TOKENIZER)) is not None:
+        asked = [(reading, model_of(seed, reading)) for reading in (better, readings[-1])]
+        assert spells_better(*asked[0], *asked[1], TOKENIZER)  # of a model that says no numbers
         readings.append(better)
         assert len(readings) <= len(whole) + 2
 

@@ -135,6 +135,22 @@ def test_scores_of_long_prompts_that_are_lost_are_made_again(
     assert report.read_bytes() == said
 
 
+@pytest.mark.parametrize(
+    "line", ['{"probe_id":"context-1"}', '{"probe_id":"context-1","cut":"front@9","cells":[]}']
+)
+def test_malformed_scores_of_long_prompts_are_refused(
+    card: Path, tmp_path: Path, line: str
+) -> None:
+    """In one line that names the file."""
+    out = tmp_path / "run"
+    with host("none") as url:
+        run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    (out / CONTEXT_SCORES).write_text(line + "\n")
+
+    with pytest.raises(ConfigError, match=r"context_scores\.jsonl: malformed score"):
+        score_long(out, asked_of())
+
+
 def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
     """Nothing is scored where nothing was asked."""
     out = tmp_path / "run"

@@ -225,7 +225,11 @@ def score_context(
     tokenizer: Reader,
     busy: AbstractContextManager[object],
 ) -> None:
-    """Score the long prompts and replies of a run folder that are not scored, and measure a cut."""
+    """Score the long prompts and replies of a run folder that are not scored, and measure a cut.
+
+    Raises ConfigError for a malformed line of the scores.
+    """
+    read_context(run, outcomes)  # which refuses such a line
     with busy:
         engine.load_variant(REFERENCE)
         for probe in read_probes(run, name=CONTEXT):
@@ -493,7 +497,8 @@ def read_context(run: Path, outcomes: Mapping[str, Outcome]) -> Context:
         prompts = _rows(run, outcomes)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
-            f"{run / CONTEXT_SCORES}: malformed score ({error!r}); remove the file and audit again"
+            f"{run / CONTEXT_SCORES}: malformed score ({error!r}); remove the file and run "
+            "`verifier score` again"
         ) from error
     long = [(probe, outcome) for probe, outcome in lost if probe.kind == CONTEXT_KIND]
     return Context(
