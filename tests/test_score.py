@@ -33,8 +33,8 @@ from verifier.records import (
 )
 from verifier.renderings.catalogue import catalogue, render_probe
 from verifier.renderings.panel import PANEL_KIND
-from verifier.score import CHUNK, build_ledger, score_replies
-from verifier.scores import DECIMALS, Scored, read_scores
+from verifier.score import build_ledger, score_replies
+from verifier.scores import CHUNK, DECIMALS, Scored, read_scores
 
 TOKENIZER = FakeTokenizer()
 BUILD = "int4-sym-g64"

@@ -25,7 +25,7 @@ from verifier.folder import CONTEXT, CONTEXT_SCORES, append_line, read_lines
 from verifier.ledger import TEXT_SCALES, text_cells
 from verifier.plan import CONTEXT_KIND, CONTEXT_TOKENS, OUTPUT_KIND, Plan, read_probes
 from verifier.prompts import prompt_of
-from verifier.reading import read_and_score
+from verifier.reading import published_ids, read_and_score
 from verifier.records import (
     REFERENCE,
     Failure,
@@ -37,7 +37,7 @@ from verifier.records import (
     ScoreRequest,
     Status,
 )
-from verifier.renderings.catalogue import PUBLISHED, render, template_ends
+from verifier.renderings.catalogue import PUBLISHED, template_ends
 from verifier.thoughts import Reader
 from verifier.weigh import context_needed
 from verifier.window import (
@@ -140,7 +140,7 @@ def context_probe(plan: Plan, number: int, length: int, renderer: Reader) -> Pro
         )  # fmt: skip
 
     def size(lines: int) -> int:
-        return len(render(PUBLISHED, prompt_of(made(lines)), renderer).ids)
+        return len(published_ids(made(lines), renderer))
 
     low, high = 1, 2
     while size(high) <= length:
@@ -293,15 +293,11 @@ def _score_whole(
     aligned = scored.aligned
     return {
         "probe_id": probe.id,
-        "length": len(_ids(probe, tokenizer)),
+        "length": len(published_ids(probe, tokenizer)),
         "reply_ids": list(aligned.reply_ids),
         "kept": aligned.kept,
         "whole": text_cells(scored.score, aligned.kept),
     }
-
-
-def _ids(probe: Probe, tokenizer: Reader) -> tuple[int, ...]:
-    return render(PUBLISHED, prompt_of(probe), tokenizer).ids
 
 
 def _score_end(probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader) -> dict[str, Any]:
@@ -311,7 +307,7 @@ def _score_end(probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader) ->
     end = None
     if len(ids) < WHOLE * probe.max_tokens:
         request = ScoreRequest(
-            prompt_ids=_ids(probe, tokenizer), reply_ids=(*ids, tokenizer.eos_id)
+            prompt_ids=published_ids(probe, tokenizer), reply_ids=(*ids, tokenizer.eos_id)
         )
         (score,) = engine.score([request])
         end = text_cells(score, [len(ids)])
@@ -324,7 +320,7 @@ def _score_cuts(
     """Score a reply under cut prompts, and keep what is new."""
     line = _scored(run)[probe.id]
     known = {*line["cuts"]}
-    ids = _ids(probe, tokenizer)
+    ids = published_ids(probe, tokenizer)
     head, tail = template_ends(PUBLISHED, prompt_of(probe), tokenizer)
     new = [
         how for how in dict.fromkeys(cuts)

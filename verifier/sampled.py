@@ -20,11 +20,8 @@ from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, S
 from verifier.reference import Thinking
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
-from verifier.scores import DECIMALS
+from verifier.scores import CHUNK, DECIMALS
 from verifier.thoughts import Reader, readings
-
-#: Replies scored between two writes.
-CHUNK = 16
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"

@@ -48,13 +48,10 @@ from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
 from verifier.sampled import read_repeats, read_sampled
 from verifier.samplers import SINGLE_TOKENS, Sampler, name_of
-from verifier.scores import Scored, append_score, read_scores, rounded
+from verifier.scores import CHUNK, Scored, append_score, read_scores, rounded
 from verifier.strata import labels_of
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import Reader
-
-#: Replies scored between two writes.
-CHUNK = 16
 
 
 def score_replies(

@@ -13,6 +13,9 @@ from verifier.errors import ConfigError
 from verifier.folder import SCORES, append_line, read_lines
 from verifier.records import ReplyScore
 
+#: Replies scored between two writes.
+CHUNK = 16
+
 #: Decimals kept of a log-probability: far below any noise, and half the bytes.
 DECIMALS = 6
 
