@@ -16,11 +16,14 @@ CARD: dict[str, Any] = {
     "precision": "float32",
     "layers": 2,
     "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA, "tokenizer_sha256": SHA, "template_sha256": SHA},
+    "digests": {
+        "rules": 2, "tensors_sha256": SHA, "config_sha256": SHA, "tokenizer_sha256": SHA,
+        "template_sha256": SHA,
+    },
     "bank": ["int4-sym-g64"],
     "calibration_stacks": ["float32-batch1"],
     "held_out_stacks": [],
-}
+}  # fmt: skip
 
 
 def write_card(folder: Path, **changes: Any) -> Path:

@@ -60,7 +60,9 @@ CARD = {
     "layers": 2,
     "source": {"kind": "directory", "path": "weights"},
     "digests": {
+        "rules": 2,
         "tensors_sha256": "0" * 64,
+        "config_sha256": "0" * 64,
         "tokenizer_sha256": "0" * 64,
         "template_sha256": "0" * 64,
     },

@@ -28,13 +28,13 @@ from verifier.calibration import Calibration, Channel, Estimate
 from verifier.calibration import Stack as Measured
 from verifier.collect import read_attempts
 from verifier.corpus import RememberingEngine, Stack, read_stack
+from verifier.digests import tensors_sha256
 from verifier.engines.transformers import TransformersEngine
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.folder import EXCHANGES
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.records import REFERENCE, ScoreRequest
 from verifier.reference import Card
-from verifier.weights import tensors_sha256
 
 BUILDS = ("fp8-channel", "int4-sym-g64")
 CARD: dict[str, Any] = {
@@ -45,7 +45,7 @@ CARD: dict[str, Any] = {
     "precision": "float32",
     "layers": 3,
     "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA, "tokenizer_sha256": SHA, "template_sha256": SHA},
+    "digests": {"tensors_sha256": SHA},
     "bank": list(BUILDS),
     "calibration_stacks": ["float32-batch4", "bfloat16-batch4"],
     "held_out_stacks": ["float16-batch2", "bfloat16-batch1"],
@@ -343,10 +343,7 @@ class Whole:
     """A calibration of the random model in a work folder, run as often as a test likes."""
 
     def __init__(self, weights: Path, work: Path) -> None:
-        digests = {
-            "tensors_sha256": tensors_sha256(weights), "tokenizer_sha256": SHA,
-            "template_sha256": SHA,
-        }  # fmt: skip
+        digests = {"tensors_sha256": tensors_sha256(weights)}
         self.card = make_card(digests=digests, held_out_stacks=["float16-batch2"])
         self.weights = weights
         self.work = work

@@ -45,7 +45,7 @@ CARD = {
     "precision": "float32",
     "layers": 2,
     "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA, "tokenizer_sha256": SHA, "template_sha256": SHA},
+    "digests": {"tensors_sha256": SHA},
     "bank": [FAULT, "fp8-channel"],
     "calibration_stacks": ["float32-batch1"],
     "held_out_stacks": [],
@@ -636,7 +636,10 @@ def test_an_unknown_card_is_one_line() -> None:
 
 def test_pinning_says_what_it_wrote_and_refuses_a_mismatch(tiny: Path, tmp_path: Path) -> None:
     """Once filled, twice the same, and another snapshot is an error."""
-    opened = {"tensors_sha256": None, "tokenizer_sha256": None, "template_sha256": None}
+    opened = {
+        "rules": None, "tensors_sha256": None, "config_sha256": None, "tokenizer_sha256": None,
+        "template_sha256": None,
+    }  # fmt: skip
     card = tmp_path / "card.yaml"
     card.write_text(yaml.safe_dump(CARD | {"digests": opened}))
     first = call("reference", "pin", card, "--weights", tiny)

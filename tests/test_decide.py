@@ -283,8 +283,8 @@ def test_the_signature_holds_what_it_takes_to_recompute() -> None:
     signature = judge(rows_at(0.0, 1, seed=1)).signature
 
     assert {
-        "versions", "engine", "card", "card_sha256", "tensors_sha256", "tokenizer_sha256",
-        "template_sha256", "pool_sha256", "seed", "configuration",
+        "versions", "engine", "card", "card_sha256", "tensors_sha256", "config_sha256",
+        "tokenizer_sha256", "template_sha256", "pool_sha256", "seed", "configuration",
     } <= signature.keys()  # fmt: skip
 
 

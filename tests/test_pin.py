@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from conftest import EMBEDDED
 
+from verifier.digests import digests_of
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.pin import pin_card
 from verifier.reference import find_card, load_card
-from verifier.weights import check_weights, digests_of
+from verifier.weights import check_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CARD = """\
@@ -36,7 +37,9 @@ source:
 
 # Filled by `verifier reference pin`.
 digests:
+  rules: null
   tensors_sha256: null  # of every tensor
+  config_sha256: null
   tokenizer_sha256: null
   template_sha256: null
 
@@ -55,8 +58,10 @@ def card(tmp_path: Path) -> Path:
     return path
 
 
-def pin(card: Path, weights: object) -> dict[str, str]:
-    return pin_card(str(card), str(weights), tell=lambda _line: None)
+def pin(card: Path, weights: object, *, again: bool = False) -> dict[str, object]:
+    """What was written, by key."""
+    written = pin_card(str(card), str(weights), again=again, tell=lambda _line: None)
+    return {key: value for key, (_, value) in written.items()}
 
 
 def test_a_local_snapshot_fills_what_the_card_leaves_open(card: Path, tiny: Path) -> None:
@@ -101,6 +106,60 @@ def test_a_snapshot_that_differs_is_refused_whole(card: Path, tiny: Path, tmp_pa
     assert f"but {card} pins ffffffffffff…; nothing was written" in message
     assert "\n" not in message
     assert card.read_bytes() == before
+
+
+OLDER = (
+    "digests:\n  tensors_sha256: TENSORS\n"
+    f"  tokenizer_sha256: {'a' * 64}\n  template_sha256: {'b' * 64}\n"
+)
+
+
+@pytest.fixture
+def older(card: Path, tiny: Path) -> Path:
+    """A card that was pinned by older rules to the very weights."""
+    head, _, rest = CARD.partition("digests:\n")
+    tensors = digests_of(tiny).tensors_sha256 or ""
+    card.write_text(head + OLDER.replace("TENSORS", tensors) + rest[rest.index("\nsampling") :])
+    return card
+
+
+def test_a_card_pinned_by_older_rules_says_how_to_pin_it_again(older: Path, tiny: Path) -> None:
+    """Where weights are checked, and where it is pinned without saying again: in one line."""
+    for refuse in (lambda: check_weights(load_card(str(older)), tiny), lambda: pin(older, tiny)):
+        with pytest.raises(ReferenceMismatch) as refused:
+            refuse()
+        assert str(refused.value) == (
+            "card 'tiny' pins its tokenizer and template by older rules, which left out much of "
+            "what is loaded; pin it again: `verifier reference pin CARD --weights DIR --again`"
+        )
+
+
+def test_pinning_again_gives_old_and_new_and_keeps_the_layout(older: Path, tiny: Path) -> None:
+    """New keys come to their place, and the weights pass."""
+    found = digests_of(tiny)
+    written = pin_card(str(older), str(tiny), again=True, tell=lambda _line: None)
+
+    assert written == {
+        "digests.rules": (None, 2),
+        "digests.config_sha256": (None, found.config_sha256),
+        "digests.tokenizer_sha256": ("a" * 64, found.tokenizer_sha256),
+        "digests.template_sha256": ("b" * 64, found.template_sha256),
+    }
+    expected = "digests:\n" + "".join(f"  {key}: {value}\n" for key, value in found)
+    assert expected + "\nsampling" in older.read_text()
+    check_weights(load_card(str(older)), tiny)
+    assert pin(older, tiny, again=True) == {}
+
+
+def test_pinning_again_refuses_other_tensors(older: Path, tiny: Path) -> None:
+    """They are another model; the card keeps every byte."""
+    tensors = digests_of(tiny).tensors_sha256 or ""
+    older.write_text(older.read_text().replace(tensors, "f" * 64))
+    before = older.read_bytes()
+
+    with pytest.raises(ReferenceMismatch, match=r"digests\.tensors_sha256 is .* pins ffffffffffff"):
+        pin(older, tiny, again=True)
+    assert older.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["LICENSE", "LICENSE-MODEL", "LICENSE.txt"])

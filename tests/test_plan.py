@@ -55,7 +55,9 @@ def make_card(**changes: Any) -> Card:
             "layers": 2,
             "source": {"kind": "directory", "path": "weights"},
             "digests": {
+                "rules": 2,
                 "tensors_sha256": SHA,
+                "config_sha256": "3" * 64,
                 "tokenizer_sha256": "1" * 64,
                 "template_sha256": "2" * 64,
             },
@@ -105,9 +107,9 @@ def test_a_plan_holds_all_that_a_verdict_depends_on(pool: Pool) -> None:
     card = make_card()
 
     assert (made.card, made.card_sha256, made.bank) == ("tiny", card.digest, BANK)
-    assert (made.tensors_sha256, made.tokenizer_sha256, made.template_sha256) == (
-        SHA, "1" * 64, "2" * 64,
-    )  # fmt: skip
+    assert (
+        made.tensors_sha256, made.config_sha256, made.tokenizer_sha256, made.template_sha256,
+    ) == (SHA, "3" * 64, "1" * 64, "2" * 64)  # fmt: skip
     assert (made.pool_sha256, made.pool_size) == (pool.digest, pool.size)
     assert (made.alpha, made.beta, made.seed, made.max_tokens) == (0.001, 0.001, 5, 48)
     assert (made.max_attempts, made.budget_completion_tokens) == (2, 960)

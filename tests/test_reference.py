@@ -51,9 +51,9 @@ def test_an_unknown_key_is_refused_with_the_known_ones(tmp_path: Path) -> None:
 
 def test_an_unknown_key_inside_a_section_is_refused(tmp_path: Path) -> None:
     """It is named with its section."""
-    path = write_card(tmp_path, digests=CARD["digests"] | {"config_sha256": SHA})
+    path = write_card(tmp_path, digests=CARD["digests"] | {"adapter_sha256": SHA})
 
-    with pytest.raises(ConfigError, match=r"digests\.config_sha256: unknown key"):
+    with pytest.raises(ConfigError, match=r"digests\.adapter_sha256: unknown key"):
         load_card(str(path))
 
 

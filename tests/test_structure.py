@@ -60,8 +60,9 @@ LAYERS = (
     {"window", "reading"},
     {"engines.load"},
     {"engines.vllm", "engines.remote", "engines.derive"},
+    {"weights"},
     {
-        "calibration", "weights", "memory", "testbed_dialects", "substitution", "goodness",
+        "calibration", "digests", "memory", "testbed_dialects", "substitution", "goodness",
         "thoughts",
     },
     {
@@ -74,7 +75,7 @@ LAYERS = (
     {"dialects"},
     {
         "config", "probes", "tokens", "bank", "align", "stream",
-        "body", "limits", "testbed_proxy", "testbed_router",
+        "body", "limits", "snapshot", "testbed_proxy", "testbed_router",
         "testbed_wire", "wording", "engines", "engines.gguf", "hub", "renderings.proof",
     },
     {"samplers"},

@@ -34,6 +34,7 @@ from verifier.corpus import (
     score_corpus,
 )
 from verifier.decide import decide
+from verifier.digests import vocabulary_sha256
 from verifier.engines.load import load_engine
 from verifier.folder import write_json
 from verifier.ledger import Ledger, Row
@@ -44,7 +45,7 @@ from verifier.records import Message, Outcome
 from verifier.reference import load_card
 from verifier.suspects import Suspected
 from verifier.tokens import Tokenizer
-from verifier.weights import check_weights, fetch_weights, tokenizer_sha256
+from verifier.weights import check_weights, fetch_weights
 
 SCHEMA: Final = 1
 AUDITS: Final = 40
@@ -118,10 +119,10 @@ def run_identity_bench(
         "transformers", weights, tokenizer,
         checkpoints={name: partial(Path, directory) for name, directory in made.items()},
     )  # fmt: skip
-    published = tokenizer_sha256(weights)
+    published = vocabulary_sha256(weights)
     suspects = {
         name: Suspected(
-            tokenizer=Tokenizer(directory), same=tokenizer_sha256(directory) == published
+            tokenizer=Tokenizer(directory), same=vocabulary_sha256(directory) == published
         )
         for name, directory in made.items()
     }

@@ -35,6 +35,7 @@ from verifier.corpus import (
     read_stack,
     score_corpus,
 )
+from verifier.digests import tensors_sha256
 from verifier.engines import Engine
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
@@ -48,7 +49,6 @@ from verifier.stats import (
     spread_rows,
 )
 from verifier.tokens import Tokenizer
-from verifier.weights import tensors_sha256
 
 Array = NDArray[np.float64]
 

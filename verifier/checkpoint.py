@@ -51,16 +51,27 @@ class Streamed(NamedTuple):
 
 
 def read_layout(config: Any) -> Layout:
-    """The layout from a model's configuration, transformers' object or vLLM's."""
+    """The layout from a model's configuration, transformers' object or vLLM's.
+
+    Raises ConfigError for one that does not say it.
+    """
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     quantization: Any = getattr(config, "quantization_config", None) or {}
-    if not isinstance(quantization, Mapping):
-        quantization = quantization.to_dict()
-    block = quantization.get("weight_block_size")
+    try:
+        if not isinstance(quantization, Mapping):
+            quantization = quantization.to_dict()
+        block = quantization.get("weight_block_size")
+        rows, columns = (None, None) if block is None else map(int, block)
+        layers, hidden = int(text.num_hidden_layers), int(text.hidden_size)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"config.json: num_hidden_layers, hidden_size or weight_block_size is missing or no "
+            f"size ({error}); fetch the weights anew"
+        ) from error
     return Layout(
-        layers=int(text.num_hidden_layers),
-        hidden=int(text.hidden_size),
-        fp8_block=None if block is None else (int(block[0]), int(block[1])),
+        layers=layers,
+        hidden=hidden,
+        fp8_block=None if rows is None or columns is None else (rows, columns),
     )
 
 
@@ -197,7 +208,13 @@ def _spread(scale: torch.Tensor, weight: torch.Tensor, layout: Layout) -> torch.
     """One scale for every element [out, in]."""
     rows, columns = _block(scale, weight, layout)
     out, width = weight.shape
-    grid = scale.float().reshape(-(-out // rows), -(-width // columns))
+    above, across = -(-out // rows), -(-width // columns)
+    if scale.numel() != above * across:
+        raise ConfigError(
+            f"weights variant: fp8 scales of shape {tuple(scale.shape)} do not fit blocks of "
+            f"{rows} x {columns} in a weight of shape {tuple(weight.shape)}; fetch it anew"
+        )
+    grid = scale.float().reshape(above, across)
     return grid.repeat_interleave(rows, 0)[:out].repeat_interleave(columns, 1)[:, :width]
 
 

@@ -53,10 +53,15 @@ def pin_reference(
         str,
         typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
     ],
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Overwrite digests that differ, unless the tensors do."),
+    ] = False,
 ) -> None:
     """Fill the digests that a card leaves open, from a snapshot, and write them into its file.
 
-    Refuses a snapshot that differs from what is pinned already.
+    Refuses a snapshot that differs from what is pinned already. A card that was pinned by older
+    rules is pinned again with --again, which refuses other tensors all the same.
 
     \b
     Example:
@@ -65,9 +70,9 @@ def pin_reference(
     from verifier.pin import pin_card
 
     with showing() as show:
-        written = pin_card(card, weights, tell=show.tell)
-    for key, value in written.items():
-        typer.echo(f"{key}: {value}")
+        written = pin_card(card, weights, again=again, tell=show.tell)
+    for key, (before, value) in written.items():
+        typer.echo(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
     if not written:
         typer.echo("nothing to fill: all that this snapshot shows is pinned, and agrees")
 

@@ -583,6 +583,7 @@ def _signature(plan: Plan, engine: Mapping[str, str]) -> dict[str, object]:
         "card": plan.card,
         "card_sha256": plan.card_sha256,
         "tensors_sha256": plan.tensors_sha256,
+        "config_sha256": plan.config_sha256,
         "tokenizer_sha256": plan.tokenizer_sha256,
         "template_sha256": plan.template_sha256,
         "pool_sha256": plan.pool_sha256,

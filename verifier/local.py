@@ -11,6 +11,7 @@ from pathlib import Path
 from threading import RLock
 
 from verifier.config import RunFile
+from verifier.digests import vocabulary_sha256
 from verifier.endpoint import Render
 from verifier.engines import Engine
 from verifier.errors import ConfigError, VerifierError
@@ -22,13 +23,7 @@ from verifier.reference import load_card, load_templates
 from verifier.renderings.catalogue import Rendering, catalogue
 from verifier.suspects import Suspected
 from verifier.thoughts import Reader
-from verifier.weights import (
-    check_weights,
-    fetch_checkpoint,
-    fetch_variant,
-    fetch_weights,
-    tokenizer_sha256,
-)
+from verifier.weights import check_weights, fetch_checkpoint, fetch_variant, fetch_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +48,8 @@ def reference_loader(
 ) -> LoadReference:
     """Loads the card's weights with the engine asked for, once they are fetched and checked.
 
-    `api_key` is the remote engine's. What it scores with is taken on its word: only the tokenizer
-    and the template are checked here.
+    `api_key` is the remote engine's. What it scores with is taken on its word: the weights are not
+    checked here.
     """
     section = config.reference
 
@@ -71,7 +66,9 @@ def reference_loader(
         from verifier.tokens import Tokenizer
 
         tokenizer = Tokenizer(weights)
-        builds = {v.name: partial(fetch_variant, card, v, tell=show.tell) for v in card.variants}
+        builds = {
+            v.name: partial(fetch_variant, card, v, weights, tell=show.tell) for v in card.variants
+        }
         others = {
             s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell)
             for where, some in (
@@ -92,7 +89,7 @@ def reference_loader(
 
         def read_as(fetch: Callable[[], Path]) -> Suspected:
             directory = fetch()
-            same = tokenizer_sha256(directory) == tokenizer_sha256(weights)
+            same = vocabulary_sha256(directory) == vocabulary_sha256(weights)
             return Suspected(tokenizer=Tokenizer(directory), same=same)
 
         earlier, valid = load_templates(section.card, card)

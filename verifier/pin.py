@@ -1,6 +1,7 @@
 """Pinning a card: the digests of what was published, written into the card's own file.
 
-Takes a local snapshot or one from the hub. What is pinned already is never overwritten.
+Takes a local snapshot or one from the hub. What is pinned already is overwritten only when that is
+asked for, and never for other tensors.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from ruamel.yaml import YAML
 from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
+from verifier.digests import digests_of
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.folder import write_whole
 from verifier.hub import commit_of, fetch_snapshot
-from verifier.reference import HubSource, find_card, load_card
-from verifier.weights import Tell, digests_of
+from verifier.reference import Digests, HubSource, find_card, load_card
+from verifier.snapshot import read_raw
+from verifier.weights import Tell, refuse_older_rules
 
 #: Where a repository keeps the licence of its weights, the first that is there.
 LICENCE_FILES = ("LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
@@ -28,13 +31,19 @@ LICENCE_FILES = ("LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICEN
 _ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
-def pin_card(name: str, weights: str, *, tell: Tell) -> dict[str, str]:
+def pin_card(
+    name: str, weights: str, *, again: bool = False, tell: Tell
+) -> dict[str, tuple[str | int | None, str | int]]:
     """Fill the digests that a card leaves open from `weights`, a directory or REPO@REVISION.
 
-    Returns what was written, by dotted key; empty when all of it was pinned before. Raises
-    ReferenceMismatch, and writes nothing, when a digest differs from one that is pinned.
+    With `again` those that are pinned and differ are overwritten, but for that of the tensors.
+    Returns what was written, by dotted key: the old value and the new one; empty when all of it
+    was pinned before. Raises ReferenceMismatch, and writes nothing, when a digest differs from one
+    that is pinned, or was made by older rules.
     """
     card, path = load_card(name), find_card(name)
+    if not again:
+        refuse_older_rules(card)
     directory = _find_weights(weights, card.source, tell=tell)
     tell("computing digests; this reads every tensor")
     found = {f"digests.{key}": value for key, value in digests_of(directory) if value is not None}
@@ -51,15 +60,16 @@ def pin_card(name: str, weights: str, *, tell: Tell) -> dict[str, str]:
     }
     for key, value in found.items():
         before = pinned[key]
-        if before is not None and before != value:
+        kept = not again or not key.startswith("digests.") or key == "digests.tensors_sha256"
+        if before is not None and before != value and kept:
             raise ReferenceMismatch(
                 f"{weights}: {key} is {value[:12]}…, but {path} pins {before[:12]}…; nothing was "
                 "written: give the snapshot that the card is of, or make a card of its own"
             )
-    written = {key: value for key, value in found.items() if pinned[key] is None}
+    written = {key: value for key, value in found.items() if pinned[key] != value}
     if written:
         _write(path, written)
-    return written
+    return {key: (pinned[key], value) for key, value in written.items()}
 
 
 def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
@@ -82,11 +92,11 @@ def _licence_sha256(directory: Path) -> str | None:
     """Digest of the licence text that travels with the weights, if one does."""
     for name in LICENCE_FILES:
         if (directory / name).is_file():
-            return hashlib.sha256((directory / name).read_bytes()).hexdigest()
+            return hashlib.sha256(read_raw(directory / name)).hexdigest()
     return None
 
 
-def _write(path: Path, values: Mapping[str, str]) -> None:
+def _write(path: Path, values: Mapping[str, str | int]) -> None:
     """Set values by dotted key in a YAML file whose comments and order stay."""
     yaml = YAML()
     yaml.Representer = _WithNull
@@ -96,6 +106,9 @@ def _write(path: Path, values: Mapping[str, str]) -> None:
     raw: Any = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in values.items():
         section, _, field = key.partition(".")
+        if section == "digests" and field not in raw[section]:  # at its place: not below comments
+            place = list(Digests.model_fields).index(field)
+            raw[section].insert(min(place, len(raw[section])), field, value)
         raw[section][field] = value
     text = io.StringIO()
     yaml.dump(raw, text)

@@ -119,6 +119,7 @@ class Plan(BaseModel):
     card_sha256: str
     card_notes: tuple[str, ...] = ()  # what nobody has checked of it, and terms that limit hosting
     tensors_sha256: str | None  # None: the card does not pin it
+    config_sha256: str | None = None
     tokenizer_sha256: str | None
     template_sha256: str | None
     thinking: Thinking | None = None  # how thoughts are written; None: nothing is known of them
@@ -271,6 +272,7 @@ def make_plan(
         card_sha256=card.digest,
         card_notes=card_notes(card),
         tensors_sha256=card.digests.tensors_sha256,
+        config_sha256=card.digests.config_sha256,
         tokenizer_sha256=card.digests.tokenizer_sha256,
         template_sha256=card.digests.template_sha256,
         thinking=card.thinking,

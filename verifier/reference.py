@@ -63,9 +63,30 @@ class HubSource(_Record):
 class Digests(_Record):
     """Content digests of the published model; None until pinned."""
 
+    rules: Literal[2] | None = None  # that they were made by; None: not pinned, or by older ones
     tensors_sha256: Sha256 | None = None
+    config_sha256: Sha256 | None = None
     tokenizer_sha256: Sha256 | None = None
     template_sha256: Sha256 | None = None
+
+    def by_name(self) -> dict[str, str | None]:
+        """The digests alone."""
+        return {
+            "tensors_sha256": self.tensors_sha256,
+            "config_sha256": self.config_sha256,
+            "tokenizer_sha256": self.tokenizer_sha256,
+            "template_sha256": self.template_sha256,
+        }
+
+    def older(self) -> tuple[str, ...]:
+        """What is pinned by older rules; those of tensors are the same."""
+        if self.rules is not None:
+            return ()
+        return tuple(
+            name.removesuffix("_sha256")
+            for name, value in self.by_name().items()
+            if value is not None and name != "tensors_sha256"
+        )
 
 
 class Licence(_Record):
@@ -314,7 +335,9 @@ def card_notes(card: Card) -> tuple[str, ...]:
     """What a verdict rests on that nobody has checked, and terms that limit hosting."""
     notes = []
     unpinned = [
-        name.removesuffix("_sha256") for name, value in card.digests if value is None
+        name.removesuffix("_sha256")
+        for name, value in card.digests.by_name().items()
+        if value is None
     ]  # fmt: skip
     if unpinned:
         notes.append(

@@ -76,6 +76,7 @@ def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
         ("Precision", card.precision),
         ("Source", _source(card)),
         ("Tensors", _digest(digests.tensors_sha256)),
+        ("Config", _digest(digests.config_sha256)),
         ("Tokenizer", _digest(digests.tokenizer_sha256)),
         ("Template", f"{_digest(digests.template_sha256)}; from: {card.template_source}"),
         ("Sampling", _pairs(card.sampling) or "no defaults known"),
@@ -149,7 +150,9 @@ def _digest(value: str | None) -> str:
 
 
 def _pinned(card: Card) -> str:
-    values = [value for _, value in card.digests]
+    if card.digests.older():
+        return "by older rules"
+    values = card.digests.by_name().values()
     if all(values):
         return "yes"
     return "partly" if any(values) else "no"

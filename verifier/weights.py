@@ -1,41 +1,28 @@
 """Weights on disk: where a card's files come from, and whether they are the pinned ones.
 
-Digests are of content, not of files: they hold whatever library wrote the files. Knows nothing of
-engines.
+What is loaded afterwards is what lies there: a directory that others write to between the check and
+the loading is not guarded. Knows nothing of engines.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import NoReturn
 
 from verifier.config import Checkpoint
+from verifier.digests import PARTS, explain, tensors_sha256, vocabulary_sha256
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.hub import fetch_snapshot
-from verifier.reference import (
-    Card,
-    Digests,
-    DirectorySource,
-    HubSource,
-    Variant,
-    WheelSource,
-    digest_of,
-)
+from verifier.reference import Card, DirectorySource, HubSource, Variant, WheelSource, digest_of
+from verifier.snapshot import CONFIG, read_tensors
 
 Tell = Callable[[str], None]
-
-#: Tokenizers of checkpoints that ship no `tokenizer.json`: Mistral's, tiktoken's, SentencePiece's.
-_OTHER_TOKENIZERS = ("tekken.json", "tiktoken.model", "tokenizer.model")
-
-#: Digest of a template that is not there.
-NOTHING: Final = hashlib.sha256(b"").hexdigest()
 
 
 def fetch_weights(card: Card, *, cache: Path, tell: Tell) -> Path:
@@ -120,14 +107,14 @@ def fetch_checkpoint(checkpoint: Checkpoint, *, where: str, tell: Tell) -> Path:
     return checkpoint.path
 
 
-def fetch_variant(card: Card, variant: Variant, *, tell: Tell) -> Path:
+def fetch_variant(card: Card, variant: Variant, weights: Path, *, tell: Tell) -> Path:
     """The directory of a quantized checkpoint that a card names, fetched if needed.
 
-    Raises ConfigError when it cannot be had, ReferenceMismatch when its tokenizer is another one.
+    `weights` are the published ones. Raises ConfigError when it cannot be had, ReferenceMismatch
+    when its tokenizer makes other ids than theirs.
     """
     directory = fetch_checkpoint(variant, where=f"card {card.name}: variants", tell=tell)
-    pinned = card.digests.tokenizer_sha256
-    if pinned is not None and tokenizer_sha256(directory) != pinned:
+    if vocabulary_sha256(directory) != vocabulary_sha256(weights):
         raise ReferenceMismatch(
             f"{directory}: the tokenizer of variant {variant.name!r} is not that of card "
             f"{card.name!r}, so its token ids mean other text; leave it out of the card"
@@ -138,116 +125,44 @@ def fetch_variant(card: Card, variant: Variant, *, tell: Tell) -> Path:
 def check_weights(card: Card, directory: Path, *, tensors: bool = True) -> None:
     """Compare the files of a directory with the digests that the card pins.
 
-    Raises ReferenceMismatch for the first that differs. What is not pinned yet is not compared, nor
-    the weights themselves unless `tensors`.
+    Raises ReferenceMismatch for the first that differs, and for a card whose digests were made by
+    older rules. What is not pinned yet is not compared, nor the weights themselves unless
+    `tensors`, nor then a configuration that is not there: nothing is computed with either. With
+    `tensors` the files must be whole even so, and those that every loader takes.
     """
-    for name, pinned in card.digests:
-        if pinned is None or (name == "tensors_sha256" and not tensors):
-            continue
-        value = DIGESTS[name](directory)
-        if value != pinned:
-            raise ReferenceMismatch(
-                f"{directory}: {name} is {value[:12]}…, but card {card.name!r} pins "
-                f"{pinned[:12]}…; remove the directory to fetch it anew, or mend the card"
-            )
+    refuse_older_rules(card)
+    pinned = card.digests.by_name()
+    for name, parts_of in PARTS.items():
+        absent = name == "config_sha256" and not tensors and not (directory / CONFIG).is_file()
+        if pinned[name] is not None and not absent:
+            parts = parts_of(directory)
+            value = digest_of(parts)
+            if value != pinned[name]:
+                _refuse(card, directory, name, value, explain(parts, pinned[name]))
+    if not tensors:
+        return
+    if pinned["tensors_sha256"] is None:
+        read_tensors(directory)  # refuses what loaders would take otherwise, pinned or not
+        return
+    value = tensors_sha256(directory)
+    if value != pinned["tensors_sha256"]:
+        _refuse(card, directory, "tensors_sha256", value, "some tensor differs")
 
 
-def digests_of(directory: Path) -> Digests:
-    """Digests of what lies in a directory; None for a chat template that is not there."""
-    found = {name: digest(directory) for name, digest in DIGESTS.items()}
-    if found["template_sha256"] == NOTHING:
-        found.pop("template_sha256")
-    return Digests.model_validate(found)
-
-
-def tensors_sha256(directory: Path) -> str:
-    """Digest of every tensor's name, dtype, shape and bytes, however they are split into files."""
-    where: dict[str, tuple[Path, int, dict[str, Any]]] = {}
-    for shard in sorted(directory.glob("*.safetensors")):
-        start, header = _read_header(shard)
-        where |= {name: (shard, start, entry) for name, entry in header.items()}
-    if not where:
-        raise ReferenceMismatch(f"{directory}: no safetensors files")
-    digest = hashlib.sha256()
-    for name in sorted(where):
-        shard, start, entry = where[name]
-        begin, end = entry["data_offsets"]
-        digest.update(f"{name}|{entry['dtype']}|{entry['shape']}|".encode())
-        with shard.open("rb") as file:
-            file.seek(start + begin)
-            digest.update(file.read(end - begin))
-    return digest.hexdigest()
-
-
-def _read_header(shard: Path) -> tuple[int, dict[str, Any]]:
-    """Where the tensors of a safetensors file begin, and their dtypes, shapes and offsets."""
-    with shard.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        raw = file.read(min(length, shard.stat().st_size))
-    try:
-        header: dict[str, Any] = json.loads(raw)
-    except ValueError as error:
+def refuse_older_rules(card: Card) -> None:
+    """Raise ReferenceMismatch for digests that left out much of what is loaded."""
+    older = card.digests.older()
+    if older:
         raise ReferenceMismatch(
-            f"{shard}: not a whole safetensors file; remove the directory to fetch it anew"
-        ) from error
-    header.pop("__metadata__", None)
-    return 8 + length, header
-
-
-def tokenizer_sha256(directory: Path) -> str:
-    """Digest of all that turns text into ids, whatever the file's layout.
-
-    Vocabulary, merges, added tokens, normalizer and pre-tokenizer of `tokenizer.json`; without
-    one, the bytes of the files that stand for it.
-    """
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        others = [directory / name for name in _OTHER_TOKENIZERS if (directory / name).is_file()]
-        if not others:
-            raise ReferenceMismatch(f"{directory}: no tokenizer.json")
-        return _files_sha256(others)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        model = raw["model"]
-        merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges", [])]
-        added = [[t["id"], t["content"], t["special"]] for t in raw.get("added_tokens", [])]
-        return digest_of(
-            {
-                "vocab": model["vocab"],
-                "merges": merges,
-                "added": added,
-                "normalizer": raw.get("normalizer"),
-                "pre_tokenizer": raw.get("pre_tokenizer"),
-            }
+            f"card {card.name!r} pins its {' and '.join(older)} by older rules, which left out "
+            "much of what is loaded; pin it again: `verifier reference pin CARD --weights DIR "
+            "--again`"
         )
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ReferenceMismatch(
-            f"{path}: not a tokenizer file ({error!r}); remove the directory to fetch it anew"
-        ) from error
 
 
-def template_sha256(directory: Path) -> str:
-    """Digest of the chat template's source text, or of the scripts that stand for it."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    config = directory / "tokenizer_config.json"
-    raw: Mapping[str, Any] = json.loads(config.read_text("utf-8")) if config.is_file() else {}
-    text = str(raw.get("chat_template") or "")
-    scripts = sorted((directory / "encoding").glob("*.py"))
-    if scripts and not text:
-        return _files_sha256(scripts)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _files_sha256(paths: list[Path]) -> str:
-    """Digest of names and bytes."""
-    return digest_of({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths})
-
-
-#: How each digest of a card is computed.
-DIGESTS: Final[Mapping[str, Callable[[Path], str]]] = {
-    "tensors_sha256": tensors_sha256,
-    "tokenizer_sha256": tokenizer_sha256,
-    "template_sha256": template_sha256,
-}
+def _refuse(card: Card, directory: Path, name: str, value: str, why: str) -> NoReturn:
+    pinned = card.digests.by_name()[name] or ""
+    raise ReferenceMismatch(
+        f"{directory}: {name} is {value[:12]}…, but card {card.name!r} pins {pinned[:12]}… "
+        f"({why}); remove the directory to fetch it anew, or mend the card"
+    )

