@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from verifier.checkpoint import read_layout
 from verifier.digests import digests_of, tensors_sha256, vocabulary_sha256
+from verifier.engines.derive import prune
 from verifier.engines.load import load_engine
+from verifier.engines.vllm import formats_of
 from verifier.errors import ConfigError, ReferenceMismatch, VerifierError
 from verifier.pin import pin_card
 from verifier.reference import Card
@@ -304,6 +306,30 @@ def test_a_repository_may_hold_the_publishers_own_format_alone(weights: Path) ->
     (weights / "model.safetensors").rename(weights / "consolidated.safetensors")
 
     assert tensors_sha256(weights) == before
+
+
+def test_vllm_is_told_to_take_the_weights_of_the_digest(weights: Path) -> None:
+    """Left to itself it would prefer the publisher's own format; alone, that is left to it."""
+    taken = {"load_format": "safetensors", "config_format": "hf"}
+    plain = formats_of(weights)
+    put("consolidated.safetensors", "")(weights)
+    with pytest.raises(ConfigError, match=r"consolidated\.safetensors: vLLM would read it beside"):
+        formats_of(weights)
+    shard(weights)
+
+    assert plain == formats_of(weights) == taken
+    for path in (*find_shards(weights), weights / "model.safetensors.index.json"):
+        path.unlink()
+    assert formats_of(weights) == {}
+
+
+def test_a_model_made_of_shards_is_one_file(weights: Path, tmp_path: Path) -> None:
+    """The index of its parent would name files that it has not."""
+    shard(weights)
+    (tmp_path / "made").mkdir()
+    prune(weights, tmp_path / "made")
+
+    assert [path.name for path in find_shards(tmp_path / "made")] == ["model.safetensors"]
 
 
 # -- malformed files ---------------------------------------------------------------------------

@@ -271,6 +271,15 @@ def test_a_plan_from_before_cards_had_notes_is_read(tmp_path: Path) -> None:
     assert read_plan(tmp_path).card_notes == ()
 
 
+def test_a_plan_from_before_configurations_were_pinned_is_read(tmp_path: Path) -> None:
+    """The same schema: none was."""
+    raw = make_simulated_plan().model_dump(mode="json")
+    del raw["config_sha256"]
+    write_json(tmp_path / PLAN, raw)
+
+    assert read_plan(tmp_path).config_sha256 is None
+
+
 def test_the_plan_is_written_last(
     tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn, TypeGuard
 
 from verifier.errors import ReferenceMismatch
 
@@ -246,7 +246,7 @@ def _stored(shard: Path, name: str, entry: object, start: int) -> Stored:
     return Stored(shard, dtype, tuple(shape), start + begin, start + end)
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: object) -> TypeGuard[list[int]]:
     """Whether a value is a short list of sizes that a file can have."""
     if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
         return False

@@ -131,21 +131,21 @@ def check_weights(card: Card, directory: Path, *, tensors: bool = True) -> None:
     `tensors` the files must be whole even so, and those that every loader takes.
     """
     refuse_older_rules(card)
-    pinned = card.digests.by_name()
     for name, parts_of in PARTS.items():
+        pinned = card.digests.by_name()[name]
         absent = name == "config_sha256" and not tensors and not (directory / CONFIG).is_file()
-        if pinned[name] is not None and not absent:
+        if pinned is not None and not absent:
             parts = parts_of(directory)
             value = digest_of(parts)
-            if value != pinned[name]:
-                _refuse(card, directory, name, value, explain(parts, pinned[name]))
+            if value != pinned:
+                _refuse(card, directory, name, value, explain(parts, pinned))
     if not tensors:
         return
-    if pinned["tensors_sha256"] is None:
+    if card.digests.tensors_sha256 is None:
         read_tensors(directory)  # refuses what loaders would take otherwise, pinned or not
         return
     value = tensors_sha256(directory)
-    if value != pinned["tensors_sha256"]:
+    if value != card.digests.tensors_sha256:
         _refuse(card, directory, "tensors_sha256", value, "some tensor differs")
 
 

@@ -110,7 +110,7 @@ class VllmEngine(WithoutDistributions):
         self._loaded = REFERENCE
 
     def _start(self, weights: Path) -> None:
-        args = {**_formats(weights), **self._args}
+        args = {**formats_of(weights), **self._args}
         if weights != self._weights:  # a real build is served in its own precision
             args = args | {"dtype": _dtype(weights, "auto")}
         try:
@@ -355,7 +355,7 @@ def find_distribution() -> str:
     return found[0]
 
 
-def _formats(weights: Path) -> dict[str, str]:
+def formats_of(weights: Path) -> dict[str, str]:
     """What has vLLM take the weights that the digests are of.
 
     Left to itself it prefers Mistral's own format where both lie in a directory, and pickles where
