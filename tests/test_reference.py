@@ -157,7 +157,7 @@ def test_a_variant_on_disk_lies_beside_its_card(tmp_path: Path) -> None:
             {"variants": [{"name": "a", "method": "awq", "path": "x", "revision": "0" * 40}]},
             "a path has no revision",
         ),
-        ({"variants": [AWQ, AWQ]}, "bank, variants and siblings name 'awq' twice"),
+        ({"variants": [AWQ, dict(AWQ)]}, "bank, variants and siblings name 'awq' twice"),
         ({"bank": ["awq"], "variants": [AWQ]}, "bank, variants and siblings name 'awq' twice"),
         (
             {"variants": [AWQ], "siblings": [{"name": "awq", "path": "x"}]},
