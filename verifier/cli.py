@@ -353,12 +353,10 @@ def _read_key_file(path: Path, *, run: Path) -> str:
 
 def _its_run_folder(run_file: Path, *, trust: bool) -> Path | None:
     """The run folder that a run file lies in, if it lies in one; refused if not made here."""
-    from verifier.trust import lies_in_run_folder, need_trust_of
+    from verifier.trust import is_run_folder, need_trust_of
 
-    if not run_file.is_file() or not lies_in_run_folder(run_file):
-        return None
     need_trust_of(run_file, trust=trust, state=state_directory())
-    return run_file.parent
+    return run_file.parent if is_run_folder(run_file.parent) else None
 
 
 def _is_ours(run: Path, *, trust: bool) -> bool:
@@ -367,6 +365,16 @@ def _is_ours(run: Path, *, trust: bool) -> bool:
     from verifier.trust import is_made_here
 
     return trust or is_made_here(run / RUN, state=state_directory())
+
+
+def _is_ours_to_plan(run_file: Path) -> bool:
+    """Whether what is planned from a run file counts as made here: planning needs no trust."""
+    from verifier.trust import need_trust_of
+
+    with suppress(ConfigError):
+        need_trust_of(run_file, trust=False, state=state_directory())
+        return True
+    return False
 
 
 def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
@@ -426,16 +434,13 @@ def plan(
     from verifier.config import load_fleet
     from verifier.plan import forecast_run
     from verifier.spending import add_up
-    from verifier.trust import is_made_here, lies_in_run_folder
 
-    foreign = run_file.is_file() and lies_in_run_folder(run_file)
-    fleet = load_fleet(run_file, below=run_file.parent if foreign else None)
+    fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
     every = fleet.every_run_file
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())))
-    ours = not foreign or is_made_here(run_file, state=state_directory())
-    for problem in _start(fleet, ours=ours).values():
+    for problem in _start(fleet, ours=_is_ours_to_plan(run_file)).values():
         raise problem
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
     for name, config in every.items():

@@ -350,6 +350,7 @@ class ReferenceSection(_Section):
     weights: Path | None = None  # a directory that already holds the card's weights
     dtype: Dtype = "auto"
     engine_args: PlainValues = {}  # passed to vLLM as they are, over the card's own
+    # of the remote engine
     url: Annotated[str, AfterValidator(_without_secret), AfterValidator(_of_http)] | None = None
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
@@ -610,9 +611,16 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tup
             named = _is_by_name(fields[str(step)].annotation)
         elif here and number != strange:
             continue  # which member of a union was tried
-        steps.append("(a key)" if looks_like_key(str(step)) else str(step))
+        steps.append(_spelled(str(step)))
     names = dict.fromkeys(name for model in here for name in model.model_fields)
     return ".".join(steps), list(names)
+
+
+def _spelled(step: str) -> str:
+    """A key of a file on one line, unless somebody pasted another kind of key there."""
+    if looks_like_key(step):
+        return "(a key)"
+    return step[:100] if step.isprintable() else ascii(step[:100])
 
 
 def _is_by_name(annotation: object) -> bool:

@@ -20,12 +20,9 @@ from pydantic import BaseModel
 
 from verifier.config import ReferenceSection, RunFile
 from verifier.errors import ConfigError
-from verifier.folder import EXCHANGES, FLEET, LEDGER, PLAN, PROBES, REPORT, RUN, SCORES
+from verifier.folder import EXCHANGES, FLEET, PLAN, PROBES, RUN
 from verifier.reference import list_cards
 from verifier.strict import MAX_BYTES, read_bounded
-
-#: What tells a folder that was planned from one where somebody keeps run files.
-_OF_A_RUN: Final = (PLAN, PROBES, EXCHANGES, SCORES, LEDGER, REPORT)
 
 #: The file of digests, one a line, in the directory where programs keep their state.
 MADE_HERE: Final = "made-here"
@@ -86,25 +83,32 @@ def _digest(run_file: Path) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def lies_in_run_folder(run_file: Path) -> bool:
-    """Whether a run file, or what it is a link to, lies among the other files of a run."""
-    return any(map(_is_run_folder, {run_file.parent, run_file.resolve().parent}))
+def is_run_folder(folder: Path) -> bool:
+    """Whether a folder holds a run or several, and not just run files beside other things.
 
-
-def _is_run_folder(folder: Path) -> bool:
-    if any(os.path.lexists(folder / name) for name in _OF_A_RUN):
+    Other programs write a plan.json too; none writes it beside a run.yaml.
+    """
+    if any(os.path.lexists(folder / name) for name in (PROBES, EXCHANGES)):
+        return True
+    if all(os.path.lexists(folder / name) for name in (RUN, PLAN)):
         return True
     if not os.path.lexists(folder / FLEET):
         return False
     try:
-        return any((inner / name).exists() for inner in folder.iterdir() for name in (RUN, PLAN))
+        return any(os.path.lexists(inner / PLAN) for inner in folder.iterdir())
     except OSError:
         return True
 
 
 def need_trust_of(run_file: Path, *, trust: bool, state: Path) -> None:
-    """Refuse a run file that lies in a run folder which was not made here. Raises ConfigError."""
-    if trust or not lies_in_run_folder(run_file) or is_made_here(run_file, state=state):
+    """Refuse a run file in a run folder that was not made here, also by a link from elsewhere.
+
+    Raises ConfigError.
+    """
+    if not run_file.is_file():
+        return  # whoever reads it says so
+    found = run_file if is_run_folder(run_file.parent) else run_file.resolve()
+    if trust or not is_run_folder(found.parent) or is_made_here(found, state=state):
         return
     raise ConfigError(
         f"{run_file}: lies in a run folder that was not made here, and a run file says what is "
