@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ EOS_ID = 2
 
 #: Pairs of lower-case letters that are one token; all other tokens are single bytes.
 MERGES = (("t", "h"), ("th", "e"), ("o", "u"), ("i", "n"), ("a", "n"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the command line notes of its run files goes nowhere near the user's own notes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 def save_tokenizer(directory: Path, *, merges: tuple[tuple[str, str], ...] = MERGES) -> None:

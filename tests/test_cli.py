@@ -379,7 +379,7 @@ def test_flags_override_the_run_file(tmp_path: Path) -> None:
         (["--model", " "], "endpoint.model: expected the model's name at the host, got nothing"),
         (["--api-key-env", "SOME_KEY"], "endpoint.api_key_env: the variable SOME_KEY is not set"),
         (["--api-key-env", KEY], "endpoint.api_key_env: expected the name of an environment"),
-        (["--api-key-env", KEY.replace("-", "")], "endpoint.api_key_env: the variable that it"),
+        (["--api-key-env", KEY.replace("-", "")], "endpoint.api_key_env: looks like a key"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

@@ -305,15 +305,25 @@ def test_a_wrong_value_is_refused_with_its_key(
         ("~", "expected keys and values, got nothing"),
         ("- a\n- b\n", "expected keys and values, got list"),
         ("just words", "expected keys and values, got str"),
-        ("out: [", "not YAML (expected the node content, but found '<stream end>', line 1)"),
+        ("out: [", "not YAML ("),
         ("out: a\nout: b\n", "not YAML (the key 'out' is there twice, line 2)"),
         ("audit: {seed: 1, seed: 2}\n", "not YAML (the key 'seed' is there twice, line 1)"),
         ("? [1]\n: 2\n", "not YAML (found unhashable key, line 1)"),
-        ("out: 2020-13-45\n", "not YAML (month must be in 1..12)"),
-        ("out: !!python/object/apply:os.getcwd []", "not YAML (could not determine a constructor"),
+        ("true: a\nTrue: b\n", "not YAML (a key is there twice, line 1)"),
+        ("out: 2020-13-45\n", "not YAML (a date; put it in quotes, line 1)"),
+        ("out: 2020-12-31\n", "not YAML (a date; put it in quotes, line 1)"),
+        ("out: !!python/object/apply:os.getcwd []", "not YAML (tags (!) are not taken"),
+        ("out: !!int ''", "not YAML (tags (!) are not taken"),
+        ("out: 0b_", "not YAML in UTF-8 (invalid literal"),
+        ("out: 1" + ":00" * 300_000, "not YAML (a number too long to be one"),
+        ("out: 1" + "1" * 5_000, "not YAML (a number too long to be one"),
+        ("out: {<<: {a: 1}}", "not YAML (merging (<<) is not taken"),
         ("1: 2\n" + LEAST_YAML, "1: Keys should be strings"),
-        ("a: &a [*a]\n" + LEAST_YAML, "a: unknown key"),
-        ("out: " + "[" * 1000, "not YAML (maximum recursion depth"),
+        ("a: &a [*a]\n" + LEAST_YAML, "not YAML (anchors and aliases (& and *) are not taken"),
+        ("out: *sk-invented\n", "not YAML (anchors and aliases (& and *) are not taken"),
+        ("out: " + "[" * 100 + "]" * 100, "not YAML (nested deeper than 64, line 1)"),
+        ("out: " + "[" * 5_000, "not YAML ("),
+        ("out: " + "x" * 2**20, "larger than 1048576 bytes; refused"),
     ],
     ids=lambda value: value[:30],
 )
@@ -329,7 +339,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xff\xfe\x00")
 
-    assert refusal(path).startswith("not YAML ('utf-8' codec can't decode")
+    assert refusal(path).startswith("not YAML in UTF-8 ('utf-8' codec can't decode")
 
 
 def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
@@ -358,6 +368,177 @@ def test_a_key_given_as_the_name_of_its_variable_is_not_repeated(tmp_path: Path)
 
     assert complaint.startswith("endpoint.api_key_env: expected the name of an environment")
     assert KEY not in complaint
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_url": f"http://host:{KEY}/v1"},
+        {"base_url": f"{KEY}://host/v1"},
+        {"base_url": f"http://[{KEY}]/v1"},
+        {"api_key_env": [KEY]},
+        {"api_key_env": {"is": KEY}},
+        {"api_key_env": "gsk_0aB1cD2eF3gH4iJ5kL6mN7oP8q"},
+        {"api_key_env": "sk_test_0123456789abcdef"},
+        {"api_key_env": "aB3dE5fG7hI9jK1lM3nO5pQ7rS9tU1v"},
+        {"api_key_file": [KEY]},
+        {"headers": {"X-Told": [KEY]}},
+        {"headers": [KEY]},
+        {"headers": KEY},
+        {"extra_body": KEY},
+        {"model": [KEY]},
+        {"dialect": KEY},
+        {"concurrency": KEY},
+        {KEY: 1},
+    ],
+    ids=str,
+)
+def test_a_key_pasted_anywhere_is_refused_and_not_repeated(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Before anything is written, and the line shows none of it."""
+    path = write(tmp_path, merged(LEAST, {"endpoint": changes}))
+    with pytest.raises(ConfigError) as refused:
+        make_endpoint(load_run_file(path), api_key=None)
+
+    assert "endpoint" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    for secret in (KEY, KEY.lower(), "gsk_0aB", "sk_test_0", "aB3dE5f"):
+        assert secret not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Host", "transfer-encoding", "Connection", "Content-Length", "Content-Type", "Accept-Encoding",
+     "TE", "Upgrade", "Keep-Alive", "Trailer", "Expect", "Proxy-Connection", "Content-Encoding",
+     "X-Auth", "X-Credential", "Proxy-Authorization", "X-Password", "Set Cookie", "a:b", "", "X\nY",
+     "X-Goog-Signature", "X-User-Key"],
+)  # fmt: skip
+def test_a_header_that_frames_or_tells_a_secret_is_refused(tmp_path: Path, name: str) -> None:
+    """The first would spoil every request, the second would be kept in the run folder."""
+    changes = {"endpoint": {"headers": {name: "5"}}}
+
+    assert refusal(write(tmp_path, merged(LEAST, changes))).startswith("endpoint.headers")
+
+
+@pytest.mark.parametrize("value", ["a\nb", "ä", f"Bearer {KEY}", KEY, "x" * 5000])
+def test_a_header_whose_text_cannot_be_sent_or_is_a_key_is_refused(
+    tmp_path: Path, value: str
+) -> None:
+    """And is not shown."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"endpoint": {"headers": {"X-T": value}}})))
+
+    assert complaint.startswith("endpoint.headers.X-T: ")
+    assert KEY not in complaint
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"api_key": KEY}, {"apiKey": "x"}, {"a": {"b": [{"Authorization": "x"}]}}, {"token": "x"},
+        {"access_token": "x"}, {"hf_token": "x"}, {"auth": {"value": "x"}}, {"key": "x"},
+        {"client-secret": "x"}, {"password": "x"}, {"credentials": ["x"]}, {"x": KEY},
+        {"x": [f"Bearer {KEY}"]}, {KEY: {"properties": {"token": "x"}}}, {"api_key": 12345},
+        {"properties": {"token": "x"}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_secret_in_further_fields_is_refused_at_any_depth(
+    tmp_path: Path, body: dict[str, Any]
+) -> None:
+    """The run folder would keep it; by its name where it has one."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"endpoint": {"extra_body": body}})))
+
+    assert complaint.startswith("endpoint.extra_body: ")
+    assert "api_key_env" in complaint
+    assert KEY not in complaint
+
+
+#: Of OpenAI, vLLM 0.32, SGLang and OpenRouter.
+REQUEST_FIELDS = """
+    max_tokens max_completion_tokens max_output_tokens min_tokens min_completion_tokens temperature
+    top_k top_p min_p n best_of seed logit_bias logprobs top_logprobs prompt_logprobs echo stop user
+    stop_token_ids skip_special_tokens spaces_between_special_tokens add_special_tokens
+    return_token_ids return_tokens_as_token_ids include_stop_str_in_output ignore_eos
+    truncate_prompt_tokens allowed_token_ids bad_words thinking_token_budget max_thinking_tokens
+    thinking_budget prompt_cache_key safety_identifier add_generation_prompt continue_final_message
+    chat_template chat_template_kwargs documents mm_processor_kwargs structured_outputs guided_json
+    response_format priority request_id cache_salt kv_transfer_params vllm_xargs frequency_penalty
+    presence_penalty repetition_penalty length_penalty use_beam_search detokenize metadata
+    return_hidden_states return_text_in_logprobs logprob_start_len top_logprobs_num
+    token_ids_logprob no_stop_trim regex ebnf separate_reasoning stream_reasoning lora_path
+    session_params custom_params custom_logit_processor bootstrap_room rid extra_key service_tier
+    reasoning reasoning_effort include_reasoning verbosity modalities prediction store tools
+    tool_choice parallel_tool_calls stream_options web_search_options provider transforms models
+    route plugins usage context_length_exceeded_behavior enable_thinking eos_token pad_token
+    eos_token_id author keyword tokenizer
+""".split()  # noqa: SIM905 - a list of words reads as one
+
+
+@pytest.mark.parametrize("name", REQUEST_FIELDS)
+def test_a_real_field_of_requests_is_taken(tmp_path: Path, name: str) -> None:
+    """Whatever words it shares with the names of secrets."""
+    for value in ("text", 5, {"max_tokens": 5, name: "x"}, [{name: "x"}]):
+        changes = {"endpoint": {"extra_body": {name: value}}}
+        load_run_file(write(tmp_path, merged(LEAST, changes)))
+
+
+def test_a_schema_may_describe_secrets(tmp_path: Path) -> None:
+    """Its names are of fields that a reply has, and it holds none."""
+    schema = {"type": "object", "properties": {"token": {"type": "string"}, "key": {"type": "x"}}}
+    body = {"response_format": {"json_schema": {"schema": schema}}, "logit_bias": {50256: -100}}
+    config = load_run_file(write(tmp_path, merged(LEAST, {"endpoint": {"extra_body": body}})))
+
+    assert config.endpoint.extra_body == body
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), {"a": [float("nan")]}, {1.5: 1}, {None: 1}], ids=str
+)
+@pytest.mark.parametrize(
+    ("section", "key"), [("endpoint", "extra_body"), ("reference", "engine_args")]
+)
+def test_what_json_has_not_is_refused(
+    tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    """It would be found out only when it is sent."""
+    content = merged(LEAST, {section: {key: {"x": value}}})
+
+    assert "expected what JSON has" in refusal(write(tmp_path, content))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SOME_KEY", "OPENROUTER_API_KEY", "TOGETHER_AI_2024_KEY", "hf_token_of_mine", "_x", "KEY_1",
+     "AzureOpenAIKeyForProductionTests", "QWEN3_235B_A22B_2507_KEY", "my_long_name_for_the_key"],
+)  # fmt: skip
+def test_names_of_variables_are_no_keys(tmp_path: Path, name: str) -> None:
+    """As people name them."""
+    load_run_file(write(tmp_path, merged(LEAST, {"endpoint": {"api_key_env": name}})))
+
+
+def test_a_folder_that_no_terminal_should_show_is_refused(tmp_path: Path) -> None:
+    """Its name would be told on the way."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"out": "x\x1b]0;OWNED\x07"})))
+
+    assert complaint == "out: expected a folder whose name can be printed"
+
+
+def test_what_stands_in_two_places_is_written_out_twice(tmp_path: Path) -> None:
+    """A dump with aliases could not be read back."""
+    inner = {"a": [1, 2]}
+    changes = {"endpoint": {"extra_body": {"x": inner, "y": inner}}}
+    config = RunFile.model_validate(merged(LEAST, changes))
+
+    assert load_run_file(write(tmp_path, dump_run_file(config))) == config
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_run_file(tmp_path: Path) -> None:
+    """Some editors write one."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + LEAST_YAML.encode())
+
+    assert load_run_file(path).reference.card == "tiny"
 
 
 def test_what_surrounds_a_mistake_is_not_repeated(tmp_path: Path) -> None:

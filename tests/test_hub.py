@@ -56,6 +56,25 @@ def test_without_network_the_message_says_what_to_do(cache: Path) -> None:
     assert "\n" not in message
 
 
+def test_without_leave_to_fetch_the_hub_is_not_asked(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is in the cache is taken, and what is not is said, with where it would come from."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    said: list[str] = []
+    found = fetch_snapshot("someone/tiny", COMMIT, tell=said.append, fetch=False)
+    with pytest.raises(ConfigError) as refused:
+        fetch_snapshot("stranger/private-beacon", None, tell=said.append, fetch=False)
+
+    assert found.name == COMMIT
+    assert str(refused.value) == (
+        "stranger/private-beacon@newest: is not on this machine, and would be fetched from the "
+        "hub; add --trust to fetch it"
+    )
+    assert said == []
+
+
 def answer(status: int) -> httpx.Response:
     return httpx.Response(status, request=httpx.Request("GET", "http://127.0.0.1"))
 

@@ -388,7 +388,7 @@ def test_a_bad_data_file_is_refused_with_file_and_entry(
 @pytest.mark.parametrize(
     ("raw", "complaint"),
     [
-        (b"kind: [", "not YAML in UTF-8"),
+        (b"kind: [", "mine.yaml: not YAML ("),
         (b"kind: \xff", "not YAML in UTF-8"),
         (b"kind: code\nkind: list\n", "'kind' is there twice"),
         (b"slots:\n  a: [x]\n  a: [y]\n", "'a' is there twice"),

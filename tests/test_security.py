@@ -241,12 +241,20 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(tmp_path: Path) -> Non
 # -- a run folder from a stranger --------------------------------------------------------------
 
 
+def as_from_a_stranger(run_: Path) -> Path:
+    """The run folder, less the memory that it was made here."""
+    with (run_ / RUN).open("a") as file:
+        file.write("# of somebody else\n")
+    return run_
+
+
 def test_a_strangers_folder_gets_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its run file names a host and a variable of ours; nothing is sent until we say so."""
     monkeypatch.setenv("SOME_KEY", KEY)
     with FakeHost(lambda _asked: chat()) as host:
         run_file = write_run_file(tmp_path, host.url, endpoint={"api_key_env": "SOME_KEY"})
         assert call("plan", run_file).status == 0
+        as_from_a_stranger(tmp_path / "run")
         refused = call("collect", tmp_path / "run")
         nothing_sent = not host.asked
         trusted = call("collect", tmp_path / "run", "--probes", 1, "--trust")
@@ -275,8 +283,11 @@ def test_a_strangers_folder_loads_nothing_of_its_own(
     content = yaml.safe_load(run_file.read_text())
     content["reference"] |= reference
     run_file.write_text(yaml.safe_dump(content))
+    content["reference"] |= {"card": "smollm2-135m-instruct"}
     assert call("plan", run_file).status == 0
-    ended = call("score", tmp_path / "run")
+    run_ = as_from_a_stranger(tmp_path / "run")
+    (run_ / RUN).write_text(yaml.safe_dump(content))
+    ended = call("score", run_)
 
     assert ended.status == 2
     assert f"reference.{next(iter(reference))}: " in ended.complaint
@@ -292,7 +303,7 @@ def test_a_strangers_folder_cannot_write_elsewhere(tmp_path: Path) -> None:
     (run_ / RUN).write_text((run_ / RUN).read_text().replace(str(run_), str(moved)))
     with FakeHost(lambda _asked: chat()) as host:
         (run_ / RUN).write_text((run_ / RUN).read_text().replace("http://127.0.0.1:1/v1", host.url))
-        assert call("collect", run_, "--probes", 1).status == 0
+        assert call("collect", run_, "--probes", 1, "--trust").status == 0
 
     assert not moved.exists()
     assert {RUN, PLAN, PROBES} < {path.name for path in run_.iterdir()}

@@ -62,7 +62,7 @@ LAYERS = (
     {"engines.vllm", "engines.remote", "engines.derive"},
     {"weights"},
     {
-        "calibration", "digests", "memory", "testbed_dialects", "substitution", "goodness",
+        "calibration", "digests", "trust", "memory", "testbed_dialects", "substitution", "goodness",
         "thoughts",
     },
     {
@@ -83,8 +83,8 @@ LAYERS = (
     {"repeats"},
     {"stats"},
     {"renderings.changes", "renderings", "folder"},
-    {"prompts"},
-    {"records", "errors", "shipped", "pace", "verifier"},
+    {"prompts", "strict"},
+    {"records", "errors", "shipped", "pace", "child", "secret", "verifier"},
 )  # fmt: skip
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
@@ -116,7 +116,7 @@ HOMES = {
     "typer": {"cli", "cli_lab", "cli_reference", "shell"},
     "rich": {"report", "sheets", "shell"},
     "jinja2": {"page"},
-    "yaml": {"config", "probes", "reference"},
+    "yaml": {"strict"},
     "ruamel": {"pin"},
     "huggingface_hub": {"hub"},
 }
@@ -217,10 +217,43 @@ def effects(path: Path) -> Iterator[str]:
 
 
 def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
-    """Everything below its modules can be used as a library."""
+    """Everything below its modules can be used as a library; `child` passes on a part of it."""
     found = {name: list(effects(path)) for name, path in MODULES.items()}
 
-    assert {name for name, what in found.items() if what} == {"cli", "cli_lab", "shell"}
+    assert {name for name, what in found.items() if what} == {"cli", "cli_lab", "shell", "child"}
+
+
+def test_processes_are_started_with_the_environment_of_one_place() -> None:
+    """What is inherited by default holds every key of whoever typed the command."""
+    for name, path in MODULES.items():
+        for node in ast.walk(parsed(path)):
+            match node:
+                case ast.Call(
+                    func=ast.Attribute(
+                        value=ast.Name(id="subprocess"),
+                        attr="run" | "Popen" | "call" | "check_call" | "check_output",
+                    ),
+                    keywords=given,
+                ):
+                    env = [ast.unparse(k.value) for k in given if k.arg == "env"]
+                    assert env == ["plain_environment()"], name
+                case ast.Attribute(value=ast.Name(id="os"), attr="system" | "popen" | "execv"):
+                    pytest.fail(name)
+
+
+def test_no_checkpoint_is_loaded_with_code_of_its_own() -> None:
+    """Left out, transformers would ask on the terminal whether to run it."""
+    calls = [
+        (name, node)
+        for name, path in MODULES.items()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "from_pretrained"
+    ]
+
+    assert len(calls) >= 5
+    for name, call in calls:
+        given = [ast.unparse(k.value) for k in call.keywords if k.arg == "trust_remote_code"]
+        assert given == ["False"], name
 
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:

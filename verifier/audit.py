@@ -185,7 +185,7 @@ def start(config: RunFile) -> Plan:
     """
     run = config.out
     if (run / PLAN).exists():
-        before = load_run_file(run / RUN)
+        before = load_run_file(run / RUN, below=run)
         same = before.model_copy(update={"out": config.out}) == config
         if not same:
             raise ConfigError(
@@ -337,7 +337,7 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
 
     Returns how many have an outcome.
     """
-    plan, config = read_plan(run), load_run_file(run / RUN)
+    plan, config = read_plan(run), load_run_file(run / RUN, below=run)
     if config.endpoint.dialect == "completions":
         raise ConfigError(
             f"{run / RUN}: endpoint.dialect: text completions are asked with prompts that the "

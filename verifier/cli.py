@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
@@ -37,6 +37,7 @@ from verifier.shell import (
     show_report,
     show_summary,
     showing,
+    state_directory,
 )
 
 if TYPE_CHECKING:
@@ -187,6 +188,7 @@ def audit(
     control_api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Variable that holds the control's key.")
     ] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Audit an endpoint against local reference weights, or several of one run file.
@@ -194,6 +196,9 @@ def audit(
     Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive. Of
     several targets the worst news counts: 1 when any is inconsistent, else 3 when any is
     inconclusive or not judged. An audit that was stopped goes on with the same command.
+
+    A run file is a program, to be read first. One that lies in a run folder which was not made here
+    needs --trust.
 
     \b
     Examples:
@@ -221,11 +226,13 @@ def audit(
         },
         "out": out,
     }
-    fleet = _configure(run_file, flags)
+    fleet = _configure(run_file, flags, trust=trust)
     every = fleet.every_run_file
     keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
+    _warn_of_keys_in_clear(every.values())
+    _start(fleet)
     with showing() as show:
         load_reference = _reference_loader(next(iter(every.values())), show)
         if fleet.targets is not None:
@@ -265,11 +272,15 @@ def _worst(found: Summary) -> int:
     return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
 
 
-def _configure(run_file: Path | None, flags: dict[str, Any]) -> Fleet:
+def _configure(run_file: Path | None, flags: dict[str, Any], *, trust: bool) -> Fleet:
     """The run file, or the one that the flags describe; flags override the file."""
-    from verifier.config import Fleet, load_fleet, validated
+    from verifier.config import Fleet, load_fleet, read_run_file, validated
 
-    base = {} if run_file is None else load_fleet(run_file).model_dump()
+    base: dict[str, Any] = {}
+    if run_file is not None:
+        within = _its_run_folder(run_file, trust=trust)
+        load_fleet(run_file, below=within)  # says it best when the file itself is wrong
+        base = read_run_file(run_file, below=within)  # as it stands: a flag may change its host
     merged = _merge(base, flags)
     if base.get("targets") is not None:
         if merged["endpoint"]:
@@ -340,12 +351,64 @@ def _read_key_file(path: Path, *, run: Path) -> str:
     return key
 
 
-def _need_trust(trust: bool, run: Path, key: str, does: str) -> None:
-    if not trust:
-        raise ConfigError(
-            f"{run}: {key}: this {does}, and a run folder may come from a stranger; read its "
-            "run.yaml, and add --trust if it is yours"
-        )
+def _its_run_folder(run_file: Path, *, trust: bool) -> Path | None:
+    """The run folder that a run file lies in, if it lies in one; refused if not made here."""
+    from verifier.trust import is_run_folder, need_trust_of
+
+    need_trust_of(run_file, trust=trust, state=state_directory())
+    return run_file.parent if is_run_folder(run_file.parent) else None
+
+
+def _is_ours(run: Path, *, trust: bool) -> bool:
+    """Whether the run file of a run folder is done as it stands."""
+    from verifier.folder import RUN
+    from verifier.trust import is_made_here
+
+    return trust or is_made_here(run / RUN, state=state_directory())
+
+
+def _is_ours_to_plan(run_file: Path) -> bool:
+    """Whether what is planned from a run file counts as made here: planning needs no trust."""
+    from verifier.trust import need_trust_of
+
+    with suppress(ConfigError):
+        need_trust_of(run_file, trust=False, state=state_directory())
+        return True
+    return False
+
+
+def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
+    """Write the plans, or take them up; `ours`: what is written is noted as made here.
+
+    What stands against planning single targets.
+    """
+    from verifier.audit import start
+    from verifier.fleet import start_beside, start_targets
+    from verifier.folder import FLEET, PLAN, RUN
+    from verifier.trust import remember
+
+    new = {n: c.out / RUN for n, c in fleet.every_run_file.items() if not (c.out / PLAN).exists()}
+    problems: dict[str, VerifierError] = {}
+    if fleet.targets is not None:
+        kept = fleet.out / FLEET
+        new |= {FLEET: kept} if not kept.exists() else {}
+        problems = start_targets(fleet)[2]
+    elif fleet.control is not None:
+        start_beside(fleet)
+    else:
+        start(fleet.run_files[""])
+    if ours:
+        written = [path for name, path in new.items() if name not in problems and path.exists()]
+        remember(written, state=state_directory())
+    return problems
+
+
+def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
+    from verifier.trust import sent_in_clear
+    from verifier.wording import visible
+
+    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
+        typer.echo(f"warning: {visible(line)}", err=True)
 
 
 # -- the steps of a run folder -----------------------------------------------------------------
@@ -367,27 +430,18 @@ def plan(
     Example:
       verifier plan configs/example.yaml
     """
-    from verifier.audit import make_endpoint, start
+    from verifier.audit import make_endpoint
     from verifier.config import load_fleet
     from verifier.plan import forecast_run
     from verifier.spending import add_up
 
-    fleet = load_fleet(run_file)
+    fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
     every = fleet.every_run_file
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())))
-    if fleet.targets is not None:
-        from verifier.fleet import start_targets
-
-        for problem in start_targets(fleet)[2].values():
-            raise problem
-    elif fleet.control is not None:
-        from verifier.fleet import start_beside
-
-        start_beside(fleet)
-    else:
-        start(every[""])
+    for problem in _start(fleet, ours=_is_ours_to_plan(run_file)).values():
+        raise problem
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
     for name, config in every.items():
         if name:
@@ -434,6 +488,7 @@ def _check_memory(config: RunFile) -> None:
 @app.command()
 def capabilities(
     run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+    trust: Trust = False,
 ) -> None:
     """Find out by effect what an endpoint can do, for a handful of requests.
 
@@ -444,15 +499,17 @@ def capabilities(
     Example:
       verifier capabilities configs/example.yaml
     """
-    from verifier.audit import find_capabilities
+    from verifier.audit import find_capabilities, make_endpoint
     from verifier.capabilities import describe
-    from verifier.config import load_run_file
+    from verifier.config import Fleet, load_run_file
     from verifier.wording import visible
 
-    config = load_run_file(run_file)
-    for name, found in describe(
-        find_capabilities(config, api_key=_api_key(config, out=config.out))
-    ):
+    config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
+    key = _api_key(config, out=config.out)
+    make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
+    _warn_of_keys_in_clear([config])
+    _start(Fleet.model_validate(config.model_dump()))
+    for name, found in describe(find_capabilities(config, api_key=key)):
         typer.echo(f"{name}: {visible(found)}")
 
 
@@ -467,12 +524,12 @@ def collect(
 ) -> None:
     """Ask the probes of a planned run that have no answer yet, within its budget.
 
-    A run folder says which key goes to which host, so one that names a key is asked from only
-    with --trust: it may come from a stranger.
+    A run folder says what is sent to which host, and with which key, so one that was not made here
+    is asked from only with --trust: it may come from a stranger.
 
     \b
     Example:
-      verifier collect runs/first --probes 20 --trust
+      verifier collect runs/first --probes 20
     """
     from verifier.audit import ask
     from verifier.config import load_run_file
@@ -480,11 +537,15 @@ def collect(
     from verifier.plan import read_plan
 
     read_plan(run)  # says it best when this is no run folder
-    config = load_run_file(run / RUN).model_copy(update={"out": run})
-    if config.endpoint.api_key_env or config.endpoint.api_key_file:
-        _need_trust(
-            trust, run, "endpoint.api_key_env", f"sends your key to {config.endpoint.base_url}"
+    config = load_run_file(run / RUN, below=run).model_copy(update={"out": run})
+    endpoint = config.endpoint
+    if not _is_ours(run, trust=trust):
+        what = "your key" if endpoint.api_key_env or endpoint.api_key_file else "its probes"
+        raise ConfigError(
+            f"{run}: this sends {what} to {endpoint.base_url}, and the run folder was not made "
+            f"here; read its {RUN}, and add --trust if it is yours"
         )
+    _warn_of_keys_in_clear([config])
     with showing() as show:
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
     typer.echo(f"{count} probes have an outcome in {run}")
@@ -501,8 +562,9 @@ def score(
 ) -> None:
     """Score what has arrived under the reference weights, and write the ledger.
 
-    A run folder whose run file names files, servers or engine arguments of its own is scored only
-    with --trust: it may come from a stranger, and some engine arguments run code.
+    A run folder that was not made here is scored under a card that ships, once its weights are on
+    this machine; with --trust also if its run file names anything else, or something is to be
+    fetched: it may come from a stranger, and some engine arguments run code.
 
     \b
     Example:
@@ -514,21 +576,19 @@ def score(
     from verifier.folder import RUN
     from verifier.local import nameable, reference_loader
     from verifier.plan import read_plan
+    from verifier.trust import refuse_foreign
 
     made = read_plan(run)
-    config = load_run_file(run / RUN)
-    reference = config.reference
-    for key, own in (
-        ("weights", reference.weights is not None),
-        ("engine_args", bool(reference.engine_args)),
-        ("url", reference.url is not None),
-        ("suspects", bool(reference.suspects)),
-    ):
-        if own:
-            _need_trust(trust, run, f"reference.{key}", "loads what its run file names")
+    config = load_run_file(run / RUN, below=run)
+    ours = _is_ours(run, trust=trust)
+    if not ours:
+        refuse_foreign(config.reference, where=str(run))
+    _warn_of_keys_in_clear([config])
     with showing() as show:
-        api_key = _reference_key(config)
-        loaded = reference_loader(config, cache=cache_directory(), show=show, api_key=api_key)()
+        load = reference_loader(
+            config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=ours
+        )
+        loaded = load()
         weights = nameable(made, loaded, show) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
         score_long(run, loaded)

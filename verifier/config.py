@@ -5,6 +5,7 @@ Reads the folder `configs/`. Holds no secrets: a key is named by its environment
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -30,7 +30,9 @@ from pydantic_core import PydanticCustomError
 
 from verifier.errors import ConfigError
 from verifier.folder import CONTROL, RESERVED, RUN
+from verifier.secret import is_key, looks_like_key, names_a_secret, shows_a_key
 from verifier.shipped import shipped
+from verifier.strict import dump_yaml, read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -55,13 +57,18 @@ POLICIES = "policies.yaml"
 HOSTS = "hosts.yaml"
 
 
+#: What a wrong URL is told; the URL itself is not shown, for a key may stand anywhere in it.
+_A_URL = "expected http(s)://host/path, usually ending in /v1"
+
+
 def _without_secret(url: str) -> str:
     """Refuse a key in the URL here already: the run folder would keep it."""
     try:
         parts = urlsplit(url)
+        _ = parts.port  # raises when it is no port
         has_secret = "@" in parts.netloc or bool(parts.query or parts.fragment)
     except ValueError:
-        return url  # the endpoint says what is wrong with it
+        raise PydanticCustomError("secret", f"{_A_URL}; it cannot be read") from None
     if has_secret:
         raise PydanticCustomError(
             "secret",
@@ -70,11 +77,21 @@ def _without_secret(url: str) -> str:
     return url
 
 
+def _of_http(url: str) -> str:
+    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        raise PydanticCustomError("secret", _A_URL)
+    return url
+
+
 def _variable(name: str) -> str:
     if not (name.isascii() and name.isidentifier()):
         raise PydanticCustomError(
             "secret",
             "expected the name of an environment variable: letters, digits and _; never the key",
+        )
+    if looks_like_key(name):
+        raise PydanticCustomError(
+            "secret", "looks like a key; name the environment variable that holds it instead"
         )
     return name
 
@@ -91,12 +108,90 @@ class _Section(BaseModel):
         return value
 
 
+#: Headers that say how a request is framed, or what travels in it: those are ours to write.
+_FRAMING = frozenset({
+    "accept-encoding", "connection", "content-encoding", "content-length", "content-type", "expect",
+    "host", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
+
+
 def _plain_header(name: str) -> str:
-    if re.search(r"authorization|cookie|key|token|secret", name, re.IGNORECASE):
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", name):
+        raise PydanticCustomError("secret", "expected the name of a header: letters, digits and -")
+    if name.lower() in _FRAMING:
+        raise PydanticCustomError(
+            "secret", "frames the request, and is written by the verifier alone; take it out"
+        )
+    if names_a_secret(name):
         raise PydanticCustomError(
             "secret", "a header that may hold a secret; a key is named by endpoint.api_key_env"
         )
     return name
+
+
+def _header_value(value: str) -> str:
+    if not re.fullmatch(r"[\t -~]{0,4000}", value):
+        raise PydanticCustomError("secret", "expected a header's text: plain ASCII on one line")
+    if is_key(value):
+        raise PydanticCustomError(
+            "secret", "looks like a key; a key is named by endpoint.api_key_env"
+        )
+    return value
+
+
+def _plain_values(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse what JSON has not: it would be found out only when it is sent."""
+    if not _is_plain(values):
+        raise PydanticCustomError(
+            "secret", "expected what JSON has: texts, finite numbers, yes or no, lists and sections"
+        )
+    return values
+
+
+def _is_plain(value: object) -> bool:
+    match value:
+        case dict():
+            known = all(isinstance(key, str | int) for key in value)
+            return known and all(map(_is_plain, value.values()))
+        case list() | tuple():
+            return all(map(_is_plain, value))
+        case float():
+            return math.isfinite(value)
+    return value is None or isinstance(value, str | int)
+
+
+def _without_secrets(values: dict[str, Any]) -> dict[str, Any]:
+    """Refuse a field whose name or text says that it is a key: the run folder would keep it."""
+    found = _secret_in(values, described=False)
+    if found is not None:
+        raise PydanticCustomError(
+            "secret",
+            "{name} may hold a secret; a key is named by endpoint.api_key_env",
+            {"name": "a field" if looks_like_key(found) else repr(found[:40])},
+        )
+    return values
+
+
+def _secret_in(value: object, *, described: bool, at: str = "a value") -> str | None:
+    """The name of the first field that may hold a secret; `described`: names of a JSON schema."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            name = str(key)
+            is_section = described and isinstance(inner, dict)
+            if not is_section and inner not in (None, False, True) and names_a_secret(name):
+                return name
+            found = _secret_in(inner, described=name in _DESCRIBING, at=name)
+            if found is not None:
+                return found
+    if isinstance(value, list | tuple):
+        return next(filter(None, (_secret_in(v, described=False, at=at) for v in value)), None)
+    return at if isinstance(value, str) and is_key(value) else None
+
+
+#: Under these a JSON schema describes fields, and holds none.
+_DESCRIBING = ("properties", "patternProperties", "$defs", "definitions")
+
+PlainValues = Annotated[dict[str, Any], AfterValidator(_plain_values)]
 
 
 class _HostFacts(_Section):
@@ -108,9 +203,22 @@ class _HostFacts(_Section):
     dialect: Literal["chat", "completions", "messages", "responses"] = "chat"
     logprobs_form: Literal["boolean", "integer"] = "boolean"
     most_top_logprobs: Annotated[int, Field(ge=0, le=20)] = 20
-    extra_body: dict[str, Any] = {}  # further fields of every request
-    headers: dict[Annotated[str, AfterValidator(_plain_header)], str] = {}  # and headers
+    extra_body: Annotated[PlainValues, AfterValidator(_without_secrets)] = {}  # of every request
+    headers: dict[
+        Annotated[str, AfterValidator(_plain_header)],
+        Annotated[str, AfterValidator(_header_value)],
+    ] = {}  # and of every request, too
     router: bool = False  # passes questions on; `provider` says to whom
+
+
+def _same_host(one: str, other: str) -> bool:
+    """Whether two URLs lead to one host, by the same scheme and port."""
+    try:
+        parts = [urlsplit(url.strip().lower()) for url in (one, other)]
+        ports = {part.port or {"http": 80, "https": 443}.get(part.scheme) for part in parts}
+    except ValueError:
+        return False
+    return len(ports) == len({(part.scheme, part.hostname) for part in parts}) == 1
 
 
 class HostPreset(_HostFacts):
@@ -151,6 +259,16 @@ class EndpointSection(_HostFacts):
                 {"name": repr(name[:40]), "known": ", ".join(presets)},
             )
         known = presets[name].model_dump(exclude={"sources"}, exclude_defaults=True)
+        base_url = raw.get("base_url")
+        if isinstance(base_url, str) and not _same_host(base_url, str(known.get("base_url"))):
+            variable = known.pop("api_key_env", None)
+            if variable and not raw.keys() & {"api_key_env", "api_key_file"}:
+                raise PydanticCustomError(
+                    "value_error",
+                    "api_key_env: missing; {variable} is for the host {name} alone, and base_url "
+                    "is of another; name the variable of its key, or null where it asks for none",
+                    {"variable": variable, "name": name},
+                )
         return known | {key: value for key, value in raw.items() if value is not None}
 
     @model_validator(mode="after")
@@ -231,8 +349,9 @@ class ReferenceSection(_Section):
     engine: EngineName = "auto"
     weights: Path | None = None  # a directory that already holds the card's weights
     dtype: Dtype = "auto"
-    engine_args: dict[str, Any] = {}  # passed to vLLM as they are, over the card's own
-    url: Annotated[str, AfterValidator(_without_secret)] | None = None  # of the remote engine
+    engine_args: PlainValues = {}  # passed to vLLM as they are, over the card's own
+    # of the remote engine
+    url: Annotated[str, AfterValidator(_without_secret), AfterValidator(_of_http)] | None = None
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
     suspects: tuple[Suspect, ...] = ()  # other models that the replies are compared with
@@ -280,6 +399,12 @@ class AuditSection(_Section):
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
 
 
+def _printable(path: Path) -> Path:
+    if not str(path).isprintable():
+        raise PydanticCustomError("secret", "expected a folder whose name can be printed")
+    return path
+
+
 class RunFile(_Section):
     """One reproducible run."""
 
@@ -287,7 +412,7 @@ class RunFile(_Section):
     reference: ReferenceSection
     audit: AuditSection = AuditSection()
     prices: Prices | None = None
-    out: Path
+    out: Annotated[Path, AfterValidator(_printable)]
 
 
 def _folder_names(targets: dict[str, T]) -> dict[str, T]:
@@ -329,7 +454,7 @@ class Fleet(_Section):
     reference: ReferenceSection
     audit: AuditSection = AuditSection()
     prices: Prices | None = None
-    out: Path
+    out: Annotated[Path, AfterValidator(_printable)]
 
     @model_validator(mode="after")
     def _one_or_several(self) -> Self:
@@ -370,9 +495,12 @@ class Fleet(_Section):
         )
 
 
-def load_run_file(path: Path) -> RunFile:
-    """The run file of one endpoint. Raises ConfigError that names file, key and what is wrong."""
-    raw = _read_run_file(path)
+def load_run_file(path: Path, *, below: Path | None = None) -> RunFile:
+    """The run file of one endpoint; with `below`, no link is followed under that run folder.
+
+    Raises ConfigError that names file, key and what is wrong.
+    """
+    raw = read_run_file(path, below=below)
     for key in ("targets", "control"):
         if raw.get(key) is not None:
             raise ConfigError(
@@ -383,20 +511,24 @@ def load_run_file(path: Path) -> RunFile:
     return validated(RunFile, rest, where=str(path))
 
 
-def load_fleet(path: Path) -> Fleet:
-    """A run file of any kind. Raises ConfigError that names the file, the key and what is wrong."""
-    return validated(Fleet, _read_run_file(path), where=str(path))
+def load_fleet(path: Path, *, below: Path | None = None) -> Fleet:
+    """A run file of any kind; with `below`, no link is followed under that run folder.
+
+    Raises ConfigError that names the file, the key and what is wrong.
+    """
+    return validated(Fleet, read_run_file(path, below=below), where=str(path))
 
 
-def _read_run_file(path: Path) -> dict[str, Any]:
-    if not path.is_file():
+def read_run_file(path: Path, *, below: Path | None = None) -> dict[str, Any]:
+    """What a run file says, before any of it is checked. Raises ConfigError when it is no YAML."""
+    if not path.is_file() and not path.is_symlink():
         raise ConfigError(f"{path}: {'is not a' if path.exists() else 'no such'} run file")
-    return _read_yaml(path)
+    return _read_keys(path, below=below)
 
 
 def dump_run_file(config: RunFile | Fleet) -> str:
     """The run file with every default written out; loading it gives it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return dump_yaml(config.model_dump(mode="json"))
 
 
 def load_policies() -> dict[str, Policy]:
@@ -404,7 +536,7 @@ def load_policies() -> dict[str, Policy]:
     path = shipped("configs") / POLICIES
     return {
         str(name): validated(Policy, raw, where=f"{path}: {name}")
-        for name, raw in _read_yaml(path).items()
+        for name, raw in _read_keys(path).items()
     }
 
 
@@ -414,7 +546,7 @@ def load_hosts() -> dict[str, HostPreset]:
     path = shipped("configs") / HOSTS
     return {
         str(name): validated(HostPreset, raw, where=f"{path}: {name}")
-        for name, raw in _read_yaml(path).items()
+        for name, raw in _read_keys(path).items()
     }
 
 
@@ -448,8 +580,17 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
             case _:
                 wrong = first["msg"].replace("Input should be", "expected")
                 wrong = wrong.replace("a valid tuple", "a list")
-                complaint = f"{wrong}; got {reprlib.repr(first['input'])[:80]}"
+                complaint = f"{wrong}{_got(key, first['input'])}"
         raise ConfigError(f"{where}: {key or 'the whole file'}: {complaint}") from error
+
+
+def _got(key: str, value: object) -> str:
+    """What came, where no key can have been pasted."""
+    where = key.split(".")
+    if any("key" in step or step in ("base_url", "url", "headers", "extra_body") for step in where):
+        return ""
+    shown = reprlib.repr(value)[:80]
+    return "" if shows_a_key(shown) else f"; got {shown}"
 
 
 def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tuple[str, list[str]]:
@@ -470,9 +611,16 @@ def _place(kind: type[BaseModel], loc: tuple[int | str, ...], wrong: str) -> tup
             named = _is_by_name(fields[str(step)].annotation)
         elif here and number != strange:
             continue  # which member of a union was tried
-        steps.append(str(step))
+        steps.append(_spelled(str(step)))
     names = dict.fromkeys(name for model in here for name in model.model_fields)
     return ".".join(steps), list(names)
+
+
+def _spelled(step: str) -> str:
+    """A key of a file on one line, unless somebody pasted another kind of key there."""
+    if looks_like_key(step):
+        return "(a key)"
+    return step[:100] if step.isprintable() else ascii(step[:100])
 
 
 def _is_by_name(annotation: object) -> bool:
@@ -490,30 +638,8 @@ def _models_in(annotation: object) -> Iterator[type[BaseModel]]:
         yield from _models_in(part)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice: YAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        seen: set[str] = set()
-        for key in keys:
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {key.value!r} is there twice", problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader
-    except yaml.MarkedYAMLError as error:
-        # without the text around it, where a key may stand
-        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        raise ConfigError(f"{path}: not YAML ({error.problem}{line})") from error
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+def _read_keys(path: Path, *, below: Path | None = None) -> dict[str, Any]:
+    raw = read_yaml(path, below=below)
     if not isinstance(raw, dict):
         got = "nothing" if raw is None else type(raw).__name__
         raise ConfigError(f"{path}: expected keys and values, got {got}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from verifier.audit import audit
+from verifier.child import plain_environment, python
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.errors import VerifierError
 from verifier.local import LoadReference
@@ -47,13 +47,13 @@ def run_demo(
 @contextmanager
 def local_host(fault: str, *, dtype: str = "float32") -> Iterator[str]:
     """A testbed host in a process of its own; yields its base URL and ends it on leaving."""
-    command = [
-        sys.executable, "-m", "verifier", "testbed", "serve", "--fault", fault, "--port", "0",
-        "--dtype", dtype,
-    ]  # fmt: skip
-    host = subprocess.Popen(  # noqa: S603 - our own command
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    command = python(
+        "verifier", "testbed", "serve", "--fault", fault, "--port", "0", "--dtype", dtype
     )
+    host = subprocess.Popen(  # noqa: S603 - our own command
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=plain_environment(),
+    )  # fmt: skip
     try:
         assert host.stdout is not None
         line = host.stdout.readline()  # one line, once it listens; nothing when it failed

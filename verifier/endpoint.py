@@ -128,17 +128,17 @@ def _checked_url(url: str) -> str:
         httpx.URL(url.strip())
         (parts.hostname or "").encode("idna")
         _ = parts.port  # raises when it is no port
-    except (ValueError, httpx.InvalidURL) as error:
-        raise ConfigError(f"endpoint.base_url: {expected}; it cannot be read ({error})") from None
+    except (ValueError, httpx.InvalidURL):  # whose text shows what may be a key
+        raise ConfigError(f"endpoint.base_url: {expected}; it cannot be read") from None
     if parts.username is not None or parts.password is not None:
         raise ConfigError(
             "endpoint.base_url: holds a user name or password; take it out and name the variable "
             "that holds the key in endpoint.api_key_env"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"endpoint.base_url: {expected}; got {url!r}")
+        raise ConfigError(f"endpoint.base_url: {expected}")
     if parts.query or parts.fragment:
-        raise ConfigError(f"endpoint.base_url: {expected}, without ? or #; got {url!r}")
+        raise ConfigError(f"endpoint.base_url: {expected}, without ? or #")
     return url.strip().rstrip("/")
 
 

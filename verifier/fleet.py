@@ -120,7 +120,7 @@ def _with_seed(fleet: Fleet) -> Fleet:
     """The run file with a seed: its own, the one that its folder keeps, or one drawn now."""
     kept = fleet.out / FLEET
     if kept.exists():
-        before = load_fleet(kept).model_copy(update={"out": fleet.out})
+        before = load_fleet(kept, below=fleet.out).model_copy(update={"out": fleet.out})
         seed = before.audit.seed if fleet.audit.seed is None else fleet.audit.seed
         if _seeded(fleet, seed) != before:
             raise ConfigError(

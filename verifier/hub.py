@@ -18,23 +18,31 @@ _LEFT_OUT = ["original/*", "metal/*", "figures/*", "*.bin", "*.pth", "*.pt", "*.
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-def fetch_snapshot(repo: str, revision: str | None, *, tell: Callable[[str], None]) -> Path:
+def fetch_snapshot(
+    repo: str, revision: str | None, *, tell: Callable[[str], None], fetch: bool = True
+) -> Path:
     """The directory of a repository at a revision (None: its newest commit), fetched if needed.
 
-    Raises ConfigError, in one line, when the hub cannot be reached or has no such thing.
+    Without `fetch` the hub is not asked, and what its cache lacks is a ConfigError. Raises
+    ConfigError, in one line, when the hub cannot be reached or has no such thing.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
+        LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
 
     what = f"{repo}@{revision or 'newest'}"
-    tell(f"fetching {what} from the hub")
+    if fetch:
+        tell(f"fetching {what} from the hub")
     try:
-        return Path(snapshot_download(repo, revision=revision, ignore_patterns=_LEFT_OUT))
+        found = snapshot_download(
+            repo, revision=revision, ignore_patterns=_LEFT_OUT, local_files_only=not fetch
+        )
+        return Path(found)
     except GatedRepoError as error:
         raise ConfigError(
             f"{what}: the hub asks to accept the licence first; do so on its page, and log in with "
@@ -45,12 +53,23 @@ def fetch_snapshot(repo: str, revision: str | None, *, tell: Callable[[str], Non
             f"{what}: the hub has no such repository or revision, or hides it; check the name, or "
             "log in with `hf auth login`"
         ) from error
+    except LocalEntryNotFoundError as error:
+        if not fetch:
+            raise ConfigError(
+                f"{what}: is not on this machine, and would be fetched from the hub; add --trust "
+                "to fetch it"
+            ) from error
+        raise _unreachable(what, error) from error
     except Exception as error:  # the client raises whatever its transport does
-        said = " ".join(str(error).split())[:100]
-        raise ConfigError(
-            f"{what}: could not be fetched ({type(error).__name__}: {said}); check the network and "
-            "HF_HUB_OFFLINE, or give a directory that holds the weights"
-        ) from error
+        raise _unreachable(what, error) from error
+
+
+def _unreachable(what: str, error: Exception) -> ConfigError:
+    said = " ".join(str(error).split())[:100]
+    return ConfigError(
+        f"{what}: could not be fetched ({type(error).__name__}: {said}); check the network and "
+        "HF_HUB_OFFLINE, or give a directory that holds the weights"
+    )
 
 
 def commit_of(snapshot: Path) -> str | None:

@@ -44,12 +44,13 @@ LoadReference = Callable[[], Reference]
 
 
 def reference_loader(
-    config: RunFile, *, cache: Path, show: Show, api_key: str | None = None
+    config: RunFile, *, cache: Path, show: Show, api_key: str | None = None, fetch: bool = True
 ) -> LoadReference:
     """Loads the card's weights with the engine asked for, once they are fetched and checked.
 
     `api_key` is the remote engine's. What it scores with is taken on its word: the weights are not
-    checked here.
+    checked here. Without `fetch` nothing is fetched: what is not on this machine is a ConfigError
+    that says what would be.
     """
     section = config.reference
 
@@ -57,7 +58,7 @@ def reference_loader(
         card = load_card(section.card)
         weights = section.weights
         if weights is None:
-            weights = fetch_weights(card, cache=cache, tell=show.tell)
+            weights = fetch_weights(card, cache=cache, tell=show.tell, fetch=fetch)
         elif not weights.is_dir():
             raise ConfigError(f"reference.weights: no directory {weights}")
         check_weights(card, weights, tensors=section.engine != "remote")
@@ -67,10 +68,11 @@ def reference_loader(
 
         tokenizer = Tokenizer(weights)
         builds = {
-            v.name: partial(fetch_variant, card, v, weights, tell=show.tell) for v in card.variants
+            v.name: partial(fetch_variant, card, v, weights, tell=show.tell, fetch=fetch)
+            for v in card.variants
         }
         others = {
-            s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell)
+            s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell, fetch=fetch)
             for where, some in (
                 (f"card {card.name}: siblings", card.siblings),
                 ("reference.suspects", section.suspects),

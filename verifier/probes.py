@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -27,8 +26,7 @@ from pydantic import (
 from verifier.errors import ConfigError
 from verifier.records import Message, Probe, Role
 from verifier.shipped import shipped
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is missing on rare builds
+from verifier.strict import MAX_BYTES, parse_yaml, read_bounded
 
 #: {slot}, or {slot.form} for a filler that has several grammatical forms.
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
@@ -176,7 +174,7 @@ def read_pool(directory: Path) -> Pool:
     digest = hashlib.sha256()
     families: list[Family] = []
     for path in paths:
-        raw = path.read_bytes()
+        raw = read_bounded(path, limit=MAX_BYTES)
         digest.update(raw)
         families += _families(_parse(path, raw), path.name)
     return Pool(
@@ -341,37 +339,14 @@ def _style(text: str, style: Style) -> str:
 
 
 def _parse(path: Path, raw: bytes) -> _File:
-    loader = None
+    values = parse_yaml(raw, where=path.name, aliases=True)
     try:
-        loader = _LOADER(raw.decode("utf-8"))
-        node = loader.get_single_node()
-        _refuse_repeated_keys(node)
-        return _File.model_validate(loader.construct_document(node) if node else None)
+        return _File.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         entry = ".".join(str(step) for step in first["loc"]) or "file"
         reason = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"{path.name}: {entry}: {reason}") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            f"{path.name}: not YAML in UTF-8 ({' '.join(str(error).split())})"
-        ) from error
-    finally:
-        if loader is not None:
-            loader.dispose()
-
-
-def _refuse_repeated_keys(node: yaml.Node | None) -> None:
-    """YAML would keep only the last of two slots of one name, without a word."""
-    if isinstance(node, yaml.MappingNode):
-        keys = [key.value for key, _ in node.value]
-        for key, _ in node.value:
-            if keys.count(key.value) > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"{key.value!r} is there twice", problem_mark=key.start_mark
-                )
-        for _, value in node.value:
-            _refuse_repeated_keys(value)
 
 
 def _families(file: _File, name: str) -> Iterator[Family]:

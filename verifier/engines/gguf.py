@@ -36,14 +36,16 @@ def convert(gguf: Path, out: Path) -> None:
     cast(Any, transformers.logging).disable_progress_bar()
     with redirect_stderr(io.StringIO()):  # its progress bar knows no terminal
         model = cast(Any, AutoModelForCausalLM).from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
     # what is saved is no longer quantised, and must not say that it is
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None
     model.save_pretrained(out)
-    tokenizer = cast(Any, AutoTokenizer).from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = cast(Any, AutoTokenizer).from_pretrained(
+        gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+    )
     tokenizer.save_pretrained(out)
     fields = GGUFReader(gguf).fields
     _settle_config(out / "tokenizer_config.json", fields)

@@ -78,9 +78,18 @@ class TransformersEngine:
     def _load(self, weights: Path) -> Any:
         """The model of a directory."""
         half = getattr(torch, self._dtype)
-        model = cast(Any, AutoModelForCausalLM).from_pretrained(
-            weights, dtype=half, local_files_only=True, use_safetensors=True
-        )
+        try:
+            model = cast(Any, AutoModelForCausalLM).from_pretrained(
+                weights, dtype=half, local_files_only=True, use_safetensors=True,
+                trust_remote_code=False,
+            )  # fmt: skip
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ConfigError(
+                f"{weights}: the model needs code of its own, which came with it and is not run; "
+                "give a checkpoint that transformers knows, or another --engine"
+            ) from error
         model.to(self._device).eval()
         if self._device == "cpu" and self._dtype != "float32":
             _accumulate_in_float32(model, half=half)

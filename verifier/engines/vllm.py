@@ -63,6 +63,7 @@ DEFAULTS: Mapping[str, Any] = {
     "logprobs_mode": "raw_logprobs",  # before temperature and penalties
     "enable_prefix_caching": True,
     "disable_log_stats": True,
+    "trust_remote_code": False,  # a run file may say otherwise, a card may not
     "seed": 0,
 }
 
@@ -391,6 +392,8 @@ _ADVICE = {
     "max_model_len": "lower max_model_len in reference.engine_args",
     "torchvision": "run `pip uninstall torchvision torchaudio torchcodec`: they do not fit this "
     "torch, and are not needed here",
+    "trust_remote_code": "the checkpoint needs code of its own, which came with it; read that, and "
+    "only then set trust_remote_code in reference.engine_args",
     "not supported": "use --engine transformers, or a vLLM that knows this architecture",
 }
 
