@@ -81,8 +81,8 @@ LAYERS = (
     {"renderings.catalogue", "counts", "ledger", "single", "strata"},
     {"repeats"},
     {"stats"},
-    {"renderings.changes", "renderings", "folder"},
-    {"prompts"},
+    {"renderings.changes", "renderings", "folder", "template_process"},
+    {"prompts", "template_worker"},
     {"records", "errors", "shipped", "pace", "verifier"},
 )  # fmt: skip
 
@@ -103,7 +103,13 @@ HOMES = {
         "engines.vllm",
         "engines.vllm_worker",
     },
-    "transformers": {"tokens", "engines.derive", "engines.gguf", "engines.transformers"},
+    "transformers": {
+        "tokens",
+        "template_worker",
+        "engines.derive",
+        "engines.gguf",
+        "engines.transformers",
+    },
     "safetensors": {"engines.transformers"},
     "gguf": {"engines.gguf"},
     "vllm": {"engines.vllm", "engines.vllm_worker"},
@@ -219,7 +225,9 @@ def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
     """Everything below its modules can be used as a library."""
     found = {name: list(effects(path)) for name, path in MODULES.items()}
 
-    assert {name for name, what in found.items() if what} == {"cli", "cli_lab", "shell"}
+    assert {name for name, what in found.items() if what} == {
+        "cli", "cli_lab", "shell", "template_process",
+    }  # fmt: skip
 
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:
