@@ -11,12 +11,16 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from verifier.errors import ReferenceMismatch, RenderingError
 from verifier.prompts import make_prompt
 from verifier.records import Message, Prompt
 from verifier.template_process import TEMPLATES, TemplateProcess, refused
+
+#: Prompts whose ids are kept, since renderings differ on few, and the longest of them, in signs.
+_KEPT: Final = 1024
+_LONGEST_KEPT: Final = 16 << 10
 
 
 class Tokenizer:
@@ -38,6 +42,7 @@ class Tokenizer:
             ) from error
         self._tokenizer = cast(Any, loaded)
         self._templates = templates
+        self._kept_ids = lru_cache(maxsize=_KEPT)(self._prompt_ids)
         backend = getattr(loaded, "backend_tokenizer", None)
         self._splitting = Lock()  # whether to split control tokens is a state of the tokenizer
         self._by_mistral_common = (directory / "tekken.json").exists()
@@ -114,6 +119,9 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Ids of a rendered prompt: control tokens are recognised, none is added."""
+        return self._kept_ids(text) if len(text) <= _LONGEST_KEPT else self._prompt_ids(text)
+
+    def _prompt_ids(self, text: str) -> tuple[int, ...]:
         with self._splitting:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
