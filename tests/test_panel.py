@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from families import make_family
 
+from verifier.errors import RenderingError
 from verifier.probes import Pool, load_pool
 from verifier.records import REFERENCE, Probe
 from verifier.renderings.catalogue import catalogue
@@ -118,6 +119,15 @@ def test_a_template_that_refuses_is_no_obstacle(pool: Pool, tmp_path: Path) -> N
 
     assert len(found.probes) == 4
     assert all(p.messages[0].role != "system" for p in found.probes)
+
+
+def test_a_template_that_refuses_everything_is_named(pool: Pool, tmp_path: Path) -> None:
+    """There is nothing to search for, and what the template says is the cause."""
+    make_family(tmp_path, "chatml")
+    (tmp_path / "chat_template.jinja").write_text("{{ raise_exception('not today') }}")
+
+    with pytest.raises(RenderingError, match="not today"):
+        design_panel(Tokenizer(tmp_path), ENTRIES, pool, seed=1, size=4, max_tokens=8, candidates=8)
 
 
 def test_offsets_within_accounting_do_not_separate() -> None:

@@ -26,11 +26,19 @@ _NEEDED: Final = re.compile(
 )
 _SECRET: Final = re.compile(r"_(KEY|TOKEN|SECRET|PASS\w*|CREDENTIALS?|AUTH)$")
 
+#: What Python needs to start, and the day's time zone.
+_BARE: Final = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "TMPDIR", "TZ", "TZDIR")
+
 
 def plain_environment() -> dict[str, str]:
     """The variables that a process of ours needs. The package index and proxies keep their own
     credentials: they stand in their addresses."""
     return {name: value for name, value in os.environ.items() if _is_needed(name)}
+
+
+def bare_environment() -> dict[str, str]:
+    """The least that Python starts with, for a process that runs foreign code."""
+    return {name: os.environ[name] for name in _BARE if name in os.environ}
 
 
 def _is_needed(name: str) -> bool:

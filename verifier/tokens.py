@@ -1,27 +1,33 @@
 """Messages to token ids and back: the home of tokenizers and chat templates.
 
-Templates are untrusted code and are rendered by transformers' sandbox only, never by hand.
+Templates are untrusted code and are rendered by transformers' sandbox only, never by hand, in a
+process of its own (`template_process`).
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import date
 from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from verifier.errors import ReferenceMismatch, RenderingError
 from verifier.prompts import make_prompt
 from verifier.records import Message, Prompt
+from verifier.template_process import TEMPLATES, TemplateProcess, refused
+
+#: Prompts whose ids are kept, since renderings differ on few, and the longest of them, in signs.
+_KEPT: Final = 1024
+_LONGEST_KEPT: Final = 16 << 10
 
 
 class Tokenizer:
     """A tokenizer and its chat template, loaded from a local directory."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, templates: TemplateProcess = TEMPLATES) -> None:
+        templates.start()  # it gets ready while this process loads the tokenizer
         import transformers
 
         cast(Any, transformers.logging).set_verbosity_error()
@@ -42,6 +48,8 @@ class Tokenizer:
                 f"{directory}: no tokenizer could be loaded ({type(error).__name__}: {said})"
             ) from error
         self._tokenizer = cast(Any, loaded)
+        self._templates = templates
+        self._kept_ids = lru_cache(maxsize=_KEPT)(self._prompt_ids)
         backend = getattr(loaded, "backend_tokenizer", None)
         self._splitting = Lock()  # whether to split control tokens is a state of the tokenizer
         self._by_mistral_common = (directory / "tekken.json").exists()
@@ -73,6 +81,11 @@ class Tokenizer:
         """The name of the end-of-turn token."""
         return str(self._tokenizer.eos_token)
 
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        """The control tokens that templates may write, by their roles."""
+        return dict(self._tokenizer.special_tokens_map)
+
     @property
     def template(self) -> str | None:
         """The source of the model's own chat template; None when it has none."""
@@ -91,30 +104,16 @@ class Tokenizer:
     def render_text(self, prompt: Prompt) -> str:
         """The text that a template makes of a conversation, control tokens by their names.
 
-        Raises RenderingError when there is no template, or it raises.
+        Raises RenderingError when there is no template, or it raises or oversteps its bounds.
         """
         if prompt.template is None and self._tokenizer.chat_template is None:
             raise RenderingError(self._why_no_template())
-        extra: dict[str, Any] = dict(prompt.settings)
-        if prompt.today is not None:  # else the template would print the day of rendering
-            extra["strftime_now"] = date.fromisoformat(prompt.today).strftime
         try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    [dict(message) for message in prompt.messages],
-                    tools=[dict(tool) for tool in prompt.tools] or None,
-                    chat_template=prompt.template,
-                    add_generation_prompt=prompt.generation_prompt,
-                    tokenize=False,
-                    **extra,
-                )
-            )
-        except Exception as error:  # a template is foreign code: it raises what it likes
+            template = self._tokenizer.get_chat_template(prompt.template, prompt.tools or None)
+        except Exception as error:  # several templates and no default; other kinds have none
             said = " ".join(str(error).split())[:200]
-            raise RenderingError(
-                f"the chat template refused a conversation of {len(prompt.messages)} messages "
-                f"({type(error).__name__}: {said}); send it others, or mend the template"
-            ) from error
+            raise refused(prompt, f"{type(error).__name__}: {said}") from error
+        return self._templates.render(str(template), self._names, prompt)
 
     def _why_no_template(self) -> str:
         if self._by_mistral_common:
@@ -127,6 +126,9 @@ class Tokenizer:
 
     def encode_prompt(self, text: str) -> tuple[int, ...]:
         """Ids of a rendered prompt: control tokens are recognised, none is added."""
+        return self._kept_ids(text) if len(text) <= _LONGEST_KEPT else self._prompt_ids(text)
+
+    def _prompt_ids(self, text: str) -> tuple[int, ...]:
         with self._splitting:
             return tuple(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 

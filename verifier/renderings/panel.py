@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 
 from verifier.counts import OFFSETS
 from verifier.probes import Pool, draw
+from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, Message, Probe, Tool, ToolCall
-from verifier.renderings.catalogue import PUBLISHED, Rendering, prints_a_date, render_probe
+from verifier.renderings.catalogue import PUBLISHED, Rendering, prints_a_date, render, render_probe
 from verifier.renderings.changes import Renderer
 
 #: Candidates that a search looks at.
@@ -113,10 +114,15 @@ def design_panel(
 def search(
     renderer: Renderer, entries: Sequence[Rendering], drafts: Sequence[Probe], *, size: int
 ) -> Panel:
-    """The greedy search among given candidates, of the entries that the template can express."""
+    """The greedy search among given candidates, of the entries that the template can express.
+
+    Raises RenderingError when the published template refuses them all.
+    """
     names = (REFERENCE, *(e.name for e in entries if e.name != REFERENCE))
     by_name = {entry.name: entry for entry in entries}
     by_name.setdefault(REFERENCE, PUBLISHED)
+    if all(render_probe(by_name[REFERENCE], probe, renderer) is None for probe in drafts):
+        render(by_name[REFERENCE], prompt_of(drafts[0]), renderer)  # raises, and says why
     kinds: dict[tuple[int, ...] | None, int] = {None: -1}
     lengths = np.full((len(names), len(drafts)), np.nan)
     marks = np.zeros((len(names), len(drafts)), dtype=int)  # equal marks: equal prompts
