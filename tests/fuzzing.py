@@ -22,12 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import strategies as st
-
-ROOT = Path(__file__).resolve().parents[1]
 from attacks import bodies, mutate, shown
 from fakes_card import CARD
 from fakes_host import Answer, FakeHost, chat
+from hypothesis import strategies as st
 from test_report import consistent, inconsistent
 
 from verifier.body import Body, BodyTooLarge, UnreadableBody

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -365,9 +366,6 @@ def _broken_surroundings(lab: Lab) -> Tally:
         "httpx",
         "matplotlib",
         "scipy",
-        "click",
-        "json",
-        "verifier",
     ):
         for kind, text in {"fails": "raise RuntimeError('broken')\n", "no syntax": "def (\n", "is empty": "",
                            "exits": "raise SystemExit(1)\n", "is missing": "raise ModuleNotFoundError('x', name='x')\n"}.items():  # fmt: skip
@@ -467,14 +465,8 @@ def _action(lab: Lab) -> Tally:
         bin_ = folder / "bin"
         bin_.mkdir(exist_ok=True)
         shim = bin_ / "verifier"
-        words = " ".join(f"'{word}'" if word != "\n" else "" for word in verifier_command())
-        shim.write_text(
-            f"#!/bin/sh\nexport PYTHONPATH={path}:$PYTHONPATH\n"
-            + (
-                body
-                or f'exec {words.replace(chr(39) + sys.executable, chr(39) + sys.executable)} "$@"\n'
-            )
-        )
+        command = body or f'exec {shlex.join(verifier_command())} "$@"\n'
+        shim.write_text(f"#!/bin/sh\nexport PYTHONPATH={path}:$PYTHONPATH\n{command}")
         shim.chmod(0o755)
         outputs = folder / "outputs"
         outputs.write_text("")
