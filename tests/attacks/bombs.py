@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import shutil
 import sys
@@ -22,7 +21,6 @@ from attacks.lab import (
     run,
     sound,
     start_child,
-    write_card,
     write_run_file,
 )
 
@@ -358,6 +356,3 @@ def _templates(lab: Lab) -> Iterator[Tally]:
 
             tally.try_(f"{'the own' if own else 'another'} template {template[:80]}", greedy)
     yield tally
-
-
-__all__ = ["attack_with_bombs", "os", "write_card"]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import resource
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections import Counter
@@ -14,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+import httpx
 
 from attacks.bases import make_base
 from attacks.lab import (
@@ -27,7 +31,6 @@ from attacks.lab import (
     RawHost,
     Running,
     Tally,
-    canary,
     chat,
     lines_of,
     paid_tokens,
@@ -36,10 +39,12 @@ from attacks.lab import (
     sound,
     start,
     start_child,
-    told,
     write_run_file,
 )
+from verifier.collect import collect
+from verifier.endpoint import Endpoint
 from verifier.folder import append_line, read_lines
+from verifier.records import Message, Probe
 
 SLOW_HOST_S = 0.15
 
@@ -174,6 +179,7 @@ def attack_books(lab: Lab) -> Iterator[Tally]:
     yield _few_descriptors(lab)
     yield _no_end(lab)
     yield _synced_names(lab)
+    yield _throughput(lab)
 
 
 def _stopped_by_hand(lab: Lab) -> Tally:
@@ -623,4 +629,87 @@ def _synced_names(lab: Lab) -> Tally:
     return tally
 
 
-__all__ = ["attack_books", "attack_with_kills", "canary", "told"]
+def _throughput(lab: Lab) -> Tally:
+    """What the books cost: as many requests a second as httpx alone, of a host that thinks."""
+    tally = Tally(attack="collecting is not under 0.95 of bare httpx")
+    count, port = lab.size(600, 120), free_port()
+
+    def serve() -> int:
+        asyncio.run(_serve(port))
+        return 0
+
+    host = start_child(serve)
+    url = f"http://127.0.0.1:{port}/v1"
+    ratios = []
+    try:
+        _wait_for(port)
+        for _ in range(3):
+            bare = _seconds(lambda: asyncio.run(_ask_bare(url, count)))
+            probes = [
+                Probe(id=f"p{n}", kind="open", messages=(Message(role="user", content=f"{n}?"),),
+                      max_tokens=24)
+                for n in range(count)
+            ]  # fmt: skip
+            endpoint = Endpoint(base_url=url, model="m", top_logprobs=0)
+            folder = lab.folder("speed")
+            ratios.append(bare / _seconds(lambda f=folder, e=endpoint, p=probes: collect(f, e, p)))
+    finally:
+        host.send(signal.SIGKILL)
+        host.wait(5)
+    best = sorted(ratios)[1]
+    tally.extra = {"ratios": [round(ratio, 3) for ratio in ratios], "requests": count}
+    tally.note(f"{count} requests", f"{best:.2f} of bare httpx" if best < 0.95 else None)
+    return tally
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def _wait_for(port: int) -> None:
+    for _ in range(500):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return
+        time.sleep(0.02)
+    raise RuntimeError("the host does not come up")
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    began = time.monotonic()
+    work()
+    return time.monotonic() - began
+
+
+async def _serve(port: int) -> None:
+    """A host that answers each request after 40 ms."""
+    body = json.dumps(chat("the model says more")).encode()
+    head = (
+        f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                asked = await reader.readuntil(b"\r\n\r\n")
+                size = next(row for row in asked.lower().split(b"\r\n") if b"content-length" in row)
+                await reader.readexactly(int(size.partition(b":")[2]))
+                await asyncio.sleep(0.04)
+                writer.write(head.encode() + body)
+                await writer.drain()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", port)
+    async with server:
+        await server.serve_forever()
+
+
+async def _ask_bare(url: str, count: int) -> None:
+    numbers = iter(range(count))
+
+    async def work(client: httpx.AsyncClient) -> None:
+        for number in numbers:
+            body = {"model": "m", "messages": [{"role": "user", "content": f"{number}?"}]}
+            (await client.post(f"{url}/chat/completions", json=body)).json()
+
+    async with httpx.AsyncClient() as client:
+        await asyncio.gather(*(work(client) for _ in range(8)))

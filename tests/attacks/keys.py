@@ -7,7 +7,6 @@ import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 from zlib import crc32
@@ -360,6 +359,3 @@ def _pasted(lab: Lab) -> Tally:
 
         tally.try_(name, attempt)
     return tally
-
-
-__all__ = ["ECHOES", "Path", "attack_keys"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -37,7 +36,6 @@ from attacks.lab import (
     RawHost,
     Tally,
     chat,
-    refused,
     run,
     sound,
     write_run_file,
@@ -823,6 +821,3 @@ def attack_surroundings(lab: Lab) -> Iterator[Tally]:
 
             tally.try_(f"{name} under {more}", attempt)
     yield tally
-
-
-__all__ = ["attack_exits", "attack_outputs", "attack_surroundings", "dataclasses", "refused"]

@@ -405,6 +405,3 @@ def _odd_run_files(lab: Lab) -> Tally:
 
             tally.try_(f"{command}: run.yaml is {kind}", attempt)
     return tally
-
-
-__all__: list[str] = ["attack_as_stranger"]

@@ -345,6 +345,3 @@ def _malformed(lab: Lab, folder: Path, run_: Path) -> Iterator[Tally]:
 
             tally.try_(name, attempt)
         yield tally
-
-
-__all__ = ["attack_weights"]

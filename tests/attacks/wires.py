@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from attacks.lab import Lab, RawHost, Tally, canary, chat, every_file, read_request
+from attacks.lab import Lab, RawHost, Tally, canary, chat, every_file
 from verifier.collect import collect, read_outcomes
 from verifier.endpoint import Endpoint
 from verifier.errors import VerifierError
@@ -287,6 +287,3 @@ def _longer_than_its_length(lab: Lab) -> Tally:
 
         tally.try_(name, attempt)
     return tally
-
-
-__all__ = ["attack_wires", "read_request"]
