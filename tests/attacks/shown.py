@@ -153,8 +153,8 @@ def attack_outputs(lab: Lab) -> Iterator[Tally]:
     bases = [json.loads((make_base(lab, name) / "run" / "report.json").read_text())
              for name in ("faulty", "template", "sampled")]  # fmt: skip
     rng = lab.rng("texts")
-    texts = list(HOSTILE)
-    while len(texts) < lab.size(100, 75):
+    texts = list(HOSTILE[:: lab.size(1, 4)])
+    while len(texts) < lab.size(100, 0):
         texts.append("".join(rng.sample(HOSTILE, 2)))
 
     def report_with(base: Any, text: str) -> Report:
