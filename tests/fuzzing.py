@@ -6,6 +6,7 @@ as long as it is told.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import json
 import os
@@ -58,7 +59,9 @@ class Property:
 @cache
 def scratch() -> Path:
     """A folder for the whole run."""
-    return Path(tempfile.mkdtemp(prefix="fuzz-"))
+    made = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    atexit.register(shutil.rmtree, made, True)
+    return made
 
 
 SEEDS = st.integers(0, 2**32 - 1)

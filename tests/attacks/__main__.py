@@ -172,8 +172,7 @@ def _work(asked: argparse.Namespace) -> int:
     for tally in getattr(import_module(f"attacks.{module}"), function)(lab):
         row = {"part": asked.worker} | asdict(tally)
         row["worst_s"] = round(row["worst_s"], 2)
-        row["examples"] = [text.replace(str(asked.scratch), "DIR").replace(str(ROOT), "ROOT")
-                           for text in row["examples"]]  # fmt: skip
+        row["examples"] = [_nameless(text, asked.scratch) for text in row["examples"]]
         rows.append(row)
         _save(asked.scratch / "rows.json", {"rows": rows})
     return 0
@@ -183,13 +182,25 @@ def _rows_of(scratch: Path, name: str, status: int | None) -> list[dict[str, Any
     rows: list[dict[str, Any]] = _load(scratch / "rows.json").get("rows", [])
     if status != 0:
         log = (scratch / "log").read_text("utf-8", "replace").strip().splitlines()[-6:]
-        text = f"ended with status {status}: {' | '.join(log)}".replace(str(ROOT), "ROOT")
+        text = _nameless(f"ended with status {status}: {' | '.join(log)}", scratch)
         rows.append(
             {"part": name, "attack": "the script of this part ends", "tried": 1, "held": 0,
-             "worst_s": 0.0, "examples": [text.replace(str(scratch), "DIR")[-600:]], "extra": {}}
+             "worst_s": 0.0, "examples": [text[-600:]], "extra": {}}
         )  # fmt: skip
     shutil.rmtree(scratch, ignore_errors=True)
     return rows
+
+
+def _nameless(text: str, scratch: Path) -> str:
+    """Text without the paths of this machine."""
+    for path, name in (
+        (scratch, "DIR"),
+        (ROOT, "ROOT"),
+        (sys.prefix, "PYTHON"),
+        (sys.base_prefix, "PYTHON"),
+    ):
+        text = text.replace(str(path), name)
+    return text
 
 
 def render_table(results: dict[str, Any]) -> str:
