@@ -32,11 +32,13 @@ from attacks.lab import (
     Running,
     Tally,
     chat,
+    full_answer,
     lines_of,
     paid_tokens,
     refused,
     run,
     sound,
+    spent_tokens,
     start,
     start_child,
     write_run_file,
@@ -125,13 +127,13 @@ def _one_life_after_another(
             problem = f"{len(again)} answered requests sent again" if again else None
             problem = f"{len(lost)} lines lost" if lost else problem
             kept.note(f"{label} life {life}", problem)
-            spent = paid_tokens(host)
+            spent = spent_tokens(host, model, out)
             within.note(
                 f"{label} life {life}",
                 f"{spent} tokens asked for of {budget}" if spent > budget else None,
             )
         ended = run("audit", path, seconds=120)
-        spent = paid_tokens(host)
+        spent = spent_tokens(host, model, out)
     within.note(
         f"{label} at the end", f"{spent} tokens asked for of {budget}" if spent > budget else None
     )
@@ -188,9 +190,9 @@ def _stopped_by_hand(lab: Lab) -> Tally:
     for number in range(lab.size(6, 2)):
         folder, rng = lab.folder("stopped"), lab.rng(f"stopped {number}")
 
-        def script(_asked: Asked) -> Any:
+        def script(asked: Asked) -> Any:
             time.sleep(0.3)
-            return chat("the model says more or less now")
+            return full_answer(asked)
 
         def attempt(folder: Path = folder, rng: Any = rng, script: Any = script) -> str | None:
             with FakeHost(script) as host:
@@ -265,7 +267,7 @@ def _lying_counts(lab: Lab) -> Tally:
             folder = lab.folder("counts")
 
             def script(asked: Asked) -> Any:
-                body = model(asked)
+                body = full_answer(asked)
                 body["usage"] |= usage
                 return body
 
@@ -358,9 +360,9 @@ def _two_processes(lab: Lab) -> Iterator[Tally]:
         folder = lab.folder("pair")
         command = "audit" if number % 4 == 3 else "collect"
 
-        def script(_asked: Asked) -> Any:
+        def script(asked: Asked) -> Any:
             time.sleep(0.03)
-            return chat("the model says more or less now")
+            return full_answer(asked)
 
         with FakeHost(script) as host:
             path = write_run_file(folder, host.url, budget_completion_tokens=1200)
@@ -495,7 +497,7 @@ def _full_disks(lab: Lab) -> Tally:
                 before = len(host.asked)
                 after = run("audit", path, seconds=90)
                 again = [a for a in host.asked[before:] if a.raw.decode() in answered]
-                spent = paid_tokens(host)
+                spent = spent_tokens(host, model, folder / "run")
             if after.status not in (0, 3):
                 return f"then: exit {after.status}: {after.last}"
             if spent > 240:

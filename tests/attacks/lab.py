@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
@@ -310,9 +311,10 @@ def make_engine(weights: str = "reference") -> FakeEngine:
 
 
 class Model:
-    """Answers chats as the fake model would, one at a time."""
+    """Answers chats as the fake model would, one at a time; `costs` of each, by its number."""
 
     def __init__(self, weights: str = "reference") -> None:
+        self.costs: dict[int, int] = {}
         self._engine, self._tokenizer = make_engine(weights), FakeTokenizer()
         self._lock = threading.Lock()
 
@@ -326,6 +328,7 @@ class Model:
                                  temperature=body.get("temperature", 0))]
             )  # fmt: skip
             text = self._tokenizer.decode([n for n in made.token_ids if n != EOS])
+        self.costs[asked.index] = len(made.token_ids)
         answer = chat(text)
         answer["choices"][0]["finish_reason"] = made.finish_reason
         answer["usage"] = {"prompt_tokens": len(ids), "completion_tokens": len(made.token_ids)}
@@ -442,9 +445,36 @@ def canary() -> Iterator[RawHost]:
         yield host
 
 
+def full_answer(asked: Asked) -> dict[str, Any]:
+    """An answer that takes all that was allowed, and says so."""
+    count = asked.json["max_tokens"]
+    answer = chat(" is" * count)
+    answer["choices"][0]["finish_reason"] = "length"
+    answer["usage"]["completion_tokens"] = count
+    return answer
+
+
 def paid_tokens(host: FakeHost) -> int:
     """The most that the requests of a host may cost in completion tokens."""
     return sum(asked.json.get("max_tokens") or 0 for asked in host.asked)
+
+
+def spent_tokens(host: FakeHost, model: Model, out: Path) -> int:
+    """What a host has been asked for: as answered where that is on record, else in full."""
+    recorded = Counter(
+        line["request"]
+        for path in out.rglob("*.jsonl")
+        for line in lines_of(path)
+        if "request" in line and line.get("status") == 200
+    )
+    spent = 0
+    for asked in sorted(host.asked, key=lambda one: model.costs.get(one.index, 10**6)):
+        text = asked.raw.decode()
+        known = recorded[text] > 0
+        recorded[text] -= known
+        most = asked.json.get("max_tokens") or 0
+        spent += min(model.costs.get(asked.index, most), most) if known else most
+    return spent
 
 
 # -- looking at what was written ---------------------------------------------------------------
@@ -473,7 +503,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 __all__ = [
     "CARD", "CUT", "FAULT", "NOWHERE", "Answer", "Asked", "Ended", "FakeHost", "Lab", "Model",
-    "RawHost", "Running", "Tally", "bare", "canary", "chat", "every_file", "lines_of",
-    "make_engine", "paid_tokens", "refused", "run", "sound", "start", "start_child", "told", "warm",
+    "RawHost", "Running", "Tally", "bare", "canary", "chat", "every_file", "full_answer", "lines_of",
+    "make_engine", "paid_tokens", "refused", "run", "sound", "spent_tokens", "start", "start_child", "told", "warm",
     "write_card", "write_run_file",
 ]  # fmt: skip
