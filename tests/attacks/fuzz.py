@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from attacks.lab import Lab, Tally
 
-ROUND = 200  # inputs between two looks at the clock
+ROUND = 200  # inputs of one seed
+SHRINKING_S = 20.0
 
 
 def attack_at_random(lab: Lab) -> Iterator[Tally]:
@@ -39,7 +40,7 @@ def _try(asked: Property, *, seconds: float, first: int) -> Tally:
 
 
 def _round(asked: Property, tally: Tally, number: int, until: float) -> str | None:
-    falling: list[Any] = []
+    falling: dict[str, float] = {}  # inputs that did not hold and when, the smallest last
 
     @seed(number)
     @settings(
@@ -47,13 +48,14 @@ def _round(asked: Property, tally: Tally, number: int, until: float) -> str | No
     )
     @given(asked.inputs)
     def hold(drawn: Any) -> None:
-        if time.monotonic() > until and not falling:
-            return  # what is left of the round
+        late = time.monotonic() > (min(falling.values()) + SHRINKING_S if falling else until)
+        if late and repr(drawn) not in falling:
+            return  # what is left of the round, or of shrinking
         began = time.monotonic()
         try:
             asked.check(drawn)
         except BaseException:
-            falling.append(drawn)
+            falling.setdefault(repr(drawn), time.monotonic())
             raise
         if not falling:
             tally.note("", None, time.monotonic() - began)
@@ -61,5 +63,5 @@ def _round(asked: Property, tally: Tally, number: int, until: float) -> str | No
     try:
         hold()
     except Exception as error:  # noqa: BLE001 - whatever comes is the finding
-        return f"{type(error).__name__}: {error} with {falling[-1:]!r}"
+        return f"{type(error).__name__}: {error} with {list(falling)[-1:]}"
     return None
