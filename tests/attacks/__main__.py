@@ -60,18 +60,15 @@ def main() -> int:
     if asked.table:
         _say(render_table(results))
         return 0
-    commit = _commit()
-    fresh = results.get("commit") != commit or results.get("quick") != asked.quick
-    if fresh and not asked.part:  # rows of another state are no rows of this one
-        results = {}
-    done = set() if asked.again else {row["part"] for row in results.get("rows", ())}
-    names = asked.part or [name for name in PARTS if name not in done]
-    results |= {
-        "commit": commit, "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "quick": asked.quick, "seed": asked.seed, "machine": _machine(), "versions": _versions(),
+    code = _code()
+    kept = results.setdefault("parts", {})
+    done = {
+        name for name, part in kept.items()
+        if part["code"] == code["code"] and part["quick"] == asked.quick and not asked.again
     }  # fmt: skip
+    names = asked.part or [name for name in PARTS if name not in done]
+    results["machine"], results["versions"] = _machine(), _versions()
     results.setdefault("rows", [])
-    results.setdefault("seconds", {})
     with tempfile.TemporaryDirectory(prefix="attacks-") as scratch:
         _run_parts(names, asked, results, Path(scratch))
     wrong = [row for row in results["rows"] if row["held"] < row["tried"]]
@@ -132,10 +129,15 @@ def _run_parts(
             rows = _rows_of(scratch / name, name, process.returncode)
             results["rows"] = [row for row in results["rows"] if row["part"] != name] + rows
             results["rows"].sort(key=lambda row: list(PARTS).index(row["part"]))
-            results["seconds"][name] = round(time.monotonic() - begun, 1)
+            results["parts"][name] = _code() | {
+                "quick": asked.quick, "seed": asked.seed, "seconds": round(time.monotonic() - begun, 1),
+                "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            }  # fmt: skip
             _save(asked.out, results)
             held = sum(row["held"] == row["tried"] for row in rows)
-            _say(f"{name}: {held} of {len(rows)} rows held, {results['seconds'][name]:.0f} s")
+            _say(
+                f"{name}: {held} of {len(rows)} rows held, {results['parts'][name]['seconds']:.0f} s"
+            )
 
 
 def _start(name: str, asked: argparse.Namespace, scratch: Path) -> subprocess.Popen[bytes]:
@@ -230,15 +232,21 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _commit() -> str:
-    """The commit, with a + when files differ from it."""
+def _code() -> dict[str, str]:
+    """The commit, and what stands for the package alone, with a + when its files differ from it."""
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
-        return "unknown"
-    told = [subprocess.run([git, "-C", str(ROOT), *words], capture_output=True, text=True,
-                           check=False).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "-uno", "--", "verifier"])]  # fmt: skip
-    return told[0] + ("+" if told[1] else "")
+        return {"commit": "unknown", "code": "unknown"}
+
+    def ask(*words: str) -> str:
+        command = [git, "-C", str(ROOT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    changed = ask("status", "--porcelain", "-uno", "--", "verifier")
+    return {
+        "commit": ask("rev-parse", "HEAD"),
+        "code": ask("rev-parse", "HEAD:verifier") + "+" * bool(changed),
+    }
 
 
 def _say(text: str) -> None:
