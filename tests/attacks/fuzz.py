@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, seed, settings
 
 from attacks.lab import Lab, Tally
 
-ROUND = 200  # inputs of one seed
+ROUND = 50  # inputs of one seed
 SHRINKING_S = 20.0
 
 
