@@ -327,8 +327,9 @@ def _links(lab: Lab) -> Iterator[Tally]:
             problem = sound(ended)
             if problem:
                 return f"{command[0]}: {problem}"
-            read_through = ended.status in (0, 1, 3) and kind == "link" and mine.is_dir()
-            if read_through and command[0] in ("decide", "report", "summary") and part in NEEDED:
+            reads = ("summary",) if name == "fleet" else ("decide", "report")
+            through = ended.status in (0, 1, 3) and kind == "link" and mine.is_dir()
+            if through and command[0] in reads and part in NEEDED:
                 return f"{command[0]} read through the link"
         return None
 
