@@ -482,7 +482,9 @@ def _full_disks(lab: Lab) -> Tally:
     """Files that cannot grow beyond a size: one line, then on, once there is room."""
     tally = Tally(attack="full disks: one line, and the audit goes on once there is room")
     model = Model()
-    for size in (0, 500, 4_000, 8_000, 16_000, 24_000, 32_000, 60_000, 90_000)[:: lab.size(1, 3)]:
+    for size in (2_000, 3_000, 4_000, 8_000, 16_000, 24_000, 32_000, 60_000, 90_000)[
+        :: lab.size(1, 3)
+    ]:
 
         def attempt(size: int = size) -> str | None:
             folder = lab.folder("full")
