@@ -219,7 +219,7 @@ def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
     """Everything below its modules can be used as a library."""
     found = {name: list(effects(path)) for name, path in MODULES.items()}
 
-    assert {name for name, what in found.items() if what} == {"cli", "cli_lab", "shell"}
+    assert {name for name, what in found.items() if what} == {"cli", "shell"}
 
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:
