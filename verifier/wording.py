@@ -62,7 +62,7 @@ _ACTING: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
     "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]+"
 )
-_LAYOUT: Final = {"\n": r"\n", "\t": r"\t"}
+_LAYOUT: Final = str.maketrans({"\n": r"\n", "\t": r"\t"})
 
 
 def visible(text: str) -> str:
@@ -80,7 +80,7 @@ def one_line(text: str) -> str:
 
 def spelled_out(text: str) -> str:
     r"""A name or a path on one line: as `visible`, with \n and \t as escapes, and every space."""
-    return visible(text).translate(str.maketrans(_LAYOUT))
+    return visible(text).translate(_LAYOUT)
 
 
 def inert_json(text: str) -> str:
