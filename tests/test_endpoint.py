@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from verifier.endpoint import Client, Endpoint, Sent
 from verifier.errors import ConfigError
-from verifier.records import Message, Probe
+from verifier.records import Message, Probe, Reply
+from verifier.wire import parse
 
 KEY = "sk-Test/0123456789+abcDEF"
 PROBE = Probe(
@@ -373,3 +374,90 @@ def test_credentials_in_the_address_are_refused_unseen() -> None:
     with pytest.raises(ConfigError, match="api_key_env") as caught:
         endpoint("https://user:pass-word@h/v1")
     assert "pass-word" not in str(caught.value)
+
+
+# -- streams that do not end as they should ----------------------------------------------------
+
+
+EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+ANSWER = (
+    'data: {"choices": [{"delta": {"content": "Là."}, "finish_reason": "stop"}]}\n\n'
+    "data: [DONE]\n\n"
+).encode()
+
+
+def ask_chunked(pieces: list[bytes], after: str) -> tuple[Sent, float]:
+    """Ask a host that sends these pieces as chunks, and then does what `after` says."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as slow:
+
+        def serve() -> None:
+            line, _address = slow.accept()
+            with line:
+                line.recv(65_536)
+                line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                try:
+                    line.sendall(EVENTS)
+                    for piece in pieces:
+                        line.sendall(b"%x\r\n%s\r\n" % (len(piece), piece))
+                        over.wait(0.005)
+                    while after == "comments" and not over.wait(0.05):
+                        line.sendall(b"10\r\n: keep-alive ...\r\n")
+                    if after == "silence":
+                        over.wait(20)
+                    if after == "junk":
+                        line.sendall(b"zz\r\n")
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        start = time.monotonic()
+        url = f"http://127.0.0.1:{slow.getsockname()[1]}/v1"
+        sent = ask(endpoint(url, timeout_s=4, stream=True))
+        took = time.monotonic() - start
+        over.set()
+        thread.join()
+    return sent, took
+
+
+@pytest.mark.parametrize("after", ["silence", "comments", "a broken line", "junk"])
+def test_a_stream_that_said_its_end_is_whole(after: str) -> None:
+    """Whatever the host does with the line afterwards, the answer is not asked for again."""
+    sent, took = ask_chunked([ANSWER], after)
+
+    assert (sent.attempt.status, sent.attempt.error) == (200, None)
+    assert sent.attempt.body.encode().startswith(ANSWER)
+    assert took < 3
+
+
+@pytest.mark.parametrize("after", ["silence", "a broken line"])
+def test_a_stream_that_did_not_say_its_end_is_broken(after: str) -> None:
+    """More may have been due."""
+    sent, _took = ask_chunked([ANSWER.partition(b"data: [DONE]")[0]], after)
+
+    assert sent.attempt.error is not None
+
+
+@pytest.mark.parametrize("size", [1, 5, 1_000])
+def test_a_stream_is_kept_as_it_came_however_it_is_cut(size: int) -> None:
+    """Inside a character of several bytes, too; several events in one piece."""
+    whole = b"\xef\xbb\xbf: hm\r\n\r\n" + ANSWER
+    sent, _took = ask_chunked([whole[n : n + size] for n in range(0, len(whole), size)], "silence")
+    found = parse(sent.attempt)
+
+    assert sent.attempt.body.encode() == whole
+    assert isinstance(found, Reply)
+    assert found.text == "Là."
+
+
+def test_a_mark_before_a_list_of_models_is_passed_over() -> None:
+    """As before any body."""
+    listing = b'\xef\xbb\xbf{"data": [{"id": "m"}]}'
+
+    async def once(url: str) -> tuple[str, ...]:
+        async with Client(endpoint(url)) as client:
+            return await client.list_models()
+
+    with FakeHost(lambda _asked: chat(), models=Answer(body=listing)) as host:
+        assert asyncio.run(once(host.url)) == ("m",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,15 @@ from test_capabilities import plenty
 
 from verifier.capabilities import Capabilities, describe, probe_capabilities, read_capabilities
 from verifier.endpoint import Endpoint
-from verifier.parameters import Parameter, judge_bias, judge_parameters, judge_stop, stop_string
-from verifier.records import Reply
+from verifier.parameters import (
+    Parameter,
+    judge_bias,
+    judge_n,
+    judge_parameters,
+    judge_stop,
+    stop_string,
+)
+from verifier.records import Attempt, Reply
 from verifier.renderings.catalogue import catalogue
 from verifier.testbed import create_app, read_fault, running
 from verifier.wire import Problem
@@ -46,6 +54,22 @@ def test_an_honest_host_honours_all(tmp_path: Path) -> None:
     assert read_capabilities(tmp_path) == found
     assert judge_parameters(found.parameters) is None
     assert dict(describe(found))["parameter stop"] == "honoured: the reply ends there"
+
+
+def test_replies_that_came_as_events_tell_nothing_of_their_number() -> None:
+    """A stream is put together for its first reply alone; a mark in front is no trouble."""
+    body = chat() | {"choices": chat()["choices"] * 2}
+    request = {"probe_id": "p", "number": 1, "started_at": "", "elapsed_s": 0.1, "request": "{}"}
+    answer = Reply(
+        probe_id="p", text="Paris.", finish_reason="stop", prompt_tokens=7, completion_tokens=2,
+        logprobs=None, logprobs_problem=None,
+    )  # fmt: skip
+
+    def judged(text: str) -> str:
+        return judge_n(Attempt(**request, status=200, body=text, error=None), answer).effect
+
+    assert judged(f"data: {json.dumps(body)}\n\ndata: [DONE]\n\n") == "not run"
+    assert judged("\ufeff" + json.dumps(body)) == "honoured"
 
 
 @pytest.mark.parametrize("name", ["stop", "n", "logit_bias", "max_tokens", "seed"])

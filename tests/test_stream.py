@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from typing import Any
 
 import pytest
 
 from verifier.records import Attempt, Reply
-from verifier.stream import BrokenStream, assemble_chat
+from verifier.stream import BrokenStream, Ending, assemble_chat
 from verifier.wire import Problem, parse
 
 WORDS = ("The ", "cat ", "sat ", "down.")
@@ -211,3 +212,119 @@ def test_a_stream_asked_for_may_come_as_one_object() -> None:
     assert reply(body, kind="application/json").text == "Hi"
     assert reply(body, kind="").text == "Hi"
     assert reply(stream(*chunks()), kind="").text == "The cat sat down."
+
+
+# -- what other clients take -------------------------------------------------------------------
+
+
+def read_as_others_do(body: bytes) -> list[str]:
+    """What the `openai` client makes of the bytes: the text of each chunk."""
+    from openai._streaming import SSEDecoder
+
+    events = SSEDecoder().iter_bytes(iter([body]))
+    until_end = takewhile(lambda event: not event.data.startswith("[DONE]"), events)
+    told = [json.loads(event.data) for event in until_end if event.data]
+    return [c["delta"].get("content") or "" for e in told for c in e["choices"]]
+
+
+ODD = {
+    "plain": lambda body: body,
+    "a byte order mark": lambda body: "\ufeff" + body,
+    "CRLF": lambda body: body.replace("\n", "\r\n"),
+    "CR": lambda body: body.replace("\n", "\r"),
+    "comments between": lambda body: body.replace("\n\n", "\n\n: keep-alive\n\n"),
+    "comments inside": lambda body: body.replace("data:", ": hm\ndata:"),
+    "no space": lambda body: body.replace("data: ", "data:"),
+    "names": lambda body: body.replace("data: ", "event: message\nid: 7\nretry: 10\ndata: "),
+    "empty data": lambda body: body.replace("\n\n", "\n\ndata:\n\n"),
+    "after the end": lambda body: body + ": keep-alive\n\n" * 3,
+    "text after the end": lambda body: body + stream(chunk({"content": "No."})),
+    "words after DONE": lambda body: body.replace("[DONE]", "[DONE] bye"),
+}
+
+
+@pytest.mark.parametrize("how", ODD)
+def test_odd_streams_are_read_as_other_clients_read_them(how: str) -> None:
+    """The client of OpenAI is the measure; only a mark in front costs it the first event."""
+    body = ODD[how](stream(chunk({"content": "Là: "}), *chunks()[1:]))
+
+    assert reply(body).text == "Là: The cat sat down."
+    if how != "a byte order mark":
+        assert "".join(read_as_others_do(body.encode())) == "Là: The cat sat down."
+
+
+@pytest.mark.parametrize("left_out", ["\n", "\n\n", "\r\n\r\n"])
+def test_a_last_line_without_its_end_is_read(left_out: str) -> None:
+    """Clients that read line by line do."""
+    body = stream(*chunks()[:-2]).replace("\n", "\r\n" if "\r" in left_out else "\n")
+
+    assert body.endswith(left_out)
+    assert reply(body.removesuffix(left_out)).text == "The cat sat down."
+
+
+def test_a_stream_cut_inside_its_last_event_is_asked_for_again() -> None:
+    """What is missing of it is not made up."""
+    body = stream(*chunks()[:-1], end="")
+
+    assert problem(body[: body.rindex('"finish_reason"') + 20]).retryable
+
+
+def test_bytes_that_are_no_character_are_not_read_as_one() -> None:
+    """What follows them is not judged, as in an answer of one piece."""
+    body = stream(*chunks()).replace("cat ", "c\udcff\udcfet ")
+
+    assert reply(body).text == "The c\ufffd\ufffdt sat down."
+
+
+@pytest.mark.parametrize("kind", ["", "text/plain", "application/json", "text/event-stream"])
+def test_the_body_tells_what_it_is(kind: str) -> None:
+    """Some hosts name another content type, or none, or send one object as events."""
+    whole = json.dumps({"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]})
+
+    assert reply(stream(*chunks()), kind=kind).text == "The cat sat down."
+    assert reply(": OK\n\n" + stream(*chunks()), kind=kind).text == "The cat sat down."
+    for body in (whole, "\ufeff" + whole, "\n " + whole):
+        assert reply(body, kind=kind).text == "Hi"
+
+
+ENDS = [
+    b"data: [DONE]",
+    b"data:[DONE]\n\n",
+    b"data: [DONE] \r\n\r\n",
+    b"event: message_stop\ndata: {}\n\n",
+    b"event:response.completed\r\ndata: {}\r\n\r\n",
+    b"event: response.incomplete\rdata: {}\r\r",
+]
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("step", [1, 3, 7, 10_000])
+@pytest.mark.parametrize("before", [b"", b'data: {"a": "\xc3\xa9"}\n\n', b"\xef\xbb\xbf"])
+def test_the_last_event_is_seen_when_it_is_whole(before: bytes, end: bytes, step: int) -> None:
+    """However it is cut, and not sooner."""
+    whole, ending = before + end, Ending()
+    for size in range(step, len(whole) + step, step):
+        came = ending.has_come(bytearray(whole[:size]))
+        least = len(whole.rstrip()) - (0 if b"{}" in end else 9)
+        assert not came or min(size, len(whole)) > least
+        if came:
+            return
+    pytest.fail("the end was not seen")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'data: {"content": "data: [DONE]"}\n\n',
+        b'{"content":\n "data: [DONE]"}',
+        b": data: [DONE]\n\n",
+        b"event: message_stop\n",
+        b"event: message_stopped\ndata: {}\n\n",
+        b'\n\nevent: response.completed\ndata: {"response": {"output": [',
+    ],
+)
+def test_no_other_event_is_the_last(body: bytes) -> None:
+    """Words of a reply least of all."""
+    ending = Ending()
+
+    assert not any(ending.has_come(bytearray(body[:size])) for size in range(len(body) + 1))

@@ -9,15 +9,18 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
-from importlib.metadata import entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row
 
 import verifier
@@ -226,7 +229,7 @@ def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
     """Everything below its modules can be used as a library; `child` passes on a part of it."""
     found = {name: list(effects(path)) for name, path in MODULES.items()}
 
-    assert {name for name, what in found.items() if what} == {"cli", "cli_lab", "shell", "child"}
+    assert {name for name, what in found.items() if what} == {"cli", "shell", "child"}
 
 
 def test_processes_are_started_with_the_environment_of_one_place() -> None:
@@ -510,3 +513,69 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
             found[path.name] = [line.strip()[:80] for line in lines if telling.search(line)]
 
     assert {name: lines for name, lines in found.items() if lines} == {}
+
+
+# -- what an installation takes in -------------------------------------------------------------
+
+
+def pinned(name: str) -> dict[str, str]:
+    """Versions by name that a file of configs/ pins, as the index spells names."""
+    text = (ROOT / "configs" / name).read_text(encoding="utf-8")
+    found = re.findall(r"^([A-Za-z0-9._-]+)==([^\s;]+)", text, re.MULTILINE)
+    return {re.sub(r"[-_.]+", "-", one).lower(): number for one, number in found}
+
+
+def needed(names: Iterable[str], besides: set[str]) -> set[str]:
+    """What these packages need where they are installed, themselves included."""
+    found: set[str] = set()
+    waiting = [Requirement(name) for name in names]
+    while waiting:
+        one = waiting.pop()
+        name = canonicalize_name(one.name)
+        if name in found | besides or not (one.marker is None or one.marker.evaluate()):
+            continue
+        found.add(name)
+        with suppress(PackageNotFoundError):
+            told = (Requirement(line) for line in requires(name) or ())
+            waiting += [r for r in told if r.marker is None or "extra" not in str(r.marker)]
+    return found
+
+
+def test_the_digests_cover_what_a_run_needs_in_the_versions_of_the_constraints() -> None:
+    """All but PyTorch, which may come from elsewhere; with what builds the package."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    digests, constraints = pinned("hashes.txt"), pinned("constraints.txt")
+    asked = (*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"])
+
+    assert digests.items() <= constraints.items()
+    assert needed(asked, {"torch"}) <= digests.keys()
+    assert not {"torch", "triton"} & digests.keys()
+
+
+def test_each_package_has_a_digest() -> None:
+    """As pip wants them: every line pins one version, and has at least one sha256."""
+    text = (ROOT / "configs" / "hashes.txt").read_text(encoding="utf-8")
+    blocks = re.split(r"(?<!\\)\n", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).strip())
+
+    for block in blocks:
+        first, *hashes = block.split(" \\\n")
+        assert re.fullmatch(r"[a-z0-9-]+==\S+( ; .+)?", first)
+        assert hashes
+        assert all(re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}", one) for one in hashes)
+
+
+def test_what_builds_the_package_is_pinned() -> None:
+    """Constraints do not reach where pip builds."""
+    pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+
+    assert pyproject["build-system"]["requires"] == [
+        f"hatchling=={pinned('constraints.txt')['hatchling']}"
+    ]
+
+
+def test_actions_are_named_by_their_digest() -> None:
+    """A tag may be moved; beside it stands the version that it was."""
+    for path in sorted((ROOT / ".github").rglob("*.yml")):
+        for line in re.findall(r"uses: *(.+)", path.read_text(encoding="utf-8")):
+            own = line == "OWNER/REPOSITORY/.github/actions/audit@COMMIT"
+            assert own or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line

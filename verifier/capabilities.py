@@ -7,7 +7,6 @@ show is unknown, not absent.
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +50,7 @@ from verifier.records import (
     ReportedToken,
 )
 from verifier.spending import Amount, Purse
-from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, holds_thought, parse
+from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, body_of, holds_thought, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
 _LONG: Final = 48
@@ -219,7 +218,7 @@ def probe_capabilities(
     streamed = ask(greedy, stream=True)
     one, same, other = (ask({"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2))
     telling = ask({**greedy, **_TELLING}, max_tokens=least or _FEWEST[-1])
-    told = None if telling is None else _body_of(sent[-1])
+    told = None if telling is None else body_of(sent[-1])
     echoed = ask({"echo": True}, max_tokens=least or _FEWEST[-1], as_text=True)
     completed = echoed or ask({}, max_tokens=least or _FEWEST[-1], as_text=True)
     seeded = _follows_seed(one, same, other)
@@ -306,13 +305,6 @@ def _tokens(found: Reply | NotJudged | Problem, most: int) -> int:
 
 def _prompt_tokens(found: Reply | NotJudged | Problem) -> int:
     return 0 if isinstance(found, Problem) else found.prompt_tokens or 0
-
-
-def _body_of(attempt: Attempt) -> Any:
-    try:
-        return json.loads(attempt.body)
-    except (ValueError, RecursionError):
-        return None
 
 
 def _shows(body: object, name: str, first: Reply | NotJudged | None) -> bool | None:

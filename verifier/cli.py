@@ -34,6 +34,7 @@ from verifier.shell import (
     cache_directory,
     help_when_bare,
     read_key,
+    say,
     show_report,
     show_summary,
     showing,
@@ -117,15 +118,15 @@ def _run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, status: int) -> NoReturn:
-    from verifier.wording import visible
+    from verifier.wording import one_line
 
-    print(f"verifier: {' '.join(visible(message).split())}", file=sys.stderr)  # noqa: T201
+    print(f"verifier: {one_line(message)}", file=sys.stderr)  # noqa: T201
     sys.exit(status)
 
 
 def _version(asked: bool) -> None:
     if asked:
-        typer.echo(f"verifier {verifier.__version__}")
+        say(f"verifier {verifier.__version__}")
         raise typer.Exit
 
 
@@ -405,10 +406,9 @@ def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
 
 def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
     from verifier.trust import sent_in_clear
-    from verifier.wording import visible
 
     for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
-        typer.echo(f"warning: {visible(line)}", err=True)
+        say(f"warning: {line}", err=True)
 
 
 # -- the steps of a run folder -----------------------------------------------------------------
@@ -445,11 +445,13 @@ def plan(
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
     for name, config in every.items():
         if name:
-            typer.echo(f"\n== {name} ==")
-        typer.echo(f"run folder: {config.out}")
+            say("")
+            say(f"== {name} ==")
+        say(f"run folder: {config.out}")
         _print_forecast(*forecasts[name])
     if len(forecasts) > 1:
-        typer.echo("\n== in all ==")
+        say("")
+        say("== in all ==")
         expected, most = zip(*forecasts.values(), strict=True)
         _print_forecast(add_up(expected), add_up(most))
 
@@ -458,7 +460,7 @@ def _print_forecast(expected: Priced, most: Priced) -> None:
     for name, priced in (("expected, if the whole budget is used", expected), ("at most", most)):
         amount, usd = priced.amount, priced.usd
         cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
-        typer.echo(
+        say(
             f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
             f"{amount.completion_tokens:,} completion tokens, {cost}"
         )
@@ -477,7 +479,7 @@ def _check_memory(config: RunFile) -> None:
     card = load_card(section.card)
     missing = missing_facts(card)
     if missing:
-        typer.echo(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        say(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
         return
     memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
     print_memory(memory, section.hardware, Terminal())
@@ -502,7 +504,6 @@ def capabilities(
     from verifier.audit import find_capabilities, make_endpoint
     from verifier.capabilities import describe
     from verifier.config import Fleet, load_run_file
-    from verifier.wording import visible
 
     config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
     key = _api_key(config, out=config.out)
@@ -510,7 +511,7 @@ def capabilities(
     _warn_of_keys_in_clear([config])
     _start(Fleet.model_validate(config.model_dump()))
     for name, found in describe(find_capabilities(config, api_key=key)):
-        typer.echo(f"{name}: {visible(found)}")
+        say(f"{name}: {found}")
 
 
 @app.command()
@@ -548,7 +549,7 @@ def collect(
     _warn_of_keys_in_clear([config])
     with showing() as show:
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
-    typer.echo(f"{count} probes have an outcome in {run}")
+    say(f"{count} probes have an outcome in {run}")
 
 
 @app.command()
@@ -592,7 +593,7 @@ def score(
         weights = nameable(made, loaded, show) if builds else ()
         score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
         score_long(run, loaded)
-    typer.echo(f"scored; the ledger is in {run}")
+    say(f"scored; the ledger is in {run}")
 
 
 @app.command()

@@ -16,6 +16,7 @@ from verifier.shell import (
     cache_directory,
     help_when_bare,
     read_key,
+    say,
     show_report,
     showing,
 )
@@ -83,7 +84,7 @@ def calibrate(
             progress=lambda done, of: show.step("replies", done, of),
         )
     path = write_calibration(card, made)
-    typer.echo(f"{path}: honest scale {made.text.honest_scale:.2g}")
+    say(f"{path}: honest scale {made.text.honest_scale:.2g}")
 
 
 def demo(
@@ -107,13 +108,14 @@ def demo(
     with showing() as show:
         for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
             name = "the honest host" if fault == "none" else f"the host that serves {fault}"
-            typer.echo(f"\n== {name} ==\n")
+            for line in ("", f"== {name} ==", ""):
+                say(line)
             show_report(found, None, as_json=False)
             lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
-    typer.echo("")
+    say("")
     for line in lines:
-        typer.echo(line)
-    typer.echo(f"run folders and HTML reports: {out}/*/report.html")
+        say(line)
+    say(f"run folders and HTML reports: {out}/*/report.html")
 
 
 def bench(
@@ -191,8 +193,9 @@ def bench(
                 from verifier.bench import run_bench, tabulate
 
                 path = run_bench(out, parts=tuple(part or ()), progress=replies, **given)
-    typer.echo(tabulate(read_json(path)))
-    typer.echo(f"results: {path}")
+    for line in tabulate(read_json(path)).splitlines():
+        say(line)
+    say(f"results: {path}")
 
 
 def _embedded(show: Show) -> LoadReference:
@@ -223,7 +226,7 @@ def list_testbed_faults() -> None:
     from verifier.testbed import list_faults
 
     for name, summary in list_faults():
-        typer.echo(f"{name:20} {summary}")
+        say(f"{name:20} {summary}")
 
 
 @testbed_app.command("serve")
@@ -291,9 +294,7 @@ def serve_testbed(
     serve(
         host,
         port=port,
-        announce=lambda url: print(  # noqa: T201
-            f"serving {found.name} with fault {fault} at {url}", flush=True
-        ),
+        announce=lambda url: say(f"serving {found.name} with fault {fault} at {url}"),
     )
 
 
@@ -332,7 +333,5 @@ def route_testbed(
     serve(
         create_router(upstreams, routing=routing, seed=seed, log=log),
         port=port,
-        announce=lambda url: print(  # noqa: T201
-            f"routing between {len(upstreams)} hosts at {url}", flush=True
-        ),
+        announce=lambda url: say(f"routing between {len(upstreams)} hosts at {url}"),
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from verifier.shell import CardName, Terminal, cache_directory, help_when_bare, showing
+from verifier.shell import CardName, Terminal, cache_directory, help_when_bare, say, showing
 
 reference_app = typer.Typer(
     help="Cards: the published models that an endpoint can be held to.",
@@ -72,9 +72,9 @@ def pin_reference(
     with showing() as show:
         written = pin_card(card, weights, again=again, tell=show.tell)
     for key, (before, value) in written.items():
-        typer.echo(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
+        say(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
     if not written:
-        typer.echo("nothing to fill: all that this snapshot shows is pinned, and agrees")
+        say("nothing to fill: all that this snapshot shows is pinned, and agrees")
 
 
 def panel(
@@ -99,10 +99,10 @@ def panel(
     for number, probe in enumerate(found.probes):
         counts = sorted({int(n) for n in found.lengths[:, number] if n == n})
         roles = " ".join(message.role for message in probe.messages)
-        typer.echo(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
-                   f"{len(counts)} different counts; {roles}")  # fmt: skip
+        say(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
+            f"{len(counts)} different counts; {roles}")  # fmt: skip
     confused, pairs = found.confused(), len(names) * (len(names) - 1) // 2
-    typer.echo(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
+    say(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
     for one, other in confused:
         same = " (the same prompts)" if (one, other) in found.inseparable() else ""
-        typer.echo(f"  {one}, {other}{same}")
+        say(f"  {one}, {other}{same}")

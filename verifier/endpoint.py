@@ -28,7 +28,7 @@ from verifier.errors import ConfigError
 from verifier.limits import exhausted_for_s, retry_after_s
 from verifier.prompts import wire_extras
 from verifier.records import Attempt, Message, Probe
-from verifier.stream import END
+from verifier.stream import MARK, Ending
 from verifier.wire import DIALECTS, REDACTED
 
 _ESCAPED: Final = re.compile(r"\\u00([0-7][0-9a-fA-F])|%([0-7][0-9a-fA-F])")
@@ -251,7 +251,7 @@ class Client:
         """Names that `GET /models` gives; none when it gives no such list."""
         got = await self._exchange("GET", "/models", None, cap=self._endpoint.max_response_bytes)
         try:
-            listing: Any = json.loads(got.body)
+            listing: Any = json.loads(got.body.removeprefix(MARK))
         except (ValueError, RecursionError):
             return ()
         rows = listing.get("data") if isinstance(listing, dict) else listing
@@ -315,22 +315,26 @@ class Client:
 
 
 async def _read(response: httpx.Response, body: Body) -> None:
-    """Read to the end; of an event stream, to the event that ends it: some hosts then hang on."""
-    streamed = response.headers.get("content-type", "").startswith("text/event-stream")
-    pieces = response.aiter_raw()
+    """Read to the end; of an event stream, to the event that ends it.
+
+    Behind that some hosts hang on, send comments without an end, or break off: the answer is whole.
+    """
+    pieces, ending = response.aiter_raw(), Ending()
+    until: float | None = None  # when reading stops; None: the last event is still to come
     while True:
-        ended = streamed and body.received[-16:].rstrip().endswith(END.encode())
+        if until is None and ending.has_come(body.received):
+            until = asyncio.get_running_loop().time() + _AFTER_END_S
         try:
-            async with asyncio.timeout(_AFTER_END_S if ended else None):
+            async with asyncio.timeout_at(until):
                 piece = await anext(pieces, None)
-        except TimeoutError:
-            if ended:
-                return
-            raise
-        if piece is None:
+            if piece is not None:
+                body.add(piece)
+                continue
             body.end()
-            return
-        body.add(piece)
+        except (httpx.HTTPError, TimeoutError, OSError, BodyTooLarge, UnreadableBody):
+            if until is None:
+                raise
+        return
 
 
 def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:

@@ -15,8 +15,12 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from verifier import wording
 from verifier.records import Finding, Report, Summary
 
-#: Signs that Markdown, GitHub's additions to it, or HTML may act on.
-_ACTIVE: Final = re.compile(r"[^\w\s.,;:%()'-]|_|(?<!\s)[:.](?=\w)")
+#: Signs that Markdown, GitHub's additions to it, or HTML may act on, and what begins a list or a
+#: line at the start of a text.
+_ACTIVE: Final = re.compile(
+    r"[^\w\s.,;:%()'-]|_|(?<!\s)[:.](?=\w)|\A-|"
+    + "|".join(rf"(?<=\A[0-9]{{{digits}}})[.)]" for digits in range(1, 10))
+)
 
 
 def render_junit(report: Report) -> str:
@@ -36,7 +40,7 @@ def render_junits(summary: Summary, reports: Mapping[str, Report]) -> str:
         if target.name in reports:
             suites.append(_suite(target.name, reports[target.name], said))
             continue
-        suite = TestSuite(_plain(target.name))
+        suite = TestSuite(wording.one_line(target.name))
         suite.add_testcase(_case("verdict", "not judged", said))
         suites.append(suite)
     return _to_xml(suites)
@@ -48,13 +52,13 @@ def _suite(name: str, report: Report, said: str) -> TestSuite:
         _case(f"{wording.describe_kind(f)}: {f.name}", f.decision, f.detail)
         for f in wording.departures(report)
     ]
-    suite = TestSuite(_plain(name))
+    suite = TestSuite(wording.one_line(name))
     suite.add_testcases(cases)
-    suite.add_property("policy", _plain(report.policy))
+    suite.add_property("policy", wording.one_line(report.policy))
     suite.add_property("alpha", f"{report.alpha:g}")
     suite.add_property("beta", f"{report.beta:g}")
     for label, spent in (*wording.list_spending(report.usage), *wording.list_control(report)):
-        suite.add_property(label.lower(), _plain(spent))
+        suite.add_property(label.lower(), wording.one_line(spent))
     return suite
 
 
@@ -67,8 +71,8 @@ def _to_xml(suites: Sequence[TestSuite]) -> str:
 
 
 def _case(name: str, decision: str, detail: str) -> TestCase:
-    case = TestCase(_plain(name), classname="verifier", time=0.0)
-    message = f"{decision}: {_plain(detail)}"
+    case = TestCase(wording.one_line(name), classname="verifier", time=0.0)
+    message = f"{decision}: {wording.one_line(detail)}"
     if decision in ("detected", "inconsistent"):
         case.result = [Failure(message, "inconsistent")]
     elif decision not in ("excluded", "consistent"):
@@ -97,7 +101,7 @@ def render_markdown(report: Report) -> str:
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
         *(("Note", note) for note in report.notes),
     ]
-    lines += ["", *(f"- **{name}**: {_inert(text)}" for name, text in facts), ""]
+    lines += ["", *(_fact(name, text) for name, text in facts), ""]
     return "\n".join(lines)
 
 
@@ -110,7 +114,7 @@ def render_summary(summary: Summary) -> str:
         f"|{'---|' * len(wording.STANDING_COLUMNS)}",
     ]
     lines += [f"| {' | '.join(map(_inert, cells))} |" for cells in wording.list_standings(summary)]
-    lines += ["", *(f"- **{name}**: {_inert(text)}" for name, text in wording.list_facts(summary))]
+    lines += ["", *(_fact(name, text) for name, text in wording.list_facts(summary))]
     return "\n".join([*lines, ""])
 
 
@@ -124,11 +128,10 @@ def _row(finding: Finding) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
-    """Text on one line, with signs that act on a screen or a parser made visible."""
-    return " ".join(wording.visible(text).split())
+def _fact(name: str, text: str) -> str:
+    return f"- **{_inert(name)}**: {_inert(text)}"
 
 
 def _inert(text: str) -> str:
     """Text that Markdown shows as it is: what could act on it is written by its number."""
-    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", _plain(text))
+    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", wording.one_line(text))

@@ -7,14 +7,13 @@ refusal is honest. None of it says anything of the weights, so it decides no ver
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from verifier.dialects import items, member
 from verifier.records import Attempt, Finding, Reply
-from verifier.wire import Problem
+from verifier.wire import Problem, body_of
 
 Effect = Literal["honoured", "ignored", "refused", "not run"]
 
@@ -67,7 +66,10 @@ def judge_n(attempt: Attempt, answer: object) -> Parameter:
     """Whether as many replies come as were asked for."""
     if (early := _no_answer("n", answer)) is not None:
         return early
-    count = len(list(items(member(json.loads(attempt.body), "choices"))))
+    body = body_of(attempt)
+    if body is None:
+        return _of("n", "not run", "the answer came as a stream of events")
+    count = len(items(member(body, "choices")))
     if count == SEVERAL:
         return _of("n", "honoured", f"{count} replies came")
     return _of("n", "ignored", f"{count} came where {SEVERAL} were asked for")

@@ -167,7 +167,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 def _line(text: str) -> Text:
     """Untrusted text on one line, never read as console markup."""
-    return Text(" ".join(wording.visible(text).split()))
+    return Text(wording.one_line(text))
 
 
 def _unrun(finding: Finding) -> Text:

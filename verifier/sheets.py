@@ -13,7 +13,7 @@ from verifier.calibration import calibration_path
 from verifier.fit import GIB, Memory, room_for_tokens
 from verifier.reference import Card, HubSource, Thinking, WheelSource, list_cards, load_card
 from verifier.report import STYLES
-from verifier.wording import visible
+from verifier.wording import one_line
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -37,7 +37,7 @@ def print_cards(console: Console) -> None:
         card = load_card(name)
         size = card.architecture.weight_bytes
         table.add_row(
-            name,
+            _line(name),
             card.licence.hosting,
             "?" if size is None else f"{size / 1e9:,.1f} GB",
             _pinned(card),
@@ -117,7 +117,7 @@ def print_memory(memory: Memory, hardware: Hardware | None, console: Console) ->
         ("KV cache", memory.kv_cache, _cache_basis(memory)),
         ("scoring, beside vLLM", memory.scoring, f"{memory.tokens:,} positions, whole vocabulary"),
     ):
-        table.add_row(label, f"{size / GIB:.1f}", basis)
+        table.add_row(label, f"{size / GIB:.1f}", _line(basis))
     console.print(table)
     if hardware is not None:
         share = memory.utilization * hardware.memory_gib
@@ -186,7 +186,7 @@ def _table(*columns: str) -> Table:
 
 def _line(text: str) -> Text:
     """Text of a card on one line, never read as console markup."""
-    return Text(" ".join(visible(text).split()))
+    return Text(one_line(text))
 
 
 # -- several targets ---------------------------------------------------------------------------
@@ -195,16 +195,16 @@ def _line(text: str) -> Text:
 def print_summary(summary: Summary, console: Console) -> None:
     """Print where several targets stand."""
     styles = {str(word): style for word, style in STYLES.items()}
-    console.print(Text(visible(summary.summary), style="bold"), end="\n\n")
+    console.print(Text(one_line(summary.summary), style="bold"), end="\n\n")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for label in wording.STANDING_COLUMNS:
         table.add_column(label.capitalize() if label.islower() else label, overflow="fold")
     for cells in wording.list_standings(summary):
-        table.add_row(*(Text(visible(cell), style=styles.get(cell, "")) for cell in cells))
+        table.add_row(*(Text(one_line(cell), style=styles.get(cell, "")) for cell in cells))
     console.print(table, end="\n\n")
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(overflow="fold", style="bold")
     facts.add_column(overflow="fold")
     for name, text in wording.list_facts(summary):
-        facts.add_row(Text(visible(name)), Text(" ".join(visible(text).split())))
+        facts.add_row(_line(name), _line(text))
     console.print(facts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from verifier.errors import ConfigError
+from verifier.wording import inert_json, one_line, spelled_out, visible
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
     from verifier.pace import Show
     from verifier.records import Decision, Report, Summary
 
@@ -47,7 +54,8 @@ CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or 
 def help_when_bare(context: typer.Context) -> None:
     """A command is missing: that is no status for a script to read as a verdict."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        for line in context.get_help().splitlines():
+            say(line, err=True)
         raise typer.Exit(USAGE)
 
 
@@ -81,13 +89,46 @@ def state_directory() -> Path:
 # -- showing -----------------------------------------------------------------------------------
 
 
+class Terminal(Console):
+    """What tables and progress are printed with: no text acts on the screen, or is markup."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As a console does; what is left of signs that act is made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text))
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would end with status 1, which is a verdict."""
+        raise BrokenPipeError
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line: whatever it quotes neither acts on the screen nor begins another line."""
+    typer.echo(spelled_out(line), err=err)
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON, in UTF-8 whatever the terminal: to the byte as in the file.
+
+    On a terminal, signs that act are escaped; the value is the same.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    shown = inert_json(text) if sys.stdout.isatty() else text
+    typer.echo(f"{shown}\n".encode(), nl=False)
+
+
 @contextmanager
 def showing() -> Iterator[Show]:
     """Progress on stderr: a bar on a terminal, and one line per step."""
     from verifier.pace import Show
 
     console = Terminal(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True,
         disable=not console.is_terminal,
@@ -95,11 +136,12 @@ def showing() -> Iterator[Show]:
         bar = progress.add_task("starting", total=None)
 
         def step(name: str, done: int, of: int) -> None:
-            progress.update(bar, description=name, completed=done, total=of)
+            progress.update(bar, description=one_line(name), completed=done, total=of)
 
         def tell(line: str) -> None:
-            progress.update(bar, description=line, completed=0, total=None)
-            console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
+            shown = one_line(line)
+            progress.update(bar, description=shown, completed=0, total=None)
+            console.print(shown, style="dim", soft_wrap=True)
 
         yield Show(tell=tell, step=step)
 
@@ -108,13 +150,12 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     from verifier.report import render_terminal, report_to_json
 
     if as_json:
-        text = json.dumps(report_to_json(found), indent=2, ensure_ascii=False)
-        typer.echo(f"{text}\n".encode(), nl=False)  # UTF-8 whatever the terminal: as in the file
+        say_json(report_to_json(found))
         return
     console = Terminal()
     render_terminal(found, console=console)
     if run is not None:
-        console.print(f"\nrun folder: {run}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
@@ -122,15 +163,8 @@ def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
     from verifier.sheets import print_summary
 
     if as_json:
-        text = json.dumps(plain(found), indent=2, ensure_ascii=False)
-        typer.echo(f"{text}\n".encode(), nl=False)  # as in the file
+        say_json(plain(found))
         return
     console = Terminal()
     print_summary(found, console)
-    console.print(f"\nrun folders: {folder}", markup=False, highlight=False, soft_wrap=True)
-
-
-class Terminal(Console):
-    def on_broken_pipe(self) -> NoReturn:
-        """Rich would end with status 1, which is a verdict."""
-        raise BrokenPipeError
+    console.print(f"\nrun folders: {spelled_out(str(folder))}", soft_wrap=True)

@@ -9,7 +9,6 @@ published acquits nothing and no verdict rests on one that differs; but it names
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
 from verifier.spending import Purse
-from verifier.wire import parse
+from verifier.wire import body_of, parse
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
 PROBES: Final = 4
@@ -228,10 +227,7 @@ def _prompt_in(attempt: Attempt) -> tuple[tuple[int, ...] | None, str | None]:
     """Ids or text of the prompt that an answer shows; ids where it shows both."""
     if attempt.status != 200 or attempt.error is not None:
         return None, None
-    try:
-        body = json.loads(attempt.body)
-    except (ValueError, RecursionError):
-        return None, None
+    body = body_of(attempt)
     for value in _values(body, "prompt_token_ids", "tokens"):
         ids = tuple(items(value))[:_MOST_TOKENS]
         if ids and all(type(one) is int and 0 <= one < 2**31 for one in ids):
@@ -257,8 +253,5 @@ def _around(proof: Proof, ids: Sequence[int], renderer: Renderer) -> str:
 
 
 def _count(attempt: Attempt, name: str) -> int:
-    try:
-        found = member(member(json.loads(attempt.body), "usage"), name)
-    except (ValueError, RecursionError):
-        return 0
+    found = member(member(body_of(attempt), "usage"), name)
     return found if type(found) is int and 0 <= found <= 10**9 else 0

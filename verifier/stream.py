@@ -6,6 +6,7 @@ Works on the kept bytes alone, so a run folder can be read again. Framing is htt
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +16,23 @@ import httpx
 from httpx_sse import EventSource
 
 END: Final = "[DONE]"
+
+#: Some hosts begin a body with a byte order mark, which is no part of it.
+MARK: Final = "\ufeff"
+
+#: Where a chat names the tools that it calls, and its older place for one.
+CALLS: Final = ("tool_calls", "function_call")
+
+_BEGINNING: Final = re.compile(r"\ufeff?\s*(?:data|event|id|retry)?:")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+#: The line of the last event in every dialect: OpenAI's two, and Anthropic's.
+_LAST_LINE: Final = re.compile(
+    rb"(?:\A(?:\xef\xbb\xbf)?|[\r\n])(?:data: ?\[DONE\]"
+    rb"|event: ?(?:message_stop|response\.(?:completed|incomplete|failed))[\r\n])"
+)
+_END_OF_EVENT: Final = re.compile(rb"\n\r?\n|\r\r")
+_LONGEST_LINE: Final = 64  # bytes, of those lines
 
 
 class BrokenStream(Exception):
@@ -29,15 +47,41 @@ class Event:
     value: dict[str, Any]
 
 
+class Ending:
+    """Whether a stream that is still arriving holds its last event, whole."""
+
+    def __init__(self) -> None:
+        self._looked = 0  # bytes
+        self._named: int | None = None  # where the event's name ended, and its data is due
+
+    def has_come(self, received: bytearray) -> bool:
+        """Look at all that came so far; only what is new is read."""
+        start, self._looked = max(0, self._looked - _LONGEST_LINE), len(received)
+        if self._named is None:
+            found = _LAST_LINE.search(received, start)
+            if found is None:
+                return False
+            if found[0].endswith(END.encode()):
+                return True
+            self._named = found.end() - 1
+        return _END_OF_EVENT.search(received, max(start, self._named)) is not None
+
+
+def begins_stream(body: str) -> bool:
+    """Whether a body begins as an event stream does, which no JSON and no page can."""
+    return _BEGINNING.match(body) is not None
+
+
 def read_events(body: str) -> tuple[list[Event], bool]:
     """The events of a stream, and whether it was declared ended; comments are passed over.
 
-    Raises BrokenStream for data that is not a JSON object.
+    Bytes that are no UTF-8 become U+FFFD. Raises BrokenStream for data that is not a JSON object.
     """
+    whole = _SURROGATE.sub("\ufffd", body.removeprefix(MARK))
     response = httpx.Response(
         200,
         headers={"Content-Type": "text/event-stream; charset=utf-8"},
-        content=body.encode("utf-8", "replace"),
+        content=f"{whole}\n\n".encode(),  # some hosts leave out the last line's end
     )
     found: list[Event] = []
     ended = False
@@ -45,7 +89,7 @@ def read_events(body: str) -> tuple[list[Event], bool]:
         data = sent.data.strip()
         if not data:
             continue  # a keep-alive, or an event that is its name alone
-        if data == END:
+        if data.startswith(END):
             ended = True
             break
         try:
@@ -128,11 +172,14 @@ def _count(usage: object) -> int | None:
 
 
 def _add(message: dict[str, Any], delta: object) -> bool:
-    """Add one piece to the message; whether it held any text or parts."""
+    """Add one piece to the message; whether it held any text or parts that may be scored."""
     grew = False
     for name, piece in (delta if isinstance(delta, dict) else {}).items():
         before: Any = message.get(name)
         if name == "role" or piece is None:
+            continue
+        if name in CALLS:  # in pieces, which nothing here puts together
+            message.setdefault(name, []).extend(piece if isinstance(piece, list) else [piece])
             continue
         joins = isinstance(piece, str | list) and isinstance(before, type(piece))
         message[name] = before + piece if joins else piece

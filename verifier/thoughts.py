@@ -25,7 +25,7 @@ from verifier.prompts import make_prompt, prompt_of
 from verifier.records import Message, Probe, Reply, ReplyScore
 from verifier.reference import Thinking
 from verifier.renderings.changes import Renderer
-from verifier.wire import HIDDEN, THINK_NOT
+from verifier.wire import CALLED, HIDDEN, THINK_NOT
 
 #: White space that models write around a closing tag, tried beside what the template writes.
 _USUAL: Final = ("", "\n", "\n\n", " ")
@@ -186,6 +186,9 @@ def readings(
             return (_plain(align(reply, reader)),)
         why = f"the card does not say how thoughts are written; {THINK_NOT}"
         return (_plain(set_aside(f"not testable by text: reasoning shown, and {why}")),)
+    if reply.finish_reason == CALLED:
+        why = "a tool is called too, and what the endpoint counts is of both"
+        return (_plain(set_aside(f"not testable by text: {why}")),)
     spelling = spelling_of(thinking, probe, reader)
     shown = _take_apart(reply, spelling)
     if shown is None:

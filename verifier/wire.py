@@ -19,7 +19,7 @@ from verifier.dialects.messages import MESSAGES
 from verifier.dialects.responses import LOGPROBS, RESPONSES
 from verifier.dialects.tokenize import TOKENIZE
 from verifier.records import Attempt, NotJudged, Reply
-from verifier.stream import BrokenStream
+from verifier.stream import MARK, BrokenStream, begins_stream
 
 MAX_REASON_CHARS: Final = 200
 
@@ -62,11 +62,17 @@ HIDDEN: Final = "not testable by text: reasoning hidden"
 #: And where the limit ended before anything was shown, as it does inside a hidden thought.
 UNSHOWN: Final = "empty content: audit.max_tokens ended before any was shown"
 
+#: How a reply ends that goes on with the call of a tool: what is shown is its beginning.
+CALLED: Final = "tool_calls"
+
 #: What to do about thoughts that are not shown as they were generated.
 THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
 
 #: A host may count so many tokens more than a text has bytes: no tokenizer makes more than those.
 _UNCOUNTED: Final = 16
+
+#: Bytes around the name and the arguments of a call, as models write one.
+_AROUND_CALL: Final = 96
 
 _NOT_JSON: Final = object()
 
@@ -134,11 +140,22 @@ def _is_retryable(status: int, attempt: Attempt) -> bool:
 
 
 def _is_stream(attempt: Attempt, request: object) -> bool:
-    """Whether events came: some hosts send them unasked, some one object although asked."""
+    """Whether events came: some hosts send them unasked, some one object although asked.
+
+    The body tells where it can: some name another content type, or none.
+    """
+    if begins_stream(attempt.body):
+        return True
+    if attempt.body.removeprefix(MARK).lstrip().startswith("{"):
+        return False
     kind = attempt.headers.get("content-type", "").strip().lower()
-    if kind:
-        return kind.startswith("text/event-stream")
-    return member(request, "stream") is True and not attempt.body.lstrip().startswith("{")
+    return kind.startswith("text/event-stream") if kind else member(request, "stream") is True
+
+
+def body_of(attempt: Attempt) -> Any:
+    """The JSON value of an answer that came in one piece; None when it holds none."""
+    body = _load(attempt.body)
+    return None if body is _NOT_JSON else body
 
 
 def asked_logprobs(attempt: Attempt) -> bool:
@@ -209,6 +226,8 @@ def _answer(
     completion_tokens = _count(view.completion_tokens)
     finish = view.finish_reason
     finish = _FINISH.get(finish.lower(), finish) if isinstance(finish, str) else None
+    if view.calls and finish == "stop":  # the turn did not end behind the text
+        finish = CALLED
     text = None if view.text is None else paired(view.text)
     thought = None if view.thought is None else paired(view.thought)
     elsewhere = _another_host(request, body)
@@ -224,6 +243,8 @@ def _answer(
         )
     wanted = claims and _asks_logprobs(request)
     claimed = read_claims(view.logprobs, completion_tokens) if wanted else None
+    if wanted and view.calls:
+        claimed = "they speak of the call of a tool, too"
     return Reply(
         probe_id=attempt.probe_id,
         text=text,
@@ -233,7 +254,7 @@ def _answer(
         logprobs=None if isinstance(claimed, str) else claimed,
         logprobs_problem=clean(claimed) if isinstance(claimed, str) else None,
         thought=thought,
-        token_ids=_read_ids(view.token_ids, completion_tokens),
+        token_ids=None if view.calls else _read_ids(view.token_ids, completion_tokens),
     )
 
 
@@ -268,6 +289,8 @@ def _why_not_judged(
         return f"refusal: {view.refusal}"
     if finish == "content_filter":
         return "stopped by the host's content filter"
+    if view.calls and not (text or "").strip():
+        return f"{_name_calls(view.calls)}: not judged, since calls are not scored yet"
     if any(REDACTED in words for words in (text, thought) if words is not None):
         return f"the text holds {REDACTED}: it may have repeated the API key"
     if thought is not None or text is None:
@@ -277,9 +300,21 @@ def _why_not_judged(
             return f"{UNSHOWN}; raise it, or {THINK_NOT}"
         return "empty content"
     shown = len(text.encode("utf-8", "replace"))
+    if view.calls:
+        named = sum(len(name.encode("utf-8", "replace")) for name in view.calls)
+        shown += named + view.call_bytes + _AROUND_CALL * len(view.calls)
     if completion_tokens is not None and completion_tokens > shown + _UNCOUNTED:
         return f"{HIDDEN}: {completion_tokens} tokens counted for {shown} bytes; {THINK_NOT}"
     return None
+
+
+def _name_calls(names: tuple[str, ...]) -> str:
+    """What an answer calls, in words."""
+    told = [repr(name) for name in dict.fromkeys(clean(name, 40) for name in names) if name]
+    if not told:
+        return "calls a tool"
+    more = f" and {len(told) - 2} more" if len(told) > 2 else ""
+    return f"calls the tool{'s' * (len(told) > 1)} {', '.join(told[:2])}{more}"
 
 
 def holds_thought(text: str | None) -> bool:
@@ -341,7 +376,7 @@ def _plain(body: str) -> str:
 def _load(text: str) -> Any:
     """The value of a JSON text, NaN and infinities included; `_NOT_JSON` when it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(MARK))
     except (ValueError, RecursionError):
         return _NOT_JSON
 

@@ -55,19 +55,42 @@ _BESIDE: Final = ("samples", "parameters", "forged")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
-# marks, lone surrogates. Joiners and variation selectors stay: scripts and emoji need them.
+# marks, lone surrogates. Joiners and variation selectors stay: scripts and emoji need them; so do
+# the tags behind a black flag, which make it the flag of a region.
 _ACTING: Final = re.compile(
+    "(\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f)|"
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"
-    "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+    "\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]+"
 )
+_LAYOUT: Final = str.maketrans({"\n": r"\n", "\t": r"\t"})
 
 
 def visible(text: str) -> str:
     r"""Text with control and direction characters as escapes such as `\x1b`; \n and \t stay."""
     return _ACTING.sub(
-        lambda found: found[0].encode("unicode_escape").decode("ascii"),
+        lambda found: found[1] or found[0].encode("unicode_escape").decode("ascii"),
         text.replace("\r\n", "\n"),
     )
+
+
+def one_line(text: str) -> str:
+    """Words on one line, with signs that act made visible; white space becomes one space."""
+    return " ".join(visible(text).split())
+
+
+def spelled_out(text: str) -> str:
+    r"""A name or a path on one line: as `visible`, with \n and \t as escapes, and every space."""
+    return visible(text).translate(_LAYOUT)
+
+
+def inert_json(text: str) -> str:
+    r"""JSON text of the same value, with signs that act as escapes such as `\u202e`."""
+
+    def escape(found: re.Match[str]) -> str:
+        units = found[0].encode("utf-16-be", "surrogatepass").hex()
+        return found[1] or "".join(rf"\u{units[n : n + 4]}" for n in range(0, len(units), 4))
+
+    return _ACTING.sub(escape, text)
 
 
 def departures(report: Report) -> tuple[Finding, ...]:

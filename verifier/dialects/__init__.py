@@ -6,6 +6,7 @@ out. The bytes that came are kept by others, untouched.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -46,6 +47,8 @@ class View:
     refusal: str | None
     thought: str | None = None  # reasoning shown word for word; None: none
     token_ids: object = None  # of all that was generated
+    calls: tuple[str, ...] = ()  # names of the tools that it calls, after the text
+    call_bytes: int = 0  # how long their arguments are
 
 
 class Unreadable(Exception):
@@ -96,6 +99,20 @@ def member(value: object, name: str) -> Any:
 def items(value: object) -> list[Any]:
     """The items of a JSON list; none when it is no list."""
     return value if isinstance(value, list) else []
+
+
+def size_of(arguments: object) -> int:
+    """Bytes of a call's arguments, a text or a JSON value; 0 of one nested too deep to write."""
+    try:
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    except RecursionError:
+        return 0
+    return len(text.encode("utf-8", "replace"))
+
+
+def word_of(value: object) -> str:
+    """A text; "" for anything else."""
+    return value if isinstance(value, str) else ""
 
 
 def kind_of(value: object) -> str:

@@ -14,10 +14,11 @@ from verifier.dialects import (
     kind_of,
     member,
     sampling,
+    size_of,
     text_of,
 )
 from verifier.prompts import wire_message
-from verifier.stream import assemble_chat
+from verifier.stream import CALLS, assemble_chat
 
 #: A count on every chunk, where the host knows how, shows events that were lost or moved.
 STREAM_OPTIONS: Final = {"include_usage": True, "continuous_usage_stats": True}
@@ -25,6 +26,8 @@ STREAM_OPTIONS: Final = {"include_usage": True, "continuous_usage_stats": True}
 #: Fields that hold a thought word for word; hosts that give several repeat it.
 _THOUGHTS: Final = ("reasoning", "reasoning_content", "thinking")
 _REASONING_PARTS: Final = ("reasoning", "thinking")
+
+_LONGEST_NAME: Final = 1024  # characters, of a tool
 
 
 def _body(ask: Ask) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def _read(body: dict[str, Any]) -> View:
         raise Unreadable(f"content is {kind_of(content)}, expected text")
     usage = body.get("usage")
     refusal = message.get("refusal")
+    calls, call_bytes = _calls_of(message)
     return View(
         text=text,
         finish_reason=choice.get("finish_reason"),
@@ -72,7 +76,35 @@ def _read(body: dict[str, Any]) -> View:
         refusal=refusal if isinstance(refusal, str) and refusal.strip() else None,
         thought=thought,
         token_ids=choice.get("token_ids"),
+        calls=calls,
+        call_bytes=call_bytes,
     )
+
+
+def _calls_of(message: dict[str, Any]) -> tuple[tuple[str, ...], int]:
+    """Names of the tools that are called, and how long the arguments are.
+
+    A stream brings a call in pieces, which tell by a number, or by having no name, to which call
+    they belong.
+    """
+    names: dict[int, str] = {}
+    size = 0
+    for field in CALLS:
+        held = message.get(field)
+        for piece in held if isinstance(held, list) else [held]:
+            if not isinstance(piece, dict) or not piece:
+                continue
+            made = piece.get("function") if isinstance(piece.get("function"), dict) else piece
+            size += size_of(member(made, "arguments") or "")
+            name, number = member(made, "name"), piece.get("index")
+            if field == CALLS[1]:
+                number = 0  # there is only one
+            elif type(number) is not int:
+                number = len(names) - (bool(names) and not name)
+            before = names.get(number, "")
+            more = isinstance(name, str) and name != before  # some hosts repeat it on every piece
+            names[number] = (before + name)[:_LONGEST_NAME] if more else before
+    return tuple(names.values()), size
 
 
 def _thought_of(message: dict[str, Any]) -> tuple[str | None, bool]:

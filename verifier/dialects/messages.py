@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from verifier.dialects import Ask, Dialect, Unreadable, View, bearer, member, sampling, text_of
+from verifier.dialects import (
+    Ask,
+    Dialect,
+    Unreadable,
+    View,
+    bearer,
+    member,
+    sampling,
+    size_of,
+    text_of,
+    word_of,
+)
 from verifier.stream import BrokenStream, read_events
 
 #: The version of the interface that the bodies here are written in.
@@ -38,8 +49,10 @@ def _read(body: dict[str, Any]) -> View:
     blocks = body.get("content")
     if not isinstance(blocks, list):
         raise Unreadable("no content in the body")
-    texts = [block for block in blocks if member(block, "type") == "text"]
     kinds = [member(block, "type") for block in blocks]
+    calls = [block for block in blocks if word_of(member(block, "type")).endswith("tool_use")]
+    spoken = blocks[: blocks.index(calls[0])] if calls else blocks
+    texts = [block for block in spoken if member(block, "type") == "text"]
     thoughts = [
         member(block, "thinking") for block in blocks if member(block, "type") == "thinking"
     ]
@@ -64,6 +77,10 @@ def _read(body: dict[str, Any]) -> View:
         reasoning_tokens=None,
         refusal="the host says so" if body.get("stop_reason") == "refusal" else None,
         thought=thought if thought.strip() else None,
+        calls=tuple(word_of(call.get("name")) for call in calls),
+        call_bytes=sum(
+            size_of(call.get("input")) + size_of(call.get("partial_json") or "") for call in calls
+        ),
     )
 
 
@@ -111,7 +128,7 @@ def _assemble(body: str) -> dict[str, Any]:
 
 
 def _grow(block: dict[str, Any], delta: object) -> None:
-    for name in ("text", "thinking"):
+    for name in ("text", "thinking", "partial_json"):
         piece = member(delta, name)
         if isinstance(piece, str):
             before = block.get(name)

@@ -13,7 +13,9 @@ from verifier.dialects import (
     items,
     member,
     sampling,
+    size_of,
     text_of,
+    word_of,
 )
 from verifier.stream import BrokenStream, read_events
 
@@ -41,9 +43,11 @@ def _read(body: dict[str, Any]) -> View:
     output = body.get("output")
     if not isinstance(output, list):
         raise Unreadable("no output in the body")
+    calls = [item for item in output if word_of(member(item, "type")).endswith("_call")]
+    spoken = output[: output.index(calls[0])] if calls else output
     parts = [
         part
-        for item in output
+        for item in spoken
         if member(item, "type") == "message"
         for part in items(member(item, "content"))
     ]
@@ -67,6 +71,8 @@ def _read(body: dict[str, Any]) -> View:
         reasoning_tokens=member(member(usage, "output_tokens_details"), "reasoning_tokens"),
         refusal=next((text for text in refusals if isinstance(text, str)), None),
         thought=words if whole else None,
+        calls=tuple(word_of(call.get("name")) or call["type"] for call in calls),
+        call_bytes=sum(size_of(call.get("arguments") or call.get("input") or "") for call in calls),
     )
 
 
