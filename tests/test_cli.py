@@ -694,6 +694,64 @@ def ledger_rows(run: Path) -> list[dict[str, Any]]:
     return list(json.loads((run / LEDGER).read_text())["rows"])
 
 
+@pytest.mark.parametrize("command", ["score", "decide", "report"])
+def test_scores_of_other_replies_are_refused(
+    honest: Finished, faulty: Finished, tmp_path: Path, command: str
+) -> None:
+    """The replies of a faulty host beside the scores of an honest one are no honest host."""
+    run = faulty.copied(tmp_path)
+    for name in (SCORES, LEDGER, REPORT):
+        shutil.copy(honest.folder / name, run / name)
+    for name in ("panel.jsonl", "shown.json", "shown.jsonl", "counted.json", "prompts.json"):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "completions", ignore_errors=True)
+    before = everything_in(run)
+    ended = call(command, run)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert re.search(r"probe \S+: the score is not that of the reply", ended.complaint)
+    assert "run `verifier score --anew`" in ended.complaint
+    assert everything_in(run) == before
+
+
+@pytest.mark.parametrize("command", ["score", "decide", "report"])
+def test_scores_without_digests_are_refused(honest: Finished, tmp_path: Path, command: str) -> None:
+    """An older version wrote them; one line says what to type."""
+    run = honest.copied(tmp_path)
+    lines = [json.loads(line) for line in (run / SCORES).read_text().splitlines()]
+    for line in lines:
+        del line["reply_sha256"]
+    (run / SCORES).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ledger = json.loads((run / LEDGER).read_text())
+    for row in ledger["rows"]:
+        del row["reply_sha256"]
+    write_json(run / LEDGER, ledger)
+    ended = call(command, run)
+
+    assert ended.status == 2
+    assert "made before scores carried digests" in ended.complaint
+    assert "run `verifier score --anew`" in ended.complaint
+    assert call("score", run, "--anew").status == 0
+    assert call("decide", run).status == 0
+    assert (run / REPORT).read_bytes() == (honest.folder / REPORT).read_bytes()
+
+
+def test_scoring_anew_gives_the_verdict_that_the_replies_earn(
+    honest: Finished, faulty: Finished, tmp_path: Path
+) -> None:
+    """Whatever scores lay there before; the columns that named the cause come back as well."""
+    run = faulty.copied(tmp_path)
+    shutil.copy(honest.folder / LEDGER, run / LEDGER)
+
+    assert call("score", run, "--anew").status == 0
+    assert call("decide", run).status == 1
+    named = [f["name"] for f in json.loads((run / REPORT).read_text())["findings"]
+             if f["aspect"] == "cause"]  # fmt: skip
+    expected = [f["name"] for f in json.loads((faulty.folder / REPORT).read_text())["findings"]
+                if f["aspect"] == "cause"]  # fmt: skip
+    assert named == expected
+
+
 STEPS = ("collect", "score", "decide", "report")
 
 

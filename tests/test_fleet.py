@@ -25,7 +25,7 @@ from fakes_host import Asked, FakeHost, chat, error
 from junitparser import JUnitXml
 from rich.console import Console
 from scipy.stats import binom
-from simulate import make_plan, simulate_row
+from simulate import make_plan, simulate_row, write_scored
 from test_audit import (  # noqa: F401 - a fixture
     FAULT,
     QUIET,
@@ -51,7 +51,6 @@ from verifier.folder import (
     ERRORS,
     EXCHANGES,
     FLEET,
-    LEDGER,
     PAGE,
     REPORT,
     RUN,
@@ -59,7 +58,7 @@ from verifier.folder import (
     read_json,
     write_json,
 )
-from verifier.ledger import Ledger, ledger_to_json
+from verifier.ledger import Ledger
 from verifier.local import Reference
 from verifier.machine import render_junits, render_summary
 from verifier.pace import Show
@@ -603,7 +602,7 @@ def write_folder(run_: Path, *, scale: float, count: int) -> None:
     rng = np.random.default_rng(7)
     rows = [simulate_row(rng, f"p{n}", scale=scale) for n in range(count)]
     write_plan(run_, "", make_plan(prices=Prices(prompt=1.0, completion=2.0)), ())
-    write_json(run_ / LEDGER, ledger_to_json(Ledger(rows=tuple(rows))) | {"engine": {}})
+    write_scored(run_, rows)
 
 
 #: A host whose evidence ends just above the 6.9 that one endpoint needs (`simulate`, seed 7).

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from simulate import make_plan, simulate_row
+from simulate import make_plan, simulate_row, write_scored
 
 import verifier
 from verifier import cli
-from verifier.folder import LEDGER, PAGE, REPORT, write_json
-from verifier.ledger import Ledger, ledger_to_json
+from verifier.folder import PAGE, REPORT
 from verifier.plan import write_plan
 from verifier.records import Message, Probe
 from verifier.shipped import shipped
@@ -281,7 +280,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         for row in rows
     )  # fmt: skip
     write_plan(run, "", make_plan(), probes)
-    write_json(run / LEDGER, ledger_to_json(Ledger(rows=rows)) | {"engine": {}})
+    write_scored(run, rows)
     slow = ["torch", "transformers", "matplotlib", "pydantic", "scipy", "numpy", "httpx"]
     given = f"WITHOUT = {WITHOUT!r}\nSLOW = {slow!r}\nRUN = {str(run)!r}\n"
     done = subprocess.run(

@@ -30,6 +30,7 @@ from verifier.decide import (
     judge_folder,
     may_be_sampled,
     names_template,
+    own_ledger,
     publish,
     seeks_cause,
     suspects_template,
@@ -83,7 +84,8 @@ from verifier.reference import load_card, load_tokenizers
 from verifier.report import render_page, report_from_json
 from verifier.sampled import score_repeats, score_sampled
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import score_replies
+from verifier.score import is_sampler, score_replies
+from verifier.scores import forget_scores, scored_columns
 from verifier.weigh import planned_samplers
 from verifier.wording import describe_replies
 
@@ -407,6 +409,24 @@ def score(
     score_completions(run, reference, show=show)
 
 
+def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> None:
+    """Remove every score of a run folder and compute them from its replies.
+
+    The weights that had been scored to name a cause are scored again, and with `builds` all.
+    """
+    plan = read_plan(run)
+    had = scored_columns(run)
+    again = builds or bool(had & {*plan.bank, *plan.suspects} - {*plan.policy.builds})
+    named = nameable(plan, reference, show) if again else ()
+    able = reference.engine.scores_samplers and any(map(is_sampler, had))
+    forget_scores(run)
+    score(
+        run, reference, weights=named, limit=NAMING_REPLIES,
+        penalties=penalty_columns() if able else {}, show=show,
+    )  # fmt: skip
+    score_long(run, reference)
+
+
 def score_long(run: Path, reference: Reference) -> None:
     """Score what long prompts and long replies brought, where any were asked for."""
     plan = read_plan(run)
@@ -421,9 +441,14 @@ def write_page(run: Path) -> Report:
     """Write the HTML page of a decided run folder; the report it shows."""
     plan = read_plan(run)
     report = report_from_json(read_json(run / REPORT))
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    if (run / LEDGER).exists():
+        own_ledger(
+            run, read_json(run / LEDGER), outcomes
+        )  # a verdict on other replies is not shown
     page = render_page(
         report,
-        outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+        outcomes=outcomes,
         probes=tuple(
             p for name in (PROBES, PANEL, SAMPLED, CONTEXT) for p in read_probes(run, name=name)
         ),

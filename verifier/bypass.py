@@ -24,12 +24,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.collect import read_attempts
+from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
 from verifier.folder import COMPLETIONS, LEDGER, read_json
 from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
 from verifier.plan import Plan
 from verifier.records import REFERENCE, NotJudged, Probe, Reply
+from verifier.scores import refuse_others
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.weigh import ABOVE, honest_scales, read_rows
 from verifier.wire import Problem, parse
@@ -76,6 +77,9 @@ def read_bypass(run: Path, plan: Plan) -> Bypass | None:
     if not (folder / LEDGER).exists():
         return None
     ledger = ledger_from_json(read_json(folder / LEDGER), where=str(folder / LEDGER))
+    outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
+    carried = ((row.probe_id, row.reply_sha256) for row in ledger.rows)
+    refuse_others(carried, outcomes, where=folder / LEDGER)
     return judge_completions(plan, ledger, [parse(attempt) for attempt in read_attempts(folder)])
 
 

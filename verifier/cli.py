@@ -497,6 +497,10 @@ def score(
         bool,
         typer.Option("--builds", help="Also score the card's bank, so that a cause can be named."),
     ] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Remove the scores that are there and compute all of them."),
+    ] = False,
     trust: Trust = False,
 ) -> None:
     """Score what has arrived under the reference weights, and write the ledger.
@@ -504,11 +508,15 @@ def score(
     A run folder whose run file names files, servers or engine arguments of its own is scored only
     with --trust: it may come from a stranger, and some engine arguments run code.
 
+    Scores that are there are kept, and refused when they are not those of the replies. --anew
+    takes nothing on trust but the exchanges: it computes every score that the folder held.
+
     \b
-    Example:
+    Examples:
       verifier score runs/first
+      verifier score runs/first --anew
     """
-    from verifier.audit import NAMING_REPLIES, score_long
+    from verifier.audit import NAMING_REPLIES, score_anew, score_long
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
     from verifier.folder import RUN
@@ -529,9 +537,12 @@ def score(
     with showing() as show:
         api_key = _reference_key(config)
         loaded = reference_loader(config, cache=cache_directory(), show=show, api_key=api_key)()
-        weights = nameable(made, loaded, show) if builds else ()
-        score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
-        score_long(run, loaded)
+        if anew:
+            score_anew(run, loaded, builds=builds, show=show)
+        else:
+            weights = nameable(made, loaded, show) if builds else ()
+            score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
+            score_long(run, loaded)
     typer.echo(f"scored; the ledger is in {run}")
 
 

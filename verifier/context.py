@@ -38,6 +38,7 @@ from verifier.records import (
     Status,
 )
 from verifier.renderings.catalogue import PUBLISHED, template_ends
+from verifier.scores import digest_of, read_digest, refuse_others
 from verifier.thoughts import Reader
 from verifier.weigh import context_needed
 from verifier.window import (
@@ -297,6 +298,7 @@ def _score_whole(
         "reply_ids": list(aligned.reply_ids),
         "kept": aligned.kept,
         "whole": text_cells(scored.score, aligned.kept),
+        "reply_sha256": digest_of(reply),
     }
 
 
@@ -311,7 +313,10 @@ def _score_end(probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader) ->
         )
         (score,) = engine.score([request])
         end = text_cells(score, [len(ids)])
-    return {"probe_id": probe.id, "tokens": len(ids), "asked": probe.max_tokens, "end": end}
+    return {
+        "probe_id": probe.id, "tokens": len(ids), "asked": probe.max_tokens, "end": end,
+        "reply_sha256": digest_of(reply),
+    }  # fmt: skip
 
 
 def _score_cuts(
@@ -332,7 +337,12 @@ def _score_cuts(
         (score,) = engine.score([request])
         append_line(
             run / CONTEXT_SCORES,
-            {"probe_id": probe.id, "cut": how.name, "cells": text_cells(score, kept)},
+            {
+                "probe_id": probe.id,
+                "cut": how.name,
+                "cells": text_cells(score, kept),
+                "reply_sha256": line["reply_sha256"],
+            },
         )
 
 
@@ -491,11 +501,15 @@ def read_context(run: Path, outcomes: Mapping[str, Outcome]) -> Context:
             for probe_id, line in _scored(run).items() if "asked" in line
         )  # fmt: skip
         prompts = _rows(run, outcomes)
+        carried = [
+            (str(line["probe_id"]), read_digest(line)) for line in read_lines(run / CONTEXT_SCORES)
+        ]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(
             f"{run / CONTEXT_SCORES}: malformed score ({error!r}); remove the file and run "
             "`verifier score` again"
         ) from error
+    refuse_others(carried, outcomes, where=run / CONTEXT_SCORES)
     long = [(probe, outcome) for probe, outcome in lost if probe.kind == CONTEXT_KIND]
     return Context(
         prompts=prompts,

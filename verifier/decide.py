@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from verifier.bypass import UNKNOWN_RENDERING, Bypass, read_bypass
 from verifier.bypass import describe as describe_bypass
@@ -72,6 +73,7 @@ from verifier.records import (
 )
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.sampling import UNNAMED
+from verifier.scores import refuse_others
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
 from verifier.weigh import (
@@ -125,7 +127,7 @@ def judge_folder(run: Path) -> Report:
         raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
     return decide(
         plan,
-        ledger_from_json(raw, where=str(run / LEDGER)),
+        own_ledger(run, raw, outcomes),
         engine=engine,
         attempts=read_attempts(run),
         outcomes=outcomes,
@@ -136,6 +138,15 @@ def judge_folder(run: Path) -> Report:
         counting=read_counting(run),
         context=read_context(run, outcomes) if asks_long(plan) else None,
     )
+
+
+def own_ledger(run: Path, raw: dict[str, Any], outcomes: Mapping[str, Outcome]) -> Ledger:
+    """The ledger of a run folder. Raises ConfigError when a row is not that of its answer."""
+    ledger = ledger_from_json(raw, where=str(run / LEDGER))
+    every = (*ledger.rows, *ledger.sampled, *ledger.repeats)
+    carried = ((row.probe_id, row.reply_sha256) for row in every)
+    refuse_others(carried, outcomes, where=run / LEDGER)
+    return ledger
 
 
 def decide(

@@ -74,6 +74,7 @@ class Row:
     strata: tuple[str, ...] = ()  # how it was asked, see `strata`
     single: dict[str, tuple[float, ...]] = field(default_factory=dict)  # sampler of single tokens
     outranked: int | None = None  # tokens that are not the likeliest by its own words; None: untold
+    reply_sha256: str | None = None  # of the answer, see `scores`; None: an older version's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +86,7 @@ class SampledRow:
     left_out: int
     cells: dict[str, float]  # sampler -> log p; {}: not scored
     problem: str | None  # why not
+    reply_sha256: str | None = None  # as that of a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,6 +281,7 @@ def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
                     str(k): _floats(v, len(TEXT_SCALES)) for k, v in row.get("single", {}).items()
                 },
                 outranked=None if row.get("outranked") is None else int(row["outranked"]),
+                reply_sha256=_digest(row),
             )
             for row in value["rows"]
         )
@@ -300,6 +303,7 @@ def sampled_row_from_json(row: dict[str, Any]) -> SampledRow:
         left_out=int(row["left_out"]),
         cells=cells,
         problem=None if row["problem"] is None else str(row["problem"]),
+        reply_sha256=_digest(row),
     )
 
 
@@ -313,7 +317,12 @@ def repeat_from_json(one: dict[str, Any]) -> Repeat:
         otherwise=bool(one["otherwise"]),
         came_again=bool(one["came_again"]),
         log_p=log_p,
+        reply_sha256=_digest(one),
     )
+
+
+def _digest(row: dict[str, Any]) -> str | None:
+    return None if row.get("reply_sha256") is None else str(row["reply_sha256"])
 
 
 def _floats(values: Sequence[float], length: int) -> tuple[float, ...]:

@@ -52,6 +52,7 @@ class Repeat:
     otherwise: bool  # whether it was asked in other words
     came_again: bool  # whether it is the text of an earlier reply
     log_p: float  # published log-probability of the earlier texts together, before SLACK
+    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
 
 
 def is_repeat(probe_id: str) -> bool:

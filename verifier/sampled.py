@@ -20,7 +20,7 @@ from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, S
 from verifier.reference import Thinking
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
-from verifier.scores import CHUNK, DECIMALS
+from verifier.scores import CHUNK, DECIMALS, digest_of, refuse_others
 from verifier.thoughts import Reader, readings
 
 #: Why a sampled reply is set aside that came without its tokens.
@@ -44,7 +44,10 @@ def score_sampled(
     Only replies whose tokens the endpoint names are read. A sampled text may have come by other
     tokens than its usual ones, and leaving those places out would leave out the unlikely ones.
     """
-    done = {row.probe_id for row in read_sampled(run)}
+    before = read_sampled(run)
+    carried = ((row.probe_id, row.reply_sha256) for row in before)
+    refuse_others(carried, outcomes, where=run / SAMPLED_SCORES)
+    done = {row.probe_id for row in before}
     replies = [
         (probe, outcome)
         for probe in probes
@@ -71,7 +74,7 @@ def score_sampled(
             if problem is None
         ]
         scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
-        for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
+        for (probe, reply), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
             cells = (
                 {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
                 if problem is None
@@ -80,7 +83,7 @@ def score_sampled(
             kept = len(aligned.kept) if problem is None else 0
             row = SampledRow(
                 probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept,
-                cells=cells, problem=problem,
+                cells=cells, problem=problem, reply_sha256=digest_of(reply),
             )  # fmt: skip
             append_line(run / SAMPLED_SCORES, asdict(row))
         if progress:
@@ -123,7 +126,9 @@ def score_repeats(
 
     The earlier texts are scored after the words of the later question.
     """
-    done = {repeat.probe_id for repeat in read_repeats(run)}
+    known = read_repeats(run)
+    refuse_others(((r.probe_id, r.reply_sha256) for r in known), outcomes, where=run / REPEATS)
+    done = {repeat.probe_id for repeat in known}
     earlier: dict[str, dict[str, Reply]] = {}
     for probe in probes:
         outcome = outcomes.get(probe.id)
@@ -145,6 +150,7 @@ def score_repeats(
             repeat = Repeat(
                 probe_id=probe.id, otherwise=probe.id.endswith(OTHERWISE),
                 came_again=outcome.text in before, log_p=min(0.0, round(log_p, DECIMALS)),
+                reply_sha256=digest_of(outcome),
             )  # fmt: skip
             append_line(run / REPEATS, asdict(repeat))
         before.setdefault(outcome.text, outcome)

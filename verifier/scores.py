@@ -1,17 +1,31 @@
-"""The scores file: what weights say of each reply, one line per reply and weights."""
+"""The scores file: what weights say of each reply, one line per reply and weights.
+
+Every score carries the digest of the reply that was scored, so that it is held for no other.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from operator import index
 from pathlib import Path
 from typing import Any
 
 from verifier.align import Aligned
 from verifier.errors import ConfigError
-from verifier.folder import SCORES, append_line, read_lines
-from verifier.records import ReplyScore
+from verifier.folder import (
+    COMPLETIONS,
+    CONTEXT_SCORES,
+    LEDGER,
+    REPEATS,
+    SAMPLED_SCORES,
+    SCORES,
+    append_line,
+    read_lines,
+)
+from verifier.records import Candidate, NotJudged, Outcome, Reply, ReplyScore
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -34,6 +48,79 @@ class Scored:
     aligned: Aligned
     score: ReplyScore
     lost: int = 0  # bytes of the text that a suspect cannot spell
+    reply_sha256: str | None = None  # of the reply, see `digest_of`; None: not written down yet
+
+
+def digest_of(answer: Reply | NotJudged) -> str:
+    """SHA-256 of everything that is read of an answer."""
+    read: list[object] = [answer.prompt_tokens, answer.completion_tokens]
+    if isinstance(answer, NotJudged):
+        read.append(answer.counts_prompt)
+    else:
+        rows = answer.logprobs
+        claims = None if rows is None else [
+            [_plain(row.chosen), *map(_plain, row.top)] for row in rows
+        ]  # fmt: skip
+        read += [answer.text, answer.thought, answer.token_ids, answer.finish_reason, claims]
+    return sha256(json.dumps(read).encode()).hexdigest()
+
+
+def _plain(one: Candidate) -> list[object]:
+    return [one.token, None if one.bytes is None else one.bytes.hex(), one.logprob, one.token_id]
+
+
+def refuse_others(
+    kept: Iterable[tuple[str, str | None]], outcomes: Mapping[str, Outcome], *, where: Path
+) -> None:
+    """Raise ConfigError unless every score is that of the answer which the run folder holds.
+
+    `kept` gives the probe of each score and the digest that it carries, `where` the file.
+    """
+    digests: dict[str, str] = {}
+    for probe_id, digest in kept:
+        if digest is None:
+            raise ConfigError(
+                f"{where}: probe {probe_id[:80]}: made before scores carried digests of their "
+                f"replies; run `verifier score --anew` on the run folder"
+            )
+        if probe_id not in digests:
+            outcome = outcomes.get(probe_id)
+            digests[probe_id] = "no answer"
+            if isinstance(outcome, Reply | NotJudged):
+                digests[probe_id] = digest_of(outcome)
+        if digests[probe_id] != digest:
+            raise ConfigError(
+                f"{where}: probe {probe_id[:80]}: the score is not that of the reply in the "
+                f"exchanges; run `verifier score --anew` on the run folder, or restore it from a "
+                "copy"
+            )
+
+
+def read_digest(value: Mapping[str, Any]) -> str | None:
+    """The digest that a score carries. Raises TypeError for what is none."""
+    found = value.get("reply_sha256")
+    if not isinstance(found, str | None):
+        raise TypeError("reply_sha256 is no text")
+    return found
+
+
+def scored_columns(run: Path) -> frozenset[str]:
+    """The weights and columns of which a run folder has scores, by whatever version."""
+    return frozenset(str(line.get("weights")) for line in read_lines(run / SCORES))
+
+
+def forget_scores(run: Path) -> None:
+    """Remove every score of a run folder, and its ledger.
+
+    Raises ConfigError when the folder of text completions is a link.
+    """
+    completions = run / COMPLETIONS
+    if completions.is_symlink():
+        raise ConfigError(f"{completions}: is a link; a run folder holds plain files only")
+    for name in (LEDGER, SCORES, SAMPLED_SCORES, REPEATS, CONTEXT_SCORES):
+        (run / name).unlink(missing_ok=True)
+    for name in (LEDGER, SCORES):
+        (completions / name).unlink(missing_ok=True)
 
 
 def rounded(score: ReplyScore) -> ReplyScore:
@@ -70,6 +157,7 @@ def _to_json(scored: Scored) -> dict[str, Any]:
         "weights": scored.weights,
         "aligned": aligned,
         "score": asdict(scored.score),
+        "reply_sha256": scored.reply_sha256,
     } | ({"lost": scored.lost} if scored.lost else {})
 
 
@@ -97,6 +185,7 @@ def _from_json(value: Mapping[str, Any], where: str) -> Scored:
                 candidate_logprobs=_rows(score["candidate_logprobs"], _numbers),
             ),
             lost=index(value.get("lost", 0)),
+            reply_sha256=read_digest(value),
         )
         _refuse_uneven(scored)
     except (KeyError, TypeError, ValueError) as error:
