@@ -133,6 +133,7 @@ def test_a_file_that_is_too_large_is_refused(
 ) -> None:
     """Lines and objects alike."""
     monkeypatch.setattr(folder, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(folder, "MAX_JSON_BYTES", 8)
     path = tmp_path / "file"
     path.write_bytes(b'{"n": 1}\n')
 
@@ -157,6 +158,37 @@ def test_links_are_neither_read_nor_written_through(tmp_path: Path, there: bool)
             touch(link)
 
     assert (outside.read_bytes() if outside.exists() else None) == before
+
+
+@pytest.mark.parametrize("name", [folder.COMPLETIONS, folder.CONTROL])
+def test_a_folder_within_a_run_folder_is_no_link(tmp_path: Path, name: str) -> None:
+    """Nothing is read, written or made through one."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    run.mkdir()
+    (mine / "ledger.json").write_text('{"mine": 1}\n')
+    (run / folder.PLAN).write_text("{}\n")
+    (run / name).symlink_to(mine)
+    at = run / name / "ledger.json"
+
+    for touch in (
+        read_json, lambda at: list(read_lines(at)), lambda at: append_line(at, {}),
+        lambda at: write_json(at, {}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name}: is a link"):
+            touch(at)
+
+    assert [(p.name, p.read_text()) for p in mine.iterdir()] == [("ledger.json", '{"mine": 1}\n')]
+
+
+def test_the_folder_that_a_user_names_may_be_a_link(tmp_path: Path) -> None:
+    """It is their own choice where it leads."""
+    (tmp_path / "large" / folder.COMPLETIONS).mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "large")
+    for run in (tmp_path / "run", tmp_path / "run" / folder.COMPLETIONS):
+        write_json(run / folder.PLAN, {"n": 1})
+
+        assert read_json(run / folder.PLAN) == {"n": 1}
 
 
 def test_a_prepared_partial_file_is_not_written_through(tmp_path: Path) -> None:
@@ -199,11 +231,11 @@ def test_a_kill_before_the_rename_leaves_the_old_file(
     path = tmp_path / "report.json"
     write_whole(path, "old")
 
-    def kill(_self: Path, _target: Path) -> None:
+    def kill(*_args: object, **_named: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", kill)
+        patched.setattr(os, "replace", kill)
         with pytest.raises(Killed):
             write_whole(path, "new")
     after_kill = path.read_text()
@@ -219,10 +251,10 @@ def test_a_file_is_complete_on_disk_before_it_takes_its_name(
 ) -> None:
     """A crash of the machine finds the old file or the whole new one."""
     steps: list[str] = []
-    sync, replace = os.fsync, Path.replace
+    sync, replace = os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), sync(fd))[1])
     monkeypatch.setattr(
-        Path, "replace", lambda at, to: (steps.append("rename"), replace(at, to))[1]
+        os, "replace", lambda *at, **to: (steps.append("rename"), replace(*at, **to))[1]
     )
 
     write_whole(tmp_path / "file", "text")

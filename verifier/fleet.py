@@ -17,7 +17,7 @@ from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.control import read_control
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, VerifierError
-from verifier.folder import CONTROL, FLEET, write_whole
+from verifier.folder import CONTROL, FLEET, refuse_link, write_whole
 from verifier.local import LoadReference
 from verifier.pace import Pace, Show
 from verifier.records import Report, Summary
@@ -96,6 +96,7 @@ def start_targets(
     problems: dict[str, VerifierError] = {}
     for name, config in fleet.run_files.items():
         try:
+            refuse_link(config.out)
             start(config)
         except VerifierError as problem:
             problems[name] = problem

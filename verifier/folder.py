@@ -5,12 +5,14 @@ Knows nothing of what the lines mean beyond the records they hold. Text only, ne
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, Literal, NoReturn, cast
 
 from verifier.errors import ConfigError
 
@@ -50,6 +52,7 @@ RESERVED: Final = frozenset({CONTROL, FLEET, ERRORS, SUMMARY, RUN})
 #: Larger lines or files are refused: a run folder may come from a stranger.
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_FILE_BYTES: Final = 4 * 2**30
+MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -63,10 +66,9 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 def append_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
     """Append JSON lines as `append_line` does, forced to disk once for all of them."""
     lines = b"".join(_line(value) for value in values)
-    _is_there(path)
-    with path.open("ab") as file:
-        if file.tell() and not _ends_whole(path):
-            file.truncate(_whole_length(path))
+    with open_below(path.parent, path.name, "a+b") as file:
+        if file.seek(0, os.SEEK_END) and not _ends_whole(file):
+            file.truncate(_whole_length(file))
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
@@ -77,15 +79,15 @@ def _line(value: dict[str, Any]) -> bytes:
     return line.encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _ends_whole(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
 
 
-def _whole_length(path: Path) -> int:
+def _whole_length(file: BinaryIO) -> int:
     """Bytes up to and including the last newline."""
-    return path.read_bytes().rfind(b"\n") + 1
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -93,9 +95,11 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ConfigError for a line that is not a JSON object or is too large.
     """
-    if not _is_there(path):
+    try:
+        opened = open_below(path.parent, path.name)
+    except FileNotFoundError:
         return
-    with path.open("rb") as file:
+    with opened as file:
         for number, raw in enumerate(_raw_lines(file), 1):
             where = f"{path}:{number}"
             if len(raw) > MAX_LINE_BYTES:
@@ -112,13 +116,15 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # left by a kill; or a link, which must not be written through
-    with partial.open("x", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    partial = path.name + ".partial"
+    with entered(path.parent) as inside:
+        with suppress(FileNotFoundError):  # left by a kill; or a link, not to be written through
+            os.unlink(partial, dir_fd=inside)
+        with _opened(inside, partial, "xb", where=path) as file:
+            file.write(text.encode("utf-8", "surrogatepass"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path.name, src_dir_fd=inside, dst_dir_fd=inside)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -128,10 +134,13 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder. Raises ConfigError when it is missing or not one."""
-    if not _is_there(path):
-        raise ConfigError(f"{path}: no such file; run the step that writes it first")
     advice = "restore it from a copy, or run the step that writes it again"
-    return _parse(path.read_bytes(), where=str(path), advice=advice)
+    try:
+        with open_below(path.parent, path.name, most=MAX_JSON_BYTES) as file:
+            return _parse(file.read(), where=str(path), advice=advice)
+    except FileNotFoundError as error:
+        message = f"{path}: no such file; run the step that writes it first"
+        raise ConfigError(message) from error
 
 
 def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
@@ -148,16 +157,88 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a file is there; one that is no plain file, or too large, is refused."""
+# -- opening -----------------------------------------------------------------------------------
+
+_FLAGS: Final = {
+    "rb": os.O_RDONLY,
+    "a+b": os.O_RDWR | os.O_APPEND | os.O_CREAT,
+    "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+}
+
+#: Run folders that lie within one of these folders, by what such a folder holds.
+_WITHIN: Final = {COMPLETIONS: (PLAN,), CONTROL: (PLAN, FLEET)}
+
+
+def open_below(
+    folder: Path,
+    name: str,
+    mode: Literal["rb", "a+b", "xb"] = "rb",
+    *,
+    most: int | None = None,
+) -> BinaryIO:
+    """Open a plain file of a run folder without following a link: the one way to its files.
+
+    Raises ConfigError for a link, for what is no plain file, and for one of more than `most` bytes
+    (None: MAX_FILE_BYTES); FileNotFoundError when there is none to read.
+    """
+    with entered(folder) as inside:
+        return _opened(inside, name, mode, where=folder / name, most=most)
+
+
+@contextmanager
+def entered(folder: Path) -> Iterator[int]:
+    """A descriptor of a run folder, for what is done below it.
+
+    The folder that a user names may be a link, but none within it that this program makes.
+    """
+    inside = _descend(folder)
     try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return False
-    if stat.S_ISLNK(found.st_mode):
-        raise ConfigError(f"{path}: is a link; a run folder holds plain files only")
-    if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path}: is no plain file; a run folder holds plain files only")
-    if found.st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; refused")
-    return True
+        yield inside
+    finally:
+        os.close(inside)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise ConfigError where a folder that belongs to another, such as a target's, is a link."""
+    if folder.is_symlink():
+        raise ConfigError(f"{folder}: is a link; a run folder holds plain files only")
+
+
+def _descend(folder: Path) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if not any((folder.parent / name).exists() for name in _WITHIN.get(folder.name, ())):
+        return os.open(folder, flags)
+    with entered(folder.parent) as outside:
+        try:
+            return os.open(folder.name, flags | os.O_NOFOLLOW, dir_fd=outside)
+        except OSError as error:
+            refuse_link(folder)
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _opened(inside: int, name: str, mode: str, *, where: Path, most: int | None = None) -> BinaryIO:
+    # without O_NONBLOCK, opening a pipe would wait for somebody at its other end
+    flags = _FLAGS[mode] | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened = os.open(name, flags, 0o666, dir_fd=inside)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise ConfigError(f"{where}: is a link; a run folder holds plain files only") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise _not_plain(where) from error
+        raise OSError(error.errno, error.strerror, str(where)) from error
+    try:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_plain(where)
+        most = MAX_FILE_BYTES if most is None else most
+        if found.st_size > most:
+            raise ConfigError(f"{where}: larger than {most} bytes; refused")
+    except BaseException:
+        os.close(opened)
+        raise
+    return cast(BinaryIO, os.fdopen(opened, mode))
+
+
+def _not_plain(where: Path) -> ConfigError:
+    return ConfigError(f"{where}: is no plain file; a run folder holds plain files only")

@@ -27,6 +27,7 @@ from verifier.folder import (
     REPORT,
     SUMMARY,
     read_json,
+    refuse_link,
     write_json,
 )
 from verifier.ledger import Ledger, ledger_from_json
@@ -58,8 +59,7 @@ def summarise(out: Path) -> Summary:
     if fleet.targets is None:
         raise ConfigError(f"{out / FLEET}: targets: missing; restore the folder from a copy")
     for run in (*fleet.run_files.values(), *filter(None, [fleet.control_file])):
-        if run.out.is_symlink():
-            raise ConfigError(f"{run.out}: is a link; a run folder holds plain files only")
+        refuse_link(run.out)
     errors = _read_errors(out)
     control = None
     if fleet.control_file is not None:
