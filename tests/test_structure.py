@@ -53,7 +53,7 @@ LAYERS = (
     {"parameters"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
-        "fit", "sampling",
+        "fit", "sampling", "claimed",
     },
     {"testbed_tricks", "sampled"},
     {"window", "reading"},

@@ -6,7 +6,6 @@ show is unknown, not absent.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import time
@@ -18,14 +17,13 @@ from typing import Any, Final
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json, read_attempts
+from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint, Sent
+from verifier.endpoint import Endpoint
 from verifier.errors import ConfigError
 from verifier.folder import (
     CAPABILITIES,
     CAPABILITY_EXCHANGES,
-    append_line,
     read_json,
     write_json,
 )
@@ -50,7 +48,13 @@ from verifier.records import (
     Reply,
     ReportedToken,
 )
-from verifier.spending import Amount, Purse
+from verifier.spending import (
+    Amount,
+    Purse,
+    believed_completion,
+    believed_prompt,
+    most_prompt_tokens,
+)
 from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, holds_thought, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
@@ -141,13 +145,19 @@ def least_tokens(known: Capabilities | None) -> int:
 
 
 def probe_capabilities(
-    run: Path, endpoint: Endpoint, *, purse: Purse, sleep: Callable[[float], object] = time.sleep
-) -> Capabilities:
+    run: Path,
+    endpoint: Endpoint,
+    *,
+    purse: Purse,
+    sleep: Callable[[float], object] = time.sleep,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Capabilities | None:
     """Ask a handful of questions; attempts and record go into the run folder.
 
     Each is paid for from `purse` before it is sent. What fails or cannot be paid is a problem on
     record, not an exception. Where the first question is not answered, no other is asked. What an
-    interrupted call has asked is counted and asked again.
+    interrupted call has asked is counted and asked again. None, and no record, once `stopped` says
+    so.
     """
     spent_before, asked = _spent_before(run), 0
     problems: list[str] = []
@@ -160,7 +170,7 @@ def probe_capabilities(
         as_text: bool = False,
     ) -> Reply | NotJudged | Problem:  # fmt: skip
         nonlocal asked
-        if unanswered:
+        if unanswered or stopped():
             return Problem(status=None, reason=_UNSENT, retryable=False)
         asked += 1
         probe = replace(next(probes), max_tokens=max_tokens)
@@ -169,17 +179,18 @@ def probe_capabilities(
             changed = replace(changed, dialect="completions", render=_as_text)
         found: Reply | NotJudged | Problem
         for number in range(1, CAPABILITY_TRIES + 1):
-            if not purse.pay(probe):
+            made = ask_once(
+                run, CAPABILITY_EXCHANGES, changed, probe, number=number, purse=purse,
+                logprobs=changed.top_logprobs > 0, stopped=stopped,
+            )  # fmt: skip
+            if made is None:
                 return Problem(status=None, reason=_UNPAID, retryable=False)
-            made = asyncio.run(_ask_once(changed, probe, number))
-            append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(made.attempt))
             found = parse(made.attempt)
-            purse.give_back(probe, found)
             spent.append((found, max_tokens))
             sent.append(made.attempt)
             # a host under load must not look like one that refuses what it was asked
             again = isinstance(found, Problem) and found.retryable and found.status is not None
-            if not again or number == CAPABILITY_TRIES:
+            if stopped() or not again or number == CAPABILITY_TRIES:
                 break
             sleep(min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**number))
         return found
@@ -241,6 +252,8 @@ def probe_capabilities(
         parameters.append(judge_n(sent[-1], several))
         biased = send({**greedy, "logit_bias": BIAS}, max_tokens=_FEW)
         parameters.append(judge_bias(first.text, biased))
+    if stopped():
+        return None
     rows = _rows(first)
     sampled = [row for reply in (one, other) for row in _rows(reply)]
     record = Capabilities(
@@ -277,11 +290,6 @@ def probe_capabilities(
     return record
 
 
-async def _ask_once(endpoint: Endpoint, probe: Probe, number: int) -> Sent:
-    async with Client(endpoint) as client:
-        return await client.ask(probe, number=number, logprobs=endpoint.top_logprobs > 0)
-
-
 def _as_text(messages: tuple[Message, ...]) -> str:
     """A prompt for a text completion: no template is known here, and none is needed."""
     return messages[-1].content
@@ -301,11 +309,14 @@ def _spent_before(run: Path) -> Amount:
 def _tokens(found: Reply | NotJudged | Problem, most: int) -> int:
     if isinstance(found, Problem):
         return 0
-    return most if found.completion_tokens is None else found.completion_tokens
+    claimed = found.completion_tokens
+    return most if claimed is None else believed_completion(claimed, most)
 
 
 def _prompt_tokens(found: Reply | NotJudged | Problem) -> int:
-    return 0 if isinstance(found, Problem) else found.prompt_tokens or 0
+    if isinstance(found, Problem):
+        return 0
+    return believed_prompt(found.prompt_tokens or 0, most_prompt_tokens(capability_probes()[0]))
 
 
 def _body_of(attempt: Attempt) -> Any:

@@ -7,11 +7,12 @@ inconclusive, 4 a defect of this program, 130 interrupted, 141 nobody read on.
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
@@ -204,6 +205,7 @@ def audit(
     """
     from verifier.audit import audit as run_audit
     from verifier.audit import make_endpoint
+    from verifier.folder import working_in
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
@@ -226,7 +228,7 @@ def audit(
     keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
-    with showing() as show:
+    with working_in(fleet.out, make=True), showing() as show:
         load_reference = _reference_loader(next(iter(every.values())), show)
         if fleet.targets is not None:
             from verifier.fleet import audit_targets
@@ -340,6 +342,32 @@ def _read_key_file(path: Path, *, run: Path) -> str:
     return key
 
 
+@contextmanager
+def _to_write_in(*folders: Path) -> Iterator[bool]:
+    """Hold run folders to write into; False, and a word on it, where nobody can write.
+
+    What is only shown needs no place to be kept.
+    """
+    from verifier.folder import working_in
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(working_in(*folders))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            _warn(f"{folders[0]}: cannot be written to ({error.strerror}); nothing is kept there")
+            yield False
+            return
+        yield True
+
+
+def _warn(message: str) -> None:
+    from verifier.wording import visible
+
+    typer.echo(f"verifier: {' '.join(visible(message).split())}", err=True)
+
+
 def _need_trust(trust: bool, run: Path, key: str, does: str) -> None:
     if not trust:
         raise ConfigError(
@@ -369,31 +397,38 @@ def plan(
     """
     from verifier.audit import make_endpoint, start
     from verifier.config import load_fleet
-    from verifier.plan import forecast_run
+    from verifier.folder import working_in
+    from verifier.plan import forecast_run, longest_waits_s
     from verifier.spending import add_up
+    from verifier.wording import describe_seconds
 
     fleet = load_fleet(run_file)
     every = fleet.every_run_file
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())))
-    if fleet.targets is not None:
-        from verifier.fleet import start_targets
+    with working_in(fleet.out, make=True):
+        if fleet.targets is not None:
+            from verifier.fleet import start_targets
 
-        for problem in start_targets(fleet)[2].values():
-            raise problem
-    elif fleet.control is not None:
-        from verifier.fleet import start_beside
+            for problem in start_targets(fleet)[2].values():
+                raise problem
+        elif fleet.control is not None:
+            from verifier.fleet import start_beside
 
-        start_beside(fleet)
-    else:
-        start(every[""])
+            start_beside(fleet)
+        else:
+            start(every[""])
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
     for name, config in every.items():
         if name:
             typer.echo(f"\n== {name} ==")
         typer.echo(f"run folder: {config.out}")
         _print_forecast(*forecasts[name])
+        typer.echo(
+            f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "
+            f"endpoint could take {describe_seconds(longest_waits_s(config.out))}"
+        )
     if len(forecasts) > 1:
         typer.echo("\n== in all ==")
         expected, most = zip(*forecasts.values(), strict=True)
@@ -447,12 +482,13 @@ def capabilities(
     from verifier.audit import find_capabilities
     from verifier.capabilities import describe
     from verifier.config import load_run_file
+    from verifier.folder import working_in
     from verifier.wording import visible
 
     config = load_run_file(run_file)
-    for name, found in describe(
-        find_capabilities(config, api_key=_api_key(config, out=config.out))
-    ):
+    with working_in(config.out, make=True):
+        record = find_capabilities(config, api_key=_api_key(config, out=config.out))
+    for name, found in describe(record):
         typer.echo(f"{name}: {visible(found)}")
 
 
@@ -476,7 +512,7 @@ def collect(
     """
     from verifier.audit import ask
     from verifier.config import load_run_file
-    from verifier.folder import RUN
+    from verifier.folder import RUN, working_in
     from verifier.plan import read_plan
 
     read_plan(run)  # says it best when this is no run folder
@@ -485,7 +521,7 @@ def collect(
         _need_trust(
             trust, run, "endpoint.api_key_env", f"sends your key to {config.endpoint.base_url}"
         )
-    with showing() as show:
+    with working_in(run), showing() as show:
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
     typer.echo(f"{count} probes have an outcome in {run}")
 
@@ -519,7 +555,7 @@ def score(
     from verifier.audit import NAMING_REPLIES, score_anew, score_long
     from verifier.audit import score as score_run
     from verifier.config import load_run_file
-    from verifier.folder import RUN
+    from verifier.folder import RUN, working_in
     from verifier.local import nameable, reference_loader
     from verifier.plan import read_plan
 
@@ -534,7 +570,7 @@ def score(
     ):
         if own:
             _need_trust(trust, run, f"reference.{key}", "loads what its run file names")
-    with showing() as show:
+    with working_in(run), showing() as show:
         api_key = _reference_key(config)
         loaded = reference_loader(config, cache=cache_directory(), show=show, api_key=api_key)()
         if anew:
@@ -554,9 +590,10 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
     Example:
       verifier decide runs/first
     """
-    from verifier.decide import decide_folder
+    from verifier.decide import decide_folder, standing_of
 
-    report = decide_folder(run)
+    with _to_write_in(run) as writes:
+        report = decide_folder(run) if writes else standing_of(run)
     show_report(report, run, as_json=as_json)
     raise typer.Exit(EXIT[report.decision])
 
@@ -577,9 +614,10 @@ def report(
     Example:
       verifier report runs/first --junit junit.xml --markdown summary.md
     """
-    from verifier.audit import write_page
+    from verifier.audit import render_folder, write_page
 
-    found = write_page(run)
+    with _to_write_in(run) as writes:
+        found = write_page(run) if writes else render_folder(run)[0]
     if junit is not None or markdown is not None:
         from verifier.machine import render_junit, render_markdown
 
@@ -610,9 +648,10 @@ def summary(
     Example:
       verifier summary runs/hosts --junit junit.xml --markdown summary.md
     """
-    from verifier.summary import read_reports, summarise
+    from verifier.summary import folders_of, read_reports, summarise
 
-    found = summarise(folder)
+    with _to_write_in(folder, *folders_of(folder)) as writes:
+        found = summarise(folder, writes=writes)
     if junit is not None or markdown is not None:
         from verifier.machine import render_junits, render_summary
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
 #: What was only seen beside the departures holds whatever the reference is.
-_WITHOUT_REFERENCE: Final = ("samples", "parameters")
+_WITHOUT_REFERENCE: Final = ("samples", "parameters", "usage")
 
 
 def write_control(run: Path, control: Control) -> None:

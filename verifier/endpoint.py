@@ -9,14 +9,15 @@ import asyncio
 import json
 import os
 import re
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,7 +28,7 @@ from verifier.dialects import Ask, LogprobsForm
 from verifier.errors import ConfigError
 from verifier.limits import exhausted_for_s, retry_after_s
 from verifier.prompts import wire_extras
-from verifier.records import Attempt, Message, Probe
+from verifier.records import Attempt, CountTokens, Message, Probe
 from verifier.stream import END
 from verifier.wire import DIALECTS, REDACTED
 
@@ -39,6 +40,8 @@ _KEPT_OF_ERROR: Final = 500
 _KEPT_OF_HEADER: Final = 200
 #: Lines that share one pool: httpx looks at every line of a pool for each request.
 _PER_LANE: Final = 8
+#: From a response of httpx to the state of its line. Private names: a test says when they change.
+_TO_THE_LINE: Final = ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state")
 _AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
 
 #: Fields that may have been found to make a host greedy, and are not for samples.
@@ -86,6 +89,7 @@ class Endpoint:
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
     headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
     render: Render | None = None  # messages to a prompt, which text completions need
+    count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "base_url", _checked_url(self.base_url))
@@ -218,11 +222,24 @@ class Client:
         async with self._pace:
             pass
 
-    async def ask(self, probe: Probe, *, number: int, logprobs: bool) -> Sent:
-        """Send one probe once; whatever the network or the host does comes back as a value."""
+    async def ask(
+        self,
+        probe: Probe,
+        *,
+        number: int,
+        logprobs: bool,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> Sent:
+        """Send one probe once; whatever the network or the host does comes back as a value.
+
+        `before` is awaited once the rate limit allows the request; what it raises is raised, and
+        nothing is sent.
+        """
         endpoint = self._endpoint
         request = _request_body(endpoint, probe, logprobs=logprobs)
         await self.pace()
+        if before is not None:
+            await before()
         started_at, start = datetime.now(UTC), time.monotonic()
         got = await self._exchange(
             "POST",
@@ -278,6 +295,8 @@ class Client:
                     await _read(response, body)
                 except BodyTooLarge:
                     error = f"response larger than {cap} bytes"
+                if _more_follows(response):  # what was not asked for must not answer what is next
+                    await response.extensions["network_stream"].aclose()
                 if response.next_request is not None:
                     error = f"redirect to {response.next_request.url.host}, not followed"
                 status = response.status_code
@@ -317,7 +336,8 @@ class Client:
 async def _read(response: httpx.Response, body: Body) -> None:
     """Read to the end; of an event stream, to the event that ends it: some hosts then hang on."""
     streamed = response.headers.get("content-type", "").startswith("text/event-stream")
-    pieces = response.aiter_raw()
+    # not aiter_raw, which gives the line back before it can be looked at
+    pieces = aiter(cast(AsyncIterator[bytes], response.stream))
     while True:
         ended = streamed and body.received[-16:].rstrip().endswith(END.encode())
         try:
@@ -331,6 +351,31 @@ async def _read(response: httpx.Response, body: Body) -> None:
             body.end()
             return
         body.add(piece)
+
+
+def _more_follows(response: httpx.Response) -> bool:
+    """Whether bytes have come behind a response: in its packet, or in its record of TLS.
+
+    Those that come later make the line readable while nobody uses it, and httpx closes it then.
+    """
+    held: Any = response.stream
+    try:
+        for name in _TO_THE_LINE:
+            held = getattr(held, name)
+        if held.trailing_data[0]:
+            return True
+    except AttributeError:
+        return True  # another httpx: a line is better closed than trusted
+    tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+    if tls is None:
+        return False
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except (ssl.SSLError, OSError):
+        return True
+    return True
 
 
 def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:

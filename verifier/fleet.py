@@ -6,6 +6,8 @@ share the probes, and one reference behind its lock. What one suffers, no other 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from secrets import randbits
@@ -17,8 +19,8 @@ from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.control import read_control
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, VerifierError
-from verifier.folder import CONTROL, FLEET, refuse_link, write_whole
-from verifier.local import LoadReference
+from verifier.folder import CONTROL, FLEET, LOCK, make_folder, refuse_link, working_in, write_whole
+from verifier.local import LoadReference, Reference
 from verifier.pace import Pace, Show
 from verifier.records import Report, Summary
 from verifier.summary import (
@@ -31,6 +33,9 @@ from verifier.summary import (
 
 #: Seconds that a target waits for the control before a batch, and no longer.
 PATIENCE_S: Final = 60.0
+
+#: No lock waits longer (seconds).
+_FOR_EVER_S: Final = 86_400.0 * 365
 
 #: Seconds that audits get to end once they are stopped.
 GRACE_S: Final = 30.0
@@ -121,7 +126,9 @@ def _with_seed(fleet: Fleet) -> Fleet:
     """The run file with a seed: its own, the one that its folder keeps, or one drawn now."""
     kept = fleet.out / FLEET
     if kept.exists():
-        before = load_fleet(kept).model_copy(update={"out": fleet.out})
+        before = load_fleet(kept)
+        now = before.audit.model_copy(update={"deadline": fleet.audit.deadline})
+        before = before.model_copy(update={"out": fleet.out, "audit": now})
         seed = before.audit.seed if fleet.audit.seed is None else fleet.audit.seed
         if _seeded(fleet, seed) != before:
             raise ConfigError(
@@ -130,11 +137,12 @@ def _with_seed(fleet: Fleet) -> Fleet:
             )
         return before
     if fleet.out.exists() and not (
-        fleet.out.is_dir() and all(p.name == f"{FLEET}.partial" for p in fleet.out.iterdir())
+        fleet.out.is_dir()
+        and all(p.name in (f"{FLEET}.partial", LOCK) for p in fleet.out.iterdir())
     ):
         raise ConfigError(f"{fleet.out}: exists and holds no {FLEET}; give another out")
     fleet = _seeded(fleet, randbits(63) if fleet.audit.seed is None else fleet.audit.seed)
-    fleet.out.mkdir(parents=True, exist_ok=True)
+    make_folder(fleet.out)
     write_whole(kept, dump_run_file(fleet))
     return fleet
 
@@ -175,10 +183,12 @@ class Together:
     the control and for no other target, and only so long: a slow control holds nobody up.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, ends_at: float = math.inf) -> None:
+        """`ends_at` is the deadline of all, by the monotonic clock: nobody waits any longer."""
         self._turn = Condition()
         self._reached = dict.fromkeys(names, 0)  # the batch that each has come to
         self._over = False
+        self._ends_at = ends_at
 
     def stopped(self) -> bool:
         """Whether all are to stop."""
@@ -195,11 +205,13 @@ class Together:
         with self._turn:
             self._reached[name] = number
             self._turn.notify_all()
+            left_s = min(_FOR_EVER_S, max(0.0, self._ends_at - time.monotonic()))
             if name == CONTROL:
-                self._turn.wait_for(lambda: self._over or self._a_target_is_at(number))
+                self._turn.wait_for(lambda: self._over or self._a_target_is_at(number), left_s)
             else:
                 self._turn.wait_for(
-                    lambda: self._over or self._reached.get(CONTROL, number) >= number, PATIENCE_S
+                    lambda: self._over or self._reached.get(CONTROL, number) >= number,
+                    min(PATIENCE_S, left_s),
                 )
 
     def _a_target_is_at(self, number: int) -> bool:
@@ -235,16 +247,32 @@ def _audit_all(
     The reference is loaded once, before the first request. Until the control is judged, every run
     folder says so, and nothing is held against its endpoint.
     """
+    began = time.monotonic()
     reference = load_reference()
     every = dict(runs)
     if control is not None:
         every[CONTROL] = control
-        place_control(
-            pending_control(control),
-            {name: config for name, config in runs.items() if not _is_vouched(config)},
-        )
+    # the one of a sole endpoint, which has no name, is held by whoever calls
+    with working_in(*(config.out for name, config in every.items() if name)):
+        if control is not None:
+            place_control(
+                pending_control(control),
+                {name: config for name, config in runs.items() if not _is_vouched(config)},
+            )
+        return _run_all(every, keys=keys, reference=reference, began=began, show=show)
+
+
+def _run_all(
+    every: Mapping[str, RunFile],
+    *,
+    keys: Mapping[str, str | None],
+    reference: Reference,
+    began: float,
+    show: Show,
+) -> _Raised:
     raised: _Raised = {}
-    together = Together(every)
+    longest_s = max(config.audit.deadline for config in every.values())
+    together = Together(every, ends_at=began + longest_s)
 
     def run(name: str, config: RunFile) -> None:
         try:
@@ -253,7 +281,9 @@ def _audit_all(
                 api_key=keys[name],
                 load_reference=lambda: reference,
                 show=_named(show, name, together.stopped),
-                pace=Pace(begin=partial(together.begin, name), stopped=together.stopped),
+                pace=Pace(
+                    begin=partial(together.begin, name), stopped=together.stopped, began=began
+                ),
             )
         except _Stopped:
             pass

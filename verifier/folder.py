@@ -6,11 +6,12 @@ Knows nothing of what the lines mean beyond the records they hold. Text only, ne
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NoReturn, cast
 
@@ -25,6 +26,7 @@ SAMPLED_SCORES: Final = "sampled_scores.jsonl"  # one line per sampled reply, ap
 REPEATS: Final = "repeats.jsonl"  # sampled replies to what was asked before, append-only
 PROMPTS: Final = "prompts.json"  # a prompt as published and as the named rendering makes it
 EXCHANGES: Final = "exchanges.jsonl"  # every attempt, raw, append-only
+SENT: Final = "sent.jsonl"  # every request, noted before it is sent, append-only
 CAPABILITIES: Final = "capabilities.json"  # what the endpoint can do, found by effect
 CAPABILITY_EXCHANGES: Final = "capabilities.jsonl"  # the attempts that showed it
 SHOWN: Final = "shown.json"  # prompts that the endpoint shows, against the catalogue
@@ -38,6 +40,8 @@ LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis
 REPORT: Final = "report.json"  # the verdict
 PAGE: Final = "report.html"  # the verdict for people
 CONTROL_REPORT: Final = "control.json"  # what the control showed, where there is one
+DEADLINE: Final = "deadline.json"  # that the last command ended at its deadline
+LOCK: Final = ".lock"  # there while a process works in the folder
 
 CONTROL: Final = "control"  # the run folder of the control, in the folder of what it stands beside
 
@@ -49,7 +53,7 @@ SUMMARY: Final = "summary.json"  # where all of them stand
 #: Names that no target can have, in lower case.
 RESERVED: Final = frozenset({CONTROL, FLEET, ERRORS, SUMMARY, RUN})
 
-#: Larger lines or files are refused: a run folder may come from a stranger.
+#: Larger lines or files are refused: a run folder may come from a stranger. None is written either.
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_FILE_BYTES: Final = 4 * 2**30
 MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
@@ -63,20 +67,46 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     append_lines(path, [value])
 
 
-def append_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
-    """Append JSON lines as `append_line` does, forced to disk once for all of them."""
-    lines = b"".join(_line(value) for value in values)
-    with open_below(path.parent, path.name, "a+b") as file:
-        if file.seek(0, os.SEEK_END) and not _ends_whole(file):
-            file.truncate(_whole_length(file))
+def append_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines as `append_line` does, forced to disk once for all of them.
+
+    Two processes that append to one file wait for each other. Raises ConfigError, with nothing
+    written, for a line or a file that would be too large to be read again.
+    """
+    lines = b"".join(_line(value, path) for value in values)
+    with entered(path.parent) as inside, _opened(inside, path.name, "a+b", where=path) as file:
+        fcntl.flock(
+            file, fcntl.LOCK_EX
+        )  # else each takes the half-written line of another for torn
+        size = file.seek(0, os.SEEK_END)
+        if size and not _ends_whole(file):
+            size = file.truncate(_whole_length(file))
+        if size + len(lines) > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{path}: would be larger than {MAX_FILE_BYTES} bytes, and could not be read "
+                "again; nothing was written: begin another run with another --out"
+            )
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+        if not size:
+            os.fsync(inside)  # its name, too
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def line_of(value: Mapping[str, Any]) -> bytes:
+    """A JSON line as it is written, its end included."""
     line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return line.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _line(value: Mapping[str, Any], path: Path) -> bytes:
+    line = line_of(value)
+    if len(line) > MAX_LINE_BYTES:
+        raise ConfigError(
+            f"{path}: a line of {len(line)} bytes is longer than the {MAX_LINE_BYTES} that can be "
+            "read again; nothing was written: ask for shorter replies or prompts"
+        )
+    return line
 
 
 def _ends_whole(file: BinaryIO) -> bool:
@@ -125,11 +155,51 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path.name, src_dir_fd=inside, dst_dir_fd=inside)
+        os.fsync(inside)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file by indented JSON with a fixed byte form."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Replace a file by indented JSON with a fixed byte form.
+
+    Raises ConfigError, and leaves what is there, for one that is too large to be read again.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_JSON_BYTES:
+        raise ConfigError(
+            f"{path}: would be {size} bytes, and no more than {MAX_JSON_BYTES} can be read again; "
+            "nothing was written: ask for fewer or shorter replies"
+        )
+    write_whole(path, text)
+
+
+def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON Lines file in one step; raises as `append_lines` does."""
+    lines = b"".join(_line(value, path) for value in values)
+    if len(lines) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{path}: would be larger than {MAX_FILE_BYTES} bytes, and could not be read again"
+        )
+    write_whole(path, lines.decode("utf-8", "surrogatepass"))
+
+
+def make_folder(folder: Path) -> tuple[Path, ...]:
+    """Make a folder that is not there yet, and those above it; what was made, outermost first.
+
+    Their names are forced to disk.
+    """
+    if folder.is_dir():
+        return ()
+    above = make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    force_names(folder.parent)
+    return (*above, folder)
+
+
+def force_names(folder: Path) -> None:
+    """Force the names in a folder to disk: a power cut must not lose a file that was written."""
+    with entered(folder) as inside:
+        os.fsync(inside)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -155,6 +225,66 @@ def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
+
+
+# -- one writer --------------------------------------------------------------------------------
+
+
+@contextmanager
+def working_in(*folders: Path, make: bool = False) -> Iterator[None]:
+    """Hold run folders for this process alone, until it leaves or ends, however that comes.
+
+    Those that are not there are made where `make` says so, and removed again when they hold nothing
+    in the end; else whoever uses them says what is missing. Raises ConfigError where another
+    process is at work, and OSError where nobody can write.
+    """
+    with ExitStack() as held:
+        for folder in dict.fromkeys(folders):
+            if folder.is_dir() or (make and not folder.exists()):
+                held.enter_context(_working_in(folder))
+        yield
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    made = make_folder(folder)
+    with entered(folder) as inside:
+        while True:
+            lock = _opened(inside, LOCK, "a+b", where=folder / LOCK)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                number = lock.read(20).decode("ascii", "replace")
+                lock.close()
+                who = f" (process {number})" if number.isdecimal() else ""
+                raise ConfigError(
+                    f"{folder}: another verifier{who} is at work in it; wait for it, or stop it"
+                ) from None
+            if _is_still(lock, inside):
+                break
+            lock.close()  # whoever had it has just removed it
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+            lock.flush()
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(LOCK, dir_fd=inside)
+            lock.close()
+            with suppress(OSError):  # one holds something
+                for empty in reversed(made):
+                    empty.rmdir()
+
+
+def _is_still(file: BinaryIO, inside: int) -> bool:
+    """Whether the lock that was opened still has its name."""
+    try:
+        named = os.stat(LOCK, dir_fd=inside, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(named, os.fstat(file.fileno()))
 
 
 # -- opening -----------------------------------------------------------------------------------

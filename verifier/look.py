@@ -91,7 +91,7 @@ def look_at_template(
     panel = read_probes(run, name=PANEL)
     ask_for_prompts(
         run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
-        purse=open_purse(run, plan), max_tokens=least_tokens(read_capabilities(run)),
+        purse=open_purse(run, plan, endpoint), max_tokens=least_tokens(read_capabilities(run)),
         stopped=pace.stopped,
     )  # fmt: skip
 

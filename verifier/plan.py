@@ -6,7 +6,6 @@ rates, calibration, digests, seed and versions are all copied into it.
 
 from __future__ import annotations
 
-import json
 import math
 import platform
 import secrets
@@ -29,11 +28,14 @@ from verifier.folder import (
     PROBES,
     RUN,
     SAMPLED,
+    make_folder,
     read_json,
     read_lines,
     write_json,
+    write_lines,
     write_whole,
 )
+from verifier.limits import MAX_WAIT_S
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
 from verifier.records import REFERENCE, Message, Probe, Role, Tool, ToolCall
@@ -376,6 +378,14 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
     return price(expected), price(most)
 
 
+def longest_waits_s(run: Path) -> float:
+    """How long a planned run could wait between tries, were there no deadline: one probe at a time,
+    and every wait as long as a host may ask for."""
+    plan = read_plan(run)
+    probes = len(read_probes(run)) + len(read_probes(run, name=SAMPLED))
+    return probes * (plan.max_attempts - 1) * MAX_WAIT_S
+
+
 def _more(amount: Amount, *, requests: int, prompt_tokens: int) -> Amount:
     return replace(
         amount, requests=amount.requests + requests,
@@ -394,7 +404,7 @@ def write_plan(
     sampled: tuple[Probe, ...] = (),
 ) -> None:
     """Write run file, probes and plan; the plan last, so that with it the others are there."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     write_whole(run / RUN, run_file)
     write_probes(run, probes)
     if sampled:
@@ -404,8 +414,7 @@ def write_plan(
 
 def write_probes(run: Path, probes: tuple[Probe, ...], *, name: str = PROBES) -> None:
     """Write the probes in the order they are asked, one JSON line each."""
-    lines = (json.dumps(asdict(probe), ensure_ascii=False) for probe in probes)
-    write_whole(run / name, "".join(f"{line}\n" for line in lines))
+    write_lines(run / name, map(asdict, probes))
 
 
 def read_plan(run: Path) -> Plan:

@@ -5,7 +5,7 @@ Knows nothing of files, HTTP, models or statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,9 @@ Role = Literal["system", "user", "assistant", "tool"]
 Decision = Literal["consistent", "inconsistent", "inconclusive"]
 Status = Literal["detected", "excluded", "undecided", "not run"]
 Channel = Literal["text", "logprob"]
+
+#: A text to the number of tokens that the published tokenizer makes of it.
+CountTokens = Callable[[str], int]
 
 #: The name of the published weights among the weights of a ledger.
 REFERENCE = "reference"
@@ -89,6 +92,18 @@ class Attempt:
     error: str | None  # the transport error, when there was no whole response
     headers: Mapping[str, str] = field(default_factory=dict)  # response headers that tell something
     dialect: str = "chat"  # how it was asked, see `dialects`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is noted of a request before it is sent."""
+
+    of: str  # the file of the run folder that its attempt belongs to
+    probe_id: str
+    number: int  # of the attempt
+    sent_at: str  # UTC, ISO 8601
+    max_tokens: int  # completion tokens that it allows
+    prompt_tokens: int  # the most that its prompt can count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,8 +234,8 @@ class Finding:
     #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
     #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
     #: "tokenizer" (that prompts are counted with), "strata" (which way of asking differs), "cause",
-    #: "shown prompt", "forged" (log-probabilities of something else) or "parameters" (taken and
-    #: ignored).
+    #: "shown prompt", "forged" (log-probabilities of something else), "parameters" (taken and
+    #: ignored) or "usage" (counts beyond what was asked).
     aspect: str
     decision: Status
     name: str
@@ -260,7 +275,7 @@ class Substitution:
 class Usage:
     """What was asked and spent."""
 
-    requests: int  # HTTP attempts
+    requests: int  # sent, those without an answer on record among them
     replies: int  # replies scored
     failures: int  # probes without an answer
     not_judged: int  # answers that say nothing about the weights

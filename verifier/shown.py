@@ -8,7 +8,6 @@ published acquits nothing and no verdict rests on one that differs; but it names
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,17 +16,17 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json, read_attempts
+from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint
+from verifier.endpoint import Endpoint
 from verifier.errors import ConfigError
-from verifier.folder import SHOWN, SHOWN_EXCHANGES, append_line, read_json, write_json
+from verifier.folder import SHOWN, SHOWN_EXCHANGES, read_json, write_json
 from verifier.records import REFERENCE, Attempt, Finding, Probe
 from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
-from verifier.spending import Purse
-from verifier.wire import parse
+from verifier.spending import Purse, believed_completion, believed_prompt
+from verifier.wire import asked_tokens, most_prompt
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
 PROBES: Final = 4
@@ -101,12 +100,16 @@ def ask_for_prompts(
         for way in ways:
             if stopped():
                 return None
-            if not purse.pay(shortest):
+            sent = ask_once(
+                run, SHOWN_EXCHANGES, way(endpoint), shortest, number=1, logprobs=False,
+                purse=purse, stopped=stopped,
+            )  # fmt: skip
+            if sent is None:
+                if stopped():
+                    return None
                 ways = ()
                 break
-            attempt = asyncio.run(_ask(way(endpoint), shortest))
-            purse.give_back(shortest, parse(attempt, claims=False))
-            append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
+            attempt = sent.attempt
             attempts.append(attempt)
             found = _compare(attempt, probe, entries, renderer)
             if found is not None:
@@ -118,8 +121,14 @@ def ask_for_prompts(
     made = Shown(
         prompts=tuple(prompts),
         requests=len(attempts),
-        prompt_tokens=sum(_count(attempt, "prompt_tokens") for attempt in attempts),
-        completion_tokens=sum(_count(attempt, "completion_tokens") for attempt in attempts),
+        prompt_tokens=sum(
+            believed_prompt(_count(attempt, "prompt_tokens"), most_prompt(attempt))
+            for attempt in attempts
+        ),
+        completion_tokens=sum(
+            believed_completion(_count(attempt, "completion_tokens"), asked_tokens(attempt))
+            for attempt in attempts
+        ),
     )
     write_json(run / SHOWN, asdict(made))
     return made
@@ -187,12 +196,6 @@ def _from_tokenize(endpoint: Endpoint) -> Endpoint:
 
 
 _WAYS: Final = (_beside_the_answer, _as_an_echo, _from_tokenize)
-
-
-async def _ask(endpoint: Endpoint, probe: Probe) -> Attempt:
-    async with Client(endpoint) as client:
-        sent = await client.ask(probe, number=1, logprobs=False)
-        return sent.attempt
 
 
 # -- what came back ----------------------------------------------------------------------------

@@ -68,6 +68,9 @@ THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
 #: A host may count so many tokens more than a text has bytes: no tokenizer makes more than those.
 _UNCOUNTED: Final = 16
 
+#: Tokens around a message at most, beside what the request says of it.
+_PER_MESSAGE: Final = 64
+
 _NOT_JSON: Final = object()
 
 
@@ -151,6 +154,12 @@ def asked_tokens(attempt: Attempt) -> int:
     request = _load(attempt.request)
     asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
     return next((count for count in asked if type(count) is int and count > 0), 0)
+
+
+def most_prompt(attempt: Attempt) -> int:
+    """The most tokens that the prompt of a request can count: no fewer than `spending` pays for."""
+    messages = len(tuple(items(member(_load(attempt.request), "messages"))))
+    return len(attempt.request.encode("utf-8", "replace")) + _PER_MESSAGE * max(1, messages)
 
 
 def _asks_logprobs(request: object) -> bool:

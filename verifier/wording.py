@@ -51,7 +51,7 @@ _KINDS: Final = {
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "tokenizer", "cause", "strata")
 #: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples", "parameters", "forged")
+_BESIDE: Final = ("samples", "parameters", "forged", "usage")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
@@ -157,6 +157,14 @@ def list_control(report: Report) -> list[tuple[str, str]]:
         return [("Control", line)]
     spent = "; ".join(text for label, text in list_spending(control.usage) if label != "Requests")
     return [("Control", line), ("Control spent", spent)]
+
+
+def describe_seconds(seconds: float) -> str:
+    """A span of time in the largest unit that says it in few digits."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size and (seconds % size == 0 or seconds >= 10 * size):
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
 
 
 def describe_replies(count: int) -> str:
