@@ -193,14 +193,13 @@ def read_requests(folder: Path) -> list[Request]:
     """
     path, found = folder / SENT, []
     for line, value in enumerate(read_lines(path), 1):
-        given = {name: value.get(name) for name in _REQUEST_FIELDS}
         for name, kind in _REQUEST_FIELDS.items():
-            one = given[name]
+            one = value.get(name)
             if type(one) is not kind or (isinstance(one, int) and not 0 <= one <= _MOST_TOKENS):
                 raise ConfigError(f"{path}:{line}: {name}: expected {_KINDS[kind]}; {_RESTORE}")
-        if given["of"] not in _ASKED:
+        if value["of"] not in _ASKED:
             raise ConfigError(f"{path}:{line}: of: names no file of exchanges; {_RESTORE}")
-        found.append(Request(**given))
+        found.append(Request(**{name: value[name] for name in _REQUEST_FIELDS}))
     return found
 
 

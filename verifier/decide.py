@@ -174,8 +174,9 @@ def read_deadline(run: Path) -> float | None:
 def own_ledger(run: Path, raw: dict[str, Any], outcomes: Mapping[str, Outcome]) -> Ledger:
     """The ledger of a run folder. Raises ConfigError when a row is not that of its answer."""
     ledger = ledger_from_json(raw, where=str(run / LEDGER))
-    every = (*ledger.rows, *ledger.sampled, *ledger.repeats)
-    carried = ((row.probe_id, row.reply_sha256) for row in every)
+    carried = [(row.probe_id, row.reply_sha256) for row in ledger.rows]
+    carried += [(row.probe_id, row.reply_sha256) for row in ledger.sampled]
+    carried += [(one.probe_id, one.reply_sha256) for one in ledger.repeats]
     refuse_others(carried, outcomes, where=run / LEDGER)
     return ledger
 

@@ -190,7 +190,7 @@ def make_folder(folder: Path) -> tuple[Path, ...]:
     """
     if folder.is_dir():
         return ()
-    above = make_folder(folder.parent)
+    above = () if folder.parent.exists() else make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     force_names(folder.parent)
     return (*above, folder)

@@ -98,8 +98,6 @@ def ask_for_prompts(
     for probe in probes[:PROBES]:
         shortest = replace(probe, max_tokens=max_tokens)
         for way in ways:
-            if stopped():
-                return None
             sent = ask_once(
                 run, SHOWN_EXCHANGES, way(endpoint), shortest, number=1, logprobs=False,
                 purse=purse, stopped=stopped,
