@@ -18,7 +18,7 @@ from typing import Any, Final
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json, read_attempts
+from verifier.collect import attempt_to_json, read_attempts, without_key
 from verifier.dialects import items, member
 from verifier.endpoint import Client, Endpoint, Sent
 from verifier.errors import ConfigError
@@ -167,16 +167,15 @@ def probe_capabilities(
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         if as_text:
             changed = replace(changed, dialect="completions", render=_as_text)
-        found: Reply | NotJudged | Problem
         for number in range(1, CAPABILITY_TRIES + 1):
             if not purse.pay(probe):
                 return Problem(status=None, reason=_UNPAID, retryable=False)
             made = asyncio.run(_ask_once(changed, probe, number))
-            append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(made.attempt))
-            found = parse(made.attempt)
+            attempt, found = without_key(made.attempt, claims=True)
+            append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(attempt))
             purse.give_back(probe, found)
             spent.append((found, max_tokens))
-            sent.append(made.attempt)
+            sent.append(attempt)
             # a host under load must not look like one that refuses what it was asked
             again = isinstance(found, Problem) and found.retryable and found.status is not None
             if not again or number == CAPABILITY_TRIES:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.endpoint import Client, Endpoint
+from verifier import sieve
+from verifier.endpoint import SPELLED, Client, Endpoint
 from verifier.errors import ConfigError, EndpointError
 from verifier.folder import EXCHANGES, append_lines, read_lines
 from verifier.limits import Gate, Slots
@@ -290,15 +291,28 @@ class _Log:
             await self._writing
 
 
-def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
-    """The attempt and what it means; without its body when its pieces spell the key together."""
-    result = parse(attempt, claims=False)
-    told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
-    if any(client.holds_key(text) for text in told):
-        struck = "the answer spells the API key: struck out"
-        attempt = replace(attempt, body="", error=struck)
-        result = parse(attempt, claims=False)
+def without_key(attempt: Attempt, *, claims: bool = False) -> tuple[Attempt, _Result]:
+    """The attempt and what it means; without its body where any of that spells an API key.
+
+    So what is read back from the folder, where no key is known, cannot spell it either.
+    """
+    result = parse(attempt, claims=claims)
+    if _spells(result):
+        answered = attempt.status is not None and 200 <= attempt.status <= 299
+        attempt = replace(
+            attempt, body="" if answered else sieve.REDACTED, error=SPELLED if answered else None,
+            headers={},
+        )  # fmt: skip
+        result = parse(attempt, claims=claims)
     return attempt, result
+
+
+def _spells(result: _Result) -> bool:
+    """Whether any text of a result spells a key, or several of them together."""
+    texts = sieve.texts_in(result)
+    if isinstance(result, Reply):
+        texts += [result.thought or "", result.text, result.thought or ""]
+    return sieve.holds("\n".join(texts)) or sieve.holds("".join(texts))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -394,7 +408,7 @@ class _Collection:
                 and probe.logprobs
                 and history.asks_logprobs(probe.id),
             )
-            attempt, result = _without_key(client, sent.attempt)
+            attempt, result = without_key(sent.attempt)
             if self.purse is not None:
                 self.purse.give_back(probe, result)
             await log.append(attempt)

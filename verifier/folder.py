@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NoReturn
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 RUN: Final = "run.yaml"  # what was asked: the whole configuration, without secrets
@@ -73,8 +74,13 @@ def append_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
 
 
 def _line(value: dict[str, Any]) -> bytes:
-    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    line = _compact(value)
+    line = _compact(sieve.strike_all(value)) if sieve.holds(line) else line
     return line.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _compact(value: dict[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _ends_whole(path: Path) -> bool:
@@ -111,7 +117,14 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    API keys that this process knows are struck out of it.
+    """
+    _replace(path, sieve.strike(text))
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.unlink(missing_ok=True)  # left by a kill; or a link, which must not be written through
     with partial.open("x", encoding="utf-8", errors="surrogatepass") as file:
@@ -123,7 +136,12 @@ def write_whole(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Replace a file by indented JSON with a fixed byte form."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    text = _indented(value)
+    _replace(path, _indented(sieve.strike_all(value)) if sieve.holds(text) else text)
+
+
+def _indented(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def read_json(path: Path) -> dict[str, Any]:

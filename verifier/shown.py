@@ -17,9 +17,10 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json, read_attempts
+from verifier import sieve
+from verifier.collect import attempt_to_json, read_attempts, without_key
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint
+from verifier.endpoint import SPELLED, Client, Endpoint
 from verifier.errors import ConfigError
 from verifier.folder import SHOWN, SHOWN_EXCHANGES, append_line, read_json, write_json
 from verifier.records import REFERENCE, Attempt, Finding, Probe
@@ -27,7 +28,6 @@ from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
 from verifier.spending import Purse
-from verifier.wire import parse
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
 PROBES: Final = 4
@@ -104,8 +104,10 @@ def ask_for_prompts(
             if not purse.pay(shortest):
                 ways = ()
                 break
-            attempt = asyncio.run(_ask(way(endpoint), shortest))
-            purse.give_back(shortest, parse(attempt, claims=False))
+            attempt, result = without_key(asyncio.run(_ask(way(endpoint), shortest)))
+            if _spells_key(attempt, renderer):
+                attempt = replace(attempt, body="", error=SPELLED)
+            purse.give_back(shortest, result)
             append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
             attempts.append(attempt)
             found = _compare(attempt, probe, entries, renderer)
@@ -241,6 +243,12 @@ def _prompt_in(attempt: Attempt) -> tuple[tuple[int, ...] | None, str | None]:
         if isinstance(text, str) and text:
             return None, text
     return None, None
+
+
+def _spells_key(attempt: Attempt, renderer: Renderer) -> bool:
+    """Whether a prompt that was shown as ids spells an API key once it is read."""
+    ids, _ = _prompt_in(attempt)
+    return ids is not None and sieve.holds(renderer.decode_prompt(ids))
 
 
 def _values(body: object, *names: str) -> Iterator[object]:
