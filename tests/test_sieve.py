@@ -205,7 +205,7 @@ def test_a_cut_text_keeps_no_larger_part_of_a_key() -> None:
 
 def test_logs_are_struck_out(caplog: pytest.LogCaptureFixture) -> None:
     """Whoever listens to them."""
-    sieve.guard_logs("verifier.test_sieve")
+    sieve.guard_logs(["verifier.test_sieve"])
     with caplog.at_level(logging.DEBUG, "verifier.test_sieve"):
         logging.getLogger("verifier.test_sieve").debug("headers %r", [(b"server", KEY.encode())])
 

@@ -174,6 +174,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
+        sieve.guard_logs()
         rate = endpoint.requests_per_minute
         # one request per period, never a burst: hosts count over shorter windows than a minute
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar, cast
 
 from verifier import spelling
@@ -20,6 +20,11 @@ REDACTED: Final = "[redacted]"
 #: striking those out would change replies.
 _SHORTEST: Final = 8
 _FEWEST_SIGNS: Final = 3
+
+#: What logs the headers of responses, which may repeat a key.
+HTTP_LOGGERS: Final = (
+    "asyncio", "httpx", "httpcore.connection", "httpcore.http11", "httpcore.proxy",
+)  # fmt: skip
 
 _Value = TypeVar("_Value")
 
@@ -123,7 +128,7 @@ class _Strike(logging.Filter):
 _STRIKE: Final = _Strike()
 
 
-def guard_logs(*names: str) -> None:
+def guard_logs(names: Iterable[str] = HTTP_LOGGERS) -> None:
     """Strike keys out of what these loggers say, whoever listens."""
     for name in names:
         logging.getLogger(name).addFilter(_STRIKE)

@@ -61,6 +61,7 @@ class RemoteEngine(WithoutDistributions):
         serves several models, or splits text otherwise.
         """
         sieve.know(api_key)
+        sieve.guard_logs()
         if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
             raise ConfigError(
                 "reference.url_key_env: the key is empty or holds spaces, line ends or other signs "
@@ -99,7 +100,7 @@ class RemoteEngine(WithoutDistributions):
             "engine": "remote vllm",
             "vllm": self._version,
             "url": self._url,
-            "model": self._model,
+            "model": sieve.strike(self._model),
             "weights": "as the server says; not checked",
         }
 
