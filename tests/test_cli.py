@@ -1034,11 +1034,11 @@ def test_a_defect_is_one_line_and_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """On request only."""
     fail_with(monkeypatch, ZeroDivisionError("here"))
-    monkeypatch.setenv("VERIFIER_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["verifier", "decide", "run"])
+    ended = call("decide", "run", VERIFIER_TRACEBACK="1")
 
-    with pytest.raises(ZeroDivisionError, match="here"):
-        cli.main()
+    assert ended.status == 4
+    assert "Traceback" in ended.err
+    assert "ZeroDivisionError: here" in ended.err
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ LAYERS = (
     {"stats"},
     {"renderings.changes", "renderings", "folder"},
     {"prompts"},
-    {"records", "errors", "shipped", "pace", "verifier"},
+    {"sieve"},
+    {"records", "errors", "shipped", "pace", "spelling", "verifier"},
 )  # fmt: skip
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.

@@ -177,7 +177,6 @@ def probe_capabilities(
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         if as_text:
             changed = replace(changed, dialect="completions", render=_as_text)
-        found: Reply | NotJudged | Problem
         for number in range(1, CAPABILITY_TRIES + 1):
             made = ask_once(
                 run, CAPABILITY_EXCHANGES, changed, probe, number=number, purse=purse,

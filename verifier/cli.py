@@ -11,6 +11,7 @@ import errno
 import io
 import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 import typer
 
 import verifier
+from verifier import sieve
 from verifier.cli_lab import bench, calibrate, demo, testbed_app
 from verifier.cli_reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
@@ -35,6 +37,7 @@ from verifier.shell import (
     cache_directory,
     help_when_bare,
     read_key,
+    say,
     show_report,
     show_summary,
     showing,
@@ -89,10 +92,10 @@ def main() -> None:
         _fail(f"{where}{error.strerror or error}; mend that and run the same command again", USAGE)
     except ModuleNotFoundError as error:
         _fail(f"this step needs the package {error.name}; install it with pip", USAGE)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - told in one line, its trace on request
         if os.environ.get("VERIFIER_TRACEBACK"):
-            raise
-        what = " ".join(str(error).split())[:300]
+            print(sieve.strike(traceback.format_exc()), file=sys.stderr)  # noqa: T201
+        what = " ".join(sieve.strike(str(error)).split())[:300]
         _fail(
             f"defect in the verifier ({type(error).__name__}: {what}); what was collected is "
             "kept; set VERIFIER_TRACEBACK=1 to see where, and report it",
@@ -119,7 +122,8 @@ def _run(arguments: Sequence[str]) -> int:
 def _fail(message: str, status: int) -> NoReturn:
     from verifier.wording import visible
 
-    print(f"verifier: {' '.join(visible(message).split())}", file=sys.stderr)  # noqa: T201
+    line = sieve.strike(f"verifier: {' '.join(visible(sieve.strike(message)).split())}")
+    print(line, file=sys.stderr)  # noqa: T201
     sys.exit(status)
 
 
@@ -339,6 +343,7 @@ def _read_key_file(path: Path, *, run: Path) -> str:
     key = raw.decode("utf-8", "replace").strip()
     if not key or len(raw) > _LONGEST_KEY:
         raise ConfigError(f"{where}: {path} must hold the key and nothing else")
+    sieve.know(key)
     return key
 
 
@@ -422,15 +427,15 @@ def plan(
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
     for name, config in every.items():
         if name:
-            typer.echo(f"\n== {name} ==")
-        typer.echo(f"run folder: {config.out}")
+            say(f"\n== {name} ==")
+        say(f"run folder: {config.out}")
         _print_forecast(*forecasts[name])
-        typer.echo(
+        say(
             f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "
             f"endpoint could take {describe_seconds(longest_waits_s(config.out))}"
         )
     if len(forecasts) > 1:
-        typer.echo("\n== in all ==")
+        say("\n== in all ==")
         expected, most = zip(*forecasts.values(), strict=True)
         _print_forecast(add_up(expected), add_up(most))
 
@@ -439,7 +444,7 @@ def _print_forecast(expected: Priced, most: Priced) -> None:
     for name, priced in (("expected, if the whole budget is used", expected), ("at most", most)):
         amount, usd = priced.amount, priced.usd
         cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
-        typer.echo(
+        say(
             f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
             f"{amount.completion_tokens:,} completion tokens, {cost}"
         )
@@ -458,7 +463,7 @@ def _check_memory(config: RunFile) -> None:
     card = load_card(section.card)
     missing = missing_facts(card)
     if missing:
-        typer.echo(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        say(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
         return
     memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
     print_memory(memory, section.hardware, Terminal())
@@ -489,7 +494,7 @@ def capabilities(
     with working_in(config.out, make=True):
         record = find_capabilities(config, api_key=_api_key(config, out=config.out))
     for name, found in describe(record):
-        typer.echo(f"{name}: {visible(found)}")
+        say(f"{name}: {visible(found)}")
 
 
 @app.command()
@@ -523,7 +528,7 @@ def collect(
         )
     with working_in(run), showing() as show:
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
-    typer.echo(f"{count} probes have an outcome in {run}")
+    say(f"{count} probes have an outcome in {run}")
 
 
 @app.command()
@@ -579,7 +584,7 @@ def score(
             weights = nameable(made, loaded, show) if builds else ()
             score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
             score_long(run, loaded)
-    typer.echo(f"scored; the ledger is in {run}")
+    say(f"scored; the ledger is in {run}")
 
 
 @app.command()
@@ -672,7 +677,7 @@ def _write_for_machines(
         write_whole(junit[0], junit[1])
     if markdown[0] is not None:
         with markdown[0].open("a", encoding="utf-8") as file:
-            file.write(markdown[1])
+            file.write(sieve.strike(markdown[1]))
 
 
 # -- the commands of other modules -------------------------------------------------------------

@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.endpoint import Client, Endpoint, Sent
+from verifier import sieve
+from verifier.endpoint import SPELLED, Client, Endpoint, Sent
 from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
     CAPABILITY_EXCHANGES,
@@ -223,11 +224,12 @@ def ask_once(
     logprobs: bool,
     purse: Purse,
     stopped: Callable[[], bool] = lambda: False,
+    strike: Callable[[Attempt], Attempt] | None = None,
 ) -> Sent | None:
     """Ask one question once, and keep what came in the file `name` of a run folder.
 
-    It is paid for and noted before it is sent. None when the purse does not pay for it, or once
-    `stopped` says so: it is then given up, and stays paid.
+    It is paid for and noted before it is sent. `strike` takes out what must not be kept. None when
+    the purse does not pay for it, or once `stopped` says so: it is then given up, and stays paid.
     """
     if stopped() or not purse.pay(probe):
         return None
@@ -251,9 +253,11 @@ def ask_once(
 
     sent = asyncio.run(ask())
     if sent is not None:
-        sent = replace(sent, attempt=keepable(sent.attempt))
-        purse.give_back(probe, parse(sent.attempt, claims=False), count=endpoint.count_tokens)
-        append_line(folder / name, attempt_to_json(sent.attempt))
+        attempt, result = without_key(keepable(sent.attempt), claims=True)
+        attempt = attempt if strike is None else strike(attempt)
+        purse.give_back(probe, result, count=endpoint.count_tokens)
+        append_line(folder / name, attempt_to_json(attempt))
+        sent = replace(sent, attempt=attempt)
     return sent
 
 
@@ -477,15 +481,28 @@ class _Log:
             await self._writing
 
 
-def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
-    """The attempt and what it means; without its body when its pieces spell the key together."""
-    result = parse(attempt, claims=False)
-    told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
-    if any(client.holds_key(text) for text in told):
-        struck = "the answer spells the API key: struck out"
-        attempt = replace(attempt, body="", error=struck)
-        result = parse(attempt, claims=False)
+def without_key(attempt: Attempt, *, claims: bool = False) -> tuple[Attempt, _Result]:
+    """The attempt and what it means; without its body where any of that spells an API key.
+
+    So what is read back from the folder, where no key is known, cannot spell it either.
+    """
+    result = parse(attempt, claims=claims)
+    if _spells(result):
+        answered = attempt.status is not None and 200 <= attempt.status <= 299
+        attempt = replace(
+            attempt, body="" if answered else sieve.REDACTED, error=SPELLED if answered else None,
+            headers={},
+        )  # fmt: skip
+        result = parse(attempt, claims=claims)
     return attempt, result
+
+
+def _spells(result: _Result) -> bool:
+    """Whether any text of a result spells a key, or several of them together."""
+    texts = sieve.texts_in(result)
+    if isinstance(result, Reply):
+        texts += [result.thought or "", result.text, result.thought or ""]
+    return sieve.holds("\n".join(texts)) or sieve.holds("".join(texts))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -612,7 +629,7 @@ class _Collection:
                 and probe.logprobs
                 and history.asks_logprobs(probe.id),
             )
-            attempt, result = _without_key(client, keepable(sent.attempt))
+            attempt, result = without_key(keepable(sent.attempt))
             if self.purse is not None:
                 self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
             await now.log.append(EXCHANGES, attempt_to_json(attempt))

@@ -14,6 +14,7 @@ from secrets import randbits
 from threading import Condition, Thread
 from typing import Final
 
+from verifier import sieve
 from verifier.audit import audit, start, write_page
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.control import read_control
@@ -160,9 +161,9 @@ _Raised = dict[str, BaseException]
 
 def _say(error: BaseException) -> str:
     """One line on why an endpoint was not judged."""
-    line = str(error)
+    line = sieve.strike(str(error))
     if not isinstance(error, VerifierError):
-        line = f"defect in the verifier ({type(error).__name__}: {error})"[:300]
+        line = f"defect in the verifier ({type(error).__name__}: {line})"[:300]
     return " ".join(line.split())
 
 

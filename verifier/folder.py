@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NoReturn, cast
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 RUN: Final = "run.yaml"  # what was asked: the whole configuration, without secrets
@@ -94,9 +95,14 @@ def append_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
 
 
 def line_of(value: Mapping[str, Any]) -> bytes:
-    """A JSON line as it is written, its end included."""
-    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    """A JSON line as it is written, its end included, without the API keys that are known."""
+    line = _compact(value)
+    line = _compact(sieve.strike_all(value)) if sieve.holds(line) else line
     return line.encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _line(value: Mapping[str, Any], path: Path) -> bytes:
@@ -145,7 +151,14 @@ def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
+    """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    API keys that this process knows are struck out of it.
+    """
+    _replace(path, sieve.strike(text))
+
+
+def _replace(path: Path, text: str) -> None:
     partial = path.name + ".partial"
     with entered(path.parent) as inside:
         with suppress(FileNotFoundError):  # left by a kill; or a link, not to be written through
@@ -163,14 +176,19 @@ def write_json(path: Path, value: object) -> None:
 
     Raises ConfigError, and leaves what is there, for one that is too large to be read again.
     """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    text = _indented(value)
+    text = _indented(sieve.strike_all(value)) if sieve.holds(text) else text
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > MAX_JSON_BYTES:
         raise ConfigError(
             f"{path}: would be {size} bytes, and no more than {MAX_JSON_BYTES} can be read again; "
             "nothing was written: ask for fewer or shorter replies"
         )
-    write_whole(path, text)
+    _replace(path, text)
+
+
+def _indented(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
@@ -180,7 +198,7 @@ def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
         raise ConfigError(
             f"{path}: would be larger than {MAX_FILE_BYTES} bytes, and could not be read again"
         )
-    write_whole(path, lines.decode("utf-8", "surrogatepass"))
+    _replace(path, lines.decode("utf-8", "surrogatepass"))
 
 
 def make_folder(folder: Path) -> tuple[Path, ...]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 #: What a reference does not need: other formats of the same weights, and pictures.
@@ -23,7 +24,7 @@ def fetch_snapshot(repo: str, revision: str | None, *, tell: Callable[[str], Non
 
     Raises ConfigError, in one line, when the hub cannot be reached or has no such thing.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -31,6 +32,7 @@ def fetch_snapshot(repo: str, revision: str | None, *, tell: Callable[[str], Non
         RevisionNotFoundError,
     )
 
+    sieve.know(get_token())
     what = f"{repo}@{revision or 'newest'}"
     tell(f"fetching {what} from the hub")
     try:
@@ -46,7 +48,7 @@ def fetch_snapshot(repo: str, revision: str | None, *, tell: Callable[[str], Non
             "log in with `hf auth login`"
         ) from error
     except Exception as error:  # the client raises whatever its transport does
-        said = " ".join(str(error).split())[:100]
+        said = " ".join(sieve.strike(str(error)).split())[:100]
         raise ConfigError(
             f"{what}: could not be fetched ({type(error).__name__}: {said}); check the network and "
             "HF_HUB_OFFLINE, or give a directory that holds the weights"

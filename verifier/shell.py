@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def read_key(name: str, *, where: str) -> str:
     if not key:
         shown = name if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else "that it names"
         raise ConfigError(f"{where}: the variable {shown} is not set; export the key in it")
+    sieve.know(key)
     return key
 
 
@@ -72,6 +74,11 @@ def cache_directory() -> Path:
 
 
 # -- showing -----------------------------------------------------------------------------------
+
+
+def say(line: str) -> None:
+    """Print one line on stdout, without the API keys that this process knows."""
+    typer.echo(sieve.strike(line))
 
 
 @contextmanager
@@ -88,9 +95,10 @@ def showing() -> Iterator[Show]:
         bar = progress.add_task("starting", total=None)
 
         def step(name: str, done: int, of: int) -> None:
-            progress.update(bar, description=name, completed=done, total=of)
+            progress.update(bar, description=sieve.strike(name), completed=done, total=of)
 
         def tell(line: str) -> None:
+            line = sieve.strike(line)
             progress.update(bar, description=line, completed=0, total=None)
             console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
 
@@ -100,6 +108,7 @@ def showing() -> Iterator[Show]:
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     from verifier.report import render_terminal, report_to_json
 
+    found = sieve.strike_all(found)
     if as_json:
         text = json.dumps(report_to_json(found), indent=2, ensure_ascii=False)
         typer.echo(f"{text}\n".encode(), nl=False)  # UTF-8 whatever the terminal: as in the file
@@ -107,20 +116,25 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     console = Terminal()
     render_terminal(found, console=console)
     if run is not None:
-        console.print(f"\nrun folder: {run}", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            sieve.strike(f"\nrun folder: {run}"), markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
     from verifier.report import plain
     from verifier.sheets import print_summary
 
+    found = sieve.strike_all(found)
     if as_json:
         text = json.dumps(plain(found), indent=2, ensure_ascii=False)
         typer.echo(f"{text}\n".encode(), nl=False)  # as in the file
         return
     console = Terminal()
     print_summary(found, console)
-    console.print(f"\nrun folders: {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        sieve.strike(f"\nrun folders: {folder}"), markup=False, highlight=False, soft_wrap=True
+    )
 
 
 class Terminal(Console):

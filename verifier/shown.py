@@ -16,9 +16,10 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from verifier import sieve
 from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Endpoint
+from verifier.endpoint import SPELLED, Endpoint
 from verifier.errors import ConfigError
 from verifier.folder import SHOWN, SHOWN_EXCHANGES, read_json, write_json
 from verifier.records import REFERENCE, Attempt, Finding, Probe
@@ -92,6 +93,11 @@ def ask_for_prompts(
     known = read_shown(run)
     if known is not None:
         return known
+
+    def strike(attempt: Attempt) -> Attempt:
+        spelled = _spells_key(attempt, renderer)
+        return replace(attempt, body="", error=SPELLED) if spelled else attempt
+
     attempts = read_attempts(run, name=SHOWN_EXCHANGES)  # of an audit that was stopped
     prompts: list[ShownPrompt] = []
     ways: tuple[Way, ...] = _WAYS
@@ -100,7 +106,7 @@ def ask_for_prompts(
         for way in ways:
             sent = ask_once(
                 run, SHOWN_EXCHANGES, way(endpoint), shortest, number=1, logprobs=False,
-                purse=purse, stopped=stopped,
+                purse=purse, stopped=stopped, strike=strike,
             )  # fmt: skip
             if sent is None:
                 if stopped():
@@ -242,6 +248,12 @@ def _prompt_in(attempt: Attempt) -> tuple[tuple[int, ...] | None, str | None]:
         if isinstance(text, str) and text:
             return None, text
     return None, None
+
+
+def _spells_key(attempt: Attempt, renderer: Renderer) -> bool:
+    """Whether a prompt that was shown as ids spells an API key once it is read."""
+    ids, _ = _prompt_in(attempt)
+    return ids is not None and sieve.holds(renderer.decode_prompt(ids))
 
 
 def _values(body: object, *names: str) -> Iterator[object]:

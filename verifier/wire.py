@@ -19,12 +19,10 @@ from verifier.dialects.messages import MESSAGES
 from verifier.dialects.responses import LOGPROBS, RESPONSES
 from verifier.dialects.tokenize import TOKENIZE
 from verifier.records import Attempt, NotJudged, Reply
+from verifier.sieve import REDACTED
 from verifier.stream import BrokenStream
 
 MAX_REASON_CHARS: Final = 200
-
-#: Stands where a response repeated the API key.
-REDACTED: Final = "[redacted]"
 
 _RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 #: The request is at fault, whatever the host says of trying again.
