@@ -80,7 +80,7 @@ LAYERS = (
     {"samplers"},
     {"renderings.catalogue", "counts", "ledger", "single", "strata"},
     {"repeats"},
-    {"stats"},
+    {"stats", "stored"},
     {"renderings.changes", "renderings", "folder"},
     {"prompts"},
     {"records", "errors", "shipped", "pace", "verifier"},

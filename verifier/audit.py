@@ -44,18 +44,15 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
     COMPLETIONS,
     CONTEXT,
-    LEDGER,
     PAGE,
     PANEL,
     PLAN,
     PROBES,
-    REPORT,
     RUN,
     SAMPLED,
-    read_json,
     write_whole,
 )
-from verifier.ledger import ledger_from_json
+from verifier.ledger import read_ledger
 from verifier.local import (
     LoadReference,
     Reference,
@@ -80,7 +77,7 @@ from verifier.probes import load_pool
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
 from verifier.reference import load_card, load_tokenizers
-from verifier.report import render_page, report_from_json
+from verifier.report import read_report, render_page
 from verifier.sampled import score_repeats, score_sampled
 from verifier.samplers import Sampler, penalty_columns
 from verifier.score import score_replies
@@ -159,7 +156,7 @@ def audit(
 
 
 def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     return hides_thoughts(plan, probes, ledger, outcomes)
 
@@ -420,7 +417,7 @@ def score_long(run: Path, reference: Reference) -> None:
 def write_page(run: Path) -> Report:
     """Write the HTML page of a decided run folder; the report it shows."""
     plan = read_plan(run)
-    report = report_from_json(read_json(run / REPORT))
+    report = read_report(run)
     page = render_page(
         report,
         outcomes=read_outcomes(run, max_attempts=plan.max_attempts),

@@ -15,10 +15,11 @@ from typing import Any, Final
 
 from verifier.endpoint import Client, Endpoint
 from verifier.errors import ConfigError, EndpointError
-from verifier.folder import EXCHANGES, append_lines, read_lines
+from verifier.folder import EXCHANGES, append_lines
 from verifier.limits import Gate, Slots
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
 from verifier.spending import Ceiling, Purse
+from verifier.stored import read_rows
 from verifier.wire import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
@@ -33,17 +34,6 @@ _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the
 _MAX_BACKOFF_S: Final = 60.0
 _MODELS_SHOWN: Final = 8
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
-_FIELDS: Final = {  # of a line of the exchanges file
-    "probe_id": str,
-    "number": int,
-    "started_at": str,
-    "elapsed_s": float | int,
-    "request": str,
-    "status": int | None,
-    "body": str,
-    "error": str | None,
-}
-
 _Result = Reply | NotJudged | Problem
 Sleep = Callable[[float], Awaitable[object]]
 
@@ -106,8 +96,14 @@ def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
 
 def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
     path = folder / name
-    for number, value in enumerate(read_lines(path), 1):
-        yield attempt_from_json(value, where=f"{path}:{number}")
+    rows = read_rows(path, Attempt, advice="restore the run folder from a copy")
+    for number, attempt in enumerate(rows, 1):
+        if attempt.dialect not in DIALECTS:
+            raise ConfigError(
+                f"{path}:{number}: dialect: {attempt.dialect[:40]!r}, but this version reads "
+                f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+            )
+        yield attempt
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
@@ -118,35 +114,6 @@ def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
     """One line of the exchanges file."""
     return asdict(attempt)
-
-
-def attempt_from_json(value: dict[str, Any], *, where: str) -> Attempt:
-    """One line of the exchanges file, read back. Raises ConfigError when a field is not as it was.
-
-    `where` names the file and line for the message.
-    """
-    for name, kind in _FIELDS.items():
-        if name not in value:
-            raise ConfigError(
-                f"{where}: no field {name!r} of an attempt; restore the run folder from a copy"
-            )
-        if not isinstance(value[name], kind) or isinstance(value[name], bool):
-            raise ConfigError(
-                f"{where}: {name} is of type {type(value[name]).__name__}, expected "
-                f"{getattr(kind, '__name__', kind)}; restore the run folder from a copy"
-            )
-    headers = value.get("headers", {})
-    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
-        raise ConfigError(
-            f"{where}: headers: expected names and texts; restore the run folder from a copy"
-        )
-    dialect = value.get("dialect", "chat")
-    if dialect not in DIALECTS:
-        raise ConfigError(
-            f"{where}: dialect {str(dialect)[:40]!r}, but this version reads "
-            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
-        )
-    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers, dialect=dialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,9 +50,8 @@ from verifier.departures import (
     sampler_finding,
     single_finding,
 )
-from verifier.errors import ConfigError
-from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.ledger import TEMPLATE, Ledger, ledger_from_json
+from verifier.folder import REPORT, write_json
+from verifier.ledger import TEMPLATE, Ledger, read_ledger
 from verifier.parameters import judge_parameters
 from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.quiet import describe as describe_quiet
@@ -119,14 +118,11 @@ def judge_folder(run: Path) -> Report:
     """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    raw = read_json(run / LEDGER)
-    engine = raw.get("engine")
-    if not isinstance(engine, dict):
-        raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
+    ledger = read_ledger(run)
     return decide(
         plan,
-        ledger_from_json(raw, where=str(run / LEDGER)),
-        engine=engine,
+        ledger,
+        engine=ledger.engine,
         attempts=read_attempts(run),
         outcomes=outcomes,
         capabilities=read_capabilities(run),
@@ -355,7 +351,7 @@ def _substitution(
 def suspicious(run: Path) -> frozenset[str]:
     """The probes whose replies come from something else, where only a part of all do."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).ordinary
+    ledger = read_ledger(run).ordinary
     evidence = weigh(plan, ledger)
     found = _substitution(plan, ledger, evidence, "inconsistent")
     if found is None or not is_part(plan, evidence):
@@ -386,7 +382,7 @@ def wants_completions(report: Report) -> bool:
 def suspects_template(run: Path) -> bool:
     """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     evidence = weigh(plan, ledger)
     templates = evidence.templates
     # one count without a reply may be a filler, which only a second shows

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from operator import index
 from pathlib import Path
 from typing import Any
 
 from verifier.align import Aligned
 from verifier.errors import ConfigError
-from verifier.folder import SCORES, append_line, read_lines
-from verifier.records import ReplyScore
+from verifier.folder import SCORES, append_line
+from verifier.records import Count, ReplyScore
+from verifier.stored import read_rows
 
 #: Replies scored between two writes.
 CHUNK = 16
@@ -33,7 +33,7 @@ class Scored:
     weights: str  # or a template column
     aligned: Aligned
     score: ReplyScore
-    lost: int = 0  # bytes of the text that a suspect cannot spell
+    lost: Count = 0  # bytes of the text that a suspect cannot spell
 
 
 def rounded(score: ReplyScore) -> ReplyScore:
@@ -59,8 +59,14 @@ def append_score(run: Path, scored: Scored) -> None:
 
 def read_scores(run: Path) -> list[Scored]:
     """Every score of a run folder, in the order of writing. Raises ConfigError for a bad line."""
-    path = run / SCORES
-    return [_from_json(value, f"{path}:{n}") for n, value in enumerate(read_lines(path), 1)]
+    path, found = run / SCORES, []
+    advice = "remove the file and run `verifier score` again"
+    for number, scored in enumerate(read_rows(path, Scored, advice=advice), 1):
+        uneven = _uneven(scored)
+        if uneven is not None:
+            raise ConfigError(f"{path}:{number}: {uneven}; {advice}")
+        found.append(scored)
+    return found
 
 
 def _to_json(scored: Scored) -> dict[str, Any]:
@@ -73,61 +79,27 @@ def _to_json(scored: Scored) -> dict[str, Any]:
     } | ({"lost": scored.lost} if scored.lost else {})
 
 
-def _from_json(value: Mapping[str, Any], where: str) -> Scored:
-    try:
-        aligned, score = value["aligned"], value["score"]
-        scored = Scored(
-            probe_id=str(value["probe_id"]),
-            weights=str(value["weights"]),
-            aligned=Aligned(
-                **aligned
-                | {
-                    "reply_ids": _ids(aligned["reply_ids"]),
-                    "left_out": frozenset(_ids(aligned["left_out"])),
-                    "candidates": _rows(aligned["candidates"], _ids),
-                    "reported": _rows(aligned["reported"], _numbers),
-                }
-            ),
-            score=ReplyScore(
-                logprobs=_numbers(score["logprobs"]),
-                ranks=_ids(score["ranks"]),
-                entropies=_numbers(score["entropies"]),
-                top_ids=_ids(score["top_ids"]),
-                top_logprobs=tuple(map(_numbers, score["top_logprobs"])),
-                candidate_logprobs=_rows(score["candidate_logprobs"], _numbers),
-            ),
-            lost=index(value.get("lost", 0)),
-        )
-        _refuse_uneven(scored)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}: malformed score ({error!r}); remove the file and run `verifier score` again"
-        ) from error
-    return scored
-
-
-def _refuse_uneven(scored: Scored) -> None:
-    """Raise ValueError unless every part has one entry per token of the reply."""
+def _uneven(scored: Scored) -> str | None:
+    """What has not one entry per token of the reply; None: everything has."""
     aligned, score = scored.aligned, scored.score
-    if not isinstance(aligned.unjudged, str | None):
-        raise ValueError("unjudged is no text")
-    parts = (
-        aligned.candidates, aligned.reported, score.logprobs, score.ranks, score.entropies,
-        score.top_ids, score.top_logprobs, score.candidate_logprobs,
-    )  # fmt: skip
-    if any(part is not None and len(part) != len(aligned.reply_ids) for part in parts):
-        raise ValueError("parts of different lengths")
+    parts = {
+        "aligned.candidates": aligned.candidates,
+        "aligned.reported": aligned.reported,
+        "score.logprobs": score.logprobs,
+        "score.ranks": score.ranks,
+        "score.entropies": score.entropies,
+        "score.top_ids": score.top_ids,
+        "score.top_logprobs": score.top_logprobs,
+        "score.candidate_logprobs": score.candidate_logprobs,
+    }
+    tokens = len(aligned.reply_ids)
+    for name, part in parts.items():
+        if part is not None and len(part) != tokens:
+            return f"{name}: has {len(part)} entries, the reply {tokens} tokens"
     if len(set(map(len, score.top_logprobs))) > 1:
-        raise ValueError("top_logprobs of different lengths")
-
-
-def _ids(values: Sequence[Any]) -> tuple[int, ...]:
-    return tuple(map(index, values))
-
-
-def _numbers(values: Sequence[Any]) -> tuple[float, ...]:
-    return tuple(map(float, values))
-
-
-def _rows(rows: Any, read: Callable[[Sequence[Any]], Any]) -> Any:
-    return None if rows is None else tuple(map(read, rows))
+        return "score.top_logprobs: of different lengths"
+    for name, each in (("reported", aligned.reported), ("candidates", aligned.candidates)):
+        named = aligned.candidates if name == "reported" else score.candidate_logprobs
+        if each is not None and named is not None and [*map(len, each)] != [*map(len, named)]:
+            return f"aligned.{name}: not as many at each position as were named"
+    return None
