@@ -79,7 +79,7 @@ LAYERS = (
     {"samplers"},
     {"renderings.catalogue", "counts", "ledger", "single", "strata"},
     {"repeats"},
-    {"stats"},
+    {"stats", "stored"},
     {"renderings.changes", "renderings", "folder"},
     {"prompts"},
     {"sieve"},

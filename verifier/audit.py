@@ -52,15 +52,13 @@ from verifier.folder import (
     PANEL,
     PLAN,
     PROBES,
-    REPORT,
     RUN,
     SAMPLED,
     make_folder,
-    read_json,
     write_json,
     write_whole,
 )
-from verifier.ledger import ledger_from_json
+from verifier.ledger import read_ledger
 from verifier.local import (
     LoadReference,
     Reference,
@@ -85,7 +83,7 @@ from verifier.probes import load_pool
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
 from verifier.reference import load_card, load_tokenizers
-from verifier.report import render_page, report_from_json
+from verifier.report import read_report, render_page
 from verifier.sampled import score_repeats, score_sampled
 from verifier.samplers import Sampler, penalty_columns
 from verifier.score import is_sampler, score_replies
@@ -183,7 +181,7 @@ def end_at_deadline(run: Path, pace: Pace, found: Report) -> Report:
 
 
 def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     return hides_thoughts(plan, probes, ledger, outcomes)
 
@@ -487,12 +485,10 @@ def write_page(run: Path) -> Report:
 def render_folder(run: Path) -> tuple[Report, str]:
     """The report of a decided run folder, and its HTML page."""
     plan = read_plan(run)
-    report = report_from_json(read_json(run / REPORT))
+    report = read_report(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     if (run / LEDGER).exists():
-        own_ledger(
-            run, read_json(run / LEDGER), outcomes
-        )  # a verdict on other replies is not shown
+        own_ledger(run, outcomes)  # a verdict on other replies is not shown
     page = render_page(
         report,
         outcomes=outcomes,

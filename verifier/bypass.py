@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
-from verifier.folder import COMPLETIONS, LEDGER, read_json
-from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
+from verifier.folder import COMPLETIONS, LEDGER
+from verifier.ledger import TEXT_SCALES, Ledger, read_ledger
 from verifier.plan import Plan
 from verifier.records import REFERENCE, NotJudged, Probe, Reply
 from verifier.scores import refuse_others
@@ -77,7 +77,7 @@ def read_bypass(run: Path, plan: Plan) -> Bypass | None:
     folder = run / COMPLETIONS
     if not (folder / LEDGER).exists():
         return None
-    ledger = ledger_from_json(read_json(folder / LEDGER), where=str(folder / LEDGER))
+    ledger = read_ledger(folder)
     outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
     carried = ((row.probe_id, row.reply_sha256) for row in ledger.rows)
     refuse_others(carried, outcomes, where=folder / LEDGER)

@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
 from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
 from verifier.endpoint import Endpoint
-from verifier.errors import ConfigError
 from verifier.folder import (
     CAPABILITIES,
     CAPABILITY_EXCHANGES,
-    read_json,
     write_json,
 )
 from verifier.parameters import (
@@ -41,12 +38,15 @@ from verifier.plan import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.records import (
     Attempt,
     Candidate,
+    Count,
     Finding,
     Message,
+    Nats,
     NotJudged,
     Probe,
     Reply,
     ReportedToken,
+    Share,
 )
 from verifier.spending import (
     Amount,
@@ -55,6 +55,7 @@ from verifier.spending import (
     believed_prompt,
     most_prompt_tokens,
 )
+from verifier.stored import read_record
 from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, holds_thought, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
@@ -100,29 +101,29 @@ class Capabilities:
     """What was found; None is unknown: it was refused, or no answer told."""
 
     temperature_zero: bool | None
-    greedy_fields: Mapping[str, float]  # what to send for greedy replies; {}: temperature 0
+    greedy_fields: Mapping[str, Nats]  # what to send for greedy replies; {}: temperature 0
     repeatable: bool | None  # the same question twice, the same text
     usage: bool | None
     max_tokens_honoured: bool | None
     seed: bool | None  # the same text for one seed, at temperature 1, and another for another
     streaming: bool | None
     logprobs: bool | None
-    alternatives: int | None  # how many come at most, the chosen one among them
+    alternatives: Count | None  # how many come at most, the chosen one among them
     token_ids: bool | None
     logprobs_follow_temperature: bool | None
-    grid: float | None  # the step that reported log-probabilities are rounded to; None: none seen
+    grid: Nats | None  # the step that reported log-probabilities are rounded to; None: none seen
     greedy_is_likeliest: bool | None  # chosen tokens have the largest reported log-probability
-    forged_log_e: float | None  # evidence that samples do not follow the reported distribution
+    forged_log_e: Nats | None  # evidence that samples do not follow the reported distribution
     reasoning: str | None  # shown, inline (in the text), hidden, absent
-    requests: int
-    completion_tokens: int  # those of answers without a count are taken at full length
+    requests: Count
+    completion_tokens: Count  # those of answers without a count are taken at full length
     problems: tuple[str, ...]
-    prompt_tokens: int = 0  # as far as the endpoint counts
-    least_max_tokens: int | None = None  # the least it takes, and then heeds
+    prompt_tokens: Count = 0  # as far as the endpoint counts
+    least_max_tokens: Count | None = None  # the least it takes, and then heeds
     reply_ids: bool | None = None  # whether the ids of a reply come where they are asked for
     prompt_logprobs: bool | None = None
     text_completions: bool | None = None
-    alike: float | None = None  # share of the first of two such texts that the second begins with
+    alike: Share | None = None  # share of the first of two such texts that the second begins with
     echo: bool | None = None  # whether a text completion repeats its prompt when asked to
     parameters: tuple[Parameter, ...] = ()  # by effect
 
@@ -491,20 +492,8 @@ def read_capabilities(run: Path) -> Capabilities | None:
     """
     if not (run / CAPABILITIES).exists():
         return None
-    raw = read_json(run / CAPABILITIES)
-    try:
-        return TypeAdapter(Capabilities).validate_python(
-            raw
-            | {
-                "problems": tuple(raw.get("problems", ())),
-                "parameters": tuple(raw.get("parameters", ())),
-            }
-        )
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(
-            f"{run / CAPABILITIES}: not as it was written ({type(error).__name__}); run "
-            "`verifier capabilities` again"
-        ) from error
+    advice = "run `verifier capabilities` again"
+    return read_record(run / CAPABILITIES, Capabilities, advice=advice)
 
 
 def describe(record: Capabilities) -> list[tuple[str, str]]:

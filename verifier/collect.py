@@ -30,7 +30,6 @@ from verifier.folder import (
     append_line,
     append_lines,
     line_of,
-    read_lines,
 )
 from verifier.limits import Gate, Slots
 from verifier.records import (
@@ -44,6 +43,7 @@ from verifier.records import (
     Request,
 )
 from verifier.spending import Ceiling, Purse, most_prompt_tokens
+from verifier.stored import read_rows
 from verifier.wire import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
@@ -58,30 +58,8 @@ _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the
 _MAX_BACKOFF_S: Final = 60.0
 _MODELS_SHOWN: Final = 8
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
-_FIELDS: Final = {  # of a line of the exchanges file
-    "probe_id": str,
-    "number": int,
-    "started_at": str,
-    "elapsed_s": float | int,
-    "request": str,
-    "status": int | None,
-    "body": str,
-    "error": str | None,
-}
-
 #: Files that attempts are kept in.
 _ASKED: Final = (EXCHANGES, CAPABILITY_EXCHANGES, SHOWN_EXCHANGES)
-_MOST_TOKENS: Final = 10**9  # of one request; a folder may come from a stranger
-_RESTORE: Final = "restore the run folder from a copy"
-_KINDS: Final = {str: "a text", int: "a number of tokens"}
-_REQUEST_FIELDS: Final = {  # of a line of the file of requests
-    "of": str,
-    "probe_id": str,
-    "number": int,
-    "sent_at": str,
-    "max_tokens": int,
-    "prompt_tokens": int,
-}
 #: What an answer holds at most beside its body, as a line of the exchanges.
 _BESIDE_THE_BODY: Final = 2**20
 #: Bytes of a line for one character of a text, escaped, at most.
@@ -193,14 +171,11 @@ def read_requests(folder: Path) -> list[Request]:
     Raises ConfigError when a field is not as it was written.
     """
     path, found = folder / SENT, []
-    for line, value in enumerate(read_lines(path), 1):
-        for name, kind in _REQUEST_FIELDS.items():
-            one = value.get(name)
-            if type(one) is not kind or (isinstance(one, int) and not 0 <= one <= _MOST_TOKENS):
-                raise ConfigError(f"{path}:{line}: {name}: expected {_KINDS[kind]}; {_RESTORE}")
-        if value["of"] not in _ASKED:
-            raise ConfigError(f"{path}:{line}: of: names no file of exchanges; {_RESTORE}")
-        found.append(Request(**{name: value[name] for name in _REQUEST_FIELDS}))
+    advice = "restore the run folder from a copy"
+    for line, request in enumerate(read_rows(path, Request, advice=advice), 1):
+        if request.of not in _ASKED:
+            raise ConfigError(f"{path}:{line}: of: names no file of exchanges; {advice}")
+        found.append(request)
     return found
 
 
@@ -280,8 +255,14 @@ def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
 
 def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
     path = folder / name
-    for number, value in enumerate(read_lines(path), 1):
-        yield attempt_from_json(value, where=f"{path}:{number}")
+    rows = read_rows(path, Attempt, advice="restore the run folder from a copy")
+    for number, attempt in enumerate(rows, 1):
+        if attempt.dialect not in DIALECTS:
+            raise ConfigError(
+                f"{path}:{number}: dialect: {attempt.dialect[:40]!r}, but this version reads "
+                f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+            )
+        yield attempt
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
@@ -292,35 +273,6 @@ def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
     """One line of the exchanges file."""
     return asdict(attempt)
-
-
-def attempt_from_json(value: dict[str, Any], *, where: str) -> Attempt:
-    """One line of the exchanges file, read back. Raises ConfigError when a field is not as it was.
-
-    `where` names the file and line for the message.
-    """
-    for name, kind in _FIELDS.items():
-        if name not in value:
-            raise ConfigError(
-                f"{where}: no field {name!r} of an attempt; restore the run folder from a copy"
-            )
-        if not isinstance(value[name], kind) or isinstance(value[name], bool):
-            raise ConfigError(
-                f"{where}: {name} is of type {type(value[name]).__name__}, expected "
-                f"{getattr(kind, '__name__', kind)}; restore the run folder from a copy"
-            )
-    headers = value.get("headers", {})
-    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
-        raise ConfigError(
-            f"{where}: headers: expected names and texts; restore the run folder from a copy"
-        )
-    dialect = value.get("dialect", "chat")
-    if dialect not in DIALECTS:
-        raise ConfigError(
-            f"{where}: dialect {str(dialect)[:40]!r}, but this version reads "
-            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
-        )
-    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers, dialect=dialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,8 +173,8 @@ class EndpointSection(_HostFacts):
 class Prices(_Section):
     """USD per million tokens."""
 
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
+    prompt: Annotated[float, Field(ge=0, le=1e9)]
+    completion: Annotated[float, Field(ge=0, le=1e9)]
 
 
 class TargetSection(EndpointSection):

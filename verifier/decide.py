@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from verifier.bypass import UNKNOWN_RENDERING, Bypass, read_bypass
 from verifier.bypass import describe as describe_bypass
@@ -52,9 +51,8 @@ from verifier.departures import (
     sampler_finding,
     single_finding,
 )
-from verifier.errors import ConfigError
-from verifier.folder import COMPLETIONS, DEADLINE, LEDGER, REPORT, read_json, write_json
-from verifier.ledger import TEMPLATE, Ledger, ledger_from_json
+from verifier.folder import COMPLETIONS, DEADLINE, LEDGER, REPORT, write_json
+from verifier.ledger import TEMPLATE, Ledger, read_ledger
 from verifier.parameters import judge_parameters
 from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.quiet import describe as describe_quiet
@@ -69,6 +67,7 @@ from verifier.records import (
     Reply,
     Report,
     Request,
+    Seconds,
     Status,
     Substitution,
     Usage,
@@ -79,6 +78,7 @@ from verifier.scores import refuse_others
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
 from verifier.spending import OWN_END
+from verifier.stored import read_record
 from verifier.weigh import (
     SAMPLED_FROM,
     Evidence,
@@ -103,8 +103,11 @@ LEAST_FOR_STRATA = 16
 MOST_FOR_STRATA = 48
 
 
-#: No deadline is longer (seconds).
-_LONGEST_S = 1e9
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the last command ended that came to no verdict: all that `deadline.json` holds."""
+
+    deadline_s: Seconds
 
 
 #: What long prompts and long replies are asked for.
@@ -137,14 +140,11 @@ def judge_folder(run: Path) -> Report:
     """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    raw = read_json(run / LEDGER)
-    engine = raw.get("engine")
-    if not isinstance(engine, dict):
-        raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
+    ledger = own_ledger(run, outcomes)
     return decide(
         plan,
-        own_ledger(run, raw, outcomes),
-        engine=engine,
+        ledger,
+        engine=ledger.engine,
         attempts=read_attempts(run),
         outcomes=outcomes,
         capabilities=read_capabilities(run),
@@ -165,15 +165,12 @@ def read_deadline(run: Path) -> float | None:
     """
     if not (run / DEADLINE).exists():
         return None
-    found = read_json(run / DEADLINE).get("deadline_s")
-    if not isinstance(found, int | float) or not 0 < found <= _LONGEST_S:
-        raise ConfigError(f"{run / DEADLINE}: deadline_s: expected seconds; audit again")
-    return float(found)
+    return read_record(run / DEADLINE, Ended, advice="remove it, and audit again").deadline_s
 
 
-def own_ledger(run: Path, raw: dict[str, Any], outcomes: Mapping[str, Outcome]) -> Ledger:
+def own_ledger(run: Path, outcomes: Mapping[str, Outcome]) -> Ledger:
     """The ledger of a run folder. Raises ConfigError when a row is not that of its answer."""
-    ledger = ledger_from_json(raw, where=str(run / LEDGER))
+    ledger = read_ledger(run)
     carried = [(row.probe_id, row.reply_sha256) for row in ledger.rows]
     carried += [(row.probe_id, row.reply_sha256) for row in ledger.sampled]
     carried += [(one.probe_id, one.reply_sha256) for one in ledger.repeats]
@@ -418,7 +415,7 @@ def _substitution(
 def suspicious(run: Path) -> frozenset[str]:
     """The probes whose replies come from something else, where only a part of all do."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).ordinary
+    ledger = read_ledger(run).ordinary
     evidence = weigh(plan, ledger)
     found = _substitution(plan, ledger, evidence, "inconsistent")
     if found is None or not is_part(plan, evidence):
@@ -449,7 +446,7 @@ def wants_completions(report: Report) -> bool:
 def suspects_template(run: Path) -> bool:
     """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     evidence = weigh(plan, ledger)
     templates = evidence.templates
     # one count without a reply may be a filler, which only a second shows

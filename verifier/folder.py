@@ -9,6 +9,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -58,6 +59,10 @@ RESERVED: Final = frozenset({CONTROL, FLEET, ERRORS, SUMMARY, RUN})
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_FILE_BYTES: Final = 4 * 2**30
 MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
+MAX_VALUES: Final = 4_000_000  # of one JSON text
+MAX_MEMBERS: Final = 250_000  # of all its objects together
+
+_TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -131,23 +136,28 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ConfigError for a line that is not a JSON object or is too large.
     """
+    advice = "restore the run folder from a copy"
+    for number, raw in enumerate(read_raw_lines(path), 1):
+        yield parse_json(raw, where=f"{path}:{number}", advice=advice)
+
+
+def read_raw_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file as they are, see `read_lines`."""
     try:
         opened = open_below(path.parent, path.name)
     except FileNotFoundError:
         return
     with opened as file:
-        for number, raw in enumerate(_raw_lines(file), 1):
-            where = f"{path}:{number}"
+        # a longer line is cut just past the limit
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+        for number, raw in enumerate(lines, 1):
             if len(raw) > MAX_LINE_BYTES:
+                where = f"{path}:{number}"
                 raise ConfigError(f"{where}: line longer than {MAX_LINE_BYTES} bytes; refused")
             if not raw.endswith(b"\n"):
                 return
-            yield _parse(raw, where=where, advice="restore the run folder from a copy")
-
-
-def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends; a longer one is cut just past the limit."""
-    return iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+            refuse_heavy(raw, where=f"{path}:{number}")
+            yield raw
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -223,15 +233,23 @@ def force_names(folder: Path) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder. Raises ConfigError when it is missing or not one."""
     advice = "restore it from a copy, or run the step that writes it again"
+    return parse_json(read_bytes(path), where=str(path), advice=advice)
+
+
+def read_bytes(path: Path) -> bytes:
+    """A file of JSON as it is. Raises ConfigError when it is missing or too large."""
     try:
         with open_below(path.parent, path.name, most=MAX_JSON_BYTES) as file:
-            return _parse(file.read(), where=str(path), advice=advice)
+            raw = file.read(MAX_JSON_BYTES + 1)
     except FileNotFoundError as error:
         message = f"{path}: no such file; run the step that writes it first"
         raise ConfigError(message) from error
+    refuse_heavy(raw, where=str(path))
+    return raw
 
 
-def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
+def parse_json(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
+    """The object that a JSON text holds; `where` and `advice` are for the message of the error."""
     try:
         value = json.loads(raw.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -239,6 +257,18 @@ def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: expected an object, got {type(value).__name__}; {advice}")
     return value
+
+
+def refuse_heavy(raw: bytes, *, where: str) -> None:
+    """Raise ConfigError for a text of more values than any record has: each costs far more memory
+    than its two bytes."""
+    for signs, most in ((b",[{", MAX_VALUES), (b":", MAX_MEMBERS)):
+        if _count(raw, signs) > most and _count(_TEXTS.sub(b"", raw), signs) > most:
+            raise ConfigError(f"{where}: more than {most} values; refused")
+
+
+def _count(raw: bytes, signs: bytes) -> int:
+    return sum(raw.count(sign) for sign in signs)
 
 
 def _refuse_constant(name: str) -> NoReturn:

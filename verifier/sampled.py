@@ -9,22 +9,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from verifier.align import Aligned, align
 from verifier.engines import NO_DISTRIBUTION, Engine
-from verifier.errors import ConfigError
-from verifier.folder import REPEATS, SAMPLED_SCORES, append_line, read_lines
-from verifier.ledger import SampledRow, repeat_from_json, sampled_row_from_json
+from verifier.folder import REPEATS, SAMPLED_SCORES, append_line
+from verifier.ledger import SampledRow
 from verifier.reading import cut_to, published_ids
 from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, ScoreRequest
 from verifier.reference import Thinking
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
 from verifier.scores import CHUNK, DECIMALS, digest_of, refuse_others
+from verifier.stored import read_rows
 from verifier.thoughts import Reader, readings
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
+
+_ADVICE: Final = "remove the file and run `verifier score` again"
 
 
 def score_sampled(
@@ -101,16 +104,7 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
 
 def read_sampled(run: Path) -> tuple[SampledRow, ...]:
     """The sampled rows of a run folder, as they were scored. Raises ConfigError for a bad line."""
-    path, found = run / SAMPLED_SCORES, []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            found.append(sampled_row_from_json(line))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}:{number}: malformed score ({error!r}); remove the file and run "
-                "`verifier score` again"
-            ) from error
-    return tuple(found)
+    return tuple(read_rows(run / SAMPLED_SCORES, SampledRow, advice=_ADVICE))
 
 
 def score_repeats(
@@ -158,13 +152,4 @@ def score_repeats(
 
 def read_repeats(run: Path) -> tuple[Repeat, ...]:
     """The repeats of a run folder. Raises ConfigError for a bad line."""
-    path, found = run / REPEATS, []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            found.append(repeat_from_json(line))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{path}:{number}: malformed repeat ({error!r}); remove the file and run "
-                "`verifier score` again"
-            ) from error
-    return tuple(found)
+    return tuple(read_rows(run / REPEATS, Repeat, advice=_ADVICE))

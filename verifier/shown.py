@@ -14,19 +14,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from verifier import sieve
 from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
 from verifier.endpoint import SPELLED, Endpoint
-from verifier.errors import ConfigError
-from verifier.folder import SHOWN, SHOWN_EXCHANGES, read_json, write_json
-from verifier.records import REFERENCE, Attempt, Finding, Probe
+from verifier.folder import SHOWN, SHOWN_EXCHANGES, write_json
+from verifier.records import REFERENCE, Attempt, Count, Finding, Probe
 from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
 from verifier.spending import Purse, believed_completion, believed_prompt
+from verifier.stored import read_record
 from verifier.wire import asked_tokens, most_prompt
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
@@ -45,7 +43,7 @@ class ShownPrompt:
 
     probe_id: str
     names: tuple[str, ...]  # renderings that give this prompt, valid ones first; (): none does
-    differs_at: int | None  # first token that is not the published one's; None: the same prompt
+    differs_at: Count | None  # first token that is not the published one's; None: the same prompt
     published: str  # the words around that token, as published and as shown; "" when the same
     shown: str
 
@@ -55,9 +53,9 @@ class Shown:
     """All that a host showed, and what asking cost."""
 
     prompts: tuple[ShownPrompt, ...]  # (): it showed none
-    requests: int
-    prompt_tokens: int  # as far as the host counted
-    completion_tokens: int
+    requests: Count
+    prompt_tokens: Count  # as far as the host counted
+    completion_tokens: Count
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -143,12 +141,7 @@ def read_shown(run: Path) -> Shown | None:
     path = run / SHOWN
     if not path.exists():
         return None
-    try:
-        return TypeAdapter(Shown).validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}; remove it and audit again") from None
+    return read_record(path, Shown, advice="remove it and audit again")
 
 
 def judge(shown: Shown) -> Finding:

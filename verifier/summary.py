@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,18 +25,17 @@ from verifier.folder import (
     FLEET,
     LEDGER,
     PLAN,
-    REPORT,
     SUMMARY,
-    read_json,
     refuse_link,
     write_json,
 )
-from verifier.ledger import Ledger, ledger_from_json
+from verifier.ledger import Ledger, read_ledger
 from verifier.plan import read_plan
 from verifier.records import Control, Report, Standing, Summary, Usage
-from verifier.report import plain, report_from_json
+from verifier.report import plain, read_report
 from verifier.shown import read_shown
 from verifier.stats import e_bh
+from verifier.stored import read_record
 from verifier.weigh import weigh
 from verifier.wording import causes
 
@@ -88,7 +87,14 @@ def summarise(out: Path, *, writes: bool = True) -> Summary:
 def read_reports(out: Path, summary: Summary) -> dict[str, Report]:
     """The reports of the targets that were judged, by name."""
     judged = [target.name for target in summary.targets if target.decision is not None]
-    return {name: report_from_json(read_json(out / name / REPORT)) for name in judged}
+    return {name: read_report(out / name) for name in judged}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """All that `errors.json` holds."""
+
+    errors: dict[str, str]  # target -> why it was not judged
 
 
 def write_errors(out: Path, errors: Mapping[str, str]) -> None:
@@ -99,10 +105,7 @@ def write_errors(out: Path, errors: Mapping[str, str]) -> None:
 def _read_errors(out: Path) -> dict[str, str]:
     if not (out / ERRORS).exists():
         return {}
-    errors = read_json(out / ERRORS).get("errors")
-    if not isinstance(errors, dict) or not all(isinstance(line, str) for line in errors.values()):
-        raise ConfigError(f"{out / ERRORS}: errors: expected names and lines; run the audit again")
-    return errors
+    return read_record(out / ERRORS, Errors, advice="run the audit again").errors
 
 
 # -- the control -------------------------------------------------------------------------------
@@ -218,8 +221,7 @@ def _best_name(report: Report) -> str | None:
 
 def _log_e(run: Path) -> float:
     """All evidence of a run against honest serving, rounded down."""
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
-    return math.floor(weigh(read_plan(run), ledger).log_e * 1e4) / 1e4
+    return math.floor(weigh(read_plan(run), read_ledger(run)).log_e * 1e4) / 1e4
 
 
 def _accused(one: Standing, *, stands: bool) -> Standing:
