@@ -21,7 +21,7 @@ import typer
 from simulate import make_plan, simulate_row, write_scored
 
 import verifier
-from verifier import cli
+from verifier import cli, commands
 from verifier.folder import PAGE, REPORT
 from verifier.plan import write_plan
 from verifier.records import Message, Probe
@@ -35,6 +35,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"cli_lab", "cli_reference"},
     {"bench_tricks", "bench_wire"},
     {
@@ -112,7 +113,7 @@ HOMES = {
     "scipy": {"stats"},
     "starlette": {"testbed", "testbed_router"},
     "uvicorn": {"testbed"},
-    "typer": {"cli", "cli_lab", "cli_reference", "shell"},
+    "typer": {"commands", "cli_lab", "cli_reference", "shell"},
     "rich": {"report", "sheets", "shell"},
     "jinja2": {"page"},
     "yaml": {"config", "probes", "reference"},
@@ -321,16 +322,16 @@ def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], 
 # -- help and documents ------------------------------------------------------------------------
 
 
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def each_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that does something, by the words that call it."""
     inner = getattr(command, "commands", None)
     if inner is None:
         yield " ".join(path), command
     for name, one in (inner or {}).items():
-        yield from commands(one, (*path, name))
+        yield from each_command(one, (*path, name))
 
 
-COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+COMMANDS = dict(each_command(typer.main.get_command(commands.app)))
 
 
 def examples(command: Any) -> list[list[str]]:
@@ -413,7 +414,7 @@ def test_every_module_says_what_it_is(name: str) -> None:
 def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     """Installed metadata, the package, and what the command line prints."""
     with pytest.raises(typer.Exit):
-        cli._version(True)
+        commands._version(True)
 
     assert version("hosted-model-verifier") == verifier.__version__
     assert capsys.readouterr().out == f"verifier {verifier.__version__}\n"
