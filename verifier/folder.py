@@ -81,9 +81,8 @@ def append_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
     """
     lines = b"".join(_line(value, path) for value in values)
     with entered(path.parent) as inside, _opened(inside, path.name, "a+b", where=path) as file:
-        fcntl.flock(
-            file, fcntl.LOCK_EX
-        )  # else each takes the half-written line of another for torn
+        # else each of two takes the half-written line of the other for one that a kill tore
+        _lock(file, fcntl.LOCK_EX)
         size = file.seek(0, os.SEEK_END)
         if size and not _ends_whole(file):
             size = file.truncate(_whole_length(file))
@@ -300,7 +299,7 @@ def _working_in(folder: Path) -> Iterator[None]:
         while True:
             lock = _opened(inside, LOCK, "a+b", where=folder / LOCK)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 lock.seek(0)
                 number = lock.read(20).decode("ascii", "replace")
@@ -324,6 +323,15 @@ def _working_in(folder: Path) -> Iterator[None]:
             with suppress(OSError):  # one holds something
                 for empty in reversed(made):
                     empty.rmdir()
+
+
+def _lock(file: BinaryIO, how: int) -> None:
+    """Lock a file; not where its file system has no locks, as some over a network."""
+    try:
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
 
 
 def _is_still(file: BinaryIO, inside: int) -> bool:
