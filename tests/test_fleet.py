@@ -56,6 +56,7 @@ from verifier.folder import (
     RUN,
     SUMMARY,
     read_json,
+    working_in,
     write_json,
 )
 from verifier.ledger import Ledger
@@ -559,6 +560,33 @@ def test_the_control_goes_on_alone_when_all_targets_are_done() -> None:
     together = Together(["a", CONTROL])
     together.end("a")
     together.begin(CONTROL, 40)
+
+
+def test_nobody_waits_beyond_the_deadline() -> None:
+    """Neither the control for a target, nor a target for the control."""
+    together = Together(["a", CONTROL], ends_at=time.monotonic() + 0.2)
+    begun = time.monotonic()
+    together.begin(CONTROL, 5)
+    together.begin("a", 6)
+
+    assert 0.1 < time.monotonic() - begun < 10
+
+
+def test_a_target_that_another_process_works_in_is_left_alone(
+    card: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Before anything is asked or written there."""
+    with FakeHost(lambda _asked: chat()) as host:
+        fleet = make_fleet(card, tmp_path / "hosts", targets={"a": endpoint(host.url)})
+        start_targets(fleet)
+        with (
+            working_in(fleet.out / "a"),
+            pytest.raises(ConfigError, match=r"another verifier .* is at work in it"),
+        ):
+            audit_all(fleet)
+
+        assert host.asked == []
 
 
 def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None:  # noqa: F811
