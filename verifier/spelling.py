@@ -283,11 +283,12 @@ def _rarity(signs: str) -> int:
 def _unit(sign: str, *, first: bool) -> str:
     """One sign of a key as a part of a pattern, however it may be escaped."""
     codes = sorted({ord(one) for one in (sign.lower(), sign.upper()) if len(one) == 1})
-    plain = re.escape(sign) if first and sign.isalnum() else rf"\\*{re.escape(sign)}"
+    slash = r"(?<!\\)" if first else ""  # else each of many would be tried as the first
+    plain = re.escape(sign) if first and sign.isalnum() else rf"{slash}\\*+{re.escape(sign)}"
     forms = [plain, *(f for code in codes for f in (
-        rf"\\++u00{code:02x}", rf"\\++u\{{0*{code:x}\}}", rf"\\++x{code:02x}",
+        rf"{slash}\\++(?:u00{code:02x}|u\{{0*{code:x}\}}|x{code:02x}|u{code + 0xFEE0:04x})",
         rf"%(?:25)*{code:02x}", rf"&(?:amp;)*#0*{code};?", rf"&(?:amp;)*#x0*{code:x};?",
-        re.escape(chr(code + 0xFEE0)), rf"\\++u{code + 0xFEE0:04x}",
+        re.escape(chr(code + 0xFEE0)),
     ))]  # fmt: skip
     return f"(?:{'|'.join(forms)})"
 
