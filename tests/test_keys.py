@@ -340,11 +340,11 @@ def check_artefacts(out: Path, tmp_path: Path, *ended: Any) -> None:
     assert find_spelled(KEY, texts) == []
 
 
-@pytest.mark.parametrize("every", [1, 3])
-@pytest.mark.parametrize("name", [
-    "401 zero width", "400 entities", "400 backspaces", "500 zero width", "404 zero width",
-    "429 zero width", "text base64", "refusal in pieces", "thought and text", "finish reason",
-    "error object in a 200", "logprob tokens", "header", "broken off", "web page title",
+@pytest.mark.parametrize(("name", "every"), [
+    ("401 zero width", 1), ("400 entities", 1), ("500 zero width", 3), ("404 zero width", 1),
+    ("429 zero width", 3), ("text base64", 3), ("refusal in pieces", 1), ("refusal in pieces", 3),
+    ("thought and text", 3), ("finish reason", 1), ("error object in a 200", 3),
+    ("logprob tokens", 3), ("web page title", 3),
 ])  # fmt: skip
 def test_an_audit_spells_no_key(tmp_path: Path, name: str, every: int) -> None:
     """By the command line: folder, page, terminal, JUnit and Markdown."""
@@ -361,8 +361,7 @@ def test_an_audit_spells_no_key(tmp_path: Path, name: str, every: int) -> None:
     check_artefacts(tmp_path / "run", tmp_path, ended, again)
 
 
-@pytest.mark.parametrize("name", ["401 zero width", "400 entities", "refusal in pieces",
-                                  "500 zero width", "finish reason"])  # fmt: skip
+@pytest.mark.parametrize("name", ["401 zero width", "refusal in pieces", "500 zero width"])
 def test_an_audit_of_several_targets_spells_no_key(tmp_path: Path, name: str) -> None:
     """One echoes always and one at times; errors, summaries and a control among the files."""
     with (

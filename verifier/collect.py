@@ -454,7 +454,7 @@ def _spells(result: _Result) -> bool:
     texts = sieve.texts_in(result)
     if isinstance(result, Reply):
         texts += [result.thought or "", result.text, result.thought or ""]
-    return sieve.holds("\n".join(texts)) or sieve.holds("".join(texts))
+    return sieve.holds("\n".join([*texts, "".join(texts)]))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -47,14 +47,12 @@ def forget() -> None:
 
 def holds(text: str) -> bool:
     """Whether a text spells a key: plain, in any case, escaped, coded, with unseen signs in it."""
-    known = tuple(_known.values())
-    return bool(known) and spelling.holds(text, known)
+    return bool(_known) and spelling.holds(text, _known.values())
 
 
 def is_spelled(text: str) -> bool:
     """The same of a JSON text or an event stream, or whether its pieces do so together."""
-    known = tuple(_known.values())
-    return bool(known) and spelling.is_spelled(text, known)
+    return bool(_known) and spelling.is_spelled(text, _known.values())
 
 
 def strike(text: str) -> str:
@@ -106,15 +104,26 @@ def _strike_all(value: Any) -> Any:
 
 def texts_in(value: object) -> list[str]:
     """Every text in a record, in order, the bytes of tokens among them."""
+    found: list[str] = []
+    _add_texts(value, found)
+    return found
+
+
+def _add_texts(value: Any, found: list[str]) -> None:
     if isinstance(value, str):
-        return [value]
-    if isinstance(value, bytes):
-        return [value.decode("latin-1")]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
-    if isinstance(value, Mapping):
-        value = [*value, *value.values()]
-    return [t for item in value for t in texts_in(item)] if isinstance(value, list | tuple) else []
+        found.append(value)
+    elif value is None or isinstance(value, int | float):
+        return
+    elif isinstance(value, bytes):
+        found.append(value.decode("latin-1"))
+    elif isinstance(value, Mapping):
+        _add_texts([*value, *value.values()], found)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            _add_texts(item, found)
+    else:
+        for name in getattr(value, "__dataclass_fields__", ()):
+            _add_texts(getattr(value, name), found)
 
 
 class _Strike(logging.Filter):

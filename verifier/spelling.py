@@ -114,10 +114,12 @@ class Secret:
 
     def may_join(self, skeleton: bytes) -> bool:
         """Whether pieces in a text could spell the key: every two neighbours have a place."""
-        return all(
-            pair in skeleton or (end in skeleton and start in skeleton)
-            for pair, end, start in self._pairs
-        ) or all(any(code in skeleton for code in codes) for codes in self._numbers)
+        for pair, end, start in self._pairs:
+            if pair not in skeleton and not (end in skeleton and start in skeleton):
+                break
+        else:
+            return True
+        return all(any(code in skeleton for code in codes) for codes in self._numbers)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
@@ -155,8 +157,10 @@ def is_spelled(text: str, secrets: Iterable[Secret]) -> bool:
 
 
 def _is_in(text: str, forms: Sequence[bytes], secrets: Iterable[Secret]) -> bool:
-    hinted = [n for one in secrets for n, hint in one.needles if any(hint in f for f in forms)]
-    return bool(hinted) and any(n in form for form in _forms(text) for n in hinted)
+    hinted = [
+        needle for form in forms for one in secrets for needle, hint in one.needles if hint in form
+    ]
+    return bool(hinted) and any(needle in form for form in _forms(text) for needle in hinted)
 
 
 def _meet(texts: list[str], plain: str) -> bool:
@@ -283,11 +287,12 @@ def _rarity(signs: str) -> int:
 def _unit(sign: str, *, first: bool) -> str:
     """One sign of a key as a part of a pattern, however it may be escaped."""
     codes = sorted({ord(one) for one in (sign.lower(), sign.upper()) if len(one) == 1})
-    plain = re.escape(sign) if first and sign.isalnum() else rf"\\*{re.escape(sign)}"
+    slash = r"(?<!\\)" if first else ""  # else each of many would be tried as the first
+    plain = re.escape(sign) if first and sign.isalnum() else rf"{slash}\\*+{re.escape(sign)}"
     forms = [plain, *(f for code in codes for f in (
-        rf"\\++u00{code:02x}", rf"\\++u\{{0*{code:x}\}}", rf"\\++x{code:02x}",
+        rf"{slash}\\++(?:u00{code:02x}|u\{{0*{code:x}\}}|x{code:02x}|u{code + 0xFEE0:04x})",
         rf"%(?:25)*{code:02x}", rf"&(?:amp;)*#0*{code};?", rf"&(?:amp;)*#x0*{code:x};?",
-        re.escape(chr(code + 0xFEE0)), rf"\\++u{code + 0xFEE0:04x}",
+        re.escape(chr(code + 0xFEE0)),
     ))]  # fmt: skip
     return f"(?:{'|'.join(forms)})"
 
