@@ -390,7 +390,7 @@ def test_a_ledger_without_its_engine_is_refused(card: Path, tmp_path: Path) -> N
     ledger = yaml.safe_load((out / LEDGER).read_text())
     write_json(out / LEDGER, ledger | {"engine": "fake"})
 
-    with pytest.raises(ConfigError, match=r"engine: expected an object"):
+    with pytest.raises(ConfigError, match=r"engine: input should be an object"):
         decide_folder(out)
 
 

@@ -16,7 +16,9 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Annotated, Any, Final, cast
+
+from pydantic import Discriminator, Tag
 
 from verifier.align import align
 from verifier.engines import Engine
@@ -555,7 +557,17 @@ class EndScore:
     reply_sha256: str | None = None
 
 
-ContextScore = WholeScore | CutScore | EndScore
+def _kind_of_line(line: object) -> str:
+    keys = line if isinstance(line, dict) else ()
+    return "cut" if "cut" in keys else "ended" if "asked" in keys else "whole"
+
+
+ContextScore = Annotated[
+    Annotated[WholeScore, Tag("whole")]
+    | Annotated[CutScore, Tag("cut")]
+    | Annotated[EndScore, Tag("ended")],
+    Discriminator(_kind_of_line),
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

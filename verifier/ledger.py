@@ -266,7 +266,7 @@ class LedgerFile:
     rows: tuple[Row, ...]
     sampled: tuple[SampledRow, ...] = ()
     repeats: tuple[Repeat, ...] = ()
-    engine: dict[str, str] = field(default_factory=dict)
+    engine: dict[str, str] | None = None
 
 
 _ADVICE: Final = "run `verifier score` again"
@@ -278,7 +278,10 @@ def read_ledger(run: Path) -> Ledger:
     Raises ConfigError when there is none, when it is malformed or of other scales.
     """
     path = run / LEDGER
-    return _ledger(read_record(path, LedgerFile, advice=_ADVICE), where=str(path))
+    found = read_record(path, LedgerFile, advice=_ADVICE)
+    if found.engine is None:
+        raise ConfigError(f"{path}: engine: missing; {_ADVICE}")
+    return _ledger(found, where=str(path))
 
 
 def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
@@ -298,5 +301,5 @@ def _ledger(found: LedgerFile, *, where: str) -> Ledger:
                 f"{scales[-1]:.3g} of this version; {_ADVICE}"
             )
     return Ledger(
-        rows=found.rows, sampled=found.sampled, repeats=found.repeats, engine=found.engine
+        rows=found.rows, sampled=found.sampled, repeats=found.repeats, engine=found.engine or {}
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from verifier.records import (
@@ -33,6 +34,9 @@ _STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "no
 
 #: A reply is told to come from something else from this probability on.
 BELONGS_AT: Final = 0.5
+
+#: Lines of two prompts that are compared one by one, and of each part of them that are shown.
+_COMPARED: Final = 200
 
 #: Replies named in one line.
 SHOWN: Final = 8
@@ -102,14 +106,46 @@ def describe_cause(finding: Finding) -> str:
 def diff_prompts(published: str, served: str) -> list[tuple[str, str]]:
     """Two rendered prompts line by line: a sign ("-" published, "+" served, " " both) and a line.
 
-    Line ends are shown, so that white space is seen.
+    Line ends are shown, so that white space is seen. Of what both begin and end with, and of long
+    prompts, only a part: time and size are bounded whatever the texts are.
     """
 
     def lines(text: str) -> list[str]:
         return [line.replace("\n", "⏎") for line in text.splitlines(keepends=True)]
 
-    compared = difflib.ndiff(lines(published), lines(served), charjunk=None)
-    return [(line[0], line[2:]) for line in compared if line[0] != "?"]
+    one, other = lines(published), lines(served)
+    most = min(len(one), len(other))
+    head = next((n for n in range(most) if one[n] != other[n]), most)
+    tail = next((n for n in range(most - head) if one[-1 - n] != other[-1 - n]), most - head)
+    ends = len(one) - tail, len(other) - tail
+    return [
+        *_shown_ends([(" ", line) for line in one[:head]], from_end=True),
+        *_compare(one[head : ends[0]], other[head : ends[1]]),
+        *_shown_ends([(" ", line) for line in one[ends[0] :]], from_end=False),
+    ]
+
+
+def _compare(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+    rows = []
+    steps: Sequence[tuple[str, int, int, int, int]] = [("replace", 0, len(one), 0, len(other))]
+    if max(len(one), len(other)) <= _COMPARED:  # else too slow: it takes the cube of their number
+        steps = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    for step, a, b, c, d in steps:
+        if step == "equal":
+            rows += [(" ", line) for line in one[a:b]]
+        else:
+            removed = _shown_ends([("-", line) for line in one[a:b]], from_end=False)
+            rows += [*removed, *_shown_ends([("+", line) for line in other[c:d]], from_end=False)]
+    return rows
+
+
+def _shown_ends(rows: list[tuple[str, str]], *, from_end: bool) -> list[tuple[str, str]]:
+    """At most _COMPARED rows, and how many more there are."""
+    more = len(rows) - _COMPARED
+    if more <= 0:
+        return rows
+    cut = (rows[0][0], f"[{more:,} more lines]")
+    return [cut, *rows[more:]] if from_end else [*rows[:_COMPARED], cut]
 
 
 def describe_evidence(finding: Finding) -> str:
