@@ -416,7 +416,8 @@ def test_the_budget_is_never_crossed(card: Path, tmp_path: Path) -> None:
         report = run(config)
 
     assert report.decision == "inconclusive"
-    assert 125 - 12 < report.usage.completion_tokens <= 125
+    # less one reply, and what a host may count less than the text makes here
+    assert 125 - 2 * 12 < report.usage.completion_tokens <= 125
     assert any("budget of 125" in note for note in report.notes)
     assert all(f.tokens_needed for f in report.findings if f.decision == "undecided")
 
@@ -748,6 +749,8 @@ def test_the_deadline_ends_an_audit_that_only_waits(card: Path, tmp_path: Path) 
     out = tmp_path / "run"
     with FakeHost(lambda _asked: error(429, retry_after="60")) as busy:
         config = configure(busy.url, card, out)
+        patient = config.endpoint.model_copy(update={"max_attempts": 8})
+        config = config.model_copy(update={"endpoint": patient})
         begun = time.monotonic()
         report = audit(
             config, api_key=None, load_reference=load_reference, show=QUIET, pace=nearly_late(1.5)
