@@ -416,8 +416,7 @@ def test_the_budget_is_never_crossed(card: Path, tmp_path: Path) -> None:
         report = run(config)
 
     assert report.decision == "inconclusive"
-    # less one reply, and what a host may count less than the text makes here
-    assert 125 - 2 * 12 < report.usage.completion_tokens <= 125
+    assert 125 - 12 < report.usage.completion_tokens <= 125
     assert any("budget of 125" in note for note in report.notes)
     assert all(f.tokens_needed for f in report.findings if f.decision == "undecided")
 

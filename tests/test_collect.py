@@ -972,11 +972,11 @@ def test_a_prompt_costs_no_more_than_it_can_count(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_at_hand_counts_for_itself(tmp_path: Path) -> None:
-    """Four tokens and the end of the turn, whatever the host says below that."""
+    """Four tokens, whatever the host says below that."""
     usage = {"prompt_tokens": 7, "completion_tokens": 3}
     with FakeHost(then(chat("a b c d") | {"usage": usage})) as host:
         settings = endpoint(host.url, count_tokens=lambda text: len(text.split()))
         ceiling = Ceiling(completion_tokens=48, usd=None, prices=None)
         collect(tmp_path, settings, probes(20), ceiling=ceiling)
 
-        assert len(host.asked) == 9  # 8 that cost five, and a ninth that fits
+        assert len(host.asked) == 11  # 10 that cost four, and one more that fits

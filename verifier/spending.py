@@ -143,7 +143,7 @@ def charged_completion(
         size = sum(len(text.encode("utf-8", "replace")) for text in texts)
         fewest = max(named, -(-size // _MOST_BYTES_PER_TOKEN))
         if count is not None:
-            fewest = max(named, sum(map(count, texts)) + OWN_END)
+            fewest = max(named, sum(map(count, texts)))  # a host need not count the end
         elif claimed < fewest:
             return most
     return min(max(claimed, fewest), most)
