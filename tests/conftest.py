@@ -17,6 +17,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first import
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
+from verifier import sieve
 from verifier.reference import load_card
 from verifier.shell import cache_directory
 from verifier.weights import check_weights, fetch_weights
@@ -104,6 +105,13 @@ def save_model(directory: Path, **changes: Any) -> None:
             model.lm_head.weight[capitals] *= 2
             model.lm_head.weight[silent] *= 0.25
     model.save_pretrained(directory)
+
+
+@pytest.fixture(autouse=True)
+def _no_keys_known() -> Iterator[None]:
+    """The key of one test is no secret in the next."""
+    yield
+    sieve.forget()
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from verifier.calibration import Calibration, Channel, Estimate, NoiseClass, Stack
+from verifier.collect import attempt_to_json
 from verifier.config import Policy
-from verifier.ledger import Row, logprob_cells, text_cells
+from verifier.folder import EXCHANGES, LEDGER, append_lines, write_json
+from verifier.ledger import Ledger, Row, ledger_to_json, logprob_cells, text_cells
 from verifier.plan import Plan
-from verifier.records import REFERENCE, Outcome, Reply, ReplyScore
+from verifier.records import REFERENCE, Attempt, Outcome, Reply, ReplyScore
+from verifier.scores import digest_of
+from verifier.wire import parse
 
 VOCABULARY = 40
 SHA = "0" * 64
@@ -82,6 +90,24 @@ def make_reply(probe_id: str, tokens: int = 30) -> Reply:
 def replies(rows: list[Row]) -> dict[str, Outcome]:
     """Outcomes that fit simulated rows."""
     return {row.probe_id: make_reply(row.probe_id, row.tokens) for row in rows}
+
+
+def write_scored(run: Path, rows: Sequence[Row]) -> None:
+    """The exchanges and the ledger of simulated rows, as an audit leaves them in its folder."""
+    kept, exchanges = [], []
+    for row in rows:
+        choice = {"message": {"content": "words"}, "finish_reason": "length"}
+        attempt = Attempt(
+            probe_id=row.probe_id, number=1, started_at="2026-01-01T00:00:00.000+00:00",
+            elapsed_s=0.1, request=json.dumps({"max_tokens": 30}), status=200,
+            body=json.dumps({"choices": [choice]}), error=None,
+        )  # fmt: skip
+        reply = parse(attempt)
+        assert isinstance(reply, Reply)
+        exchanges.append(attempt_to_json(attempt))
+        kept.append(replace(row, reply_sha256=digest_of(reply)))
+    append_lines(run / EXCHANGES, exchanges)
+    write_json(run / LEDGER, ledger_to_json(Ledger(rows=tuple(kept))) | {"engine": {}})
 
 
 def make_calibration(**changes: Any) -> Calibration:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.folder import (
     CAPABILITY_EXCHANGES,
     COUNTED,
+    DEADLINE,
     EXCHANGES,
     LEDGER,
     PAGE,
@@ -32,13 +35,14 @@ from verifier.folder import (
     REPORT,
     RUN,
     SCORES,
+    SENT,
     SHOWN_EXCHANGES,
     read_lines,
     write_json,
 )
 from verifier.local import Reference, reference_loader
 from verifier.look import PANEL_PROBES, read_prompts
-from verifier.pace import Show
+from verifier.pace import ALONE, Pace, Show
 from verifier.plan import make_plan, read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
@@ -136,7 +140,7 @@ def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(
         report = run(configure(url, card, out))
 
     assert report.decision == "consistent"
-    names = {RUN, PLAN, PROBES, EXCHANGES, SCORES, LEDGER, REPORT, PAGE}
+    names = {RUN, PLAN, PROBES, SENT, EXCHANGES, SCORES, LEDGER, REPORT, PAGE}
     assert {path.name for path in out.iterdir()} == names
     assert report_to_json(report) == report_to_json(
         report_from_json(yaml.safe_load((out / REPORT).read_text()))
@@ -388,7 +392,7 @@ def test_a_ledger_without_its_engine_is_refused(card: Path, tmp_path: Path) -> N
     ledger = yaml.safe_load((out / LEDGER).read_text())
     write_json(out / LEDGER, ledger | {"engine": "fake"})
 
-    with pytest.raises(ConfigError, match=r"engine: expected an object"):
+    with pytest.raises(ConfigError, match=r"engine: input should be an object"):
         decide_folder(out)
 
 
@@ -731,3 +735,58 @@ def test_a_suspect_that_cannot_be_had_is_said_before_anything_is_asked(
         )  # fmt: skip
         with pytest.raises(ConfigError, match=complaint):
             reference_loader(config, cache=tmp_path, show=QUIET)()
+
+
+# -- the deadline ---------------------------------------------------------------------------------
+
+
+def nearly_late(left_s: float) -> Pace:
+    """The pace of a command that began so long ago that its deadline comes in `left_s` seconds."""
+    return replace(ALONE, began=time.monotonic() - 21_600 + left_s)
+
+
+def test_the_deadline_ends_an_audit_that_only_waits(card: Path, tmp_path: Path) -> None:
+    """A host that always says "wait" is given up; the same command goes on later."""
+    out = tmp_path / "run"
+    with FakeHost(lambda _asked: error(429, retry_after="60")) as busy:
+        config = configure(busy.url, card, out)
+        patient = config.endpoint.model_copy(update={"max_attempts": 8})
+        config = config.model_copy(update={"endpoint": patient})
+        begun = time.monotonic()
+        report = audit(
+            config, api_key=None, load_reference=load_reference, show=QUIET, pace=nearly_late(1.5)
+        )
+
+    assert time.monotonic() - begun < 10
+    assert report.decision == "inconclusive"
+    assert report.summary.startswith("the deadline of 6 h came first; ")
+    assert any("the same command goes on" in note for note in report.notes)
+    before = (out / REPORT).read_bytes()
+    assert decide_folder(out) == report
+    assert (out / REPORT).read_bytes() == before
+
+
+def test_an_audit_goes_on_after_its_deadline(card: Path, tmp_path: Path) -> None:
+    """What had come is kept, and nothing of the deadline stays once there is a verdict."""
+    out = tmp_path / "run"
+    with host() as url:
+        config = configure(url, card, out)
+        first = audit(
+            config, api_key=None, load_reference=load_reference, show=QUIET, pace=nearly_late(0)
+        )
+        kept = (out / DEADLINE).exists()
+        second = run(config)
+
+    assert (first.decision, second.decision) == ("inconclusive", "consistent")
+    assert kept
+    assert not (out / DEADLINE).exists()
+
+
+def test_another_deadline_is_the_same_run(card: Path, tmp_path: Path) -> None:
+    """How long a command may take says nothing of what it does."""
+    out = tmp_path / "run"
+    config = configure("http://127.0.0.1:1/v1", card, out)
+    start(config)
+    longer = config.audit.model_copy(update={"deadline": 43_200.0})
+
+    assert start(config.model_copy(update={"audit": longer})) == read_plan(out)

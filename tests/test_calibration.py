@@ -53,7 +53,10 @@ def test_a_card_that_pins_no_weights_takes_what_was_measured(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema_version": 2}, "calibration schema 2, expected 1; run `verifier calibrate"),
+        (
+            {"schema_version": 2},
+            "schema_version: this version reads 1, got 2; run `verifier calibrate",
+        ),
         ({"text": None}, "text"),
         ({"sigma": 0.1}, "sigma: unknown key"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -24,12 +25,23 @@ from fakes_host import Answer, Asked, FakeHost, chat, error
 from simulate import SHA, make_calibration
 
 import verifier
-from verifier import cli
+from verifier import cli, commands
 from verifier.bank import VARIANTS
 from verifier.calibration import NoiseClass
 from verifier.config import load_policies
 from verifier.errors import EndpointError
-from verifier.folder import EXCHANGES, LEDGER, PAGE, PLAN, PROBES, REPORT, RUN, SCORES, write_json
+from verifier.folder import (
+    EXCHANGES,
+    LEDGER,
+    PAGE,
+    PLAN,
+    PROBES,
+    REPORT,
+    RUN,
+    SCORES,
+    working_in,
+    write_json,
+)
 from verifier.local import Reference
 from verifier.records import GenerateRequest, Message
 from verifier.testbed import create_app, running
@@ -191,7 +203,9 @@ def list_commands(command: Any, words: tuple[str, ...] = ()) -> Iterator[tuple[s
 
 
 @pytest.mark.parametrize(
-    "words", [*list_commands(typer.main.get_command(cli.app))], ids=lambda w: " ".join(w) or "-"
+    "words",
+    [*list_commands(typer.main.get_command(commands.app))],
+    ids=lambda w: " ".join(w) or "-",
 )
 def test_help_goes_to_stdout_and_is_no_error(words: tuple[str, ...]) -> None:
     """In its long and its short form, and it fits 80 columns."""
@@ -549,7 +563,7 @@ def test_logprobs_that_are_no_numbers_are_left_unused(tmp_path: Path) -> None:
 def test_the_plan_says_what_it_may_cost_and_sends_nothing(tmp_path: Path) -> None:
     """Requests, tokens and dollars, as expected and at most: 240 tokens at 2 dollars a million."""
     ended = call("plan", write_run_file(tmp_path, NOWHERE))
-    folder, expected, most = ended.out.splitlines()
+    folder, expected, most, deadline = ended.out.splitlines()
     said = re.compile(
         r"([\d,]+) requests, ([\d,]+) prompt and 240 completion tokens, USD (0\.\d+)$"
     )
@@ -561,6 +575,7 @@ def test_the_plan_says_what_it_may_cost_and_sends_nothing(tmp_path: Path) -> Non
     low, high = ([float(x.replace(",", "")) for x in found.groups()] for found in figures if found)
     assert all(a < b for a, b in zip(low, high, strict=True))
     assert low[2] >= 0.0005
+    assert deadline.startswith("deadline: 6 h; ")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {RUN, PLAN, PROBES}
 
 
@@ -697,6 +712,64 @@ def ledger_rows(run: Path) -> list[dict[str, Any]]:
     return list(json.loads((run / LEDGER).read_text())["rows"])
 
 
+@pytest.mark.parametrize("command", ["score", "decide", "report"])
+def test_scores_of_other_replies_are_refused(
+    honest: Finished, faulty: Finished, tmp_path: Path, command: str
+) -> None:
+    """The replies of a faulty host beside the scores of an honest one are no honest host."""
+    run = faulty.copied(tmp_path)
+    for name in (SCORES, LEDGER, REPORT):
+        shutil.copy(honest.folder / name, run / name)
+    for name in ("panel.jsonl", "shown.json", "shown.jsonl", "counted.json", "prompts.json"):
+        (run / name).unlink(missing_ok=True)
+    shutil.rmtree(run / "completions", ignore_errors=True)
+    before = everything_in(run)
+    ended = call(command, run)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert re.search(r"probe \S+: the score is not that of the reply", ended.complaint)
+    assert "run `verifier score --anew`" in ended.complaint
+    assert everything_in(run) == before
+
+
+@pytest.mark.parametrize("command", ["score", "decide", "report"])
+def test_scores_without_digests_are_refused(honest: Finished, tmp_path: Path, command: str) -> None:
+    """An older version wrote them; one line says what to type."""
+    run = honest.copied(tmp_path)
+    lines = [json.loads(line) for line in (run / SCORES).read_text().splitlines()]
+    for line in lines:
+        del line["reply_sha256"]
+    (run / SCORES).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    ledger = json.loads((run / LEDGER).read_text())
+    for row in ledger["rows"]:
+        del row["reply_sha256"]
+    write_json(run / LEDGER, ledger)
+    ended = call(command, run)
+
+    assert ended.status == 2
+    assert "made before scores carried digests" in ended.complaint
+    assert "run `verifier score --anew`" in ended.complaint
+    assert call("score", run, "--anew").status == 0
+    assert call("decide", run).status == 0
+    assert (run / REPORT).read_bytes() == (honest.folder / REPORT).read_bytes()
+
+
+def test_scoring_anew_gives_the_verdict_that_the_replies_earn(
+    honest: Finished, faulty: Finished, tmp_path: Path
+) -> None:
+    """Whatever scores lay there before; the columns that named the cause come back as well."""
+    run = faulty.copied(tmp_path)
+    shutil.copy(honest.folder / LEDGER, run / LEDGER)
+
+    assert call("score", run, "--anew").status == 0
+    assert call("decide", run).status == 1
+    named = [f["name"] for f in json.loads((run / REPORT).read_text())["findings"]
+             if f["aspect"] == "cause"]  # fmt: skip
+    expected = [f["name"] for f in json.loads((faulty.folder / REPORT).read_text())["findings"]
+                if f["aspect"] == "cause"]  # fmt: skip
+    assert named == expected
+
+
 STEPS = ("collect", "score", "decide", "report")
 
 
@@ -793,6 +866,78 @@ def test_a_torn_last_exchange_is_no_damage(honest: Finished, tmp_path: Path) -> 
 
     assert call("decide", run).status == 0
     assert (run / REPORT).read_bytes() == (honest.folder / REPORT).read_bytes()
+
+
+# -- one process at a time, and none where nobody can write ---------------------------------------
+
+
+def test_a_second_process_is_refused_by_every_command_that_writes(
+    honest: Finished, tmp_path: Path
+) -> None:
+    """One line, and nothing is written; what only looks elsewhere is not held up."""
+    run = honest.copied(tmp_path)
+    config = yaml.safe_load(honest.run_file.read_text()) | {"out": str(run)}
+    run_file = tmp_path / "same.yaml"
+    run_file.write_text(yaml.safe_dump(config))
+    before = everything_in(run)
+    with working_in(run):
+        held = everything_in(run)
+        ended = [
+            call(*arguments)
+            for arguments in (
+                ("collect", run), ("score", run), ("decide", run), ("report", run),
+                ("audit", run_file), ("plan", run_file), ("capabilities", run_file),
+            )
+        ]  # fmt: skip
+
+        assert everything_in(run) == held
+    assert [one.status for one in ended] == [2] * 7
+    said = (
+        f"{run}: another verifier (process {os.getpid()}) is at work in it; wait for it, or stop it"
+    )
+    assert {one.complaint for one in ended} == {said}
+    assert everything_in(run) == before
+    assert call("decide", run).status == 0
+
+
+def write_nowhere(patched: pytest.MonkeyPatch) -> None:
+    """Make every folder one that this process may only read, for the superuser too."""
+    real = os.open
+
+    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return real(path, flags, *more, **named)
+
+    patched.setattr(os, "open", only_read)
+
+
+@pytest.mark.parametrize("command", ["decide", "report"])
+def test_a_folder_that_can_only_be_read_is_shown(
+    faulty: Finished, tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the verdict's own status, and a word on what is not kept."""
+    run = faulty.copied(tmp_path)
+    shown = call(command, run)
+    before = everything_in(run)
+    with monkeypatch.context() as patched:
+        write_nowhere(patched)
+        ended = call(command, run)
+
+    assert (ended.status, ended.out) == (1, shown.out)
+    assert ended.err == (
+        f"verifier: {run}: cannot be written to (Read-only file system); nothing is kept there\n"
+    )
+    assert everything_in(run) == before
+
+
+def test_a_plan_says_the_deadline_and_the_waits_without_one(tmp_path: Path) -> None:
+    """As text or in seconds."""
+    run_file = write_run_file(tmp_path, NOWHERE, deadline="90m")
+    ended = call("plan", run_file)
+
+    assert ended.status == 0
+    assert "deadline: 90 min; without one, waits for the endpoint could take" in ended.out
 
 
 # -- calibrate, demo, bench, testbed -----------------------------------------------------------
@@ -894,11 +1039,11 @@ def test_a_defect_is_one_line_and_no_verdict(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     """On request only."""
     fail_with(monkeypatch, ZeroDivisionError("here"))
-    monkeypatch.setenv("VERIFIER_TRACEBACK", "1")
-    monkeypatch.setattr(sys, "argv", ["verifier", "decide", "run"])
+    ended = call("decide", "run", VERIFIER_TRACEBACK="1")
 
-    with pytest.raises(ZeroDivisionError, match="here"):
-        cli.main()
+    assert ended.status == 4
+    assert "decide_folder" in ended.err
+    assert "ZeroDivisionError: here" in ended.err
 
 
 @pytest.mark.parametrize(
@@ -947,7 +1092,7 @@ def test_an_interrupt_stops_at_once_and_loses_nothing(tmp_path: Path) -> None:
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
 
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert out == b""
     assert err == b"verifier: stopped; the same command goes on where this one was\n"
     assert (tmp_path / "run" / EXCHANGES).read_bytes().count(b"\n") == 2

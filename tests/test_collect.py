@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -17,17 +18,20 @@ from typing import Any
 import pytest
 from fakes_host import Answer, Asked, FakeHost, chat, error
 
+from verifier import collect as collect_module
+from verifier import folder as folder_module
 from verifier.collect import (
-    attempt_from_json,
-    attempt_to_json,
     collect,
     read_attempts,
     read_outcomes,
+    read_unanswered,
 )
+from verifier.config import Prices
 from verifier.endpoint import Endpoint
 from verifier.errors import ConfigError, EndpointError
-from verifier.folder import EXCHANGES
+from verifier.folder import EXCHANGES, SENT, append_line
 from verifier.records import Failure, Message, NotJudged, Outcome, Probe, Reply
+from verifier.spending import Ceiling
 
 KEY = "sk-test-0123456789abcdef"
 Script = Callable[[Asked], "Answer | dict[str, Any]"]
@@ -701,7 +705,7 @@ def test_attempts_survive_the_file(tmp_path: Path) -> None:
 
     first = read_attempts(tmp_path)[0]
     assert first.body == "é\u2028\x00\u0085😀\udcff\r\n"
-    assert attempt_from_json(attempt_to_json(first), where="here") == first
+    assert first.error is None
 
 
 @pytest.mark.parametrize(
@@ -710,8 +714,9 @@ def test_attempts_survive_the_file(tmp_path: Path) -> None:
         ("not json", "not JSON"),
         ("[]", "expected an object"),
         ('{"probe_id": "p0"}', "number"),
-        ('1 -> "1"', "number is of type str"),
-        ("1 -> true", "number is of type bool"),
+        ('1 -> "1"', "number: input should be a valid integer, got '1'"),
+        ("1 -> true", "number: input should be a valid integer, got True"),
+        ('1 -> 1,"x":1', "x: unknown key"),
     ],
 )
 def test_a_malformed_line_names_file_and_line(tmp_path: Path, line: str, said: str) -> None:
@@ -752,3 +757,226 @@ def test_a_collection_is_given_up_when_another_thread_says_so(tmp_path: Path) ->
     assert kept == 1
     asked = [attempt.probe_id for attempt in read_attempts(tmp_path)]
     assert len(asked) == len(set(asked)) == 5
+
+
+# -- what is sent is on the books ----------------------------------------------------------------
+
+
+def sent_lines(folder: Path) -> list[dict[str, Any]]:
+    path = folder / SENT
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_request_is_noted_before_it_goes_out(tmp_path: Path) -> None:
+    """The host finds it on disk when it is asked."""
+    noted: list[list[str]] = []
+
+    def script(_asked: Asked) -> dict[str, Any]:
+        noted.append([line["probe_id"] for line in sent_lines(tmp_path)])
+        return chat()
+
+    with FakeHost(script) as host:
+        run(tmp_path, host, 3)
+
+    assert noted == [["p0"], ["p0", "p1"], ["p0", "p1", "p2"]]
+    assert sent_lines(tmp_path)[0] | {"sent_at": ""} == {
+        "of": EXCHANGES, "probe_id": "p0", "number": 1, "sent_at": "", "max_tokens": 8,
+        "prompt_tokens": 66,
+    }  # fmt: skip
+
+
+def test_a_request_without_an_answer_on_record_is_paid_in_full(tmp_path: Path) -> None:
+    """It may have been billed; its number is not given again, and it is no failed try."""
+    line = {
+        "of": EXCHANGES, "probe_id": "p0", "number": 1, "sent_at": "2026-01-01T00:00:00.000+00:00",
+        "max_tokens": 8, "prompt_tokens": 66,
+    }  # fmt: skip
+    append_line(tmp_path / SENT, line)
+    full = chat() | {"usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+    with FakeHost(then(full)) as host:
+        ceiling = Ceiling(completion_tokens=24, usd=None, prices=None)
+        collect(tmp_path, endpoint(host.url, max_attempts=1), probes(5), ceiling=ceiling)
+
+        assert len(host.asked) == 2
+    assert [(a.probe_id, a.number) for a in read_attempts(tmp_path)] == [("p0", 2), ("p1", 1)]
+    assert [one.number for one in read_unanswered(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"of": "../../secret"}, {"number": -1}, {"max_tokens": -5}, {"prompt_tokens": 10**400},
+     {"number": True}, {"probe_id": None}],
+    ids=str,
+)  # fmt: skip
+def test_a_spoilt_note_of_a_request_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """It could hide what was spent, or lead elsewhere."""
+    line = {
+        "of": EXCHANGES, "probe_id": "p0", "number": 1, "sent_at": "", "max_tokens": 8,
+        "prompt_tokens": 66,
+    }  # fmt: skip
+    append_line(tmp_path / SENT, line | change)
+
+    with pytest.raises(ConfigError, match=r"sent\.jsonl:1: "):
+        collect(tmp_path, endpoint("http://127.0.0.1:1/v1"), probes(1))
+
+
+COLLECTS_WITHIN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+from test_collect import collect, endpoint, probes
+from verifier.spending import Ceiling
+ceiling = Ceiling(completion_tokens=160, usd=None, prices=None)
+collect(Path(sys.argv[1]), endpoint(sys.argv[2], concurrency=4), probes(40), ceiling=ceiling)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT], ids=["kill", "Ctrl-C"])
+def test_a_host_gets_no_more_requests_than_are_paid_for(
+    tmp_path: Path, how: signal.Signals
+) -> None:
+    """160 tokens pay for 20 requests of 8, however often the collection is stopped on its way."""
+    full = chat() | {"usage": {"prompt_tokens": 7, "completion_tokens": 8}}
+
+    def script(_asked: Asked) -> dict[str, Any]:
+        time.sleep(0.3)
+        return full
+
+    with FakeHost(script) as host:
+
+        def start() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-c", COLLECTS_WITHIN, str(tmp_path), host.url,
+                 str(Path(__file__).parent)],
+                stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+        for _ in range(5):
+            before, child = len(host.asked), start()
+            try:
+                while len(host.asked) == before and child.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(0.05)
+            finally:
+                child.send_signal(how)
+                child.wait()
+        last = start()
+        last.wait()
+
+        assert last.returncode == 0
+        assert 8 < len(host.asked) <= 20
+    unanswered = read_unanswered(tmp_path)
+    assert len(unanswered) >= 5
+    assert len(read_attempts(tmp_path)) + len(unanswered) == 20
+
+
+def test_what_is_under_way_is_recorded_before_the_operator_is_told(tmp_path: Path) -> None:
+    """A refused key among eight requests: the other seven were answered, and are on record."""
+    together = threading.Barrier(8)
+
+    def script(asked: Asked) -> Answer | dict[str, Any]:
+        together.wait(10)
+        if asked.index == 0:
+            return error(401)
+        time.sleep(0.3)
+        return chat()
+
+    with FakeHost(script) as host:
+        with pytest.raises(EndpointError, match="refused the API key"):
+            collect(tmp_path, endpoint(host.url, concurrency=8), probes(30))
+
+        assert len(host.asked) == len(read_attempts(tmp_path)) == 8
+    assert read_unanswered(tmp_path) == ()
+    answered = read_outcomes(tmp_path, max_attempts=8).values()
+    assert [type(one) for one in answered] == [Reply] * 7
+
+
+def test_nobody_waits_for_a_further_try_once_the_operator_must_act(tmp_path: Path) -> None:
+    """Only what is out comes back; a worker that waits to ask again does not."""
+    seen = threading.Event()
+
+    def script(asked: Asked) -> Answer:
+        if asked.index == 0:
+            seen.wait(10)
+            return error(401)
+        if asked.index == 1:
+            threading.Timer(0.3, seen.set).start()
+        return error(503)
+
+    with FakeHost(script) as host:
+        begun = time.monotonic()
+        with pytest.raises(EndpointError):
+            collect(tmp_path, endpoint(host.url, concurrency=2), probes(2))
+
+        assert time.monotonic() - begun < 5
+        assert len(host.asked) == len(read_attempts(tmp_path))
+
+
+# -- what is written can be read -----------------------------------------------------------------
+
+
+def test_a_body_too_large_to_be_read_again_is_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As JSON it is six times as long; the probe is asked again, and the folder stays readable."""
+    for module in (folder_module, collect_module):
+        monkeypatch.setattr(module, "MAX_LINE_BYTES", 40_000)
+    with FakeHost(then(Answer(body=b"\0" * 10_000), chat())) as host:
+        outcomes, _waits = run(tmp_path, host)
+
+    assert isinstance(outcomes["p0"], Reply)
+    first, second = read_attempts(tmp_path)
+    assert (first.status, first.error, len(first.body)) == (200, "response too large to keep", 4096)
+    assert second.error is None
+
+
+# -- what a host counts --------------------------------------------------------------------------
+
+
+def within(folder: Path, host: FakeHost, **ceiling: Any) -> int:
+    """Collect under a ceiling of 20 requests of 8 tokens; how many the host got."""
+    given: dict[str, Any] = {"completion_tokens": 160, "usd": None, "prices": None}
+    collect(
+        folder, endpoint(host.url, concurrency=4), probes(60), ceiling=Ceiling(**given | ceiling)
+    )
+    return len(host.asked)
+
+
+LONG_TEXT = "One two three four five six seven eight."
+
+
+@pytest.mark.parametrize("completion", [0, 1])
+def test_a_count_below_the_text_buys_no_further_request(tmp_path: Path, completion: int) -> None:
+    """A host that says its answers took nothing is paid for what it may have made."""
+    usage = {"prompt_tokens": 7, "completion_tokens": completion}
+    with FakeHost(then(chat(LONG_TEXT) | {"usage": usage})) as host:
+        assert within(tmp_path, host) == 20
+
+
+@pytest.mark.parametrize("completion", [9, 5_000, 10**9])
+def test_no_number_ends_a_collection(tmp_path: Path, completion: int) -> None:
+    """A count beyond what was allowed costs what was allowed."""
+    usage = {"prompt_tokens": 7, "completion_tokens": completion}
+    with FakeHost(then(chat(LONG_TEXT * 3) | {"usage": usage})) as host:
+        assert within(tmp_path, host) == 20
+
+
+def test_a_prompt_costs_no_more_than_it_can_count(tmp_path: Path) -> None:
+    """Two thousandths of a dollar pay for 30 prompts of at most 66 tokens at a dollar a million."""
+    usage = {"prompt_tokens": 100_000, "completion_tokens": 8}
+    prices = Prices(prompt=1.0, completion=0.0)
+    with FakeHost(then(chat(LONG_TEXT) | {"usage": usage})) as host:
+        asked = within(tmp_path, host, completion_tokens=10_000, usd=0.002, prices=prices)
+
+    assert 28 <= asked <= 30  # p10 and later have a byte more
+
+
+def test_a_tokenizer_at_hand_counts_for_itself(tmp_path: Path) -> None:
+    """Four tokens, whatever the host says below that."""
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    with FakeHost(then(chat("a b c d") | {"usage": usage})) as host:
+        settings = endpoint(host.url, count_tokens=lambda text: len(text.split()))
+        ceiling = Ceiling(completion_tokens=48, usd=None, prices=None)
+        collect(tmp_path, settings, probes(20), ceiling=ceiling)
+
+        assert len(host.asked) == 11  # 10 that cost four, and one more that fits

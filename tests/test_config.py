@@ -103,6 +103,7 @@ FULL: dict[str, Any] = {
         "context": 8192,
         "output": 1024,
         "capabilities": True,
+        "deadline": 5400.0,
     },
     "prices": {"prompt": 0.5, "completion": 1.5},
     "out": "runs/é",
@@ -709,3 +710,24 @@ def test_every_fact_about_a_host_has_a_source() -> None:
     """And no preset names a host that cannot be found again."""
     for preset in load_hosts().values():
         assert all(":" in source or "nothing else was read" in source for source in preset.sources)
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [("90m", 5_400), ("2h", 7_200), ("60s", 60), ("90", 90), (120, 120), ("1.5h", 5_400),
+     ("30d", 2_592_000), (" 2 h ", 7_200)],
+    ids=str,
+)  # fmt: skip
+def test_a_deadline_is_a_span_of_time(given: object, seconds: float) -> None:
+    """As text with a unit, or in seconds."""
+    assert AuditSection(deadline=given).deadline == seconds  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "given", ["59s", 59, "31d", "soon", "1h30m", "-2h", "", "2 weeks", True, None, "nan", "١h"],
+    ids=str,
+)  # fmt: skip
+def test_what_is_no_deadline_is_refused(given: object) -> None:
+    """Nor one below a minute, or above 30 days."""
+    with pytest.raises(ConfigError, match=r"deadline"):
+        validated(AuditSection, {"deadline": given}, where="audit")

@@ -147,7 +147,7 @@ def test_malformed_scores_of_long_prompts_are_refused(
         run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
     (out / CONTEXT_SCORES).write_text(line + "\n")
 
-    with pytest.raises(ConfigError, match=r"context_scores\.jsonl: malformed score"):
+    with pytest.raises(ConfigError, match=r"context_scores\.jsonl:\d+: .*remove the file"):
         score_long(out, asked_of())
 
 

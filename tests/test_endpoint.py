@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import socket
 import threading
 import time
@@ -461,3 +462,125 @@ def test_a_mark_before_a_list_of_models_is_passed_over() -> None:
 
     with FakeHost(lambda _asked: chat(), models=Answer(body=listing)) as host:
         assert asyncio.run(once(host.url)) == ("m",)
+
+
+# -- bytes behind a response ---------------------------------------------------------------------
+
+
+def response_of(text: str, *, chunked: bool = False) -> bytes:
+    body = json.dumps(chat(text)).encode()
+    if chunked:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+        return head + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+    return b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
+
+
+class KeptAlive:
+    """A host that keeps lines open: after each answer it sends `more`, `later` seconds after it."""
+
+    def __init__(self, more: bytes, *, later: float | None = None, chunked: bool = False) -> None:
+        self.asked = 0
+        self.lines = 0
+        self._more, self._later, self._chunked = more, later, chunked
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._open: list[socket.socket] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listening.getsockname()[1]}/v1"
+
+    def __enter__(self) -> KeptAlive:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        for line in self._open:
+            line.close()
+        self._thread.join(5)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                line, _ = self._listening.accept()
+            except OSError:
+                return
+            self.lines += 1
+            self._open.append(line)
+            threading.Thread(target=self._serve, args=(line,), daemon=True).start()
+
+    def _serve(self, line: socket.socket) -> None:
+        received = b""
+        while True:
+            try:
+                piece = line.recv(65536)
+            except OSError:
+                return
+            received += piece
+            if not piece:
+                return
+            head, found, body = received.partition(b"\r\n\r\n")
+            length = re.search(rb"content-length: (\d+)", head.lower())
+            if not found or length is None or len(body) < int(length[1]):
+                continue
+            received = b""
+            self.asked += 1
+            answer = response_of(f"answer {self.asked}", chunked=self._chunked)
+            try:
+                if self._later is None:
+                    line.sendall(answer + self._more)
+                else:
+                    line.sendall(answer)
+                    time.sleep(self._later)
+                    line.sendall(self._more)
+            except OSError:
+                return
+
+
+def ask_in_turn(url: str, count: int, *, pause_s: float = 0.0) -> list[str]:
+    """The texts that so many questions got, on as few lines as may be."""
+
+    async def every() -> list[str]:
+        found = []
+        async with Client(endpoint(url, concurrency=1)) as client:
+            for number in range(count):
+                sent = await client.ask(PROBE, number=number + 1, logprobs=False)
+                assert sent.attempt.error is None, sent.attempt.error
+                found.append(json.loads(sent.attempt.body)["choices"][0]["message"]["content"])
+                await asyncio.sleep(pause_s)
+        return found
+
+    return asyncio.run(every())
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+@pytest.mark.parametrize(
+    ("more", "later"),
+    [
+        (response_of("INJECTED"), None),
+        (response_of("INJECTED"), 0.05),
+        (response_of("INJECTED")[:30], None),
+        (b"\r\n", None),
+    ],
+    ids=["in one packet", "later", "half of one", "an empty line"],
+)
+def test_bytes_behind_a_response_answer_nothing(
+    more: bytes, later: float | None, chunked: bool
+) -> None:
+    """Every question gets the answer that was made for it, and the line is not used again."""
+    with KeptAlive(more, later=later, chunked=chunked) as host:
+        found = ask_in_turn(host.url, 4, pause_s=3 * (later or 0.0))
+
+        assert found == [f"answer {n}" for n in (1, 2, 3, 4)]
+        assert (host.asked, host.lines) == (4, 4)
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunks"])
+def test_an_honest_line_is_kept(chunked: bool) -> None:
+    """Also a check of the names by which a line is looked at: were one gone, none would be."""
+    with KeptAlive(b"", chunked=chunked) as host:
+        ask_in_turn(host.url, 4)
+
+        assert (host.asked, host.lines) == (4, 1)

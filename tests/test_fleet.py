@@ -25,7 +25,7 @@ from fakes_host import Asked, FakeHost, chat, error
 from junitparser import JUnitXml
 from rich.console import Console
 from scipy.stats import binom
-from simulate import make_plan, simulate_row
+from simulate import make_plan, simulate_row, write_scored
 from test_audit import (  # noqa: F401 - a fixture
     FAULT,
     QUIET,
@@ -51,15 +51,15 @@ from verifier.folder import (
     ERRORS,
     EXCHANGES,
     FLEET,
-    LEDGER,
     PAGE,
     REPORT,
     RUN,
     SUMMARY,
     read_json,
+    working_in,
     write_json,
 )
-from verifier.ledger import Ledger, ledger_to_json
+from verifier.ledger import Ledger
 from verifier.local import Reference
 from verifier.machine import render_junits, render_summary
 from verifier.pace import Show
@@ -562,6 +562,33 @@ def test_the_control_goes_on_alone_when_all_targets_are_done() -> None:
     together.begin(CONTROL, 40)
 
 
+def test_nobody_waits_beyond_the_deadline() -> None:
+    """Neither the control for a target, nor a target for the control."""
+    together = Together(["a", CONTROL], ends_at=time.monotonic() + 0.2)
+    begun = time.monotonic()
+    together.begin(CONTROL, 5)
+    together.begin("a", 6)
+
+    assert 0.1 < time.monotonic() - begun < 10
+
+
+def test_a_target_that_another_process_works_in_is_left_alone(
+    card: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Before anything is asked or written there."""
+    with FakeHost(lambda _asked: chat()) as host:
+        fleet = make_fleet(card, tmp_path / "hosts", targets={"a": endpoint(host.url)})
+        start_targets(fleet)
+        with (
+            working_in(fleet.out / "a"),
+            pytest.raises(ConfigError, match=r"another verifier .* is at work in it"),
+        ):
+            audit_all(fleet)
+
+        assert host.asked == []
+
+
 def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None:  # noqa: F811
     """With targets, prices of their own, and a control."""
     prices = {"prompt": 1.0, "completion": 2.0}
@@ -603,7 +630,7 @@ def write_folder(run_: Path, *, scale: float, count: int) -> None:
     rng = np.random.default_rng(7)
     rows = [simulate_row(rng, f"p{n}", scale=scale) for n in range(count)]
     write_plan(run_, "", make_plan(prices=Prices(prompt=1.0, completion=2.0)), ())
-    write_json(run_ / LEDGER, ledger_to_json(Ledger(rows=tuple(rows))) | {"engine": {}})
+    write_scored(run_, rows)
 
 
 #: A host whose evidence ends just above the 6.9 that one endpoint needs (`simulate`, seed 7).

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,16 @@ from hypothesis import strategies as st
 
 from verifier import folder
 from verifier.errors import ConfigError
-from verifier.folder import append_line, read_json, read_lines, write_json, write_whole
+from verifier.folder import (
+    append_line,
+    make_folder,
+    read_json,
+    read_lines,
+    working_in,
+    write_json,
+    write_lines,
+    write_whole,
+)
 
 #: A machine under load is no failure, and `tmp_path` may serve every example.
 SLOW = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -133,6 +146,7 @@ def test_a_file_that_is_too_large_is_refused(
 ) -> None:
     """Lines and objects alike."""
     monkeypatch.setattr(folder, "MAX_FILE_BYTES", 8)
+    monkeypatch.setattr(folder, "MAX_JSON_BYTES", 8)
     path = tmp_path / "file"
     path.write_bytes(b'{"n": 1}\n')
 
@@ -157,6 +171,37 @@ def test_links_are_neither_read_nor_written_through(tmp_path: Path, there: bool)
             touch(link)
 
     assert (outside.read_bytes() if outside.exists() else None) == before
+
+
+@pytest.mark.parametrize("name", [folder.COMPLETIONS, folder.CONTROL])
+def test_a_folder_within_a_run_folder_is_no_link(tmp_path: Path, name: str) -> None:
+    """Nothing is read, written or made through one."""
+    mine, run = tmp_path / "mine", tmp_path / "run"
+    mine.mkdir()
+    run.mkdir()
+    (mine / "ledger.json").write_text('{"mine": 1}\n')
+    (run / folder.PLAN).write_text("{}\n")
+    (run / name).symlink_to(mine)
+    at = run / name / "ledger.json"
+
+    for touch in (
+        read_json, lambda at: list(read_lines(at)), lambda at: append_line(at, {}),
+        lambda at: write_json(at, {}),
+    ):  # fmt: skip
+        with pytest.raises(ConfigError, match=f"{name}: is a link"):
+            touch(at)
+
+    assert [(p.name, p.read_text()) for p in mine.iterdir()] == [("ledger.json", '{"mine": 1}\n')]
+
+
+def test_the_folder_that_a_user_names_may_be_a_link(tmp_path: Path) -> None:
+    """It is their own choice where it leads."""
+    (tmp_path / "large" / folder.COMPLETIONS).mkdir(parents=True)
+    (tmp_path / "run").symlink_to(tmp_path / "large")
+    for run in (tmp_path / "run", tmp_path / "run" / folder.COMPLETIONS):
+        write_json(run / folder.PLAN, {"n": 1})
+
+        assert read_json(run / folder.PLAN) == {"n": 1}
 
 
 def test_a_prepared_partial_file_is_not_written_through(tmp_path: Path) -> None:
@@ -199,11 +244,11 @@ def test_a_kill_before_the_rename_leaves_the_old_file(
     path = tmp_path / "report.json"
     write_whole(path, "old")
 
-    def kill(_self: Path, _target: Path) -> None:
+    def kill(*_args: object, **_named: object) -> None:
         raise Killed
 
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "replace", kill)
+        patched.setattr(os, "replace", kill)
         with pytest.raises(Killed):
             write_whole(path, "new")
     after_kill = path.read_text()
@@ -217,18 +262,28 @@ def test_a_kill_before_the_rename_leaves_the_old_file(
 def test_a_file_is_complete_on_disk_before_it_takes_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A crash of the machine finds the old file or the whole new one."""
+    """A crash of the machine finds the old file or the whole new one, and finds it by its name.
+
+    The folder is forced to disk once for each new name, and not for each line.
+    """
     steps: list[str] = []
-    sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(os, "fsync", lambda fd: (steps.append("sync"), sync(fd))[1])
+    sync, replace = os.fsync, os.replace
+
+    def note(fd: int) -> None:
+        steps.append("folder" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file")
+        sync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
     monkeypatch.setattr(
-        Path, "replace", lambda at, to: (steps.append("rename"), replace(at, to))[1]
+        os, "replace", lambda *at, **to: (steps.append("rename"), replace(*at, **to))[1]
     )
 
     write_whole(tmp_path / "file", "text")
     append_line(tmp_path / "lines", {})
+    append_line(tmp_path / "lines", {})
+    make_folder(tmp_path / "outer" / "inner")
 
-    assert steps == ["sync", "rename", "sync"]
+    assert steps == ["file", "rename", "folder", "file", "folder", "file", "folder", "folder"]
 
 
 def test_json_files_have_one_byte_form(tmp_path: Path) -> None:
@@ -278,3 +333,139 @@ def test_lines_are_plain_json_for_other_programs(tmp_path: Path) -> None:
     raw = (tmp_path / "lines").read_bytes()
     assert raw == '{"text":"日本 \\n"}\n'.encode()
     assert json.loads(raw) == {"text": "日本 \n"}
+
+
+# -- what is written obeys the limits of what is read ---------------------------------------------
+
+
+def test_a_line_that_could_not_be_read_again_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By any writer; the limit is exact, and counts what a text becomes when it is escaped."""
+    monkeypatch.setattr(folder, "MAX_LINE_BYTES", 21)
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"n": "\0\0"})
+    before = path.read_bytes()
+
+    for write in (append_line, lambda at, value: write_lines(at, [value])):
+        with pytest.raises(ConfigError, match=r"lines\.jsonl: a line of 27 bytes is longer than"):
+            write(path, {"n": "\0\0\0"})
+
+    assert path.read_bytes() == before
+    assert list(read_lines(path)) == [{"n": "\0\0"}]
+
+
+def test_a_file_does_not_grow_beyond_what_can_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is refused before it grows, with what to do."""
+    monkeypatch.setattr(folder, "MAX_FILE_BYTES", 20)
+    path = tmp_path / "lines.jsonl"
+    append_line(path, {"n": 1})
+    append_line(path, {"n": 2})
+
+    with pytest.raises(ConfigError, match=r"would be larger than 20 bytes.*another --out"):
+        append_line(path, {"n": 3})
+
+    assert list(read_lines(path)) == [{"n": 1}, {"n": 2}]
+
+
+def test_a_json_file_that_could_not_be_read_again_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A report, a ledger, a plan."""
+    monkeypatch.setattr(folder, "MAX_JSON_BYTES", 20)
+    path = tmp_path / "report.json"
+    write_json(path, {"n": 1})
+
+    with pytest.raises(ConfigError, match=r"would be 3[0-9] bytes, and no more than 20"):
+        write_json(path, {"n": "x" * 20})
+
+    assert read_json(path) == {"n": 1}
+
+
+# -- one writer -----------------------------------------------------------------------------------
+
+APPENDS = """
+import sys
+from pathlib import Path
+from verifier.folder import append_line
+for n in range(int(sys.argv[3])):
+    append_line(Path(sys.argv[1]), {"by": sys.argv[2], "n": n, "text": "x" * 20_000})
+"""
+
+
+def test_two_processes_that_append_lose_nothing(tmp_path: Path) -> None:
+    """Neither takes the other's half-written line for one that a kill tore."""
+    path = tmp_path / "lines.jsonl"
+    writers = [
+        subprocess.Popen([sys.executable, "-c", APPENDS, str(path), by, "150"]) for by in "ab"
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0]
+
+    found = [(line["by"], line["n"]) for line in read_lines(path)]
+    assert sorted(found) == [(by, n) for by in "ab" for n in range(150)]
+
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from verifier.folder import working_in
+with working_in(Path(sys.argv[1]), make=True):
+    print("in", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_has_one_writer(tmp_path: Path) -> None:
+    """A second process is told who is at work; a kill, of any kind, lets the next one in."""
+    run = tmp_path / "run"
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(run)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "in\n"
+        with pytest.raises(ConfigError) as refused, working_in(run):
+            raise AssertionError("two at work")
+        holder.send_signal(signal.SIGKILL)
+
+    assert str(refused.value) == (
+        f"{run}: another verifier (process {holder.pid}) is at work in it; wait for it, or stop it"
+    )
+    with working_in(run):
+        pass
+    assert list(run.iterdir()) == []
+
+
+def test_a_folder_that_was_made_for_nothing_is_removed(tmp_path: Path) -> None:
+    """What is refused leaves no folder behind; what was written stays."""
+    with working_in(tmp_path / "a" / "b", make=True):
+        assert (tmp_path / "a" / "b").is_dir()
+    left = list(tmp_path.iterdir())
+    with working_in(tmp_path / "a" / "b", make=True):
+        write_json(tmp_path / "a" / "b" / "report.json", {})
+
+    assert left == []
+    assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["report.json"]
+
+
+def test_a_folder_that_is_not_there_is_not_made_to_be_read(tmp_path: Path) -> None:
+    """Whoever reads it says what is missing."""
+    with working_in(tmp_path / "none"):
+        pass
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path: Path) -> None:
+    """A stranger's folder may hold one under that name."""
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").symlink_to(outside)
+
+    with pytest.raises(ConfigError, match="is a link"), working_in(run):
+        pass
+
+    assert outside.read_text() == "mine"

@@ -377,23 +377,26 @@ def test_scales_that_differ_in_their_last_digits_are_the_same_scales() -> None:
 @pytest.mark.parametrize(
     ("place", "put", "says"),
     [
-        (["schema_version"], 2, "ledger schema 2, expected 1"),
-        (["schema_version"], None, "ledger schema None, expected 1"),
+        (["schema_version"], 2, "schema_version: this version reads 1, got 2"),
+        (["schema_version"], None, "schema_version: input should be a valid integer, got None"),
         (["text_scales", 3], 0.5, "text_scales are not the 41 from 0.01 to 1"),
         (["text_scales", 3], 0.0142, "text_scales"),
         (["text_scales"], [0.01, 1.0], "text_scales"),
-        (["text_scales"], None, "text_scales"),
+        (["text_scales"], None, "text_scales: input should be a list, got None"),
         (["text_scales", 3], "wide", "text_scales"),
         (["logprob_scales", 0], 0.5, "logprob_scales are not the 61 from 0.00316 to 3.16"),
-        (["rows"], None, "malformed ledger"),
-        (["rows", 0], "row", "malformed ledger"),
-        (["rows", 0, "tokens"], "many", "malformed ledger"),
-        (["rows", 0, "text"], [1.0], "malformed ledger"),
-        (["rows", 0, "text", "reference"], [0.0], "expected 41 finite numbers"),
-        (["rows", 0, "text", "reference", 5], math.nan, "expected 41 finite numbers"),
-        (["rows", 0, "logprob"], [0.0] * 60, "expected 61 finite numbers"),
-        (["rows", 0, "logprob", 5], -math.inf, "expected 61 finite numbers"),
-        (["rows", 0, "logprob", 5], None, "malformed ledger"),
+        (["rows"], None, "rows: input should be a list, got None"),
+        (["rows", 0], "row", "rows[0]: input should be an object, got 'row'"),
+        (["rows", 0, "tokens"], "many", "rows[0].tokens: input should be a valid integer"),
+        (["rows", 0, "tokens"], -1, "rows[0].tokens: input should be greater than or equal to 0"),
+        (["rows", 0, "text"], [1.0], "rows[0].text: input should be an object"),
+        (["rows", 0, "text", "reference"], [0.0], "rows[0].text.reference: "),
+        (["rows", 0, "text", "reference", 5], math.nan, "reference[5]: input should be a finite"),
+        (["rows", 0, "text", "reference", 5], 1e300, "reference[5]: input should be less than"),
+        (["rows", 0, "logprob"], [0.0] * 60, "rows[0].logprob: "),
+        (["rows", 0, "logprob", 5], -math.inf, "rows[0].logprob[5]: input should be a finite"),
+        (["rows", 0, "logprob", 5], None, "rows[0].logprob[5]: input should be a valid number"),
+        (["rows", 0, "surprise"], 1, "rows[0].surprise: unknown key"),
     ],
 )
 def test_a_ledger_that_is_not_ours_is_refused(place: list[Any], put: Any, says: str) -> None:
@@ -418,5 +421,5 @@ def test_a_row_that_lacks_a_field_is_refused(key: str) -> None:
     value = ledger_to_json(LEDGER)
     del value["rows"][1][key]
 
-    with pytest.raises(ConfigError, match=f"malformed ledger.*{key}"):
+    with pytest.raises(ConfigError, match=rf"^here: rows\[1\]\.{key}: missing"):
         ledger_from_json(value, "here")

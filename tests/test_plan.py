@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -285,8 +286,10 @@ def test_the_plan_is_written_last(
 ) -> None:
     """A folder that holds a plan holds all of it, whenever the writing was killed."""
     order: list[str] = []
-    replace = Path.replace
-    monkeypatch.setattr(Path, "replace", lambda at, to: (order.append(to.name), replace(at, to))[1])
+    replace = os.replace
+    monkeypatch.setattr(
+        os, "replace", lambda at, to, **below: (order.append(to), replace(at, to, **below))[1]
+    )
     written(tmp_path, pool)
 
     assert order == [RUN, PROBES, PLAN]
@@ -307,15 +310,15 @@ def tampered(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"schema_version": 2}, "plan schema 2, but this version reads 1"),
-        ({"schema_version": None}, "plan schema None, but this version reads 1"),
-        ({"surprise": 1}, "surprise: unknown key; known are schema_version"),
-        ({"alpha": 0}, "alpha: expected greater than 0; got 0"),
-        ({"beta": 1}, "beta: expected less than 1; got 1"),
-        ({"max_tokens": 0}, "max_tokens: expected greater than or equal to 1"),
-        ({"max_attempts": 0}, "max_attempts: expected greater than or equal to 1"),
-        ({"seed": "x"}, "seed: expected a valid integer"),
-        ({"prices": {"prompt": 1}}, "prices.completion: missing; add it"),
+        ({"schema_version": 2}, "schema_version: this version reads 1, got 2"),
+        ({"schema_version": None}, "schema_version: input should be a valid integer, got None"),
+        ({"surprise": 1}, "surprise: unknown key; remove it"),
+        ({"alpha": 0}, "alpha: input should be greater than 0, got 0"),
+        ({"beta": 1}, "beta: input should be less than 1, got 1"),
+        ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
+        ({"max_attempts": 0}, "max_attempts: input should be greater than or equal to 1"),
+        ({"seed": "x"}, "seed: input should be a valid integer"),
+        ({"prices": {"prompt": 1}}, "prices.completion: missing"),
         ({"policy": {"noise": ["unheard of"]}}, "the policy names 'unheard of', of which nothing"),
         ({"bank": []}, "the policy names 'drop-1', of which nothing is known"),
         ({"calibration": {}}, "calibration.schema_version: missing"),
@@ -366,6 +369,11 @@ GOOD = {
         {"max_tokens": "many"},
         {"max_tokens": None},
         {"max_tokens": 1e999},
+        {"max_tokens": 8.0},
+        {"tools": "all"},
+        {"tools": [{"name": "f", "description": "", "parameters": "{"}]},
+        {"today": "tomorrow"},
+        {"surprise": 1},
     ],
     ids=lambda changes: str(changes)[:40],
 )
@@ -377,7 +385,7 @@ def test_a_malformed_probe_is_refused_with_its_line(
     text = json.dumps(bad).replace("Infinity", "1e999")
     (tmp_path / PROBES).write_text(f"{json.dumps(GOOD)}\n{text}\n")
 
-    with pytest.raises(ConfigError, match=r"probes\.jsonl:2: malformed probe"):
+    with pytest.raises(ConfigError, match=r"probes\.jsonl:2: .*restore the run folder"):
         read_probes(tmp_path)
 
 

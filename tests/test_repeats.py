@@ -81,7 +81,7 @@ def test_repeats_survive_the_ledger_file(tmp_path: Path) -> None:
     assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
     assert "repeats" not in ledger_to_json(Ledger(rows=()))
     append_line(tmp_path / REPEATS, {"probe_id": "a", "log_p": 1.0})
-    with pytest.raises(ConfigError, match="malformed repeat"):
+    with pytest.raises(ConfigError, match="remove the file and run `verifier score` again"):
         read_repeats(tmp_path)
 
 

@@ -672,7 +672,7 @@ def test_a_malformed_line_is_refused_with_its_place(tmp_path: Path, change: Any)
     (tmp_path / SCORES).write_text(f"{json.dumps(first)}\n{json.dumps(second)}\n")
 
     with pytest.raises(
-        ConfigError, match=r"malformed score.*run `verifier score` again"
+        ConfigError, match=r"remove the file and run `verifier score` again"
     ) as refused:
         read_scores(tmp_path)
     assert str(refused.value).startswith(f"{tmp_path / SCORES}:2:")

@@ -21,12 +21,11 @@ import pytest
 import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from simulate import make_plan, simulate_row
+from simulate import make_plan, simulate_row, write_scored
 
 import verifier
-from verifier import cli
-from verifier.folder import LEDGER, PAGE, REPORT, write_json
-from verifier.ledger import Ledger, ledger_to_json
+from verifier import cli, commands
+from verifier.folder import PAGE, REPORT
 from verifier.plan import write_plan
 from verifier.records import Message, Probe
 from verifier.shipped import shipped
@@ -39,6 +38,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
+    {"commands"},
     {"cli_lab", "cli_reference"},
     {"bench_tricks", "bench_wire"},
     {
@@ -57,7 +57,7 @@ LAYERS = (
     {"parameters"},
     {
         "templates", "plan", "collect", "score", "page", "testbed", "testbed_script", "pin",
-        "fit", "sampling",
+        "fit", "sampling", "claimed",
     },
     {"testbed_tricks", "sampled"},
     {"window", "reading"},
@@ -84,10 +84,11 @@ LAYERS = (
     {"samplers"},
     {"renderings.catalogue", "counts", "ledger", "single", "strata"},
     {"repeats"},
-    {"stats"},
+    {"stats", "stored"},
     {"renderings.changes", "renderings", "folder", "template_process"},
     {"prompts", "strict", "template_worker"},
-    {"records", "errors", "shipped", "pace", "child", "secret", "verifier"},
+    {"sieve"},
+    {"records", "errors", "shipped", "pace", "child", "secret", "spelling", "verifier"},
 )  # fmt: skip
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
@@ -122,7 +123,7 @@ HOMES = {
     "scipy": {"stats"},
     "starlette": {"testbed", "testbed_router"},
     "uvicorn": {"testbed"},
-    "typer": {"cli", "cli_lab", "cli_reference", "shell"},
+    "typer": {"commands", "cli_lab", "cli_reference", "shell"},
     "rich": {"report", "sheets", "shell"},
     "jinja2": {"page"},
     "yaml": {"strict"},
@@ -324,7 +325,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, A
         for row in rows
     )  # fmt: skip
     write_plan(run, "", make_plan(), probes)
-    write_json(run / LEDGER, ledger_to_json(Ledger(rows=rows)) | {"engine": {}})
+    write_scored(run, rows)
     slow = ["torch", "transformers", "matplotlib", "pydantic", "scipy", "numpy", "httpx"]
     given = f"WITHOUT = {WITHOUT!r}\nSLOW = {slow!r}\nRUN = {str(run)!r}\n"
     done = subprocess.run(
@@ -364,16 +365,16 @@ def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], 
 # -- help and documents ------------------------------------------------------------------------
 
 
-def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+def each_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that does something, by the words that call it."""
     inner = getattr(command, "commands", None)
     if inner is None:
         yield " ".join(path), command
     for name, one in (inner or {}).items():
-        yield from commands(one, (*path, name))
+        yield from each_command(one, (*path, name))
 
 
-COMMANDS = dict(commands(typer.main.get_command(cli.app)))
+COMMANDS = dict(each_command(typer.main.get_command(commands.app)))
 
 
 def examples(command: Any) -> list[list[str]]:
@@ -456,7 +457,7 @@ def test_every_module_says_what_it_is(name: str) -> None:
 def test_the_version_is_the_same_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     """Installed metadata, the package, and what the command line prints."""
     with pytest.raises(typer.Exit):
-        cli._version(True)
+        commands._version(True)
 
     assert version("hosted-model-verifier") == verifier.__version__
     assert capsys.readouterr().out == f"verifier {verifier.__version__}\n"

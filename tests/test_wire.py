@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verifier.records import Attempt, Candidate, NotJudged, Reply, ReportedToken
-from verifier.wire import REDACTED, Problem, asked_logprobs, clean, parse
+from verifier.sieve import REDACTED
+from verifier.wire import Problem, asked_logprobs, clean, parse
 
 
 def attempt(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
-from verifier.records import Candidate, Reply, ReplyScore
+from verifier.records import Candidate, Count, Reply, ReplyScore, TokenId
 
 #: What stands for bytes that are no character.
 REPLACEMENT = "\ufffd"
@@ -34,10 +34,10 @@ class Vocabulary(Protocol):
 class Aligned:
     """A reply as reference token ids. `left_out` are positions never scored."""
 
-    reply_ids: tuple[int, ...]
-    left_out: frozenset[int]
+    reply_ids: tuple[TokenId, ...]
+    left_out: frozenset[Count]
     by: Literal["bytes", "text"]
-    candidates: tuple[tuple[int, ...], ...] | None  # ids the endpoint named, per position
+    candidates: tuple[tuple[TokenId, ...], ...] | None  # ids the endpoint named, per position
     reported: tuple[tuple[float, ...], ...] | None  # what it claims for them, parallel
     problem: str | None  # why reported log-probabilities are not used
     unjudged: str | None = None  # why no token of it is known; None: they are

@@ -30,6 +30,7 @@ from verifier.decide import (
     judge_folder,
     may_be_sampled,
     names_template,
+    own_ledger,
     publish,
     seeks_cause,
     suspects_template,
@@ -44,18 +45,20 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import (
     COMPLETIONS,
     CONTEXT,
+    DEADLINE,
     LEDGER,
+    LOCK,
     PAGE,
     PANEL,
     PLAN,
     PROBES,
-    REPORT,
     RUN,
     SAMPLED,
-    read_json,
+    make_folder,
+    write_json,
     write_whole,
 )
-from verifier.ledger import ledger_from_json
+from verifier.ledger import read_ledger
 from verifier.local import (
     LoadReference,
     Reference,
@@ -65,7 +68,7 @@ from verifier.local import (
     render_as_text,
 )
 from verifier.look import look_at_template, read_prompts, score_panel
-from verifier.pace import ALONE, Pace, Show
+from verifier.pace import ALONE, Pace, Show, until
 from verifier.plan import (
     Plan,
     batch_ends,
@@ -80,12 +83,13 @@ from verifier.probes import load_pool
 from verifier.quiet import can_turn_off, hides_thoughts, turn_off
 from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
 from verifier.reference import load_card, load_tokenizers
-from verifier.report import render_page, report_from_json
+from verifier.report import read_report, render_page
 from verifier.sampled import score_repeats, score_sampled
 from verifier.samplers import Sampler, penalty_columns
-from verifier.score import score_replies
+from verifier.score import is_sampler, score_replies
+from verifier.scores import forget_scores, scored_columns
 from verifier.weigh import planned_samplers
-from verifier.wording import describe_replies
+from verifier.wording import describe_replies, describe_seconds
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES = 24
@@ -105,17 +109,23 @@ def audit(
     crossed. The reference is loaded before the first request, so that nothing is spent on an
     audit that cannot be scored. Raises a VerifierError with everything kept that had arrived.
     """
-    run = config.out
+    run, pace = config.out, until(pace, config.audit.deadline)
     plan = start(config)
+    (run / DEADLINE).unlink(missing_ok=True)
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     probes = read_probes(run)
     reference = load_reference()
     refuse_unknown_builds(plan, reference.engine)
-    endpoint = make_endpoint(config, api_key=api_key, render=render_as_ids(reference.tokenizer))
+    endpoint = replace(
+        make_endpoint(config, api_key=api_key, render=render_as_ids(reference.tokenizer)),
+        count_tokens=lambda text: len(reference.tokenizer.encode(text)),
+    )
     known = read_capabilities(run)
     if known is None and config.audit.capabilities:
         show.tell("finding out what the endpoint can do")
-        known = probe_capabilities(run, endpoint, purse=open_purse(run, plan))
+        known = probe_capabilities(
+            run, endpoint, purse=open_purse(run, plan, endpoint), stopped=pace.stopped
+        )
     endpoint = endpoint if known is None else apply_capabilities(known, endpoint)
     found, looked = None, False
     if known is not None and known.reasoning == "hidden" and can_turn_off(plan, probes):
@@ -131,10 +141,12 @@ def audit(
             looked = True
             look_at_template(run, plan, endpoint, reference, show, pace)
         found = judge_folder(run)
+        if pace.late():
+            found = end_at_deadline(run, pace, found)
         show.tell(_standing(publish(run, found)))
         quiet = (plan.samplers and may_be_sampled(plan, found)) or waits_for_long(plan, found)
         ends = found.decision != "inconclusive" and not wants_stratum(plan, found, asked=end)
-        if ends or quiet or not goes_on(run, plan, probes[:end]):
+        if ends or quiet or pace.late() or not goes_on(run, plan, probes[:end]):
             break
     assert found is not None  # a plan has at least one probe
     if plan.samplers and may_be_sampled(plan, found):
@@ -155,11 +167,21 @@ def audit(
     if endpoint.dialect == "chat" and wants_completions(found):
         ask_for_completions(run, plan, endpoint, reference, show, pace)
         decide_folder(run)
+    if pace.late():
+        publish(run, end_at_deadline(run, pace, judge_folder(run)))
     return write_page(run)
 
 
+def end_at_deadline(run: Path, pace: Pace, found: Report) -> Report:
+    """Keep that the deadline came before a verdict; the report that says so."""
+    if found.decision != "inconclusive":
+        return found
+    write_json(run / DEADLINE, {"deadline_s": pace.deadline_s})
+    return judge_folder(run)
+
+
 def _hides_thoughts(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
     return hides_thoughts(plan, probes, ledger, outcomes)
 
@@ -186,7 +208,9 @@ def start(config: RunFile) -> Plan:
     run = config.out
     if (run / PLAN).exists():
         before = load_run_file(run / RUN, below=run)
-        same = before.model_copy(update={"out": config.out}) == config
+        # how long a command may take says nothing of what it does
+        now = before.audit.model_copy(update={"deadline": config.audit.deadline})
+        same = before.model_copy(update={"out": config.out, "audit": now}) == config
         if not same:
             raise ConfigError(
                 f"{run}: holds another run; give another --out, or the run file {run / RUN} to go "
@@ -205,7 +229,7 @@ def start(config: RunFile) -> Plan:
 
 def _is_of_a_plan(path: Path) -> bool:
     """Whether a kill while a plan was written may have left this file."""
-    return path.name.removesuffix(".partial") in (RUN, PROBES, SAMPLED, PLAN)
+    return path.name.removesuffix(".partial") in (RUN, PROBES, SAMPLED, PLAN, LOCK)
 
 
 def make_endpoint(
@@ -287,7 +311,7 @@ def ask_for_completions(
     """
     folder = run / COMPLETIONS
     if not (folder / PROBES).exists():
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         made = to_complete(read_probes(run), max_tokens=plan.max_tokens)
         write_probes(folder, made, name=PROBES)
     direct = replace(
@@ -326,10 +350,21 @@ def score_completions(run: Path, reference: Reference, *, show: Show) -> None:
 
 
 def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
-    """Plan the run if it is not planned yet, and find out what its endpoint can do."""
+    """Plan the run if it is not planned yet, and find out what its endpoint can do.
+
+    Raises EndpointError when the deadline comes first.
+    """
+    pace = until(ALONE, config.audit.deadline)
     plan = start(config)
     endpoint = make_endpoint(config, api_key=api_key)
-    return probe_capabilities(config.out, endpoint, purse=open_purse(config.out, plan))
+    purse = open_purse(config.out, plan, endpoint)
+    found = probe_capabilities(config.out, endpoint, purse=purse, stopped=pace.stopped)
+    if found is None:
+        raise EndpointError(
+            f"{endpoint.host}: the deadline of {describe_seconds(config.audit.deadline)} came "
+            "first (audit.deadline); run the same command again"
+        )
+    return found
 
 
 def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
@@ -343,6 +378,8 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
             f"{run / RUN}: endpoint.dialect: text completions are asked with prompts that the "
             "reference's tokenizer renders; run `verifier audit` instead"
         )
+    pace = until(ALONE, config.audit.deadline)
+    (run / DEADLINE).unlink(missing_ok=True)
     asked = read_probes(run)[:probes]
     endpoint = make_endpoint(config, api_key=api_key)
     known = read_capabilities(run)
@@ -350,9 +387,12 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     sampled = read_probes(run, name=SAMPLED) if probes is None else ()
     for some in (asked, sampled):
         for end in batch_ends(len(some)):
-            ask_within_budget(run, plan, endpoint, some[:end], show)
-            if not goes_on(run, plan, some[:end]):
+            ask_within_budget(run, plan, endpoint, some[:end], show, pace)
+            if pace.late() or not goes_on(run, plan, some[:end]):
                 break
+    if pace.late():
+        write_json(run / DEADLINE, {"deadline_s": pace.deadline_s})
+        show.tell(f"the deadline of {describe_seconds(pace.deadline_s)} came first")
     return len(read_outcomes(run, max_attempts=plan.max_attempts))
 
 
@@ -407,6 +447,24 @@ def score(
     score_completions(run, reference, show=show)
 
 
+def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> None:
+    """Remove every score of a run folder and compute them from its replies.
+
+    The weights that had been scored to name a cause are scored again, and with `builds` all.
+    """
+    plan = read_plan(run)
+    had = scored_columns(run)
+    again = builds or bool(had & {*plan.bank, *plan.suspects} - {*plan.policy.builds})
+    named = nameable(plan, reference, show) if again else ()
+    able = reference.engine.scores_samplers and any(map(is_sampler, had))
+    forget_scores(run)
+    score(
+        run, reference, weights=named, limit=NAMING_REPLIES,
+        penalties=penalty_columns() if able else {}, show=show,
+    )  # fmt: skip
+    score_long(run, reference)
+
+
 def score_long(run: Path, reference: Reference) -> None:
     """Score what long prompts and long replies brought, where any were asked for."""
     plan = read_plan(run)
@@ -419,19 +477,28 @@ def score_long(run: Path, reference: Reference) -> None:
 
 def write_page(run: Path) -> Report:
     """Write the HTML page of a decided run folder; the report it shows."""
+    report, page = render_folder(run)
+    write_whole(run / PAGE, page)
+    return report
+
+
+def render_folder(run: Path) -> tuple[Report, str]:
+    """The report of a decided run folder, and its HTML page."""
     plan = read_plan(run)
-    report = report_from_json(read_json(run / REPORT))
+    report = read_report(run)
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    if (run / LEDGER).exists():
+        own_ledger(run, outcomes)  # a verdict on other replies is not shown
     page = render_page(
         report,
-        outcomes=read_outcomes(run, max_attempts=plan.max_attempts),
+        outcomes=outcomes,
         probes=tuple(
             p for name in (PROBES, PANEL, SAMPLED, CONTEXT) for p in read_probes(run, name=name)
         ),
         attempts=read_attempts(run),
         prompts=read_prompts(run, report),
     )
-    write_whole(run / PAGE, page)
-    return report
+    return report, page
 
 
 def _standing(report: Report) -> str:

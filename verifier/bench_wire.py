@@ -26,8 +26,8 @@ from verifier.collect import collect, read_attempts, read_outcomes
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.demo import CARD, local_host
 from verifier.endpoint import Endpoint
-from verifier.folder import EXCHANGES, LEDGER, read_json, write_json
-from verifier.ledger import ledger_from_json
+from verifier.folder import EXCHANGES, read_json, write_json
+from verifier.ledger import read_ledger
 from verifier.local import LoadReference
 from verifier.pace import Show
 from verifier.plan import versions
@@ -307,7 +307,7 @@ def measure_verdicts(
 
 
 def _cells(run: Path) -> list[Any]:
-    rows = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).rows
+    rows = read_ledger(run).rows
     return sorted((row.probe_id, row.text) for row in rows)
 
 

@@ -41,7 +41,7 @@ def ask_within_budget(
     The exchanges go into the run folder, or into `folder` within it.
     """
     folder, before = folder or run, -1
-    every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder)
+    every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder, endpoint)
     if not any(probe.temperature or probe.kind in LONG for probe in probes):
         ceiling = ceiling.less(plan.budget_sampled_tokens)  # a share is kept for samples
     if not any(probe.kind in LONG for probe in probes):
@@ -54,14 +54,14 @@ def ask_within_budget(
         before = settled
 
 
-def _ceiling_beside(run: Path, plan: Plan, folder: Path) -> Ceiling:
+def _ceiling_beside(run: Path, plan: Plan, folder: Path, endpoint: Endpoint) -> Ceiling:
     """What is left for the probes of `folder` after everything that was asked beside them."""
-    purse = Purse(plan.ceiling)
-    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES)
-    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES)
+    purse, count = Purse(plan.ceiling), endpoint.count_tokens
+    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES, count=count)
+    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES, count=count)
     for other in (run, run / COMPLETIONS):
         if other != folder:
-            book(other, purse, _probes_of(other))
+            book(other, purse, _probes_of(other), count=count)
     spent = purse.spent
     return plan.ceiling.less(spent.completion_tokens, prompt_tokens=spent.prompt_tokens)
 
@@ -73,12 +73,12 @@ def _probes_of(folder: Path) -> tuple[Probe, ...]:
     return planned if counted is None else (*planned, *counting_probes(counted, like=planned[0]))
 
 
-def open_purse(run: Path, plan: Plan) -> Purse:
+def open_purse(run: Path, plan: Plan, endpoint: Endpoint) -> Purse:
     """What is left after every request so far, less what is kept for samples and long prompts."""
     kept = plan.budget_sampled_tokens + plan.budget_long_tokens
-    ceiling = _ceiling_beside(run, plan, run)
+    ceiling = _ceiling_beside(run, plan, run, endpoint)
     purse = Purse(ceiling.less(kept, prompt_tokens=plan.context_tokens))
-    book(run, purse, _probes_of(run))
+    book(run, purse, _probes_of(run), count=endpoint.count_tokens)
     return purse
 
 

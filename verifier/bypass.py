@@ -24,15 +24,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.collect import read_attempts
+from verifier.collect import read_attempts, read_outcomes
 from verifier.counts import OFFSETS
-from verifier.folder import COMPLETIONS, LEDGER, read_json
-from verifier.ledger import TEXT_SCALES, Ledger, ledger_from_json
+from verifier.folder import COMPLETIONS, LEDGER
+from verifier.ledger import TEXT_SCALES, Ledger, read_ledger
 from verifier.plan import Plan
 from verifier.records import REFERENCE, NotJudged, Probe, Reply
+from verifier.scores import refuse_others
+from verifier.spending import believed_completion, believed_prompt
 from verifier.stats import log_e_against_scales, log_e_value
 from verifier.weigh import ABOVE, honest_scales, read_rows
-from verifier.wire import Problem, parse
+from verifier.wire import Problem, asked_tokens, most_prompt, parse
 from verifier.wording import describe_replies
 
 Array = NDArray[np.float64]
@@ -75,8 +77,25 @@ def read_bypass(run: Path, plan: Plan) -> Bypass | None:
     folder = run / COMPLETIONS
     if not (folder / LEDGER).exists():
         return None
-    ledger = ledger_from_json(read_json(folder / LEDGER), where=str(folder / LEDGER))
-    return judge_completions(plan, ledger, [parse(attempt) for attempt in read_attempts(folder)])
+    ledger = read_ledger(folder)
+    outcomes = read_outcomes(folder, max_attempts=plan.max_attempts)
+    carried = ((row.probe_id, row.reply_sha256) for row in ledger.rows)
+    refuse_others(carried, outcomes, where=folder / LEDGER)
+    attempts = read_attempts(folder)
+    results = [parse(attempt) for attempt in attempts]
+    found = judge_completions(plan, ledger, results)
+    counted = [
+        (
+            believed_prompt(result.prompt_tokens or 0, most_prompt(attempt)),
+            believed_completion(result.completion_tokens or 0, asked_tokens(attempt)),
+        )
+        for attempt, result in zip(attempts, results, strict=True)
+        if not isinstance(result, Problem)
+    ]
+    return replace(
+        found, prompt_tokens=sum(prompt for prompt, _ in counted),
+        completion_tokens=sum(completion for _, completion in counted),
+    )  # fmt: skip
 
 
 def judge_completions(

@@ -7,14 +7,16 @@ weights it was measured on.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from verifier.config import validated
 from verifier.errors import ReferenceMismatch
-from verifier.folder import read_json, write_json
+from verifier.folder import write_json
+from verifier.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.records import Count, Scale, Share, Version
 from verifier.reference import Card, find_card
+from verifier.stored import read_record
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["calibration", "held out", "variant"]
@@ -24,15 +26,15 @@ CALIBRATION_SCHEMA = 1
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
 class Estimate(_Record):
     """A scale with its interval; `upper` None: not bounded."""
 
-    estimate: float
-    lower: float
-    upper: float | None
+    estimate: Scale
+    lower: Scale
+    upper: Scale | None
 
 
 class Stack(_Record):
@@ -41,8 +43,8 @@ class Stack(_Record):
     name: str
     role: Role
     family: str | None = None  # of a variant
-    replies: int
-    tokens: int
+    replies: Count
+    tokens: Count
     text: Estimate | None
     logprob: Estimate | None
 
@@ -50,33 +52,53 @@ class Stack(_Record):
 class Channel(_Record):
     """How the rows of one channel are read; see `stats`."""
 
-    honest_scale: float  # sigma0: the largest scale of honest serving
-    spread: float  # of replies around their stack's scale, in log scale
-    learning_rate: float  # power of the likelihood
+    honest_scale: Scale  # sigma0: the largest scale of honest serving
+    spread: Annotated[float, Field(ge=0, le=10)]  # of replies around their stack's, in log scale
+    learning_rate: Annotated[float, Field(ge=1e-3, le=10)]  # power of the likelihood
+
+    @model_validator(mode="after")
+    def _can_be_divided_by(self) -> Self:
+        if 0 < self.spread < 1e-3:
+            raise ValueError("spread: expected 0, or 0.001 and more")
+        return self
 
 
 class NoiseClass(_Record):
     """A class of departures, excluded once the scale is bounded below `scale`."""
 
     name: str
-    scale: float
+    scale: Annotated[float, Field(ge=1e-6, le=1e3)]
     basis: str  # what the scale rests on
 
 
 class Calibration(_Record):
     """What `verifier calibrate` measured for one card."""
 
-    schema_version: int
+    schema_version: Version
     card: str
     tensors_sha256: Sha256
     seed: int
-    max_tokens: int
-    level: float  # coverage of every interval in this file
+    max_tokens: Count
+    level: Share  # coverage of every interval in this file
     versions: dict[str, str]
     text: Channel
     logprob: Channel
     classes: tuple[NoiseClass, ...]
     stacks: tuple[Stack, ...]
+
+    @model_validator(mode="after")
+    def _honest_scales_are_of_the_grids(self) -> Self:
+        """Some scales of each grid must be honest and some not, or nothing can be told."""
+        for name, channel, scales in (
+            ("text", self.text, TEXT_SCALES),
+            ("logprob", self.logprob, LOGPROB_SCALES),
+        ):
+            if not scales[0] * (1 - 1e-9) <= channel.honest_scale < scales[-1]:
+                raise ValueError(
+                    f"{name}.honest_scale: {channel.honest_scale:.3g} is outside the scales from "
+                    f"{scales[0]:.3g} to {scales[-1]:.3g}"
+                )
+        return self
 
 
 def calibration_path(name: str) -> Path:
@@ -91,13 +113,7 @@ def load_calibration(name: str, card: Card) -> Calibration:
     advice = f"run `verifier calibrate {name}`"
     if not path.is_file():
         raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
-    raw = read_json(path)
-    if raw.get("schema_version") != CALIBRATION_SCHEMA:
-        raise ReferenceMismatch(
-            f"{path}: calibration schema {raw.get('schema_version')!r}, expected "
-            f"{CALIBRATION_SCHEMA}; {advice}"
-        )
-    found = validated(Calibration, raw, where=str(path))
+    found = read_record(path, Calibration, advice=advice)
     pinned = card.digests.tensors_sha256
     if pinned is not None and found.tensors_sha256 != pinned:
         raise ReferenceMismatch(

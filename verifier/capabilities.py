@@ -6,7 +6,6 @@ show is unknown, not absent.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,17 +14,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from verifier.collect import attempt_to_json, read_attempts
+from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint, Sent
-from verifier.errors import ConfigError
+from verifier.endpoint import Endpoint
 from verifier.folder import (
     CAPABILITIES,
     CAPABILITY_EXCHANGES,
-    append_line,
-    read_json,
     write_json,
 )
 from verifier.parameters import (
@@ -42,14 +37,24 @@ from verifier.plan import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.records import (
     Attempt,
     Candidate,
+    Count,
     Finding,
     Message,
+    Nats,
     NotJudged,
     Probe,
     Reply,
     ReportedToken,
+    Share,
 )
-from verifier.spending import Amount, Purse
+from verifier.spending import (
+    Amount,
+    Purse,
+    believed_completion,
+    believed_prompt,
+    most_prompt_tokens,
+)
+from verifier.stored import read_record
 from verifier.wire import HIDDEN, UNSHOWN, Problem, asked_tokens, body_of, holds_thought, parse
 
 _QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
@@ -95,29 +100,29 @@ class Capabilities:
     """What was found; None is unknown: it was refused, or no answer told."""
 
     temperature_zero: bool | None
-    greedy_fields: Mapping[str, float]  # what to send for greedy replies; {}: temperature 0
+    greedy_fields: Mapping[str, Nats]  # what to send for greedy replies; {}: temperature 0
     repeatable: bool | None  # the same question twice, the same text
     usage: bool | None
     max_tokens_honoured: bool | None
     seed: bool | None  # the same text for one seed, at temperature 1, and another for another
     streaming: bool | None
     logprobs: bool | None
-    alternatives: int | None  # how many come at most, the chosen one among them
+    alternatives: Count | None  # how many come at most, the chosen one among them
     token_ids: bool | None
     logprobs_follow_temperature: bool | None
-    grid: float | None  # the step that reported log-probabilities are rounded to; None: none seen
+    grid: Nats | None  # the step that reported log-probabilities are rounded to; None: none seen
     greedy_is_likeliest: bool | None  # chosen tokens have the largest reported log-probability
-    forged_log_e: float | None  # evidence that samples do not follow the reported distribution
+    forged_log_e: Nats | None  # evidence that samples do not follow the reported distribution
     reasoning: str | None  # shown, inline (in the text), hidden, absent
-    requests: int
-    completion_tokens: int  # those of answers without a count are taken at full length
+    requests: Count
+    completion_tokens: Count  # those of answers without a count are taken at full length
     problems: tuple[str, ...]
-    prompt_tokens: int = 0  # as far as the endpoint counts
-    least_max_tokens: int | None = None  # the least it takes, and then heeds
+    prompt_tokens: Count = 0  # as far as the endpoint counts
+    least_max_tokens: Count | None = None  # the least it takes, and then heeds
     reply_ids: bool | None = None  # whether the ids of a reply come where they are asked for
     prompt_logprobs: bool | None = None
     text_completions: bool | None = None
-    alike: float | None = None  # share of the first of two such texts that the second begins with
+    alike: Share | None = None  # share of the first of two such texts that the second begins with
     echo: bool | None = None  # whether a text completion repeats its prompt when asked to
     parameters: tuple[Parameter, ...] = ()  # by effect
 
@@ -140,13 +145,19 @@ def least_tokens(known: Capabilities | None) -> int:
 
 
 def probe_capabilities(
-    run: Path, endpoint: Endpoint, *, purse: Purse, sleep: Callable[[float], object] = time.sleep
-) -> Capabilities:
+    run: Path,
+    endpoint: Endpoint,
+    *,
+    purse: Purse,
+    sleep: Callable[[float], object] = time.sleep,
+    stopped: Callable[[], bool] = lambda: False,
+) -> Capabilities | None:
     """Ask a handful of questions; attempts and record go into the run folder.
 
     Each is paid for from `purse` before it is sent. What fails or cannot be paid is a problem on
     record, not an exception. Where the first question is not answered, no other is asked. What an
-    interrupted call has asked is counted and asked again.
+    interrupted call has asked is counted and asked again. None, and no record, once `stopped` says
+    so.
     """
     spent_before, asked = _spent_before(run), 0
     problems: list[str] = []
@@ -159,26 +170,26 @@ def probe_capabilities(
         as_text: bool = False,
     ) -> Reply | NotJudged | Problem:  # fmt: skip
         nonlocal asked
-        if unanswered:
+        if unanswered or stopped():
             return Problem(status=None, reason=_UNSENT, retryable=False)
         asked += 1
         probe = replace(next(probes), max_tokens=max_tokens)
         changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
         if as_text:
             changed = replace(changed, dialect="completions", render=_as_text)
-        found: Reply | NotJudged | Problem
         for number in range(1, CAPABILITY_TRIES + 1):
-            if not purse.pay(probe):
+            made = ask_once(
+                run, CAPABILITY_EXCHANGES, changed, probe, number=number, purse=purse,
+                logprobs=changed.top_logprobs > 0, stopped=stopped,
+            )  # fmt: skip
+            if made is None:
                 return Problem(status=None, reason=_UNPAID, retryable=False)
-            made = asyncio.run(_ask_once(changed, probe, number))
-            append_line(run / CAPABILITY_EXCHANGES, attempt_to_json(made.attempt))
             found = parse(made.attempt)
-            purse.give_back(probe, found)
             spent.append((found, max_tokens))
             sent.append(made.attempt)
             # a host under load must not look like one that refuses what it was asked
             again = isinstance(found, Problem) and found.retryable and found.status is not None
-            if not again or number == CAPABILITY_TRIES:
+            if stopped() or not again or number == CAPABILITY_TRIES:
                 break
             sleep(min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**number))
         return found
@@ -240,6 +251,8 @@ def probe_capabilities(
         parameters.append(judge_n(sent[-1], several))
         biased = send({**greedy, "logit_bias": BIAS}, max_tokens=_FEW)
         parameters.append(judge_bias(first.text, biased))
+    if stopped():
+        return None
     rows = _rows(first)
     sampled = [row for reply in (one, other) for row in _rows(reply)]
     record = Capabilities(
@@ -276,11 +289,6 @@ def probe_capabilities(
     return record
 
 
-async def _ask_once(endpoint: Endpoint, probe: Probe, number: int) -> Sent:
-    async with Client(endpoint) as client:
-        return await client.ask(probe, number=number, logprobs=endpoint.top_logprobs > 0)
-
-
 def _as_text(messages: tuple[Message, ...]) -> str:
     """A prompt for a text completion: no template is known here, and none is needed."""
     return messages[-1].content
@@ -300,11 +308,14 @@ def _spent_before(run: Path) -> Amount:
 def _tokens(found: Reply | NotJudged | Problem, most: int) -> int:
     if isinstance(found, Problem):
         return 0
-    return most if found.completion_tokens is None else found.completion_tokens
+    claimed = found.completion_tokens
+    return most if claimed is None else believed_completion(claimed, most)
 
 
 def _prompt_tokens(found: Reply | NotJudged | Problem) -> int:
-    return 0 if isinstance(found, Problem) else found.prompt_tokens or 0
+    if isinstance(found, Problem):
+        return 0
+    return believed_prompt(found.prompt_tokens or 0, most_prompt_tokens(capability_probes()[0]))
 
 
 def _shows(body: object, name: str, first: Reply | NotJudged | None) -> bool | None:
@@ -473,20 +484,8 @@ def read_capabilities(run: Path) -> Capabilities | None:
     """
     if not (run / CAPABILITIES).exists():
         return None
-    raw = read_json(run / CAPABILITIES)
-    try:
-        return TypeAdapter(Capabilities).validate_python(
-            raw
-            | {
-                "problems": tuple(raw.get("problems", ())),
-                "parameters": tuple(raw.get("parameters", ())),
-            }
-        )
-    except (ValidationError, TypeError) as error:
-        raise ConfigError(
-            f"{run / CAPABILITIES}: not as it was written ({type(error).__name__}); run "
-            "`verifier capabilities` again"
-        ) from error
+    advice = "run `verifier capabilities` again"
+    return read_record(run / CAPABILITIES, Capabilities, advice=advice)
 
 
 def describe(record: Capabilities) -> list[tuple[str, str]]:

@@ -1,24 +1,49 @@
 """The collecting step: ask the probes that have no outcome yet, and keep every attempt.
 
 The run folder is the only memory: what has been asked, and what came of it, is read back from
-its exchanges, so a collection that is killed at any moment goes on where it was.
+its exchanges, so a collection that is killed at any moment goes on where it was. That a request is
+sent is on disk before it goes out, so that one whose answer is never recorded is paid for as well.
+Whatever asks an endpoint asks here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.endpoint import Client, Endpoint
+from verifier import sieve
+from verifier.endpoint import SPELLED, Client, Endpoint, Sent
 from verifier.errors import ConfigError, EndpointError
-from verifier.folder import EXCHANGES, append_lines, read_lines
+from verifier.folder import (
+    CAPABILITY_EXCHANGES,
+    EXCHANGES,
+    MAX_LINE_BYTES,
+    SENT,
+    SHOWN_EXCHANGES,
+    append_line,
+    append_lines,
+    line_of,
+)
 from verifier.limits import Gate, Slots
-from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply
-from verifier.spending import Ceiling, Purse
+from verifier.records import (
+    Attempt,
+    CountTokens,
+    Failure,
+    NotJudged,
+    Outcome,
+    Probe,
+    Reply,
+    Request,
+)
+from verifier.spending import Ceiling, Purse, most_prompt_tokens
+from verifier.stored import read_rows
 from verifier.wire import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
 
 #: A host that fails this many probes in a row is not asked the rest.
@@ -33,16 +58,15 @@ _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the
 _MAX_BACKOFF_S: Final = 60.0
 _MODELS_SHOWN: Final = 8
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
-_FIELDS: Final = {  # of a line of the exchanges file
-    "probe_id": str,
-    "number": int,
-    "started_at": str,
-    "elapsed_s": float | int,
-    "request": str,
-    "status": int | None,
-    "body": str,
-    "error": str | None,
-}
+#: Files that attempts are kept in.
+_ASKED: Final = (EXCHANGES, CAPABILITY_EXCHANGES, SHOWN_EXCHANGES)
+#: What an answer holds at most beside its body, as a line of the exchanges.
+_BESIDE_THE_BODY: Final = 2**20
+#: Bytes of a line for one character of a text, escaped, at most.
+_ESCAPED_BYTES: Final = 6
+_KEPT_OF_TOO_LARGE: Final = 4096  # characters
+#: Why the body of an answer is not kept.
+TOO_LARGE: Final = "response too large to keep"
 
 _Result = Reply | NotJudged | Problem
 Sleep = Callable[[float], Awaitable[object]]
@@ -74,10 +98,16 @@ def collect(
     purse = None if ceiling is None else Purse(ceiling)
     known = {probe.id: probe for probe in (*every, *probes)}
     history = _History((), max_attempts=endpoint.max_attempts)
+    kept: list[Attempt] = []
     for attempt in _each_attempt(folder):
+        kept.append(attempt)
         result = history.add(attempt, parse(attempt, claims=False)).result
         if purse is not None and attempt.probe_id in known:
-            purse.book(known[attempt.probe_id], result)
+            purse.book(known[attempt.probe_id], result, count=endpoint.count_tokens)
+    for request in _unanswered(folder, EXCHANGES, kept):
+        history.was_sent(request)
+        if purse is not None:
+            purse.book_unanswered(request)
     collection = _Collection(
         folder=folder,
         endpoint=endpoint,
@@ -90,13 +120,132 @@ def collect(
     asyncio.run(collection.run(probes, progress))
 
 
-def book(folder: Path, purse: Purse, every: Sequence[Probe], *, name: str = EXCHANGES) -> None:
-    """Take into a purse what a folder's requests for `every` probe may have cost."""
+def book(
+    folder: Path,
+    purse: Purse,
+    every: Sequence[Probe],
+    *,
+    name: str = EXCHANGES,
+    count: CountTokens | None = None,
+) -> None:
+    """Take into a purse what a folder's requests for `every` probe may have cost.
+
+    Those without an answer on record are paid in full. `count` is a tokenizer's count of a text.
+    """
     known = {probe.id: probe for probe in every}
-    for attempt in read_attempts(folder, name=name):
+    attempts = read_attempts(folder, name=name)
+    for attempt in attempts:
         if attempt.probe_id in known:
             probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
-            purse.book(probe, parse(attempt, claims=False))
+            purse.book(probe, parse(attempt, claims=False), count=count)
+    for request in _unanswered(folder, name, attempts):
+        purse.book_unanswered(request)
+
+
+def read_unanswered(folder: Path) -> tuple[Request, ...]:
+    """Requests of a folder that were sent and have no attempt on record, in any of its files."""
+    names = dict.fromkeys(request.of for request in read_requests(folder))
+    return tuple(
+        request
+        for name in names
+        for request in _unanswered(folder, name, read_attempts(folder, name=name))
+    )
+
+
+def _unanswered(folder: Path, name: str, attempts: Sequence[Attempt]) -> list[Request]:
+    """Requests that belong to one file of exchanges and have no attempt there."""
+    answered = Counter((attempt.probe_id, attempt.number) for attempt in attempts)
+    found = []
+    for request in read_requests(folder):
+        key = (request.probe_id, request.number)
+        if request.of == name and not answered[key]:
+            found.append(request)
+        elif request.of == name:
+            answered[key] -= 1
+    return found
+
+
+def read_requests(folder: Path) -> list[Request]:
+    """Every request that was noted before it was sent; none of a folder of an older version.
+
+    Raises ConfigError when a field is not as it was written.
+    """
+    path, found = folder / SENT, []
+    advice = "restore the run folder from a copy"
+    for line, request in enumerate(read_rows(path, Request, advice=advice), 1):
+        if request.of not in _ASKED:
+            raise ConfigError(f"{path}:{line}: of: names no file of exchanges; {advice}")
+        found.append(request)
+    return found
+
+
+def _request(name: str, probe: Probe, number: int) -> dict[str, Any]:
+    """The line that says that a request goes out."""
+    request = Request(
+        of=name, probe_id=probe.id, number=number,
+        sent_at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        max_tokens=probe.max_tokens, prompt_tokens=most_prompt_tokens(probe),
+    )  # fmt: skip
+    return asdict(request)
+
+
+def ask_once(
+    folder: Path,
+    name: str,
+    endpoint: Endpoint,
+    probe: Probe,
+    *,
+    number: int,
+    logprobs: bool,
+    purse: Purse,
+    stopped: Callable[[], bool] = lambda: False,
+    strike: Callable[[Attempt], Attempt] | None = None,
+) -> Sent | None:
+    """Ask one question once, and keep what came in the file `name` of a run folder.
+
+    It is paid for and noted before it is sent. `strike` takes out what must not be kept. None when
+    the purse does not pay for it, or once `stopped` says so: it is then given up, and stays paid.
+    """
+    if stopped() or not purse.pay(probe):
+        return None
+
+    async def note() -> None:
+        append_line(folder / SENT, _request(name, probe, number))
+
+    async def ask() -> Sent | None:
+        async with Client(endpoint) as client:
+            asking = asyncio.create_task(
+                client.ask(probe, number=number, logprobs=logprobs, before=note)
+            )
+            try:
+                while not (await asyncio.wait([asking], timeout=_LOOK_EVERY_S))[0]:
+                    if stopped():
+                        return None
+                return await asking
+            finally:
+                asking.cancel()
+                await asyncio.gather(asking, return_exceptions=True)
+
+    sent = asyncio.run(ask())
+    if sent is not None:
+        attempt, result = without_key(keepable(sent.attempt), claims=True)
+        attempt = attempt if strike is None else strike(attempt)
+        purse.give_back(probe, result, count=endpoint.count_tokens)
+        append_line(folder / name, attempt_to_json(attempt))
+        sent = replace(sent, attempt=attempt)
+    return sent
+
+
+def keepable(attempt: Attempt) -> Attempt:
+    """The attempt; without most of its body where its line would be too long to be read again."""
+    body = attempt.body
+    room = MAX_LINE_BYTES - _BESIDE_THE_BODY - _ESCAPED_BYTES * len(attempt.request)
+    if _ESCAPED_BYTES * len(body) <= room or len(line_of(asdict(attempt))) <= MAX_LINE_BYTES:
+        return attempt
+    answered = attempt.status is not None and 200 <= attempt.status <= 299
+    return replace(
+        attempt, body=body[:_KEPT_OF_TOO_LARGE], error=TOO_LARGE if answered else attempt.error
+    )
 
 
 def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
@@ -106,8 +255,14 @@ def read_attempts(folder: Path, *, name: str = EXCHANGES) -> list[Attempt]:
 
 def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
     path = folder / name
-    for number, value in enumerate(read_lines(path), 1):
-        yield attempt_from_json(value, where=f"{path}:{number}")
+    rows = read_rows(path, Attempt, advice="restore the run folder from a copy")
+    for number, attempt in enumerate(rows, 1):
+        if attempt.dialect not in DIALECTS:
+            raise ConfigError(
+                f"{path}:{number}: dialect: {attempt.dialect[:40]!r}, but this version reads "
+                f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+            )
+        yield attempt
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
@@ -118,35 +273,6 @@ def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
 def attempt_to_json(attempt: Attempt) -> dict[str, Any]:
     """One line of the exchanges file."""
     return asdict(attempt)
-
-
-def attempt_from_json(value: dict[str, Any], *, where: str) -> Attempt:
-    """One line of the exchanges file, read back. Raises ConfigError when a field is not as it was.
-
-    `where` names the file and line for the message.
-    """
-    for name, kind in _FIELDS.items():
-        if name not in value:
-            raise ConfigError(
-                f"{where}: no field {name!r} of an attempt; restore the run folder from a copy"
-            )
-        if not isinstance(value[name], kind) or isinstance(value[name], bool):
-            raise ConfigError(
-                f"{where}: {name} is of type {type(value[name]).__name__}, expected "
-                f"{getattr(kind, '__name__', kind)}; restore the run folder from a copy"
-            )
-    headers = value.get("headers", {})
-    if not isinstance(headers, dict) or not all(isinstance(v, str) for v in headers.values()):
-        raise ConfigError(
-            f"{where}: headers: expected names and texts; restore the run folder from a copy"
-        )
-    dialect = value.get("dialect", "chat")
-    if dialect not in DIALECTS:
-        raise ConfigError(
-            f"{where}: dialect {str(dialect)[:40]!r}, but this version reads "
-            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
-        )
-    return Attempt(**{name: value[name] for name in _FIELDS}, headers=headers, dialect=dialect)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +296,7 @@ class _History:
         self.refused_in_row = 0
         self._max_attempts = max_attempts
         self._entries: dict[str, list[_Entry]] = {}
+        self._sent: dict[str, int] = {}
         for attempt in attempts:
             self.add(attempt)
 
@@ -217,9 +344,15 @@ class _History:
             return True
         return not self.answered and (problem.status in (403, 404) or problem.unknown_model)
 
+    def was_sent(self, request: Request) -> None:
+        """Take in a request of which no answer is on record: its number is used."""
+        last = self._sent.get(request.probe_id, 0)
+        self._sent[request.probe_id] = max(last, request.number)
+
     def next_number(self, probe_id: str) -> int:
         """Number of the next attempt: one more than the last, also across a kill."""
-        return 1 + max((e.number for e in self._entries.get(probe_id, ())), default=0)
+        answered = max((e.number for e in self._entries.get(probe_id, ())), default=0)
+        return 1 + max(answered, self._sent.get(probe_id, 0))
 
     def asks_logprobs(self, probe_id: str) -> bool:
         """False once the host refuses log-probabilities, in general or for this probe."""
@@ -253,17 +386,20 @@ def _is_refusal(problem: Problem) -> bool:
 
 
 class _Log:
-    """The exchanges file, written in groups: what arrives during one write shares the next."""
+    """Requests and exchanges, written in groups: what comes during one write shares the next."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._waiting: list[tuple[dict[str, Any], asyncio.Future[None]]] = []
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: list[tuple[str, dict[str, Any], asyncio.Future[None]]] = []
         self._writing: asyncio.Task[None] | None = None
 
-    async def append(self, attempt: Attempt) -> None:
-        """Return once the attempt is on disk. Raises OSError when it cannot be written."""
+    async def append(self, name: str, line: dict[str, Any]) -> None:
+        """Return once a line is on disk in the file of that name.
+
+        Raises OSError or ConfigError when it cannot be written.
+        """
         written = asyncio.get_running_loop().create_future()
-        self._waiting.append((attempt_to_json(attempt), written))
+        self._waiting.append((name, line, written))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
         await written
@@ -271,12 +407,15 @@ class _Log:
     async def _write(self) -> None:
         while self._waiting:
             group, self._waiting = self._waiting, []
+            files: dict[str, list[dict[str, Any]]] = {}
+            for name, line, _ in group:
+                files.setdefault(name, []).append(line)
             problem = None
             try:
-                await asyncio.to_thread(append_lines, self._path, [line for line, _ in group])
+                await asyncio.to_thread(self._append, files)
             except (OSError, ConfigError) as error:
                 problem = error
-            for _, written in group:
+            for _, _, written in group:
                 if written.done():  # whoever waited was cancelled
                     continue
                 if problem is None:
@@ -284,21 +423,56 @@ class _Log:
                 else:
                     written.set_exception(problem)
 
+    def _append(self, files: Mapping[str, Sequence[dict[str, Any]]]) -> None:
+        for name, lines in files.items():
+            append_lines(self._folder / name, lines)
+
     async def finish(self) -> None:
         """Wait until all that was handed over is on disk."""
         if self._writing is not None:
             await self._writing
 
 
-def _without_key(client: Client, attempt: Attempt) -> tuple[Attempt, _Result]:
-    """The attempt and what it means; without its body when its pieces spell the key together."""
-    result = parse(attempt, claims=False)
-    told = (result.text, result.thought or "") if isinstance(result, Reply) else ()
-    if any(client.holds_key(text) for text in told):
-        struck = "the answer spells the API key: struck out"
-        attempt = replace(attempt, body="", error=struck)
-        result = parse(attempt, claims=False)
+def without_key(attempt: Attempt, *, claims: bool = False) -> tuple[Attempt, _Result]:
+    """The attempt and what it means; without its body where any of that spells an API key.
+
+    So what is read back from the folder, where no key is known, cannot spell it either.
+    """
+    result = parse(attempt, claims=claims)
+    if _spells(result):
+        answered = attempt.status is not None and 200 <= attempt.status <= 299
+        attempt = replace(
+            attempt, body="" if answered else sieve.REDACTED, error=SPELLED if answered else None,
+            headers={},
+        )  # fmt: skip
+        result = parse(attempt, claims=claims)
     return attempt, result
+
+
+def _spells(result: _Result) -> bool:
+    """Whether any text of a result spells a key, or several of them together."""
+    texts = sieve.texts_in(result)
+    if isinstance(result, Reply):
+        texts += [result.thought or "", result.text, result.thought or ""]
+    return sieve.holds("\n".join([*texts, "".join(texts)]))
+
+
+@dataclass(slots=True, kw_only=True)
+class _Round:
+    """What the workers of one collection share while they run."""
+
+    client: Client
+    log: _Log
+    slots: Slots
+    gate: Gate = field(default_factory=Gate)
+    under_way: set[asyncio.Task[Any] | None] = field(default_factory=set)  # a request is out
+    stopped: bool = False  # whether no further probe is begun
+    over: bool = False  # whether no further request goes out
+
+    async def note(self, request: dict[str, Any]) -> None:
+        """Keep that a request goes out, before it does."""
+        self.under_way.add(asyncio.current_task())
+        await self.log.append(SENT, request)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -320,25 +494,22 @@ class _Collection:
         waiting = [p for p in wanted.values() if self.history.outcome(p.id) is None]
         settled = len(wanted) - len(waiting)
         queue = iter(waiting)
-        slots, gate = Slots(self.endpoint.concurrency), Gate()
-        log = _Log(self.folder / EXCHANGES)
-        stopped = False
 
         def tell() -> None:
             if progress is not None:
                 progress(settled, len(wanted))
 
-        async def work(client: Client) -> None:
-            nonlocal settled, stopped
+        async def work(now: _Round) -> None:
+            nonlocal settled
             while True:
-                async with slots.slot():
-                    probe = None if stopped else next(queue, None)
+                async with now.slots.slot():
+                    probe = None if now.stopped or now.over else next(queue, None)
                     if probe is None:
                         return
-                    await self._ask(client, log, slots, gate, probe)
+                    await self._ask(now, probe)
                     unpaid = self.history.outcome(probe.id) is None
                     dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
-                    stopped = stopped or unpaid or dead
+                    now.stopped = now.stopped or unpaid or dead
                     if unpaid:
                         return
                 settled += 1
@@ -351,10 +522,16 @@ class _Collection:
             if self.history.reached:
                 await client.pace()
             count = min(self.endpoint.concurrency, len(waiting))
-            workers = [asyncio.create_task(work(client)) for _ in range(count)]
+            now = _Round(
+                client=client, log=_Log(self.folder), slots=Slots(self.endpoint.concurrency)
+            )
+            workers = [asyncio.create_task(work(now)) for _ in range(count)]
             watch = asyncio.create_task(self._watch(workers))
             try:
                 await asyncio.gather(*workers)
+            except EndpointError:
+                await self._finish(now, workers)
+                raise
             except asyncio.CancelledError:
                 if self.stopped is None or not self.stopped():
                     raise
@@ -362,7 +539,15 @@ class _Collection:
                 for worker in (watch, *workers):
                     worker.cancel()
                 await asyncio.gather(watch, *workers, return_exceptions=True)
-                await log.finish()
+                await now.log.finish()
+
+    async def _finish(self, now: _Round, workers: Sequence[asyncio.Task[None]]) -> None:
+        """Let the requests that are out come back, and be recorded; no other goes out."""
+        now.over = True
+        for worker in workers:
+            if worker not in now.under_way:
+                worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
 
     async def _watch(self, workers: Sequence[asyncio.Task[None]]) -> None:
         """End the workers once another thread says so: no signal reaches this one."""
@@ -373,32 +558,35 @@ class _Collection:
         for worker in workers:
             worker.cancel()
 
-    async def _ask(self, client: Client, log: _Log, slots: Slots, gate: Gate, probe: Probe) -> None:
-        """Ask one probe until it is settled, or no more can be paid for.
+    async def _ask(self, now: _Round, probe: Probe) -> None:
+        """Ask one probe until it is settled, or no more can be paid for, or nobody may ask more.
 
         Raises EndpointError when the operator must act.
         """
         history, tries, clock = self.history, 0, asyncio.get_running_loop().time
+        slots, gate, client = now.slots, now.gate, now.client
         waited_until = clock()
         while True:
             while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
                 waited_until = max(waited_until, clock()) + left_s
                 await self.sleep(left_s)
-            if self.purse is not None and not self.purse.pay(probe):
+            if now.over or (self.purse is not None and not self.purse.pay(probe)):
                 return
-            asked_at = clock()
+            asked_at, number = clock(), history.next_number(probe.id)
             sent = await client.ask(
                 probe,
-                number=history.next_number(probe.id),
+                number=number,
+                before=partial(now.note, _request(EXCHANGES, probe, number)),
                 logprobs=self.endpoint.top_logprobs > 0
                 and probe.logprobs
                 and history.asks_logprobs(probe.id),
             )
-            attempt, result = _without_key(client, sent.attempt)
+            attempt, result = without_key(keepable(sent.attempt))
             if self.purse is not None:
-                self.purse.give_back(probe, result)
-            await log.append(attempt)
+                self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
+            await now.log.append(EXCHANGES, attempt_to_json(attempt))
             entry = history.add(attempt, result)
+            now.under_way.discard(asyncio.current_task())
             if sent.exhausted_for_s is not None:
                 gate.close(until=clock() + sent.exhausted_for_s)
             if not isinstance(result, Problem):
@@ -408,10 +596,14 @@ class _Collection:
             if result.rate_limited:
                 slots.fewer(asked_at=asked_at, now=clock())
             if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+                now.over = True
                 raise EndpointError(await self._what_to_do(client, result))
             if history.outcome(probe.id) is not None:
                 if not history.answered and history.refused_in_row >= STOP_AFTER_REFUSALS:
+                    now.over = True
                     raise EndpointError(await self._what_to_do(client, result))
+                return
+            if now.over:
                 return
             if not entry.refused_logprobs:
                 wait_s = sent.retry_after_s

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Discriminator,
     Field,
@@ -290,8 +291,8 @@ class EndpointSection(_HostFacts):
 class Prices(_Section):
     """USD per million tokens."""
 
-    prompt: Annotated[float, Field(ge=0)]
-    completion: Annotated[float, Field(ge=0)]
+    prompt: Annotated[float, Field(ge=0, le=1e9)]
+    completion: Annotated[float, Field(ge=0, le=1e9)]
 
 
 class TargetSection(EndpointSection):
@@ -371,6 +372,18 @@ class Policy(_Section):
     routed: dict[str, Annotated[float, Field(gt=0, lt=1)]] = {}
 
 
+def _seconds(value: object) -> object:
+    """A span of time such as 90m, in seconds; anything else as it is."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([smhd]?)\s*", value, re.ASCII)
+    if found is None:
+        raise PydanticCustomError(
+            "value_error", "expected a span of time such as 90m, 2h or 45s, or seconds"
+        )
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3_600, "d": 86_400}[found[2]]
+
+
 def _form_of_policy(value: object) -> str:
     return "written out" if isinstance(value, dict | Policy) else "name"
 
@@ -397,6 +410,8 @@ class AuditSection(_Section):
     context: Annotated[int, Field(ge=256, le=2_000_000)] | None = None  # window held to, in tokens
     output: Annotated[int, Field(ge=64, le=100_000)] | None = None  # tokens of a reply held to
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
+    #: The longest that one command may take, in seconds, or as text such as 6h.
+    deadline: Annotated[float, BeforeValidator(_seconds), Field(ge=60, le=30 * 86_400)] = 21_600.0
 
 
 def _printable(path: Path) -> Path:

@@ -11,23 +11,26 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final, cast
+
+from pydantic import Discriminator, Tag
 
 from verifier.align import align
 from verifier.engines import Engine
 from verifier.errors import ConfigError
-from verifier.folder import CONTEXT, CONTEXT_SCORES, append_line, read_lines
-from verifier.ledger import TEXT_SCALES, text_cells
+from verifier.folder import CONTEXT, CONTEXT_SCORES, append_line
+from verifier.ledger import TextCells, text_cells
 from verifier.plan import CONTEXT_KIND, CONTEXT_TOKENS, OUTPUT_KIND, Plan, read_probes
 from verifier.prompts import prompt_of
 from verifier.reading import published_ids, read_and_score
 from verifier.records import (
     REFERENCE,
+    Count,
     Failure,
     Finding,
     Message,
@@ -36,8 +39,11 @@ from verifier.records import (
     Reply,
     ScoreRequest,
     Status,
+    TokenId,
 )
 from verifier.renderings.catalogue import PUBLISHED, template_ends
+from verifier.scores import digest_of, refuse_others
+from verifier.stored import read_rows
 from verifier.thoughts import Reader
 from verifier.weigh import context_needed
 from verifier.window import (
@@ -266,7 +272,8 @@ def _score(
 
     What is scored already, before a kill, is not scored again.
     """
-    known = probe.id in _scored(run)
+    scored = _scored(run)
+    known = probe.id in scored.whole or probe.id in scored.ends
     if probe.kind == OUTPUT_KIND:
         if not known:
             append_line(run / CONTEXT_SCORES, _score_end(probe, reply, engine, tokenizer))
@@ -297,6 +304,7 @@ def _score_whole(
         "reply_ids": list(aligned.reply_ids),
         "kept": aligned.kept,
         "whole": text_cells(scored.score, aligned.kept),
+        "reply_sha256": digest_of(reply),
     }
 
 
@@ -311,28 +319,35 @@ def _score_end(probe: Probe, reply: Reply, engine: Engine, tokenizer: Reader) ->
         )
         (score,) = engine.score([request])
         end = text_cells(score, [len(ids)])
-    return {"probe_id": probe.id, "tokens": len(ids), "asked": probe.max_tokens, "end": end}
+    return {
+        "probe_id": probe.id, "tokens": len(ids), "asked": probe.max_tokens, "end": end,
+        "reply_sha256": digest_of(reply),
+    }  # fmt: skip
 
 
 def _score_cuts(
     run: Path, probe: Probe, cuts: Sequence[Cut], engine: Engine, tokenizer: Reader
 ) -> None:
     """Score a reply under cut prompts, and keep what is new."""
-    line = _scored(run)[probe.id]
-    known = {*line["cuts"]}
+    line = _scored(run).whole[probe.id]
     ids = published_ids(probe, tokenizer)
     head, tail = template_ends(PUBLISHED, prompt_of(probe), tokenizer)
     new = [
         how for how in dict.fromkeys(cuts)
-        if how.name not in known and head + tail < how.window < len(ids)
+        if how.name not in line.cuts and head + tail < how.window < len(ids)
     ]  # fmt: skip
-    reply_ids, kept = tuple(line["reply_ids"]), line["kept"]
     for how in new:  # one by one: prompts are long
-        request = ScoreRequest(prompt_ids=cut(ids, how, head=head, tail=tail), reply_ids=reply_ids)
+        shorter = cut(ids, how, head=head, tail=tail)
+        request = ScoreRequest(prompt_ids=shorter, reply_ids=line.of.reply_ids)
         (score,) = engine.score([request])
         append_line(
             run / CONTEXT_SCORES,
-            {"probe_id": probe.id, "cut": how.name, "cells": text_cells(score, kept)},
+            {
+                "probe_id": probe.id,
+                "cut": how.name,
+                "cells": text_cells(score, line.of.kept),
+                "reply_sha256": line.of.reply_sha256,
+            },
         )
 
 
@@ -481,25 +496,21 @@ def read_context(run: Path, outcomes: Mapping[str, Outcome]) -> Context:
         (probe, outcome) for probe in read_probes(run, name=CONTEXT)
         if (outcome := outcomes.get(probe.id)) is not None and not isinstance(outcome, Reply)
     ]  # fmt: skip
-    try:
-        replies = tuple(
-            CeilingRow(
-                probe_id=probe_id, asked=int(line["asked"]), tokens=int(line["tokens"]),
-                finish_reason=_finish(outcomes.get(probe_id)),
-                end=None if line["end"] is None else _cells(line["end"]),
-            )
-            for probe_id, line in _scored(run).items() if "asked" in line
-        )  # fmt: skip
-        prompts = _rows(run, outcomes)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{run / CONTEXT_SCORES}: malformed score ({error!r}); remove the file and run "
-            "`verifier score` again"
-        ) from error
+    scored = _scored(run)
+    carried = [(line.of.probe_id, line.of.reply_sha256) for line in scored.whole.values()]
+    carried += [(line.probe_id, line.reply_sha256) for line in scored.ends.values()]
+    carried += [(line.probe_id, line.reply_sha256) for line in scored.cuts]
+    refuse_others(carried, outcomes, where=run / CONTEXT_SCORES)
     long = [(probe, outcome) for probe, outcome in lost if probe.kind == CONTEXT_KIND]
     return Context(
-        prompts=prompts,
-        replies=replies,
+        prompts=_rows(run, outcomes),
+        replies=tuple(
+            CeilingRow(
+                probe_id=line.probe_id, asked=line.asked, tokens=line.tokens, end=line.end,
+                finish_reason=_finish(outcomes.get(line.probe_id)),
+            )
+            for line in scored.ends.values()
+        ),
         refusals=tuple(
             Refusal(status=outcome.status, reason=outcome.reason)
             for _, outcome in long if isinstance(outcome, Failure)
@@ -513,34 +524,105 @@ def _finish(outcome: Outcome | None) -> str | None:
     return outcome.finish_reason if isinstance(outcome, Reply) else None
 
 
-def _scored(run: Path) -> dict[str, dict[str, Any]]:
-    """Lines of the scores by probe, with their cuts."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in read_lines(run / CONTEXT_SCORES):
-        if "cut" in line:
-            found[str(line["probe_id"])]["cuts"][read_cut(str(line["cut"])).name] = line["cells"]
-        else:
-            found.setdefault(str(line["probe_id"]), {**line, "cuts": {}})
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WholeScore:
+    """A line of the scores: a reply after its whole prompt."""
+
+    probe_id: str
+    length: Count  # of the prompt, in tokens
+    reply_ids: tuple[TokenId, ...]
+    kept: tuple[Count, ...]  # positions that are scored
+    whole: TextCells
+    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutScore:
+    """A line of the scores: the same reply after a cut prompt."""
+
+    probe_id: str
+    cut: str
+    cells: TextCells
+    reply_sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndScore:
+    """A line of the scores: how likely a long reply ends where it does."""
+
+    probe_id: str
+    tokens: Count
+    asked: Count
+    end: TextCells | None  # None: it is as long as was asked
+    reply_sha256: str | None = None
+
+
+def _kind_of_line(line: object) -> str:
+    keys = line if isinstance(line, dict) else ()
+    return "cut" if "cut" in keys else "ended" if "asked" in keys else "whole"
+
+
+ContextScore = Annotated[
+    Annotated[WholeScore, Tag("whole")]
+    | Annotated[CutScore, Tag("cut")]
+    | Annotated[EndScore, Tag("ended")],
+    Discriminator(_kind_of_line),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Whole:
+    """A reply to a long prompt, and what it is under cuts, by their names."""
+
+    of: WholeScore
+    cuts: dict[str, tuple[float, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scores:
+    """The lines of the scores by probe."""
+
+    whole: dict[str, _Whole] = field(default_factory=dict)
+    ends: dict[str, EndScore] = field(default_factory=dict)
+    cuts: list[CutScore] = field(default_factory=list)
+
+
+def _scored(run: Path) -> _Scores:
+    """What the scores of a run folder hold; of a probe that is scored twice, the first."""
+    path, found = run / CONTEXT_SCORES, _Scores()
+    advice = "remove the file and run `verifier score` again"
+    lines: Iterator[ContextScore] = read_rows(path, cast(Any, ContextScore), advice=advice)
+    for number, line in enumerate(lines, 1):
+        where = f"{path}:{number}"
+        match line:
+            case WholeScore():
+                if any(at >= len(line.reply_ids) for at in line.kept):
+                    raise ConfigError(f"{where}: kept: beyond the end of reply_ids; {advice}")
+                found.whole.setdefault(line.probe_id, _Whole(of=line))
+            case EndScore():
+                found.ends.setdefault(line.probe_id, line)
+            case CutScore():
+                if line.probe_id not in found.whole:
+                    said = "of a probe without a score of its whole prompt"
+                    raise ConfigError(f"{where}: cut: {said}; {advice}")
+                try:
+                    name = read_cut(line.cut).name
+                except ValueError as error:
+                    raise ConfigError(f"{where}: cut: {error}; {advice}") from error
+                found.whole[line.probe_id].cuts[name] = line.cells
+                found.cuts.append(line)
     return found
 
 
 def _rows(run: Path, outcomes: Mapping[str, Outcome]) -> tuple[LongRow, ...]:
     return tuple(
         LongRow(
-            probe_id=probe_id, length=int(line["length"]), counted=_counted(outcomes.get(probe_id)),
-            whole=_cells(line["whole"]),
-            cuts={name: _cells(cells) for name, cells in line["cuts"].items()},
+            probe_id=probe_id, length=line.of.length, counted=_counted(outcomes.get(probe_id)),
+            whole=line.of.whole, cuts=line.cuts,
         )
-        for probe_id, line in _scored(run).items() if "asked" not in line
+        for probe_id, line in _scored(run).whole.items()
     )  # fmt: skip
 
 
 def _counted(outcome: Outcome | None) -> int | None:
     return outcome.prompt_tokens if isinstance(outcome, Reply) else None
-
-
-def _cells(values: Sequence[Any]) -> tuple[float, ...]:
-    found = tuple(float(value) for value in values)
-    if len(found) != len(TEXT_SCALES) or not all(map(math.isfinite, found)):
-        raise ValueError(f"expected {len(TEXT_SCALES)} finite numbers")
-    return found

@@ -7,23 +7,18 @@ from that folder alone. It can only withdraw an accusation, never make one: the 
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from verifier.errors import ConfigError
-from verifier.folder import CONTROL_REPORT, read_json, write_json
+from verifier.folder import CONTROL_REPORT, write_json
 from verifier.records import Control, Finding, Report
 from verifier.report import plain
-from verifier.wording import CAUSES, describe_replies, visible
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
+from verifier.stored import read_record
+from verifier.wording import CAUSES, describe_replies
 
 #: What was only seen beside the departures holds whatever the reference is.
-_WITHOUT_REFERENCE: Final = ("samples", "parameters")
+_WITHOUT_REFERENCE: Final = ("samples", "parameters", "usage")
 
 
 def write_control(run: Path, control: Control) -> None:
@@ -36,26 +31,7 @@ def read_control(run: Path) -> Control | None:
     path = run / CONTROL_REPORT
     if not path.exists() and not path.is_symlink():
         return None
-    from pydantic import ValidationError
-
-    try:
-        (control,) = _schema().validate_json(json.dumps([read_json(path)]))
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)[0]
-        key = visible(".".join(map(str, wrong["loc"][1:]))) or "the whole file"
-        raise ConfigError(
-            f"{path}: {key}: {wrong['msg']}; restore it from a copy, or run the audit again"
-        ) from error
-    return control
-
-
-@cache
-def _schema() -> TypeAdapter[list[Control]]:
-    from pydantic import ConfigDict, TypeAdapter
-
-    # the list is there because a bare dataclass takes no config from outside
-    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return TypeAdapter(list[Control], config=rules)
+    return read_record(path, Control, advice="restore it from a copy, or run the audit again")
 
 
 def judge_beside(report: Report, control: Control) -> Report:

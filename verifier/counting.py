@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
 from verifier.align import Vocabulary
 from verifier.counts import count_log_likelihoods
 from verifier.errors import ConfigError
-from verifier.folder import COUNTED, read_json, write_json
-from verifier.records import REFERENCE, Finding, Message, NotJudged, Outcome, Probe, Reply
+from verifier.folder import COUNTED, write_json
+from verifier.records import REFERENCE, Count, Finding, Message, NotJudged, Outcome, Probe, Reply
 from verifier.reference import TokenizerTable
+from verifier.stored import read_record
 
 #: The kind of its probes.
 KIND: Final = "tokenizer"
@@ -40,7 +39,7 @@ class Counting:
     """The strings asked, and how many tokens each known tokenizer makes of them."""
 
     strings: dict[str, str]  # probe -> text
-    counts: dict[str, tuple[int, ...]]  # tokenizer, the published one as `reference` -> per string
+    counts: dict[str, tuple[Count, ...]]  # tokenizer, ours as `reference` -> per string
     models: dict[str, str]  # tokenizer -> whose it is
 
 
@@ -79,14 +78,12 @@ def read_counting(run: Path) -> Counting | None:
     path = run / COUNTED
     if not path.exists():
         return None
-    try:
-        found = TypeAdapter(Counting).validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}; remove it and audit again") from None
+    advice = "remove it and audit again"
+    found = read_record(path, Counting, advice=advice)
     if {len(counts) for counts in found.counts.values()} != {len(found.strings)}:
-        raise ConfigError(f"{path}: counts: expected one per string; remove it and audit again")
+        raise ConfigError(f"{path}: counts: expected one per string; {advice}")
+    if REFERENCE not in found.counts or found.counts.keys() - {REFERENCE} != found.models.keys():
+        raise ConfigError(f"{path}: models: expected one per tokenizer; {advice}")
     return found
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from verifier.bypass import UNKNOWN_RENDERING, Bypass, read_bypass
@@ -32,7 +32,8 @@ from verifier.causes import (
     template_causes,
     unknown_cause,
 )
-from verifier.collect import read_attempts, read_outcomes
+from verifier.claimed import judge_claimed, read_claimed
+from verifier.collect import read_attempts, read_outcomes, read_unanswered
 from verifier.context import Context, read_context
 from verifier.context import judge as judge_context
 from verifier.control import judge_beside, read_control
@@ -50,9 +51,8 @@ from verifier.departures import (
     sampler_finding,
     single_finding,
 )
-from verifier.errors import ConfigError
-from verifier.folder import LEDGER, REPORT, read_json, write_json
-from verifier.ledger import TEMPLATE, Ledger, ledger_from_json
+from verifier.folder import COMPLETIONS, DEADLINE, LEDGER, REPORT, write_json
+from verifier.ledger import TEMPLATE, Ledger, read_ledger
 from verifier.parameters import judge_parameters
 from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, cost_usd, read_plan
 from verifier.quiet import describe as describe_quiet
@@ -66,14 +66,19 @@ from verifier.records import (
     Outcome,
     Reply,
     Report,
+    Request,
+    Seconds,
     Status,
     Substitution,
     Usage,
 )
 from verifier.report import SCHEMA_VERSION, report_to_json
 from verifier.sampling import UNNAMED
+from verifier.scores import refuse_others
 from verifier.shown import Shown, read_shown
 from verifier.shown import judge as judge_shown
+from verifier.spending import OWN_END
+from verifier.stored import read_record
 from verifier.weigh import (
     SAMPLED_FROM,
     Evidence,
@@ -83,7 +88,7 @@ from verifier.weigh import (
     weigh,
     weigh_long,
 )
-from verifier.wording import BELONGS_AT, CAUSES, describe_replies
+from verifier.wording import BELONGS_AT, CAUSES, describe_replies, describe_seconds
 
 #: More than this share of probes without a usable reply, and no verdict is "consistent".
 MAX_UNUSABLE = 0.5
@@ -98,6 +103,13 @@ LEAST_FOR_STRATA = 16
 MOST_FOR_STRATA = 48
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the last command ended that came to no verdict: all that `deadline.json` holds."""
+
+    deadline_s: Seconds
+
+
 #: What long prompts and long replies are asked for.
 _LONG = ("context", "ceiling")
 
@@ -109,24 +121,30 @@ def decide_folder(run: Path) -> Report:
 
 def publish(run: Path, found: Report) -> Report:
     """Write what was found of a run's endpoint as it stands beside the control, if it has one."""
-    control = read_control(run)
-    report = found if control is None else judge_beside(found, control)
+    report = _beside_control(run, found)
     write_json(run / REPORT, report_to_json(report))
     return report
+
+
+def standing_of(run: Path) -> Report:
+    """What `decide_folder` would write, with nothing written."""
+    return _beside_control(run, judge_folder(run))
+
+
+def _beside_control(run: Path, found: Report) -> Report:
+    control = read_control(run)
+    return found if control is None else judge_beside(found, control)
 
 
 def judge_folder(run: Path) -> Report:
     """What the evidence of a run folder says of its endpoint, whatever its control shows."""
     plan = read_plan(run)
     outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    raw = read_json(run / LEDGER)
-    engine = raw.get("engine")
-    if not isinstance(engine, dict):
-        raise ConfigError(f"{run / LEDGER}: engine: expected an object; run `verifier score` again")
+    ledger = own_ledger(run, outcomes)
     return decide(
         plan,
-        ledger_from_json(raw, where=str(run / LEDGER)),
-        engine=engine,
+        ledger,
+        engine=ledger.engine,
         attempts=read_attempts(run),
         outcomes=outcomes,
         capabilities=read_capabilities(run),
@@ -135,7 +153,29 @@ def judge_folder(run: Path) -> Report:
         beside=describe_quiet(run, plan),
         counting=read_counting(run),
         context=read_context(run, outcomes) if asks_long(plan) else None,
+        deadline_s=read_deadline(run),
+        unanswered=(*read_unanswered(run), *read_unanswered(run / COMPLETIONS)),
     )
+
+
+def read_deadline(run: Path) -> float | None:
+    """The deadline (seconds) at which the last command of a run folder ended; None: at none.
+
+    Raises ConfigError for what is no such time.
+    """
+    if not (run / DEADLINE).exists():
+        return None
+    return read_record(run / DEADLINE, Ended, advice="remove it, and audit again").deadline_s
+
+
+def own_ledger(run: Path, outcomes: Mapping[str, Outcome]) -> Ledger:
+    """The ledger of a run folder. Raises ConfigError when a row is not that of its answer."""
+    ledger = read_ledger(run)
+    carried = [(row.probe_id, row.reply_sha256) for row in ledger.rows]
+    carried += [(row.probe_id, row.reply_sha256) for row in ledger.sampled]
+    carried += [(one.probe_id, one.reply_sha256) for one in ledger.repeats]
+    refuse_others(carried, outcomes, where=run / LEDGER)
+    return ledger
 
 
 def decide(
@@ -151,18 +191,21 @@ def decide(
     beside: Sequence[str] = (),
     counting: Counting | None = None,
     context: Context | None = None,
+    unanswered: Sequence[Request] = (),
+    deadline_s: float | None = None,
 ) -> Report:
     """The verdict on the rows of a ledger; `beside` it stands what a reader must know besides.
 
     What the endpoint can do is told beside it. Prompts that it shows decide no verdict; they name
     the fault once the replies have shown that there is one. So do its text completions, which tell
-    a fault of its template from one of its weights.
+    a fault of its template from one of its weights. `deadline_s` is given where it came first.
     """
     evidence = weigh(plan, ledger)
     if context is not None:
         log_e = weigh_long(plan, evidence.log_e, context.prompts, context.replies)
         evidence = replace(evidence, log_e=log_e)
-    usage = count_usage(plan, ledger, attempts, outcomes, (capabilities, shown, bypass))
+    others = (capabilities, shown, bypass)
+    usage = count_usage(plan, ledger, attempts, outcomes, others, unanswered)
     column = named_column(plan, evidence)
     if column is not None and is_rather_a_suspect(plan, ledger, column):
         column = None
@@ -240,15 +283,32 @@ def decide(
     if ignored is not None:  # decides nothing either: it says nothing of the weights
         findings.append(ignored)
         notes.append(f"parameters are taken and {ignored.name}: {ignored.detail}")
+    claimed = judge_claimed(read_claimed(attempts, outcomes))
+    if claimed is not None:  # nor does this
+        findings.append(claimed)
+        notes.append(f"{claimed.name}: {claimed.detail}")
+    if unanswered:
+        notes.append(
+            f"{len(unanswered)} requests have no answer on record, as the audit was stopped while "
+            "they were under way; they may have been billed: "
+            f"{sum(one.prompt_tokens for one in unanswered):,} prompt and "
+            f"{sum(one.max_tokens for one in unanswered):,} completion tokens at most, which count "
+            "against the budget and are not in what is reported as spent"
+        )
     scale = noise_scale(plan, evidence)
     if unknown_words:
         scale = replace(scale, equivalent="unknown: what words the hidden prompt has")
+    summary = _summarise(
+        decision, plan, evidence, findings, usage, why_not_judged(ledger, outcomes)
+    )
+    if deadline_s is not None and decision == "inconclusive":
+        came = f"the deadline of {describe_seconds(deadline_s)} came first"
+        summary = f"{came}; {summary}"
+        notes.append(f"{came} (audit.deadline): the same command goes on")
     return Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(
-            decision, plan, evidence, findings, usage, why_not_judged(ledger, outcomes)
-        ),
+        summary=summary,
         findings=tuple(findings),
         noise_scale=scale,
         usage=usage,
@@ -355,7 +415,7 @@ def _substitution(
 def suspicious(run: Path) -> frozenset[str]:
     """The probes whose replies come from something else, where only a part of all do."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER)).ordinary
+    ledger = read_ledger(run).ordinary
     evidence = weigh(plan, ledger)
     found = _substitution(plan, ledger, evidence, "inconsistent")
     if found is None or not is_part(plan, evidence):
@@ -386,7 +446,7 @@ def wants_completions(report: Report) -> bool:
 def suspects_template(run: Path) -> bool:
     """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
     plan = read_plan(run)
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     evidence = weigh(plan, ledger)
     templates = evidence.templates
     # one count without a reply may be a filler, which only a second shows
@@ -539,21 +599,22 @@ def count_usage(
     attempts: Sequence[Attempt],
     outcomes: Mapping[str, Outcome],
     beside: Sequence[Capabilities | Shown | Bypass | None] = (),
+    unanswered: Sequence[Request] = (),
 ) -> Usage:
     """What was asked and spent; `beside` is what was asked for other ends than scoring.
 
-    Where the endpoint does not count tokens, ours are counted.
+    Where the endpoint does not count tokens, ours are counted, and where it counts what cannot be,
+    what was asked. Requests that are `unanswered` were sent, so they count as requests.
     """
     ours = {row.probe_id: row.tokens + row.left_out for row in ledger.rows}
     ours |= {row.probe_id: row.tokens + row.left_out for row in ledger.sampled}
-    answers = [o for o in outcomes.values() if isinstance(o, Reply | NotJudged)]
-    prompt = sum(answer.prompt_tokens or 0 for answer in answers)
-    completion = sum(
-        ours.get(answer.probe_id, 0)
-        if answer.completion_tokens is None
-        else answer.completion_tokens
-        for answer in answers
-    )
+    claims = read_claimed(attempts, outcomes)
+    prompt = sum(claim.believed_prompt or 0 for claim in claims.values())
+    completion = 0
+    for probe_id, claim in claims.items():
+        counted, own = claim.believed_completion, ours.get(probe_id, 0)
+        # an endpoint need not count the end of a turn
+        completion += own if counted is None else max(counted, own - OWN_END)
     set_aside = [
         row for row in ledger.rows
         if row.unjudged is not None and isinstance(outcomes.get(row.probe_id), Reply)
@@ -562,7 +623,7 @@ def count_usage(
     prompt += sum(record.prompt_tokens for record in others)
     completion += sum(record.completion_tokens for record in others)
     return Usage(
-        requests=len(attempts) + sum(record.requests for record in others),
+        requests=len(attempts) + len(unanswered) + sum(record.requests for record in others),
         replies=sum(row.unjudged is None for row in ledger.rows),
         failures=sum(isinstance(o, Failure) and not _is_long(n) for n, o in outcomes.items()),
         not_judged=sum(isinstance(o, NotJudged) and not _is_long(n) for n, o in outcomes.items())

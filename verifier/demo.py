@@ -11,6 +11,7 @@ from verifier.audit import audit
 from verifier.child import plain_environment, python
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.errors import VerifierError
+from verifier.folder import working_in
 from verifier.local import LoadReference
 from verifier.pace import Show
 from verifier.records import Report
@@ -41,7 +42,9 @@ def run_demo(
                 audit=AuditSection(policy="screen"),
                 out=out / name,
             )
-            yield fault, audit(config, api_key=None, load_reference=lambda: reference, show=show)
+            with working_in(config.out, make=True):
+                report = audit(config, api_key=None, load_reference=lambda: reference, show=show)
+            yield fault, report
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,9 @@ _LABELS: Final[dict[Family, str]] = {
     "layers": "layers dropped",
 }
 _OTHER: Final = "other builds"
+
+#: No noise that is measured is smaller or larger (logits).
+_LEAST, _MOST = 1e-4, 1e4
 
 # Colours that stand for a CSS variable: matplotlib takes colours only, so each is replaced after.
 _INK, _MUTED, _HONEST, _SPAN, _MARK, _RULE = (f"#{n:02x}fe{n:02x}" for n in range(1, 7))
@@ -85,6 +89,7 @@ def draw_dial(scale: NoiseScale) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    scale = _drawable(scale)
     groups = group_marks(scale.marks)
     height = _TOP + _ROW * (1 + len(groups)) + _BOTTOM
     with _DRAWING, mpl.rc_context():
@@ -111,6 +116,22 @@ def draw_dial(scale: NoiseScale) -> str:
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=_NO_METADATA)
     return _bare(file.getvalue(), height)
+
+
+def _drawable(scale: NoiseScale) -> NoiseScale:
+    """The same within what an axis can show: a run folder may claim any number."""
+
+    def clip(value: float) -> float:
+        return min(max(value, _LEAST), _MOST) if value > 0 else 0.0
+
+    return replace(
+        scale,
+        estimate=None if scale.estimate is None else clip(scale.estimate),
+        lower=None if scale.lower is None else clip(scale.lower),
+        upper=None if scale.upper is None else clip(scale.upper),
+        honest=clip(scale.honest),
+        marks=tuple((name, clip(value)) for name, value in scale.marks),
+    )
 
 
 def _span(scales: Sequence[float]) -> str:

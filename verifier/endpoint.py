@@ -9,36 +9,40 @@ import asyncio
 import json
 import os
 import re
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import httpx
 from aiolimiter import AsyncLimiter
 
+from verifier import sieve
 from verifier.body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
 from verifier.dialects import Ask, LogprobsForm
 from verifier.errors import ConfigError
 from verifier.limits import exhausted_for_s, retry_after_s
 from verifier.prompts import wire_extras
-from verifier.records import Attempt, Message, Probe
+from verifier.records import Attempt, CountTokens, Message, Probe
 from verifier.stream import MARK, Ending
-from verifier.wire import DIALECTS, REDACTED
+from verifier.wire import DIALECTS
 
-_ESCAPED: Final = re.compile(r"\\u00([0-7][0-9a-fA-F])|%([0-7][0-9a-fA-F])")
-#: Shorter keys are placeholders such as EMPTY, and striking those out would change replies.
-_SHORTEST_SECRET: Final = 8
+#: Why an answer is not kept.
+SPELLED: Final = "the answer spells the API key: struck out"
+
 _KEPT_BESIDE_ERROR: Final = 4096  # characters: enough to see what an unusable body was
 _KEPT_OF_ERROR: Final = 500
 _KEPT_OF_HEADER: Final = 200
 #: Lines that share one pool: httpx looks at every line of a pool for each request.
 _PER_LANE: Final = 8
+#: From a response of httpx to the state of its line. Private names: a test says when they change.
+_TO_THE_LINE: Final = ("_stream", "_httpcore_stream", "_stream", "_connection", "_h11_state")
 _AFTER_END_S: Final = 0.5  # for a line to close whose event stream has ended
 
 #: Fields that may have been found to make a host greedy, and are not for samples.
@@ -86,8 +90,10 @@ class Endpoint:
     extra_body: Mapping[str, Any] = field(default_factory=dict)  # further fields of each request
     headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
     render: Render | None = None  # messages to a prompt, which text completions need
+    count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
 
     def __post_init__(self) -> None:
+        sieve.know(self.api_key)
         object.__setattr__(self, "base_url", _checked_url(self.base_url))
         if not self.model.strip():
             raise ConfigError("endpoint.model: expected the model's name at the host, got nothing")
@@ -97,6 +103,12 @@ class Endpoint:
                 f"endpoint: the API key in {self.api_key_env or 'api_key'} is empty or holds "
                 "spaces, line ends or other signs no key has; set it again"
             )
+        for name in ("base_url", "model", "extra_body", "headers"):
+            if sieve.strike_all(value := getattr(self, name)) != value:
+                raise ConfigError(
+                    f"endpoint.{name}: holds the API key itself, and is kept in the run folder; "
+                    "take it out: the key is sent in its own header"
+                )
         if self.dialect not in DIALECTS:
             raise ConfigError(
                 f"endpoint.dialect: no dialect {self.dialect!r}; there are {', '.join(DIALECTS)}"
@@ -166,8 +178,7 @@ class Client:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint = endpoint
-        self._secret = _secret_pattern(endpoint.api_key)
-        self._hint = _unescaped(endpoint.api_key or "")
+        sieve.guard_logs()
         rate = endpoint.requests_per_minute
         # one request per period, never a burst: hosts count over shorter windows than a minute
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)
@@ -194,7 +205,7 @@ class Client:
             ]
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise ConfigError(
-                f"{endpoint.host}: no connection can be set up ({self._redact(str(error))}); "
+                f"{endpoint.host}: no connection can be set up ({sieve.strike(str(error))}); "
                 "check the proxy and certificate variables (HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE)"
             ) from None
         self._turns = cycle(self._lanes)
@@ -218,11 +229,24 @@ class Client:
         async with self._pace:
             pass
 
-    async def ask(self, probe: Probe, *, number: int, logprobs: bool) -> Sent:
-        """Send one probe once; whatever the network or the host does comes back as a value."""
+    async def ask(
+        self,
+        probe: Probe,
+        *,
+        number: int,
+        logprobs: bool,
+        before: Callable[[], Awaitable[None]] | None = None,
+    ) -> Sent:
+        """Send one probe once; whatever the network or the host does comes back as a value.
+
+        `before` is awaited once the rate limit allows the request; what it raises is raised, and
+        nothing is sent.
+        """
         endpoint = self._endpoint
         request = _request_body(endpoint, probe, logprobs=logprobs)
         await self.pace()
+        if before is not None:
+            await before()
         started_at, start = datetime.now(UTC), time.monotonic()
         got = await self._exchange(
             "POST",
@@ -236,7 +260,7 @@ class Client:
                 number=number,
                 started_at=started_at.isoformat(timespec="milliseconds"),
                 elapsed_s=round(time.monotonic() - start, 6),
-                request=self._redact(request.decode()),
+                request=sieve.strike(request.decode()),
                 status=got.status,
                 body=got.body,
                 error=got.error,
@@ -258,7 +282,7 @@ class Client:
         if not isinstance(rows, list):
             return ()
         names = (row.get("id") for row in rows if isinstance(row, dict))
-        return tuple(name for name in names if isinstance(name, str))
+        return tuple(sieve.strike(name) for name in names if isinstance(name, str))
 
     async def _exchange(
         self, method: str, path: str, content: bytes | None, *, cap: int
@@ -278,6 +302,8 @@ class Client:
                     await _read(response, body)
                 except BodyTooLarge:
                     error = f"response larger than {cap} bytes"
+                if _more_follows(response):  # what was not asked for must not answer what is next
+                    await response.extensions["network_stream"].aclose()
                 if response.next_request is not None:
                     error = f"redirect to {response.next_request.url.host}, not followed"
                 status = response.status_code
@@ -287,31 +313,39 @@ class Client:
             httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError, UnreadableBody
         ) as problem:  # fmt: skip
             error = _describe(problem)
-        text = self._redact(body.received.decode("utf-8", "surrogateescape"))
-        if error is not None:  # redacted first: a cut could leave most of a key unrecognized
-            text, error = text[:_KEPT_BESIDE_ERROR], self._redact(error)[:_KEPT_OF_ERROR]
+        text = body.received.decode("utf-8", "surrogateescape")
+        if sieve.is_spelled(text):
+            text, error = _strike_body(text, status, error)
+        if error is not None:  # struck out first: a cut could leave most of a key unrecognized
+            text = sieve.strike_end(text)[:_KEPT_BESIDE_ERROR]
+            error = sieve.strike(error)[:_KEPT_OF_ERROR]
         now = datetime.now(UTC)
         return _Response(
             status=status,
             body=text,
             error=error,
-            headers={
-                name: self._redact(value)[:_KEPT_OF_HEADER]
-                for name, value in headers.items()
-                if _TELLING.fullmatch(name)
-            },
+            headers=_kept_headers(headers),
             retry_after_s=retry_after_s(headers, now=now),
             exhausted_for_s=exhausted_for_s(headers, now=now),
         )
 
-    def holds_key(self, text: str) -> bool:
-        """Whether text that was put together from pieces spells the key."""
-        return self._redact(text) != text
 
-    def _redact(self, text: str) -> str:
-        if self._secret is None or self._hint not in _unescaped(text):
-            return text
-        return self._secret.sub(REDACTED, text)
+def _strike_body(text: str, status: int | None, error: str | None) -> tuple[str, str | None]:
+    """A body without the key that it spells, and its error; nothing of it where pieces do."""
+    struck = sieve.strike_in_place(text)
+    if struck is not None and not sieve.is_spelled(struck):
+        return struck, error
+    if error is None and status is not None and 200 <= status <= 299:
+        return "", SPELLED
+    return sieve.REDACTED, error  # the status alone says what to do
+
+
+def _kept_headers(headers: httpx.Headers) -> dict[str, str]:
+    """Headers that tell something; none where they spell the key together."""
+    told = {name: sieve.strike(v) for name, v in headers.items() if _TELLING.fullmatch(name)}
+    if sieve.is_spelled(json.dumps(told)):
+        return {}
+    return {name: value[:_KEPT_OF_HEADER] for name, value in told.items()}
 
 
 async def _read(response: httpx.Response, body: Body) -> None:
@@ -319,7 +353,8 @@ async def _read(response: httpx.Response, body: Body) -> None:
 
     Behind that some hosts hang on, send comments without an end, or break off: the answer is whole.
     """
-    pieces, ending = response.aiter_raw(), Ending()
+    # not aiter_raw, which gives the line back before it can be looked at
+    pieces, ending = aiter(cast(AsyncIterator[bytes], response.stream)), Ending()
     until: float | None = None  # when reading stops; None: the last event is still to come
     while True:
         if until is None and ending.has_come(body.received):
@@ -335,6 +370,31 @@ async def _read(response: httpx.Response, body: Body) -> None:
             if until is None:
                 raise
         return
+
+
+def _more_follows(response: httpx.Response) -> bool:
+    """Whether bytes have come behind a response: in its packet, or in its record of TLS.
+
+    Those that come later make the line readable while nobody uses it, and httpx closes it then.
+    """
+    held: Any = response.stream
+    try:
+        for name in _TO_THE_LINE:
+            held = getattr(held, name)
+        if held.trailing_data[0]:
+            return True
+    except AttributeError:
+        return True  # another httpx: a line is better closed than trusted
+    tls = response.extensions["network_stream"].get_extra_info("ssl_object")
+    if tls is None:
+        return False
+    try:
+        tls.read(1)
+    except ssl.SSLWantReadError:
+        return False
+    except (ssl.SSLError, OSError):
+        return True
+    return True
 
 
 def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
@@ -365,20 +425,6 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _secret_pattern(key: str | None) -> re.Pattern[str] | None:
-    """Matches the key in any case, and as JSON or a URL may escape it."""
-    if key is None or len(key) < _SHORTEST_SECRET:
-        return None
-    signs = (rf"(?:\\?{re.escape(s)}|\\u{ord(s):04x}|%{ord(s):02x})" for s in key)
-    return re.compile("".join(signs), re.IGNORECASE)
-
-
-def _unescaped(text: str) -> str:
-    """Text in lower case with the escapes undone: holds the key wherever `_secret_pattern` does."""
-    plain = _ESCAPED.sub(lambda found: chr(int(found[1] or found[2], 16)), text)
-    return plain.replace("\\", "").casefold()
-
-
 def _describe(error: BaseException) -> str:
     """The kind of a transport error and its first cause: httpx hides "connection refused"."""
     cause: BaseException = error
@@ -393,4 +439,6 @@ def _describe(error: BaseException) -> str:
         text = os.strerror(cause.errno)  # asyncio's own words do not say "refused"
     else:
         text = str(cause if isinstance(cause, OSError) else error)
+    if isinstance(error, httpx.ProxyError) and re.match(r"[1-9][0-9]{2}\b", text):
+        text = f"the proxy answered {text[:3]}"  # the rest is its own words, and may repeat a key
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

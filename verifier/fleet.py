@@ -6,19 +6,22 @@ share the probes, and one reference behind its lock. What one suffers, no other 
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from secrets import randbits
 from threading import Condition, Thread
 from typing import Final
 
+from verifier import sieve
 from verifier.audit import audit, start, write_page
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.control import read_control
 from verifier.decide import decide_folder
 from verifier.errors import ConfigError, VerifierError
-from verifier.folder import CONTROL, FLEET, write_whole
-from verifier.local import LoadReference
+from verifier.folder import CONTROL, FLEET, LOCK, make_folder, refuse_link, working_in, write_whole
+from verifier.local import LoadReference, Reference
 from verifier.pace import Pace, Show
 from verifier.records import Report, Summary
 from verifier.summary import (
@@ -31,6 +34,9 @@ from verifier.summary import (
 
 #: Seconds that a target waits for the control before a batch, and no longer.
 PATIENCE_S: Final = 60.0
+
+#: No lock waits longer (seconds).
+_FOR_EVER_S: Final = 86_400.0 * 365
 
 #: Seconds that audits get to end once they are stopped.
 GRACE_S: Final = 30.0
@@ -96,6 +102,7 @@ def start_targets(
     problems: dict[str, VerifierError] = {}
     for name, config in fleet.run_files.items():
         try:
+            refuse_link(config.out)
             start(config)
         except VerifierError as problem:
             problems[name] = problem
@@ -120,7 +127,9 @@ def _with_seed(fleet: Fleet) -> Fleet:
     """The run file with a seed: its own, the one that its folder keeps, or one drawn now."""
     kept = fleet.out / FLEET
     if kept.exists():
-        before = load_fleet(kept, below=fleet.out).model_copy(update={"out": fleet.out})
+        before = load_fleet(kept, below=fleet.out)
+        now = before.audit.model_copy(update={"deadline": fleet.audit.deadline})
+        before = before.model_copy(update={"out": fleet.out, "audit": now})
         seed = before.audit.seed if fleet.audit.seed is None else fleet.audit.seed
         if _seeded(fleet, seed) != before:
             raise ConfigError(
@@ -129,11 +138,12 @@ def _with_seed(fleet: Fleet) -> Fleet:
             )
         return before
     if fleet.out.exists() and not (
-        fleet.out.is_dir() and all(p.name == f"{FLEET}.partial" for p in fleet.out.iterdir())
+        fleet.out.is_dir()
+        and all(p.name in (f"{FLEET}.partial", LOCK) for p in fleet.out.iterdir())
     ):
         raise ConfigError(f"{fleet.out}: exists and holds no {FLEET}; give another out")
     fleet = _seeded(fleet, randbits(63) if fleet.audit.seed is None else fleet.audit.seed)
-    fleet.out.mkdir(parents=True, exist_ok=True)
+    make_folder(fleet.out)
     write_whole(kept, dump_run_file(fleet))
     return fleet
 
@@ -151,9 +161,9 @@ _Raised = dict[str, BaseException]
 
 def _say(error: BaseException) -> str:
     """One line on why an endpoint was not judged."""
-    line = str(error)
+    line = sieve.strike(str(error))
     if not isinstance(error, VerifierError):
-        line = f"defect in the verifier ({type(error).__name__}: {error})"[:300]
+        line = f"defect in the verifier ({type(error).__name__}: {line})"[:300]
     return " ".join(line.split())
 
 
@@ -174,10 +184,12 @@ class Together:
     the control and for no other target, and only so long: a slow control holds nobody up.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], *, ends_at: float = math.inf) -> None:
+        """`ends_at` is the deadline of all, by the monotonic clock: nobody waits any longer."""
         self._turn = Condition()
         self._reached = dict.fromkeys(names, 0)  # the batch that each has come to
         self._over = False
+        self._ends_at = ends_at
 
     def stopped(self) -> bool:
         """Whether all are to stop."""
@@ -194,11 +206,13 @@ class Together:
         with self._turn:
             self._reached[name] = number
             self._turn.notify_all()
+            left_s = min(_FOR_EVER_S, max(0.0, self._ends_at - time.monotonic()))
             if name == CONTROL:
-                self._turn.wait_for(lambda: self._over or self._a_target_is_at(number))
+                self._turn.wait_for(lambda: self._over or self._a_target_is_at(number), left_s)
             else:
                 self._turn.wait_for(
-                    lambda: self._over or self._reached.get(CONTROL, number) >= number, PATIENCE_S
+                    lambda: self._over or self._reached.get(CONTROL, number) >= number,
+                    min(PATIENCE_S, left_s),
                 )
 
     def _a_target_is_at(self, number: int) -> bool:
@@ -234,16 +248,32 @@ def _audit_all(
     The reference is loaded once, before the first request. Until the control is judged, every run
     folder says so, and nothing is held against its endpoint.
     """
+    began = time.monotonic()
     reference = load_reference()
     every = dict(runs)
     if control is not None:
         every[CONTROL] = control
-        place_control(
-            pending_control(control),
-            {name: config for name, config in runs.items() if not _is_vouched(config)},
-        )
+    # the one of a sole endpoint, which has no name, is held by whoever calls
+    with working_in(*(config.out for name, config in every.items() if name)):
+        if control is not None:
+            place_control(
+                pending_control(control),
+                {name: config for name, config in runs.items() if not _is_vouched(config)},
+            )
+        return _run_all(every, keys=keys, reference=reference, began=began, show=show)
+
+
+def _run_all(
+    every: Mapping[str, RunFile],
+    *,
+    keys: Mapping[str, str | None],
+    reference: Reference,
+    began: float,
+    show: Show,
+) -> _Raised:
     raised: _Raised = {}
-    together = Together(every)
+    longest_s = max(config.audit.deadline for config in every.values())
+    together = Together(every, ends_at=began + longest_s)
 
     def run(name: str, config: RunFile) -> None:
         try:
@@ -252,7 +282,9 @@ def _audit_all(
                 api_key=keys[name],
                 load_reference=lambda: reference,
                 show=_named(show, name, together.stopped),
-                pace=Pace(begin=partial(together.begin, name), stopped=together.stopped),
+                pace=Pace(
+                    begin=partial(together.begin, name), stopped=together.stopped, began=began
+                ),
             )
         except _Stopped:
             pass

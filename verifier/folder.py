@@ -5,13 +5,18 @@ Knows nothing of what the lines mean beyond the records they hold. Text only, ne
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
+import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn
+from typing import Any, BinaryIO, Final, Literal, NoReturn, cast
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 RUN: Final = "run.yaml"  # what was asked: the whole configuration, without secrets
@@ -23,6 +28,7 @@ SAMPLED_SCORES: Final = "sampled_scores.jsonl"  # one line per sampled reply, ap
 REPEATS: Final = "repeats.jsonl"  # sampled replies to what was asked before, append-only
 PROMPTS: Final = "prompts.json"  # a prompt as published and as the named rendering makes it
 EXCHANGES: Final = "exchanges.jsonl"  # every attempt, raw, append-only
+SENT: Final = "sent.jsonl"  # every request, noted before it is sent, append-only
 CAPABILITIES: Final = "capabilities.json"  # what the endpoint can do, found by effect
 CAPABILITY_EXCHANGES: Final = "capabilities.jsonl"  # the attempts that showed it
 SHOWN: Final = "shown.json"  # prompts that the endpoint shows, against the catalogue
@@ -36,6 +42,8 @@ LEDGER: Final = "ledger.json"  # log-likelihoods, reply by hypothesis
 REPORT: Final = "report.json"  # the verdict
 PAGE: Final = "report.html"  # the verdict for people
 CONTROL_REPORT: Final = "control.json"  # what the control showed, where there is one
+DEADLINE: Final = "deadline.json"  # that the last command ended at its deadline
+LOCK: Final = ".lock"  # there while a process works in the folder
 
 CONTROL: Final = "control"  # the run folder of the control, in the folder of what it stands beside
 
@@ -47,9 +55,14 @@ SUMMARY: Final = "summary.json"  # where all of them stand
 #: Names that no target can have, in lower case.
 RESERVED: Final = frozenset({CONTROL, FLEET, ERRORS, SUMMARY, RUN})
 
-#: Larger lines or files are refused: a run folder may come from a stranger.
+#: Larger lines or files are refused: a run folder may come from a stranger. None is written either.
 MAX_LINE_BYTES: Final = 64 * 2**20
 MAX_FILE_BYTES: Final = 4 * 2**30
+MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
+MAX_VALUES: Final = 4_000_000  # of one JSON text
+MAX_MEMBERS: Final = 250_000  # of all its objects together
+
+_TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -60,32 +73,61 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
     append_lines(path, [value])
 
 
-def append_lines(path: Path, values: Sequence[dict[str, Any]]) -> None:
-    """Append JSON lines as `append_line` does, forced to disk once for all of them."""
-    lines = b"".join(_line(value) for value in values)
-    _is_there(path)
-    with path.open("ab") as file:
-        if file.tell() and not _ends_whole(path):
-            file.truncate(_whole_length(path))
+def append_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines as `append_line` does, forced to disk once for all of them.
+
+    Two processes that append to one file wait for each other. Raises ConfigError, with nothing
+    written, for a line or a file that would be too large to be read again.
+    """
+    lines = b"".join(_line(value, path) for value in values)
+    with entered(path.parent) as inside, _opened(inside, path.name, "a+b", where=path) as file:
+        # else each of two takes the half-written line of the other for one that a kill tore
+        _lock(file, fcntl.LOCK_EX)
+        size = file.seek(0, os.SEEK_END)
+        if size and not _ends_whole(file):
+            size = file.truncate(_whole_length(file))
+        if size + len(lines) > MAX_FILE_BYTES:
+            raise ConfigError(
+                f"{path}: would be larger than {MAX_FILE_BYTES} bytes, and could not be read "
+                "again; nothing was written: begin another run with another --out"
+            )
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
+        if not size:
+            os.fsync(inside)  # its name, too
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    line = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+def line_of(value: Mapping[str, Any]) -> bytes:
+    """A JSON line as it is written, its end included, without the API keys that are known."""
+    line = _compact(value)
+    line = _compact(sieve.strike_all(value)) if sieve.holds(line) else line
     return line.encode("utf-8", "surrogatepass") + b"\n"
 
 
-def _ends_whole(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _whole_length(path: Path) -> int:
+def _line(value: Mapping[str, Any], path: Path) -> bytes:
+    line = line_of(value)
+    if len(line) > MAX_LINE_BYTES:
+        raise ConfigError(
+            f"{path}: a line of {len(line)} bytes is longer than the {MAX_LINE_BYTES} that can be "
+            "read again; nothing was written: ask for shorter replies or prompts"
+        )
+    return line
+
+
+def _ends_whole(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _whole_length(file: BinaryIO) -> int:
     """Bytes up to and including the last newline."""
-    return path.read_bytes().rfind(b"\n") + 1
+    file.seek(0)
+    return file.read().rfind(b"\n") + 1
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -93,48 +135,120 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
     Raises ConfigError for a line that is not a JSON object or is too large.
     """
-    if not _is_there(path):
+    advice = "restore the run folder from a copy"
+    for number, raw in enumerate(read_raw_lines(path), 1):
+        yield parse_json(raw, where=f"{path}:{number}", advice=advice)
+
+
+def read_raw_lines(path: Path) -> Iterator[bytes]:
+    """The whole lines of a file as they are, see `read_lines`."""
+    try:
+        opened = open_below(path.parent, path.name)
+    except FileNotFoundError:
         return
-    with path.open("rb") as file:
-        for number, raw in enumerate(_raw_lines(file), 1):
-            where = f"{path}:{number}"
+    with opened as file:
+        # a longer line is cut just past the limit
+        lines = iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+        for number, raw in enumerate(lines, 1):
             if len(raw) > MAX_LINE_BYTES:
+                where = f"{path}:{number}"
                 raise ConfigError(f"{where}: line longer than {MAX_LINE_BYTES} bytes; refused")
             if not raw.endswith(b"\n"):
                 return
-            yield _parse(raw, where=where, advice="restore the run folder from a copy")
-
-
-def _raw_lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines with their ends; a longer one is cut just past the limit."""
-    return iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
+            refuse_heavy(raw, where=f"{path}:{number}")
+            yield raw
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Replace a file in one step, so that a kill leaves the old one or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    partial.unlink(missing_ok=True)  # left by a kill; or a link, which must not be written through
-    with partial.open("x", encoding="utf-8", errors="surrogatepass") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    """Replace a file in one step, so that a kill leaves the old one or the new one.
+
+    API keys that this process knows are struck out of it.
+    """
+    _replace(path, sieve.strike(text))
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.name + ".partial"
+    with entered(path.parent) as inside:
+        with suppress(FileNotFoundError):  # left by a kill; or a link, not to be written through
+            os.unlink(partial, dir_fd=inside)
+        with _opened(inside, partial, "xb", where=path) as file:
+            file.write(text.encode("utf-8", "surrogatepass"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path.name, src_dir_fd=inside, dst_dir_fd=inside)
+        os.fsync(inside)
 
 
 def write_json(path: Path, value: object) -> None:
-    """Replace a file by indented JSON with a fixed byte form."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    """Replace a file by indented JSON with a fixed byte form.
+
+    Raises ConfigError, and leaves what is there, for one that is too large to be read again.
+    """
+    text = _indented(value)
+    text = _indented(sieve.strike_all(value)) if sieve.holds(text) else text
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_JSON_BYTES:
+        raise ConfigError(
+            f"{path}: would be {size} bytes, and no more than {MAX_JSON_BYTES} can be read again; "
+            "nothing was written: ask for fewer or shorter replies"
+        )
+    _replace(path, text)
+
+
+def _indented(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """Replace a JSON Lines file in one step; raises as `append_lines` does."""
+    lines = b"".join(_line(value, path) for value in values)
+    if len(lines) > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"{path}: would be larger than {MAX_FILE_BYTES} bytes, and could not be read again"
+        )
+    _replace(path, lines.decode("utf-8", "surrogatepass"))
+
+
+def make_folder(folder: Path) -> tuple[Path, ...]:
+    """Make a folder that is not there yet, and those above it; what was made, outermost first.
+
+    Their names are forced to disk.
+    """
+    if folder.is_dir():
+        return ()
+    above = () if folder.parent.exists() else make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    force_names(folder.parent)
+    return (*above, folder)
+
+
+def force_names(folder: Path) -> None:
+    """Force the names in a folder to disk: a power cut must not lose a file that was written."""
+    with entered(folder) as inside:
+        os.fsync(inside)
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a run folder. Raises ConfigError when it is missing or not one."""
-    if not _is_there(path):
-        raise ConfigError(f"{path}: no such file; run the step that writes it first")
     advice = "restore it from a copy, or run the step that writes it again"
-    return _parse(path.read_bytes(), where=str(path), advice=advice)
+    return parse_json(read_bytes(path), where=str(path), advice=advice)
 
 
-def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
+def read_bytes(path: Path) -> bytes:
+    """A file of JSON as it is. Raises ConfigError when it is missing or too large."""
+    try:
+        with open_below(path.parent, path.name, most=MAX_JSON_BYTES) as file:
+            raw = file.read(MAX_JSON_BYTES + 1)
+    except FileNotFoundError as error:
+        message = f"{path}: no such file; run the step that writes it first"
+        raise ConfigError(message) from error
+    refuse_heavy(raw, where=str(path))
+    return raw
+
+
+def parse_json(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
+    """The object that a JSON text holds; `where` and `advice` are for the message of the error."""
     try:
         value = json.loads(raw.decode("utf-8", "surrogatepass"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -144,20 +258,173 @@ def _parse(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
     return value
 
 
+def refuse_heavy(raw: bytes, *, where: str) -> None:
+    """Raise ConfigError for a text of more values than any record has: each costs far more memory
+    than its two bytes."""
+    for signs, most in ((b",[{", MAX_VALUES), (b":", MAX_MEMBERS)):
+        if _count(raw, signs) > most and _count(_TEXTS.sub(b"", raw), signs) > most:
+            raise ConfigError(f"{where}: more than {most} values; refused")
+
+
+def _count(raw: bytes, signs: bytes) -> int:
+    return sum(raw.count(sign) for sign in signs)
+
+
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
-def _is_there(path: Path) -> bool:
-    """Whether a file is there; one that is no plain file, or too large, is refused."""
+# -- one writer --------------------------------------------------------------------------------
+
+
+@contextmanager
+def working_in(*folders: Path, make: bool = False) -> Iterator[None]:
+    """Hold run folders for this process alone, until it leaves or ends, however that comes.
+
+    Those that are not there are made where `make` says so, and removed again when they hold nothing
+    in the end; else whoever uses them says what is missing. Raises ConfigError where another
+    process is at work, and OSError where nobody can write.
+    """
+    with ExitStack() as held:
+        for folder in dict.fromkeys(folders):
+            if folder.is_dir() or (make and not folder.exists()):
+                held.enter_context(_working_in(folder))
+        yield
+
+
+@contextmanager
+def _working_in(folder: Path) -> Iterator[None]:
+    made = make_folder(folder)
+    with entered(folder) as inside:
+        while True:
+            lock = _opened(inside, LOCK, "a+b", where=folder / LOCK)
+            try:
+                _lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.seek(0)
+                number = lock.read(20).decode("ascii", "replace")
+                lock.close()
+                who = f" (process {number})" if number.isdecimal() else ""
+                raise ConfigError(
+                    f"{folder}: another verifier{who} is at work in it; wait for it, or stop it"
+                ) from None
+            if _is_still(lock, inside):
+                break
+            lock.close()  # whoever had it has just removed it
+        try:
+            lock.truncate(0)
+            lock.write(str(os.getpid()).encode())
+            lock.flush()
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(LOCK, dir_fd=inside)
+            lock.close()
+            with suppress(OSError):  # one holds something
+                for empty in reversed(made):
+                    empty.rmdir()
+
+
+def _lock(file: BinaryIO, how: int) -> None:
+    """Lock a file; not where its file system has no locks, as some over a network."""
     try:
-        found = path.lstat()
+        fcntl.flock(file, how)
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+
+
+def _is_still(file: BinaryIO, inside: int) -> bool:
+    """Whether the lock that was opened still has its name."""
+    try:
+        named = os.stat(LOCK, dir_fd=inside, follow_symlinks=False)
     except FileNotFoundError:
         return False
-    if stat.S_ISLNK(found.st_mode):
-        raise ConfigError(f"{path}: is a link; a run folder holds plain files only")
-    if not stat.S_ISREG(found.st_mode):
-        raise ConfigError(f"{path}: is no plain file; a run folder holds plain files only")
-    if found.st_size > MAX_FILE_BYTES:
-        raise ConfigError(f"{path}: larger than {MAX_FILE_BYTES} bytes; refused")
-    return True
+    return os.path.samestat(named, os.fstat(file.fileno()))
+
+
+# -- opening -----------------------------------------------------------------------------------
+
+_FLAGS: Final = {
+    "rb": os.O_RDONLY,
+    "a+b": os.O_RDWR | os.O_APPEND | os.O_CREAT,
+    "xb": os.O_WRONLY | os.O_CREAT | os.O_EXCL,
+}
+
+#: Run folders that lie within one of these folders, by what such a folder holds.
+_WITHIN: Final = {COMPLETIONS: (PLAN,), CONTROL: (PLAN, FLEET)}
+
+
+def open_below(
+    folder: Path,
+    name: str,
+    mode: Literal["rb", "a+b", "xb"] = "rb",
+    *,
+    most: int | None = None,
+) -> BinaryIO:
+    """Open a plain file of a run folder without following a link: the one way to its files.
+
+    Raises ConfigError for a link, for what is no plain file, and for one of more than `most` bytes
+    (None: MAX_FILE_BYTES); FileNotFoundError when there is none to read.
+    """
+    with entered(folder) as inside:
+        return _opened(inside, name, mode, where=folder / name, most=most)
+
+
+@contextmanager
+def entered(folder: Path) -> Iterator[int]:
+    """A descriptor of a run folder, for what is done below it.
+
+    The folder that a user names may be a link, but none within it that this program makes.
+    """
+    inside = _descend(folder)
+    try:
+        yield inside
+    finally:
+        os.close(inside)
+
+
+def refuse_link(folder: Path) -> None:
+    """Raise ConfigError where a folder that belongs to another, such as a target's, is a link."""
+    if folder.is_symlink():
+        raise ConfigError(f"{folder}: is a link; a run folder holds plain files only")
+
+
+def _descend(folder: Path) -> int:
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    if not any((folder.parent / name).exists() for name in _WITHIN.get(folder.name, ())):
+        return os.open(folder, flags)
+    with entered(folder.parent) as outside:
+        try:
+            return os.open(folder.name, flags | os.O_NOFOLLOW, dir_fd=outside)
+        except OSError as error:
+            refuse_link(folder)
+            raise OSError(error.errno, error.strerror, str(folder)) from error
+
+
+def _opened(inside: int, name: str, mode: str, *, where: Path, most: int | None = None) -> BinaryIO:
+    # without O_NONBLOCK, opening a pipe would wait for somebody at its other end
+    flags = _FLAGS[mode] | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        opened = os.open(name, flags, 0o666, dir_fd=inside)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EMLINK):
+            raise ConfigError(f"{where}: is a link; a run folder holds plain files only") from error
+        if error.errno in (errno.ENXIO, errno.EISDIR):
+            raise _not_plain(where) from error
+        raise OSError(error.errno, error.strerror, str(where)) from error
+    try:
+        found = os.fstat(opened)
+        if not stat.S_ISREG(found.st_mode):
+            raise _not_plain(where)
+        most = MAX_FILE_BYTES if most is None else most
+        if found.st_size > most:
+            raise ConfigError(f"{where}: larger than {most} bytes; refused")
+    except BaseException:
+        os.close(opened)
+        raise
+    return cast(BinaryIO, os.fdopen(opened, mode))
+
+
+def _not_plain(where: Path) -> ConfigError:
+    return ConfigError(f"{where}: is no plain file; a run folder holds plain files only")

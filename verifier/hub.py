@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from verifier import sieve
 from verifier.errors import ConfigError
 
 #: What a reference does not need: other formats of the same weights, and pictures.
@@ -26,7 +27,7 @@ def fetch_snapshot(
     Without `fetch` the hub is not asked, and what its cache lacks is a ConfigError. Raises
     ConfigError, in one line, when the hub cannot be reached or has no such thing.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -35,6 +36,7 @@ def fetch_snapshot(
         RevisionNotFoundError,
     )
 
+    sieve.know(get_token())
     what = f"{repo}@{revision or 'newest'}"
     if fetch:
         tell(f"fetching {what} from the hub")
@@ -65,7 +67,7 @@ def fetch_snapshot(
 
 
 def _unreachable(what: str, error: Exception) -> ConfigError:
-    said = " ".join(str(error).split())[:100]
+    said = " ".join(sieve.strike(str(error)).split())[:100]
     return ConfigError(
         f"{what}: could not be fetched ({type(error).__name__}: {said}); check the network and "
         "HF_HUB_OFFLINE, or give a directory that holds the weights"

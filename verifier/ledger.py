@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from verifier.errors import ConfigError
-from verifier.records import REFERENCE, ReplyScore
+from verifier.folder import LEDGER
+from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
 from verifier.repeats import Repeat
+from verifier.stored import check_value, read_record
 
 Array = NDArray[np.float64]
 
@@ -57,23 +60,28 @@ MAX_SLOPE_ERROR = 0.25
 MAX_SLOPE = 2.0
 
 
+TextCells = Annotated[tuple[Nats, ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))]
+LogprobCells = Annotated[tuple[Nats, ...], Between(len(LOGPROB_SCALES), len(LOGPROB_SCALES))]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """The cells of one reply."""
 
     probe_id: str
-    tokens: int  # completion tokens scored
-    left_out: int  # completion tokens left out as ambiguous
-    text: dict[str, tuple[float, ...]]  # weights or template column -> log p per TEXT_SCALES
-    logprob: tuple[float, ...] | None  # reference weights, per scale of LOGPROB_SCALES
+    tokens: Count  # completion tokens scored
+    left_out: Count  # completion tokens left out as ambiguous
+    text: dict[str, TextCells]  # weights or template column -> log p per TEXT_SCALES
+    logprob: LogprobCells | None  # reference weights, per scale of LOGPROB_SCALES
     logprob_problem: str | None  # why `logprob` is None
-    prompt_tokens: int | None = None  # as the endpoint counts; None: it did not
-    rendered: dict[str, int] = field(default_factory=dict)  # rendering -> prompt tokens it makes
+    prompt_tokens: Count | None = None  # as the endpoint counts; None: it did not
+    rendered: dict[str, Count] = field(default_factory=dict)  # rendering -> prompt tokens it makes
     panel: bool = False  # asked to tell templates apart, and read for nothing else
     unjudged: str | None = None  # why it has no cells and speaks by its count alone
     strata: tuple[str, ...] = ()  # how it was asked, see `strata`
-    single: dict[str, tuple[float, ...]] = field(default_factory=dict)  # sampler of single tokens
-    outranked: int | None = None  # tokens that are not the likeliest by its own words; None: untold
+    single: dict[str, TextCells] = field(default_factory=dict)  # sampler of single tokens
+    outranked: Count | None = None  # tokens not the likeliest by its own words; None: untold
+    reply_sha256: str | None = None  # of the answer, see `scores`; None: an older version's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +89,11 @@ class SampledRow:
     """The cells of one reply that was sampled at temperature 1: a section of its own."""
 
     probe_id: str
-    tokens: int  # completion tokens scored
-    left_out: int
-    cells: dict[str, float]  # sampler -> log p; {}: not scored
+    tokens: Count  # completion tokens scored
+    left_out: Count
+    cells: dict[str, Nats]  # sampler -> log p; {}: not scored
     problem: str | None  # why not
+    reply_sha256: str | None = None  # as that of a row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +103,7 @@ class Ledger:
     rows: tuple[Row, ...]
     sampled: tuple[SampledRow, ...] = ()
     repeats: tuple[Repeat, ...] = ()  # of sampled replies, against earlier ones
+    engine: dict[str, str] = field(default_factory=dict, compare=False)  # what scored, by its words
 
     @property
     def ordinary(self) -> Ledger:
@@ -246,86 +256,50 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFile:
+    """All that `ledger.json` holds."""
+
+    schema_version: Version
+    text_scales: tuple[float, ...]
+    logprob_scales: tuple[float, ...]
+    rows: tuple[Row, ...]
+    sampled: tuple[SampledRow, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+    engine: dict[str, str] | None = None
+
+
+_ADVICE: Final = "run `verifier score` again"
+
+
+def read_ledger(run: Path) -> Ledger:
+    """The ledger of a run folder.
+
+    Raises ConfigError when there is none, when it is malformed or of other scales.
+    """
+    path = run / LEDGER
+    found = read_record(path, LedgerFile, advice=_ADVICE)
+    if found.engine is None:
+        raise ConfigError(f"{path}: engine: missing; {_ADVICE}")
+    return _ledger(found, where=str(path))
+
+
 def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
-    """Read a ledger back. Raises ConfigError for another schema or other scales."""
-    if value.get("schema_version") != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{where}: ledger schema {value.get('schema_version')!r}, expected {SCHEMA_VERSION}; "
-            "run `verifier score` again"
-        )
-    for name, scales in (("text_scales", TEXT_SCALES), ("logprob_scales", LOGPROB_SCALES)):
-        if not _same(value.get(name), scales):
+    """What `ledger_to_json` made, back again. Raises ConfigError as `read_ledger` does."""
+    return _ledger(check_value(value, LedgerFile, where=where, advice=_ADVICE), where=where)
+
+
+def _ledger(found: LedgerFile, *, where: str) -> Ledger:
+    for name, told, scales in (
+        ("text_scales", found.text_scales, TEXT_SCALES),
+        ("logprob_scales", found.logprob_scales, LOGPROB_SCALES),
+    ):
+        # but for the last digits of another machine
+        if len(told) != len(scales) or not np.allclose(np.array(told), scales, rtol=1e-9, atol=0):
             raise ConfigError(
                 f"{where}: {name} are not the {len(scales)} from {scales[0]:.3g} to "
-                f"{scales[-1]:.3g} of this version; run `verifier score` again"
+                f"{scales[-1]:.3g} of this version; {_ADVICE}"
             )
-    try:
-        rows = tuple(
-            Row(
-                probe_id=str(row["probe_id"]),
-                tokens=int(row["tokens"]),
-                left_out=int(row["left_out"]),
-                text={str(k): _floats(v, len(TEXT_SCALES)) for k, v in row["text"].items()},
-                logprob=None
-                if row["logprob"] is None
-                else _floats(row["logprob"], len(LOGPROB_SCALES)),
-                logprob_problem=row["logprob_problem"],
-                prompt_tokens=row.get("prompt_tokens"),
-                rendered={str(k): int(v) for k, v in row.get("rendered", {}).items()},
-                panel=bool(row.get("panel", False)),
-                unjudged=None if row.get("unjudged") is None else str(row["unjudged"]),
-                strata=tuple(map(str, row.get("strata", ()))),
-                single={
-                    str(k): _floats(v, len(TEXT_SCALES)) for k, v in row.get("single", {}).items()
-                },
-                outranked=None if row.get("outranked") is None else int(row["outranked"]),
-            )
-            for row in value["rows"]
-        )
-        sampled = tuple(sampled_row_from_json(row) for row in value.get("sampled", ()))
-        repeats = tuple(repeat_from_json(one) for one in value.get("repeats", ()))
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"{where}: malformed ledger ({error!r}); score again") from error
-    return Ledger(rows=rows, sampled=sampled, repeats=repeats)
-
-
-def sampled_row_from_json(row: dict[str, Any]) -> SampledRow:
-    """One sampled row, read back. Raises KeyError, TypeError or ValueError for a bad one."""
-    cells = {str(name): float(value) for name, value in row["cells"].items()}
-    if not np.isfinite(list(cells.values())).all():
-        raise ValueError("expected finite numbers")
-    return SampledRow(
-        probe_id=str(row["probe_id"]),
-        tokens=int(row["tokens"]),
-        left_out=int(row["left_out"]),
-        cells=cells,
-        problem=None if row["problem"] is None else str(row["problem"]),
+    return Ledger(
+        rows=found.rows, sampled=found.sampled, repeats=found.repeats, engine=found.engine or {}
     )
-
-
-def repeat_from_json(one: dict[str, Any]) -> Repeat:
-    """One repeat, read back. Raises KeyError, TypeError or ValueError for a bad one."""
-    log_p = float(one["log_p"])
-    if not log_p <= 0:
-        raise ValueError("expected a log-probability")
-    return Repeat(
-        probe_id=str(one["probe_id"]),
-        otherwise=bool(one["otherwise"]),
-        came_again=bool(one["came_again"]),
-        log_p=log_p,
-    )
-
-
-def _floats(values: Sequence[float], length: int) -> tuple[float, ...]:
-    found = tuple(float(v) for v in values)
-    if len(found) != length or not np.isfinite(found).all():
-        raise ValueError(f"expected {length} finite numbers")
-    return found
-
-
-def _same(values: object, scales: Array) -> bool:
-    """Whether these are the scales of a grid, but for the last digits of another machine."""
-    if not isinstance(values, list) or len(values) != len(scales):
-        return False
-    numbers = all(isinstance(v, int | float) for v in values)
-    return numbers and bool(np.allclose(np.array(values, dtype=float), scales, rtol=1e-9, atol=0))

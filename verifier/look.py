@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from verifier.budget import ask_within_budget, open_purse
@@ -12,8 +13,8 @@ from verifier.collect import read_outcomes
 from verifier.decide import names_template
 from verifier.departures import is_unknown
 from verifier.endpoint import Endpoint
-from verifier.folder import LEDGER, PANEL, PROMPTS, read_json, write_json
-from verifier.ledger import TEMPLATE, ledger_from_json
+from verifier.folder import PANEL, PROMPTS, write_json
+from verifier.ledger import TEMPLATE, read_ledger
 from verifier.local import Reference, read_suspects
 from verifier.pace import ALONE, Pace, Show
 from verifier.plan import Plan, read_plan, read_probes, write_probes
@@ -30,6 +31,7 @@ from verifier.renderings.catalogue import (
 from verifier.renderings.panel import Panel, design_panel
 from verifier.score import score_replies
 from verifier.shown import ask_for_prompts, read_shown
+from verifier.stored import read_record
 from verifier.templates import (
     BEHIND,
     ENOUGH,
@@ -91,7 +93,7 @@ def look_at_template(
     panel = read_probes(run, name=PANEL)
     ask_for_prompts(
         run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
-        purse=open_purse(run, plan), max_tokens=least_tokens(read_capabilities(run)),
+        purse=open_purse(run, plan, endpoint), max_tokens=least_tokens(read_capabilities(run)),
         stopped=pace.stopped,
     )  # fmt: skip
 
@@ -254,6 +256,16 @@ def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int
     return lead > IN_STEP * needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """All that `prompts.json` holds: a prompt under two renderings."""
+
+    probe_id: str
+    name: str  # of the rendering that is likeliest
+    published: str
+    served: str
+
+
 def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
     """Keep a prompt as published and as the likeliest rendering makes it: the shortest that shows.
 
@@ -261,7 +273,7 @@ def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> 
     published rendering is the likeliest.
     """
     plan, entries = read_plan(run), reference.catalogue
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
+    ledger = read_ledger(run)
     evidence, shown = weigh_templates(ledger, entries, plan.calibration.text), read_shown(run)
     if shown is not None and shown.faults:
         name = column = shown.faults[0]
@@ -278,11 +290,10 @@ def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> 
             pairs.append((len(published.text), probe.id, published.text, served.text))
     if pairs:
         _, probe_id, published_text, served_text = min(pairs)
-        prompts = {
-            "probe_id": probe_id, "name": name,
-            "published": published_text, "served": served_text,
-        }  # fmt: skip
-        write_json(run / PROMPTS, prompts)
+        prompts = Prompts(
+            probe_id=probe_id, name=name, published=published_text, served=served_text
+        )
+        write_json(run / PROMPTS, asdict(prompts))
 
 
 def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
@@ -292,5 +303,5 @@ def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
     """
     if not names_template(report) or not (run / PROMPTS).exists():
         return None
-    found: dict[str, str] = read_json(run / PROMPTS)
-    return None if is_unknown(TEMPLATE + str(found.get("name", ""))) else found
+    found = read_record(run / PROMPTS, Prompts)
+    return None if is_unknown(TEMPLATE + found.name) else asdict(found)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +22,20 @@ class Pace:
 
     begin: Callable[[int], None]  # called with a batch's number before it is asked; may wait
     stopped: Callable[[], bool]  # whether to give up what is being asked
+    began: float | None = None  # by the monotonic clock, when the command did; None: just now
+    deadline_s: float = math.inf  # after `began`, when what is under way is given up
+    late: Callable[[], bool] = lambda: False  # whether that has come
 
 
 #: The pace of an audit by itself.
 ALONE = Pace(begin=lambda _number: None, stopped=lambda: False)
+
+
+def until(pace: Pace, deadline_s: float) -> Pace:
+    """The pace, given up once so many seconds have passed since the command began."""
+    ends_at = (time.monotonic() if pace.began is None else pace.began) + deadline_s
+
+    def late() -> bool:
+        return time.monotonic() >= ends_at
+
+    return replace(pace, deadline_s=deadline_s, late=late, stopped=lambda: pace.stopped() or late())

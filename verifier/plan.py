@@ -11,16 +11,17 @@ import math
 import platform
 import secrets
 from dataclasses import asdict, replace
+from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self, cast, get_args
+from typing import Annotated, Any, Final, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import verifier
 from verifier.calibration import Calibration
-from verifier.config import Policy, Prices, RunFile, resolve_policy, validated
+from verifier.config import Policy, Prices, RunFile, resolve_policy
 from verifier.dialects import member
 from verifier.errors import ConfigError
 from verifier.folder import (
@@ -29,18 +30,20 @@ from verifier.folder import (
     PROBES,
     RUN,
     SAMPLED,
-    read_json,
-    read_lines,
+    make_folder,
     write_json,
+    write_lines,
     write_whole,
 )
+from verifier.limits import MAX_WAIT_S
 from verifier.mixture import least_replies
 from verifier.probes import Pool, draw
-from verifier.records import REFERENCE, Message, Probe, Role, Tool, ToolCall
+from verifier.records import REFERENCE, Nats, Plain, Probe, Version
 from verifier.reference import Card, Thinking, card_notes
 from verifier.repeats import AGAIN, EVERY, OTHERWISE, SAME
 from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.spending import Amount, Ceiling, Priced, forecast
+from verifier.stored import read_record, read_rows
 from verifier.strata import vary
 from verifier.window import LONG_REPLIES, REQUESTS
 
@@ -88,32 +91,32 @@ _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
 Rate = Annotated[float, Field(gt=0, lt=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 class Plan(BaseModel):
     """The wire form of a plan."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
-    schema_version: Literal[1]
+    schema_version: Version
     policy_name: str
     policy: Policy
     alpha: Rate
     beta: Rate
     seed: int
-    max_tokens: Annotated[int, Field(ge=1)]
+    max_tokens: Annotated[int, Field(ge=1, le=10**9)]
     min_replies: Count
     budget_completion_tokens: Count
-    budget_usd: Annotated[float, Field(ge=0)] | None = None
+    budget_usd: Annotated[float, Field(ge=0, le=1e12)] | None = None
     budget_sampled_tokens: Count = 0  # kept of the budget for sampled replies
-    samplers: dict[str, dict[str, float]] = {}  # columns of sampled replies; {}: none are asked for
+    samplers: dict[str, dict[str, Nats]] = {}  # columns of sampled replies; {}: none are asked for
     honest_samplers: tuple[str, ...] = ()  # those of them that an honest host may use
     context_tokens: Count = 0  # the longest prompt asked; 0: the context is not asked about
     output_tokens: Count = 0  # the longest reply asked for; 0: none
     varies: bool = False  # whether probes are asked in ways drawn at random
     top_logprobs: Count
-    max_attempts: Annotated[int, Field(ge=1)]
+    max_attempts: Annotated[int, Field(ge=1, le=10**6)]
     prices: Prices | None
     card: str
     card_sha256: str
@@ -126,9 +129,9 @@ class Plan(BaseModel):
     bank: tuple[str, ...]
     suspects: dict[str, str] = {}  # other models that may be named, and what each is in words
     pool_sha256: str
-    pool_size: int
+    pool_size: Count
     versions: dict[str, str]
-    configuration: dict[str, Any]  # the run file with its defaults, less where it was written
+    configuration: Annotated[dict[str, Any], Plain()]  # the run file, less where it was written
     calibration: Calibration
 
     @property
@@ -378,6 +381,14 @@ def forecast_run(run: Path) -> tuple[Priced, Priced]:
     return price(expected), price(most)
 
 
+def longest_waits_s(run: Path) -> float:
+    """How long a planned run could wait between tries, were there no deadline: one probe at a time,
+    and every wait as long as a host may ask for."""
+    plan = read_plan(run)
+    probes = len(read_probes(run)) + len(read_probes(run, name=SAMPLED))
+    return probes * (plan.max_attempts - 1) * MAX_WAIT_S
+
+
 def _more(amount: Amount, *, requests: int, prompt_tokens: int) -> Amount:
     return replace(
         amount, requests=amount.requests + requests,
@@ -396,7 +407,7 @@ def write_plan(
     sampled: tuple[Probe, ...] = (),
 ) -> None:
     """Write run file, probes and plan; the plan last, so that with it the others are there."""
-    run.mkdir(parents=True, exist_ok=True)
+    make_folder(run)
     write_whole(run / RUN, run_file)
     write_probes(run, probes)
     if sampled:
@@ -406,8 +417,7 @@ def write_plan(
 
 def write_probes(run: Path, probes: tuple[Probe, ...], *, name: str = PROBES) -> None:
     """Write the probes in the order they are asked, one JSON line each."""
-    lines = (json.dumps(asdict(probe), ensure_ascii=False) for probe in probes)
-    write_whole(run / name, "".join(f"{line}\n" for line in lines))
+    write_lines(run / name, map(asdict, probes))
 
 
 def read_plan(run: Path) -> Plan:
@@ -418,66 +428,31 @@ def read_plan(run: Path) -> Plan:
         raise ConfigError(
             f"{run}: holds several targets; give the run folder of one, or run `verifier summary`"
         )
-    raw, where = read_json(run / PLAN), run / PLAN
-    if raw.get("schema_version") != PLAN_SCHEMA:
-        raise ConfigError(
-            f"{where}: plan schema {raw.get('schema_version')!r}, but this version reads "
-            f"{PLAN_SCHEMA}; use the version of the verifier that wrote the folder"
-        )
-    return validated(Plan, raw, where=str(where))
+    advice = "restore it from a copy, or use the version of the verifier that wrote the folder"
+    return read_record(run / PLAN, Plan, advice=advice)
 
 
 def read_probes(run: Path, *, name: str = PROBES) -> tuple[Probe, ...]:
-    """The probes of a run folder, in the order they are asked; none of a file that is missing."""
-    return tuple(
-        _read_probe(line, where=f"{run / name}:{number}")
-        for number, line in enumerate(read_lines(run / name), 1)
-    )
+    """The probes of a run folder, in the order they are asked; none of a file that is missing.
+
+    Raises ConfigError for a malformed line.
+    """
+    path, found = run / name, []
+    advice = "restore the run folder from a copy"
+    for number, probe in enumerate(read_rows(path, Probe, advice=advice), 1):
+        try:
+            _refuse_unreadable(probe)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path}:{number}: {error}; {advice}") from error
+        found.append(probe)
+    return tuple(found)
 
 
-def _read_probe(line: dict[str, Any], *, where: str) -> Probe:
-    try:
-        return Probe(
-            id=str(line["id"]),
-            kind=str(line["kind"]),
-            messages=tuple(_read_message(m) for m in line["messages"]),
-            max_tokens=int(line["max_tokens"]),
-            tools=tuple(Tool(**_texts(tool)) for tool in line.get("tools", ())),
-            settings=tuple((str(name), _setting(v)) for name, v in line.get("settings", ())),
-            today=_optional(line.get("today")),
-            temperature=float(line.get("temperature", 0.0)),
-            logprobs=bool(line.get("logprobs", True)),
-            stream=bool(line.get("stream", False)),
-        )
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise ConfigError(
-            f"{where}: malformed probe ({error!r}); restore the run folder from a copy"
-        ) from error
-
-
-def _read_message(m: dict[str, Any]) -> Message:
-    return Message(
-        role=_role(m["role"]),
-        content=str(m["content"]),
-        reasoning=_optional(m.get("reasoning")),
-        tool_calls=tuple(ToolCall(**_texts(call)) for call in m.get("tool_calls", ())),
-        tool_call_id=_optional(m.get("tool_call_id")),
-    )
-
-
-def _texts(entry: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in entry.items()}
-
-
-def _optional(value: object) -> str | None:
-    return None if value is None else str(value)
-
-
-def _setting(value: object) -> bool | str:
-    return value if isinstance(value, bool) else str(value)
-
-
-def _role(name: object) -> Role:
-    if name not in get_args(Role):
-        raise ValueError(f"no role {name!r}")
-    return cast(Role, name)
+def _refuse_unreadable(probe: Probe) -> None:
+    """Raise ValueError for texts of a probe that are not what they stand for."""
+    if probe.today is not None:
+        date.fromisoformat(probe.today)
+    calls = (call.arguments for message in probe.messages for call in message.tool_calls)
+    for text in (*calls, *(tool.parameters for tool in probe.tools)):
+        if not isinstance(json.loads(text), dict):
+            raise ValueError(f"expected a JSON object in a text, got {text[:40]!r}")

@@ -5,17 +5,79 @@ Knows nothing of files, HTTP, models or statistics.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
 Decision = Literal["consistent", "inconsistent", "inconclusive"]
 Status = Literal["detected", "excluded", "undecided", "not run"]
 Channel = Literal["text", "logprob"]
 
+#: A text to the number of tokens that the published tokenizer makes of it.
+CountTokens = Callable[[str], int]
+
 #: The name of the published weights among the weights of a ledger.
 REFERENCE = "reference"
+
+
+# -- what a record read from a file may hold ---------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Bounds of a number, or of the length of a list; both ends are allowed.
+
+    Checked by whoever reads a record from a file (`stored`), not when one is made.
+    """
+
+    least: float
+    most: float
+
+    def __get_pydantic_core_schema__(
+        self, kind: object, handler: Callable[[object], dict[str, Any]]
+    ) -> dict[str, Any]:
+        schema = handler(kind)
+        names = ("ge", "le") if schema["type"] in ("int", "float") else ("min_length", "max_length")
+        return {**schema, **dict(zip(names, (self.least, self.most), strict=True))}
+
+
+@dataclass(frozen=True, slots=True)
+class Plain:
+    """Any value of JSON whose numbers a program can compute with."""
+
+    def __get_pydantic_core_schema__(
+        self, kind: object, handler: Callable[[object], dict[str, Any]]
+    ) -> dict[str, Any]:
+        checked = {"type": "no-info", "function": _plain}
+        return {"type": "function-after", "function": checked, "schema": handler(kind)}
+
+
+def _plain(value: Any) -> Any:
+    """Raise ValueError for a number that is not finite, or has too many digits."""
+    if isinstance(value, Mapping):
+        for part in value.values():
+            _plain(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _plain(part)
+    elif isinstance(value, int | float) and not abs(value) < 1e300:
+        raise ValueError("holds a number that is not finite, or too large")
+    return value
+
+
+Version = Annotated[int, Between(1, 1)]  # of a file's form
+Count = Annotated[int, Between(0, 10**15)]
+Whole = Annotated[int, Between(-(10**15), 10**15)]
+TokenId = Annotated[int, Between(0, 2**31)]
+Nats = Annotated[float, Between(-1e12, 1e12)]
+Scale = Annotated[float, Between(0, 1e6)]  # of noise, in logits
+Share = Annotated[float, Between(0, 1)]
+Amount = Annotated[float, Between(0, 1e30)]  # USD
+Seconds = Annotated[float, Between(-1e12, 1e12)]  # a clock may be set back
+
+
+# -- what is asked and answered ----------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,11 +116,11 @@ class Probe:
     id: str
     kind: str
     messages: tuple[Message, ...]
-    max_tokens: int
+    max_tokens: Count
     tools: tuple[Tool, ...] = ()
     settings: tuple[tuple[str, bool | str], ...] = ()  # of the template, e.g. enable_thinking
     today: str | None = None  # the day a template may print, ISO 8601; None: whenever it is read
-    temperature: float = 0.0  # above 0: asked with top_p 1 as well
+    temperature: Annotated[float, Between(0, 100)] = 0.0  # above 0: asked with top_p 1 as well
     logprobs: bool = True  # False: log-probabilities are not asked for, whatever the run file says
     stream: bool = False  # True: an event stream is asked for
 
@@ -80,15 +142,27 @@ class Attempt:
     """One HTTP exchange, whatever came of it. A retry is another attempt."""
 
     probe_id: str
-    number: int  # 1 is the first attempt for this probe
+    number: Count  # 1 is the first attempt for this probe
     started_at: str  # UTC, ISO 8601
-    elapsed_s: float
+    elapsed_s: Seconds
     request: str  # the JSON body sent, without headers, so never a key
-    status: int | None  # None: no HTTP response at all
+    status: Whole | None  # None: no HTTP response at all
     body: str  # response body, unpacked; a byte that is not UTF-8 is the surrogate U+DC80 + byte
     error: str | None  # the transport error, when there was no whole response
     headers: Mapping[str, str] = field(default_factory=dict)  # response headers that tell something
     dialect: str = "chat"  # how it was asked, see `dialects`
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is noted of a request before it is sent."""
+
+    of: str  # the file of the run folder that its attempt belongs to
+    probe_id: str
+    number: Count  # of the attempt
+    sent_at: str  # UTC, ISO 8601
+    max_tokens: Annotated[int, Between(0, 10**9)]  # completion tokens that it allows
+    prompt_tokens: Annotated[int, Between(0, 10**9)]  # the most that its prompt can count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,12 +244,12 @@ class SamplerRequest:
 class ReplyScore:
     """What an engine says of one reply; every tuple has one entry per reply token (nats)."""
 
-    logprobs: tuple[float, ...]
-    ranks: tuple[int, ...]  # 1 is the most likely token
-    entropies: tuple[float, ...]  # exact, or a lower bound where an engine sees the k largest only
-    top_ids: tuple[int, ...]  # the most likely token at each position
-    top_logprobs: tuple[tuple[float, ...], ...]  # the k largest, descending
-    candidate_logprobs: tuple[tuple[float, ...], ...] | None  # parallel to `candidates`
+    logprobs: tuple[Nats, ...]
+    ranks: tuple[Count, ...]  # 1 is the most likely token
+    entropies: tuple[Nats, ...]  # exact, or a lower bound where an engine sees the k largest only
+    top_ids: tuple[TokenId, ...]  # the most likely token at each position
+    top_logprobs: tuple[tuple[Nats, ...], ...]  # the k largest, descending
+    candidate_logprobs: tuple[tuple[Nats, ...], ...] | None  # parallel to `candidates`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,27 +293,27 @@ class Finding:
     #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
     #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
     #: "tokenizer" (that prompts are counted with), "strata" (which way of asking differs), "cause",
-    #: "shown prompt", "forged" (log-probabilities of something else) or "parameters" (taken and
-    #: ignored).
+    #: "shown prompt", "forged" (log-probabilities of something else), "parameters" (taken and
+    #: ignored) or "usage" (counts beyond what was asked).
     aspect: str
     decision: Status
     name: str
-    log_e: float | None  # natural log of the e-value for the departure; None: not run
+    log_e: Nats | None  # natural log of the e-value for the departure; None: not run
     detail: str  # one readable sentence
-    tokens_needed: int | None  # further completion tokens to decide it; None: decided or unknown
+    tokens_needed: Count | None  # further completion tokens to decide it; None: decided or unknown
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NoiseScale:
     """The logit-noise scale (logits, nats) with a confidence sequence at its stopping time."""
 
-    estimate: float | None  # None: nothing was scored
-    lower: float | None
-    upper: float | None  # None: not bounded by this evidence
-    level: float  # coverage of the interval, e.g. 0.999
+    estimate: Scale | None  # None: nothing was scored
+    lower: Scale | None
+    upper: Scale | None  # None: not bounded by this evidence
+    level: Share  # coverage of the interval, e.g. 0.999
     equivalent: str  # the rounding it is equivalent to on this model
-    honest: float  # the largest scale that honest serving reaches (calibrated)
-    marks: tuple[tuple[str, float], ...]  # (variant or class, its own scale), ascending
+    honest: Scale  # the largest scale that honest serving reaches (calibrated)
+    marks: tuple[tuple[str, Scale], ...]  # (variant or class, its own scale), ascending
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,28 +321,28 @@ class Substitution:
     """How many of the replies come from something else than the published weights."""
 
     suspect: str  # a build, or "unknown": noise of any scale above the honest one
-    share: float  # of largest likelihood
-    lower: float  # confidence sequence at its stopping time
-    upper: float
-    level: float  # coverage of the interval, e.g. 0.95
-    replies: tuple[tuple[str, float], ...]  # probe and the probability that its reply is one
+    share: Share  # of largest likelihood
+    lower: Share  # confidence sequence at its stopping time
+    upper: Share
+    level: Share  # coverage of the interval, e.g. 0.95
+    replies: tuple[tuple[str, Share], ...]  # probe and the probability that its reply is one
     #: Each suspect that all replies were scored under, with its own share, lower and upper.
-    suspects: tuple[tuple[str, float, float, float], ...] = ()
+    suspects: tuple[tuple[str, Share, Share, Share], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What was asked and spent."""
 
-    requests: int  # HTTP attempts
-    replies: int  # replies scored
-    failures: int  # probes without an answer
-    not_judged: int  # answers that say nothing about the weights
-    prompt_tokens: int
-    completion_tokens: int
-    tokens_scored: int
-    tokens_left_out: int  # ambiguous after re-tokenization
-    cost_usd: float | None  # None: no prices were given
+    requests: Count  # sent, those without an answer on record among them
+    replies: Count  # replies scored
+    failures: Count  # probes without an answer
+    not_judged: Count  # answers that say nothing about the weights
+    prompt_tokens: Count
+    completion_tokens: Count
+    tokens_scored: Count
+    tokens_left_out: Count  # ambiguous after re-tokenization
+    cost_usd: Amount | None  # None: no prices were given
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +360,7 @@ class Control:
 class Report:
     """The verdict of one audit: everything `report.json` holds."""
 
-    schema_version: int
+    schema_version: Version
     decision: Decision
     summary: str  # one line: what was found
     findings: tuple[Finding, ...]
@@ -294,9 +368,9 @@ class Report:
     usage: Usage
     notes: tuple[str, ...]  # what a reader must know: channels not run, shares not judged
     policy: str
-    alpha: float  # false-alarm rate of "inconsistent"
-    beta: float  # error rate of each exclusion
-    signature: dict[str, object]
+    alpha: Share  # false-alarm rate of "inconsistent"
+    beta: Share  # error rate of each exclusion
+    signature: Annotated[dict[str, object], Plain()]
     capabilities: tuple[tuple[str, str], ...] = ()  # label and finding; (): not probed
     substitution: Substitution | None = None  # None: not asked for, and no cause to show it
     control: Control | None = None  # None: there is none
@@ -313,7 +387,7 @@ class Standing:
     summary: str  # one line: its report's, or why it was not judged
     best_name: str | None  # for what was found; None: nothing was, or it has no name
     noise_scale: NoiseScale | None  # None: not judged
-    log_e: float | None  # against honest serving, in nats, rounded down; None: not judged
+    log_e: Nats | None  # against honest serving, in nats, rounded down; None: not judged
     accusation: Literal["stands", "does not stand"] | None  # among all targets; None: none is made
     usage: Usage | None  # None: it was never planned
 
@@ -322,10 +396,10 @@ class Standing:
 class Summary:
     """Where all targets of a run file stand: everything `summary.json` holds."""
 
-    schema_version: int
+    schema_version: Version
     summary: str  # one line
-    alpha: float  # false-discovery rate of the accusations that stand
-    log_e_needed: float  # for one more accusation to stand, in nats
+    alpha: Share  # false-discovery rate of the accusations that stand
+    log_e_needed: Nats  # for one more accusation to stand, in nats
     targets: tuple[Standing, ...]
     control: Standing | None  # None: there is none
-    cost_usd: float | None  # of all; None: the prices of some are not known
+    cost_usd: Amount | None  # of all; None: the prices of some are not known

@@ -17,10 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 
+from verifier.records import Between
 from verifier.stats import log_mean_exp
 
 #: Share of the repeats in the evidence of an audit that asks for samples.
@@ -51,7 +52,10 @@ class Repeat:
     probe_id: str
     otherwise: bool  # whether it was asked in other words
     came_again: bool  # whether it is the text of an earlier reply
-    log_p: float  # published log-probability of the earlier texts together, before SLACK
+    log_p: Annotated[
+        float, Between(-1e12, 0)
+    ]  # published log-probability of the earlier texts together, before SLACK
+    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
 
 
 def is_repeat(probe_id: str) -> bool:

@@ -7,28 +7,28 @@ characters made visible, and never read as console markup.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
-from functools import cache
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verifier import folder, wording
-from verifier.errors import ConfigError
 from verifier.page import render_page
 from verifier.records import Decision, Finding, Report, Status
-
-if TYPE_CHECKING:
-    from pydantic import TypeAdapter
-    from pydantic_core import ErrorDetails
+from verifier.stored import check_value, read_record
 
 __all__ = [
     "SCHEMA_VERSION",
-    "STYLES", "plain", "render_page", "render_terminal", "report_from_json",
+    "STYLES",
+    "plain",
+    "read_report",
+    "render_page",
+    "render_terminal",
+    "report_from_json",
     "report_to_json",
 ]  # fmt: skip
 
@@ -67,50 +67,17 @@ def plain(value: object) -> Any:
     return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
 
 
+def read_report(run: Path) -> Report:
+    """The report of a run folder, every key and type checked. Raises ConfigError."""
+    return read_record(run / folder.REPORT, Report, advice=_ADVICE)
+
+
 def report_from_json(value: Mapping[str, Any]) -> Report:
-    """The report that `report.json` holds, every key and type checked.
-
-    Raises ConfigError that names the key for another schema version, and for keys that are
-    unknown, missing or of another type.
-    """
-    version = value.get("schema_version", SCHEMA_VERSION)
-    if type(version) is int and version != SCHEMA_VERSION:
-        raise ConfigError(
-            f"{folder.REPORT}: schema_version: this version reads {SCHEMA_VERSION}, got {version}; "
-            "run `verifier decide` on the run folder again"
-        )
-    from pydantic import ValidationError
-
-    try:
-        (report,) = _schema().validate_json(json.dumps([value]))
-    except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)[0]
-        raise ConfigError(f"{folder.REPORT}: {_complaint(wrong)}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{folder.REPORT}: holds what JSON cannot ({error})") from error
-    return report
+    """What `report_to_json` made, back again. Raises ConfigError as `read_report` does."""
+    return check_value(value, Report, where=folder.REPORT, advice=_ADVICE)
 
 
-@cache
-def _schema() -> TypeAdapter[list[Report]]:
-    from pydantic import ConfigDict, TypeAdapter
-
-    # the list is there because a bare dataclass takes no config from outside
-    rules = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    return TypeAdapter(list[Report], config=rules)
-
-
-def _complaint(wrong: ErrorDetails) -> str:
-    steps = (f"[{step}]" if isinstance(step, int) else f".{step}" for step in wrong["loc"][1:])
-    key = wording.visible("".join(steps)).removeprefix(".") or "the whole file"
-    match wrong["type"]:
-        case "missing":
-            return f"{key}: missing; every key is needed"
-        case "unexpected_keyword_argument" | "extra_forbidden":
-            return f"{key}: unknown key; remove it, or read the file with the version that wrote it"
-        case _:
-            got = wording.visible(repr(wrong["input"]))[:80]
-            return f"{key}: {wrong['msg'][:1].lower()}{wrong['msg'][1:]}, got {got}"
+_ADVICE: Final = "run `verifier decide` on the run folder again"
 
 
 def render_terminal(report: Report, *, console: Console) -> None:

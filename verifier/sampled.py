@@ -9,22 +9,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from verifier.align import Aligned, align
 from verifier.engines import NO_DISTRIBUTION, Engine
-from verifier.errors import ConfigError
-from verifier.folder import REPEATS, SAMPLED_SCORES, append_line, read_lines
-from verifier.ledger import SampledRow, repeat_from_json, sampled_row_from_json
+from verifier.folder import REPEATS, SAMPLED_SCORES, append_line
+from verifier.ledger import SampledRow
 from verifier.reading import cut_to, published_ids
 from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, ScoreRequest
 from verifier.reference import Thinking
 from verifier.repeats import LEAST_TOKEN, OTHERWISE, Repeat, asked_before, is_repeat
 from verifier.samplers import Sampler
-from verifier.scores import CHUNK, DECIMALS
+from verifier.scores import CHUNK, DECIMALS, digest_of, refuse_others
+from verifier.stored import read_rows
 from verifier.thoughts import Reader, readings
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
+
+_ADVICE: Final = "remove the file and run `verifier score` again"
 
 
 def score_sampled(
@@ -44,7 +47,10 @@ def score_sampled(
     Only replies whose tokens the endpoint names are read. A sampled text may have come by other
     tokens than its usual ones, and leaving those places out would leave out the unlikely ones.
     """
-    done = {row.probe_id for row in read_sampled(run)}
+    before = read_sampled(run)
+    carried = ((row.probe_id, row.reply_sha256) for row in before)
+    refuse_others(carried, outcomes, where=run / SAMPLED_SCORES)
+    done = {row.probe_id for row in before}
     replies = [
         (probe, outcome)
         for probe in probes
@@ -71,7 +77,7 @@ def score_sampled(
             if problem is None
         ]
         scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
-        for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
+        for (probe, reply), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
             cells = (
                 {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
                 if problem is None
@@ -80,7 +86,7 @@ def score_sampled(
             kept = len(aligned.kept) if problem is None else 0
             row = SampledRow(
                 probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept,
-                cells=cells, problem=problem,
+                cells=cells, problem=problem, reply_sha256=digest_of(reply),
             )  # fmt: skip
             append_line(run / SAMPLED_SCORES, asdict(row))
         if progress:
@@ -98,16 +104,7 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
 
 def read_sampled(run: Path) -> tuple[SampledRow, ...]:
     """The sampled rows of a run folder, as they were scored. Raises ConfigError for a bad line."""
-    path, found = run / SAMPLED_SCORES, []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            found.append(sampled_row_from_json(line))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigError(
-                f"{path}:{number}: malformed score ({error!r}); remove the file and run "
-                "`verifier score` again"
-            ) from error
-    return tuple(found)
+    return tuple(read_rows(run / SAMPLED_SCORES, SampledRow, advice=_ADVICE))
 
 
 def score_repeats(
@@ -123,7 +120,9 @@ def score_repeats(
 
     The earlier texts are scored after the words of the later question.
     """
-    done = {repeat.probe_id for repeat in read_repeats(run)}
+    known = read_repeats(run)
+    refuse_others(((r.probe_id, r.reply_sha256) for r in known), outcomes, where=run / REPEATS)
+    done = {repeat.probe_id for repeat in known}
     earlier: dict[str, dict[str, Reply]] = {}
     for probe in probes:
         outcome = outcomes.get(probe.id)
@@ -145,6 +144,7 @@ def score_repeats(
             repeat = Repeat(
                 probe_id=probe.id, otherwise=probe.id.endswith(OTHERWISE),
                 came_again=outcome.text in before, log_p=min(0.0, round(log_p, DECIMALS)),
+                reply_sha256=digest_of(outcome),
             )  # fmt: skip
             append_line(run / REPEATS, asdict(repeat))
         before.setdefault(outcome.text, outcome)
@@ -152,13 +152,4 @@ def score_repeats(
 
 def read_repeats(run: Path) -> tuple[Repeat, ...]:
     """The repeats of a run folder. Raises ConfigError for a bad line."""
-    path, found = run / REPEATS, []
-    for number, line in enumerate(read_lines(path), 1):
-        try:
-            found.append(repeat_from_json(line))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"{path}:{number}: malformed repeat ({error!r}); remove the file and run "
-                "`verifier score` again"
-            ) from error
-    return tuple(found)
+    return tuple(read_rows(run / REPEATS, Repeat, advice=_ADVICE))

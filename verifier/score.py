@@ -13,7 +13,7 @@ from pathlib import Path
 
 from verifier.align import Aligned, read_past_end
 from verifier.engines import Engine
-from verifier.folder import LEDGER, write_json
+from verifier.folder import LEDGER, SCORES, write_json
 from verifier.ledger import (
     FLOOR,
     SAMPLER,
@@ -48,7 +48,15 @@ from verifier.renderings.catalogue import Rendering, render_probe
 from verifier.renderings.panel import PANEL_KIND
 from verifier.sampled import read_repeats, read_sampled
 from verifier.samplers import SINGLE_TOKENS, Sampler, name_of
-from verifier.scores import CHUNK, Scored, append_score, read_scores, rounded
+from verifier.scores import (
+    CHUNK,
+    Scored,
+    append_score,
+    digest_of,
+    read_scores,
+    refuse_others,
+    rounded,
+)
 from verifier.strata import labels_of
 from verifier.suspects import LOST, Respelled, Suspected, likelier, render_for, respell
 from verifier.thoughts import Reader
@@ -83,7 +91,16 @@ def score_replies(
     scored reply of `every`, which is `probes` unless more are given, and a row without cells for
     each answer that is not judged and yet counts its prompt.
     """
-    done = {(scored.probe_id, scored.weights): scored for scored in read_scores(run)}
+    before = read_scores(run)
+    refuse_others(((s.probe_id, s.reply_sha256) for s in before), outcomes, where=run / SCORES)
+    done = {(scored.probe_id, scored.weights): scored for scored in before}
+    digests = {p.id: digest_of(o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)}
+
+    def keep(scored: Scored) -> None:
+        scored = replace(scored, reply_sha256=digests[scored.probe_id])
+        done[scored.probe_id, scored.weights] = scored
+        append_score(run, scored)
+
     replies = [(p, o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)]
     columns = tuple(dict.fromkeys((REFERENCE, *weights)))
     todo = {name: [pair for pair in replies if (pair[0].id, name) not in done] for name in columns}
@@ -106,8 +123,7 @@ def score_replies(
                     else _score_suspect(name, suspect, judged, engine, tokenizer)
                 )
             for scored in found:
-                done[scored.probe_id, name] = scored
-                append_score(run, scored)
+                keep(scored)
             finished += len(chunk)
             if progress:
                 progress(finished, total)
@@ -118,8 +134,7 @@ def score_replies(
     for start in range(0, len(replies) if missing else 0, CHUNK):
         asked = [probe for probe, _ in replies[start : start + CHUNK]]
         for scored in _score_templates(asked, missing, done, engine, tokenizer):
-            done[scored.probe_id, scored.weights] = scored
-            append_score(run, scored)
+            keep(scored)
     new = [] if not penalties else [
         (probe, done[probe.id, REFERENCE].aligned) for probe, _ in replies
         if (probe.id, SAMPLER + next(iter(penalties))) not in done
@@ -127,8 +142,7 @@ def score_replies(
     for start in range(0, len(new), CHUNK):
         some = new[start : start + CHUNK]
         for scored in _score_penalties(some, penalties or {}, engine, tokenizer):
-            done[scored.probe_id, scored.weights] = scored
-            append_score(run, scored)
+            keep(scored)
     ledger = build_ledger(
         probes if every is None else every,
         list(done.values()),
@@ -164,7 +178,7 @@ def build_ledger(
         replace(
             _row(by_probe[probe.id])
             if probe.id in by_probe
-            else _row_without_cells(probe.id, others[probe.id].reason),
+            else _row_without_cells(probe.id, others[probe.id].reason, digest_of(others[probe.id])),
             prompt_tokens=counts.get(probe.id)
             if probe.id in by_probe
             else others[probe.id].prompt_tokens,
@@ -185,10 +199,10 @@ def _lengths(entries: tuple[Rendering, ...], probe: Probe, tokenizer: Reader) ->
     return {name: len(made.ids) for name, made in found.items() if made is not None}
 
 
-def _row_without_cells(probe_id: str, why: str) -> Row:
+def _row_without_cells(probe_id: str, why: str, digest: str | None) -> Row:
     return Row(
         probe_id=probe_id, tokens=0, left_out=0, text={}, logprob=None, logprob_problem=None,
-        unjudged=why,
+        unjudged=why, reply_sha256=digest,
     )  # fmt: skip
 
 
@@ -196,7 +210,7 @@ def _row(columns: Mapping[str, Scored]) -> Row:
     reference = columns[REFERENCE]
     aligned = reference.aligned
     if aligned.unjudged:
-        return _row_without_cells(reference.probe_id, aligned.unjudged)
+        return _row_without_cells(reference.probe_id, aligned.unjudged, reference.reply_sha256)
     logprob, problem = None, aligned.problem
     if aligned.reported is not None and reference.score.candidate_logprobs is not None:
         cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
@@ -225,6 +239,7 @@ def _row(columns: Mapping[str, Scored]) -> Row:
             if sampler.drop_best or aligned.by == "bytes"
         },
         outranked=None if aligned.reported is None else count_outranked(aligned.reported),
+        reply_sha256=reference.reply_sha256,
     )
 
 

@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from verifier import sieve
 from verifier.errors import ConfigError
 from verifier.wording import inert_json, one_line, spelled_out, visible
 
@@ -68,6 +69,7 @@ def read_key(name: str, *, where: str) -> str:
     if not key:
         shown = name if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else "that it names"
         raise ConfigError(f"{where}: the variable {shown} is not set; export the key in it")
+    sieve.know(key)
     return key
 
 
@@ -100,7 +102,7 @@ class Terminal(Console):
     ) -> Iterable[Segment]:
         """As a console does; what is left of signs that act is made visible."""
         for segment in super().render(renderable, options):
-            yield segment if segment.control else segment._replace(text=visible(segment.text))
+            yield segment if segment.control else segment._replace(text=_shown(segment.text))
 
     def on_broken_pipe(self) -> NoReturn:
         """Rich would end with status 1, which is a verdict."""
@@ -108,8 +110,9 @@ class Terminal(Console):
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """Print one line: whatever it quotes neither acts on the screen nor begins another line."""
-    typer.echo(spelled_out(line), err=err)
+    """Print one line: what it quotes neither acts on the screen nor begins another line, and no
+    API key that this process knows stands in it."""
+    typer.echo(spelled_out(_shown(line)), err=err)
 
 
 def say_json(value: object) -> None:
@@ -120,6 +123,11 @@ def say_json(value: object) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
     shown = inert_json(text) if sys.stdout.isatty() else text
     typer.echo(f"{shown}\n".encode(), nl=False)
+
+
+def _shown(text: str) -> str:
+    """Text as it is shown: without API keys, also where making it visible puts one together."""
+    return sieve.strike(visible(sieve.strike(text)))
 
 
 @contextmanager
@@ -136,10 +144,10 @@ def showing() -> Iterator[Show]:
         bar = progress.add_task("starting", total=None)
 
         def step(name: str, done: int, of: int) -> None:
-            progress.update(bar, description=one_line(name), completed=done, total=of)
+            progress.update(bar, description=one_line(_shown(name)), completed=done, total=of)
 
         def tell(line: str) -> None:
-            shown = one_line(line)
+            shown = one_line(_shown(line))
             progress.update(bar, description=shown, completed=0, total=None)
             console.print(shown, style="dim", soft_wrap=True)
 
@@ -149,6 +157,7 @@ def showing() -> Iterator[Show]:
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     from verifier.report import render_terminal, report_to_json
 
+    found = sieve.strike_all(found)
     if as_json:
         say_json(report_to_json(found))
         return
@@ -162,6 +171,7 @@ def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
     from verifier.report import plain
     from verifier.sheets import print_summary
 
+    found = sieve.strike_all(found)
     if as_json:
         say_json(plain(found))
         return

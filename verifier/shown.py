@@ -8,25 +8,23 @@ published acquits nothing and no verdict rests on one that differs; but it names
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from pydantic import TypeAdapter, ValidationError
-
-from verifier.collect import attempt_to_json, read_attempts
+from verifier import sieve
+from verifier.collect import ask_once, read_attempts
 from verifier.dialects import items, member
-from verifier.endpoint import Client, Endpoint
-from verifier.errors import ConfigError
-from verifier.folder import SHOWN, SHOWN_EXCHANGES, append_line, read_json, write_json
-from verifier.records import REFERENCE, Attempt, Finding, Probe
+from verifier.endpoint import SPELLED, Endpoint
+from verifier.folder import SHOWN, SHOWN_EXCHANGES, write_json
+from verifier.records import REFERENCE, Attempt, Count, Finding, Probe
 from verifier.renderings.catalogue import Rendering, entries_named
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
-from verifier.spending import Purse
-from verifier.wire import body_of, parse
+from verifier.spending import Purse, believed_completion, believed_prompt
+from verifier.stored import read_record
+from verifier.wire import asked_tokens, body_of, most_prompt
 
 #: Probes whose prompts are asked for: enough to part what a panel's first probes part.
 PROBES: Final = 4
@@ -44,7 +42,7 @@ class ShownPrompt:
 
     probe_id: str
     names: tuple[str, ...]  # renderings that give this prompt, valid ones first; (): none does
-    differs_at: int | None  # first token that is not the published one's; None: the same prompt
+    differs_at: Count | None  # first token that is not the published one's; None: the same prompt
     published: str  # the words around that token, as published and as shown; "" when the same
     shown: str
 
@@ -54,9 +52,9 @@ class Shown:
     """All that a host showed, and what asking cost."""
 
     prompts: tuple[ShownPrompt, ...]  # (): it showed none
-    requests: int
-    prompt_tokens: int  # as far as the host counted
-    completion_tokens: int
+    requests: Count
+    prompt_tokens: Count  # as far as the host counted
+    completion_tokens: Count
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -92,20 +90,27 @@ def ask_for_prompts(
     known = read_shown(run)
     if known is not None:
         return known
+
+    def strike(attempt: Attempt) -> Attempt:
+        spelled = _spells_key(attempt, renderer)
+        return replace(attempt, body="", error=SPELLED) if spelled else attempt
+
     attempts = read_attempts(run, name=SHOWN_EXCHANGES)  # of an audit that was stopped
     prompts: list[ShownPrompt] = []
     ways: tuple[Way, ...] = _WAYS
     for probe in probes[:PROBES]:
         shortest = replace(probe, max_tokens=max_tokens)
         for way in ways:
-            if stopped():
-                return None
-            if not purse.pay(shortest):
+            sent = ask_once(
+                run, SHOWN_EXCHANGES, way(endpoint), shortest, number=1, logprobs=False,
+                purse=purse, stopped=stopped, strike=strike,
+            )  # fmt: skip
+            if sent is None:
+                if stopped():
+                    return None
                 ways = ()
                 break
-            attempt = asyncio.run(_ask(way(endpoint), shortest))
-            purse.give_back(shortest, parse(attempt, claims=False))
-            append_line(run / SHOWN_EXCHANGES, attempt_to_json(attempt))
+            attempt = sent.attempt
             attempts.append(attempt)
             found = _compare(attempt, probe, entries, renderer)
             if found is not None:
@@ -117,8 +122,14 @@ def ask_for_prompts(
     made = Shown(
         prompts=tuple(prompts),
         requests=len(attempts),
-        prompt_tokens=sum(_count(attempt, "prompt_tokens") for attempt in attempts),
-        completion_tokens=sum(_count(attempt, "completion_tokens") for attempt in attempts),
+        prompt_tokens=sum(
+            believed_prompt(_count(attempt, "prompt_tokens"), most_prompt(attempt))
+            for attempt in attempts
+        ),
+        completion_tokens=sum(
+            believed_completion(_count(attempt, "completion_tokens"), asked_tokens(attempt))
+            for attempt in attempts
+        ),
     )
     write_json(run / SHOWN, asdict(made))
     return made
@@ -129,12 +140,7 @@ def read_shown(run: Path) -> Shown | None:
     path = run / SHOWN
     if not path.exists():
         return None
-    try:
-        return TypeAdapter(Shown).validate_python(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}; remove it and audit again") from None
+    return read_record(path, Shown, advice="remove it and audit again")
 
 
 def judge(shown: Shown) -> Finding:
@@ -188,12 +194,6 @@ def _from_tokenize(endpoint: Endpoint) -> Endpoint:
 _WAYS: Final = (_beside_the_answer, _as_an_echo, _from_tokenize)
 
 
-async def _ask(endpoint: Endpoint, probe: Probe) -> Attempt:
-    async with Client(endpoint) as client:
-        sent = await client.ask(probe, number=1, logprobs=False)
-        return sent.attempt
-
-
 # -- what came back ----------------------------------------------------------------------------
 
 
@@ -237,6 +237,12 @@ def _prompt_in(attempt: Attempt) -> tuple[tuple[int, ...] | None, str | None]:
         if isinstance(text, str) and text:
             return None, text
     return None, None
+
+
+def _spells_key(attempt: Attempt, renderer: Renderer) -> bool:
+    """Whether a prompt that was shown as ids spells an API key once it is read."""
+    ids, _ = _prompt_in(attempt)
+    return ids is not None and sieve.holds(renderer.decode_prompt(ids))
 
 
 def _values(body: object, *names: str) -> Iterator[object]:

@@ -1,7 +1,9 @@
 """What an audit may spend, what it has spent, and what it would: tokens and dollars.
 
 A request is paid for before it is sent, at the most it can cost, and the change is given back when
-its answer says what it did cost. So no ceiling is crossed, however many are under way.
+its answer says what it did cost. So no ceiling is crossed, however many are under way. What an
+answer says is taken within what was asked for and what came: no host can make an audit ask more
+than is paid for, or end it, by a number.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from verifier.config import Prices
-from verifier.records import NotJudged, Probe, Reply
+from verifier.records import CountTokens, NotJudged, Probe, Reply, Request
 from verifier.wire import Problem
 
 #: Tokens that a chat template adds for each message at most, a default system prompt included.
@@ -22,6 +24,12 @@ _MOST_FOR_TOOLS: Final = 1024
 #: The usual: characters of a token, and tokens around a message.
 _CHARS_PER_TOKEN: Final = 4.0
 _PER_MESSAGE: Final = 8
+#: Bytes of a token at most, by and large: fewer tokens than a text has of these are not believed.
+_MOST_BYTES_PER_TOKEN: Final = 16
+#: A host may put a prompt of its own before ours, and count an end that we do not: counts are
+#: believed up to so much more than was asked for.
+OWN_PROMPT: Final = 4096
+OWN_END: Final = 1
 #: Errors before anything was sent: nothing can have been billed.
 _NEVER_SENT: Final = ("ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol")
 
@@ -98,6 +106,49 @@ def most_prompt_tokens(probe: Probe) -> int:
     return most + (_MOST_FOR_TOOLS if probe.tools else 0)
 
 
+def believed_prompt(claimed: int, most: int) -> int:
+    """Prompt tokens to report, of which `most` can have been asked for."""
+    return claimed if claimed <= most + OWN_PROMPT else most
+
+
+def believed_completion(claimed: int, allowed: int) -> int:
+    """Completion tokens to report, where so many were allowed."""
+    return claimed if claimed <= allowed + OWN_END else allowed
+
+
+def charged_prompt(probe: Probe, claimed: int | None) -> int:
+    """Prompt tokens that are charged: as claimed, within what the prompt can count."""
+    most = most_prompt_tokens(probe)
+    if claimed is None:
+        return most
+    size = sum(len(m.content.encode()) for m in probe.messages)
+    return min(max(claimed, size // _MOST_BYTES_PER_TOKEN), most)
+
+
+def charged_completion(
+    probe: Probe, answer: Reply | NotJudged, *, count: CountTokens | None
+) -> int:
+    """Completion tokens that are charged: as claimed, but no fewer than came, nor more than asked.
+
+    Without a tokenizer (`count`) a claim below what the text can be pays the full price, and so
+    does an answer without a text that is said to have taken nothing.
+    """
+    most, claimed = probe.max_tokens, answer.completion_tokens
+    if claimed is None or (isinstance(answer, NotJudged) and not claimed):
+        return most
+    fewest = 0
+    if isinstance(answer, Reply):
+        named = len(answer.token_ids or ())
+        texts = [text for text in (answer.thought, answer.text) if text]
+        size = sum(len(text.encode("utf-8", "replace")) for text in texts)
+        fewest = max(named, -(-size // _MOST_BYTES_PER_TOKEN))
+        if count is not None:
+            fewest = max(named, sum(map(count, texts)))  # a host need not count the end
+        elif claimed < fewest:
+            return most
+    return min(max(claimed, fewest), most)
+
+
 def usual_prompt_tokens(probe: Probe) -> int:
     """About what a prompt counts."""
     return sum(math.ceil(len(m.content) / _CHARS_PER_TOKEN) + _PER_MESSAGE for m in probe.messages)
@@ -134,28 +185,45 @@ class Purse:
         self._requests += 1
         return True
 
-    def give_back(self, probe: Probe, result: Reply | NotJudged | Problem) -> None:
+    def give_back(
+        self,
+        probe: Probe,
+        result: Reply | NotJudged | Problem,
+        *,
+        count: CountTokens | None = None,
+    ) -> None:
         """Take what a request did not cost, by what came of it.
 
-        An answer costs what it counts. One that broke off, or that could not be read, may have
-        been billed in full; an error status is not.
+        An answer costs what it counts, as far as that can be. One that broke off, or that could not
+        be read, may have been billed in full; an error status is not. `count` is what a tokenizer
+        makes of a text.
         """
         if isinstance(result, Problem):
             if not may_be_billed(result):
                 self._prompt -= most_prompt_tokens(probe)
                 self._completion -= probe.max_tokens
             return
-        if result.prompt_tokens is not None:
-            self._prompt -= most_prompt_tokens(probe) - result.prompt_tokens
-        if result.completion_tokens is not None:
-            self._completion -= probe.max_tokens - result.completion_tokens
+        self._prompt -= most_prompt_tokens(probe) - charged_prompt(probe, result.prompt_tokens)
+        self._completion -= probe.max_tokens - charged_completion(probe, result, count=count)
 
-    def book(self, probe: Probe, result: Reply | NotJudged | Problem) -> None:
+    def book_unanswered(self, request: Request) -> None:
+        """Take in a request of the past whose answer nobody recorded: it may have been billed."""
+        self._prompt += request.prompt_tokens
+        self._completion += request.max_tokens
+        self._requests += 1
+
+    def book(
+        self,
+        probe: Probe,
+        result: Reply | NotJudged | Problem,
+        *,
+        count: CountTokens | None = None,
+    ) -> None:
         """Take in a request of the past, whatever the ceiling."""
         self._prompt += most_prompt_tokens(probe)
         self._completion += probe.max_tokens
         self._requests += 1
-        self.give_back(probe, result)
+        self.give_back(probe, result, count=count)
 
 
 def may_be_billed(problem: Problem) -> bool:

@@ -8,33 +8,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from verifier.capabilities import read_capabilities
-from verifier.collect import read_attempts, read_outcomes
+from verifier.collect import read_attempts, read_outcomes, read_unanswered
 from verifier.config import Fleet, RunFile, load_fleet
 from verifier.control import write_control
-from verifier.decide import count_usage, decide_folder
+from verifier.decide import count_usage, decide_folder, standing_of
 from verifier.errors import ConfigError
 from verifier.folder import (
+    COMPLETIONS,
     CONTROL,
     ERRORS,
     FLEET,
     LEDGER,
     PLAN,
-    REPORT,
     SUMMARY,
-    read_json,
+    refuse_link,
     write_json,
 )
-from verifier.ledger import Ledger, ledger_from_json
+from verifier.ledger import Ledger, read_ledger
 from verifier.plan import read_plan
 from verifier.records import Control, Report, Standing, Summary, Usage
-from verifier.report import plain, report_from_json
+from verifier.report import plain, read_report
 from verifier.shown import read_shown
 from verifier.stats import e_bh
+from verifier.stored import read_record
 from verifier.weigh import weigh
 from verifier.wording import causes
 
@@ -47,10 +48,22 @@ UNFINISHED: Final = "nothing is scored yet; the same command goes on"
 _IN_DOUBT: Final = ("inconsistent", "pending")
 
 
-def summarise(out: Path) -> Summary:
+def folders_of(out: Path) -> tuple[Path, ...]:
+    """The run folders of the targets of a folder, and of the control, that are there."""
+    if not (out / FLEET).is_file():
+        return ()
+    fleet = load_fleet(out / FLEET).model_copy(update={"out": out})
+    found = tuple(config.out for config in fleet.every_run_file.values() if config.out != out)
+    for folder in found:
+        refuse_link(folder)
+    return found
+
+
+def summarise(out: Path, *, writes: bool = True) -> Summary:
     """Decide the control and every target of a folder anew, and write the summary.
 
-    Raises ConfigError when it is no folder of several targets.
+    Nothing is written without `writes`: what stands beside each target is then as it was. Raises
+    ConfigError when it is no folder of several targets.
     """
     if not (out / FLEET).is_file():
         raise ConfigError(f"{out}: holds no {FLEET}; `verifier audit` of several targets writes it")
@@ -58,22 +71,30 @@ def summarise(out: Path) -> Summary:
     if fleet.targets is None:
         raise ConfigError(f"{out / FLEET}: targets: missing; restore the folder from a copy")
     for run in (*fleet.run_files.values(), *filter(None, [fleet.control_file])):
-        if run.out.is_symlink():
-            raise ConfigError(f"{run.out}: is a link; a run folder holds plain files only")
+        refuse_link(run.out)
     errors = _read_errors(out)
     control = None
     if fleet.control_file is not None:
-        control = find_control(fleet.control_file, errors.get(CONTROL))
-        place_control(control, fleet.run_files)
-    summary = _summarise(fleet, errors, control)
-    write_json(out / SUMMARY, plain(summary))
+        control = find_control(fleet.control_file, errors.get(CONTROL), writes=writes)
+        if writes:
+            place_control(control, fleet.run_files)
+    summary = _summarise(fleet, errors, control, writes=writes)
+    if writes:
+        write_json(out / SUMMARY, plain(summary))
     return summary
 
 
 def read_reports(out: Path, summary: Summary) -> dict[str, Report]:
     """The reports of the targets that were judged, by name."""
     judged = [target.name for target in summary.targets if target.decision is not None]
-    return {name: report_from_json(read_json(out / name / REPORT)) for name in judged}
+    return {name: read_report(out / name) for name in judged}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errors:
+    """All that `errors.json` holds."""
+
+    errors: dict[str, str]  # target -> why it was not judged
 
 
 def write_errors(out: Path, errors: Mapping[str, str]) -> None:
@@ -84,23 +105,20 @@ def write_errors(out: Path, errors: Mapping[str, str]) -> None:
 def _read_errors(out: Path) -> dict[str, str]:
     if not (out / ERRORS).exists():
         return {}
-    errors = read_json(out / ERRORS).get("errors")
-    if not isinstance(errors, dict) or not all(isinstance(line, str) for line in errors.values()):
-        raise ConfigError(f"{out / ERRORS}: errors: expected names and lines; run the audit again")
-    return errors
+    return read_record(out / ERRORS, Errors, advice="run the audit again").errors
 
 
 # -- the control -------------------------------------------------------------------------------
 
 
-def find_control(config: RunFile, error: str | None) -> Control:
+def find_control(config: RunFile, error: str | None, *, writes: bool = True) -> Control:
     """What the control's run folder shows, judged exactly as a target; `error`: why it cannot."""
     pending = pending_control(config)
     if error is not None:
         return replace(pending, finding="failed", summary=error)
     if not (config.out / LEDGER).exists():
         return pending
-    report = decide_folder(config.out)
+    report = decide_folder(config.out) if writes else standing_of(config.out)
     return replace(pending, finding=report.decision, summary=report.summary, usage=report.usage)
 
 
@@ -125,7 +143,9 @@ def place_control(control: Control, run_files: Mapping[str, RunFile]) -> None:
 # -- the targets -------------------------------------------------------------------------------
 
 
-def _summarise(fleet: Fleet, errors: Mapping[str, str], control: Control | None) -> Summary:
+def _summarise(
+    fleet: Fleet, errors: Mapping[str, str], control: Control | None, *, writes: bool
+) -> Summary:
     """Null of each target: its endpoint serves the published weights honestly.
 
     Its e-value is that of its own audit at the reply where that stopped (`weigh`), so e-BH keeps
@@ -135,7 +155,8 @@ def _summarise(fleet: Fleet, errors: Mapping[str, str], control: Control | None)
     does every target while the control puts the reference in doubt.
     """
     found = {
-        name: _find(name, config, errors.get(name)) for name, config in fleet.run_files.items()
+        name: _find(name, config, errors.get(name), writes=writes)
+        for name, config in fleet.run_files.items()
     }
     doubted = control is not None and control.finding in _IN_DOUBT
     log_e = [0.0 if doubted else (one.log_e or 0.0) for one in found.values()]
@@ -145,7 +166,7 @@ def _summarise(fleet: Fleet, errors: Mapping[str, str], control: Control | None)
     )
     beside = None
     if fleet.control_file is not None:
-        beside = _find(CONTROL, fleet.control_file, errors.get(CONTROL))
+        beside = _find(CONTROL, fleet.control_file, errors.get(CONTROL), writes=writes)
     needed = math.log(len(targets) / (fleet.audit.alpha * min(len(targets), len(rejected) + 1)))
     return Summary(
         schema_version=SUMMARY_SCHEMA,
@@ -158,11 +179,12 @@ def _summarise(fleet: Fleet, errors: Mapping[str, str], control: Control | None)
     )
 
 
-def _find(name: str, config: RunFile, error: str | None) -> Standing:
+def _find(name: str, config: RunFile, error: str | None, *, writes: bool) -> Standing:
     """What a run folder says, before it is looked at among others."""
     if error is None and not (config.out / LEDGER).exists():
         error = UNFINISHED
-    report = None if error is not None else decide_folder(config.out)
+    decided = decide_folder if writes else standing_of
+    report = None if error is not None else decided(config.out)
     return Standing(
         name=name,
         base_url=config.endpoint.base_url,
@@ -188,6 +210,7 @@ def _spent(run: Path) -> Usage | None:
         read_attempts(run),
         read_outcomes(run, max_attempts=plan.max_attempts),
         (read_capabilities(run), read_shown(run)),
+        (*read_unanswered(run), *read_unanswered(run / COMPLETIONS)),
     )
 
 
@@ -198,8 +221,7 @@ def _best_name(report: Report) -> str | None:
 
 def _log_e(run: Path) -> float:
     """All evidence of a run against honest serving, rounded down."""
-    ledger = ledger_from_json(read_json(run / LEDGER), where=str(run / LEDGER))
-    return math.floor(weigh(read_plan(run), ledger).log_e * 1e4) / 1e4
+    return math.floor(weigh(read_plan(run), read_ledger(run)).log_e * 1e4) / 1e4
 
 
 def _accused(one: Standing, *, stands: bool) -> Standing:

@@ -19,12 +19,10 @@ from verifier.dialects.messages import MESSAGES
 from verifier.dialects.responses import LOGPROBS, RESPONSES
 from verifier.dialects.tokenize import TOKENIZE
 from verifier.records import Attempt, NotJudged, Reply
+from verifier.sieve import REDACTED
 from verifier.stream import MARK, BrokenStream, begins_stream
 
 MAX_REASON_CHARS: Final = 200
-
-#: Stands where a response repeated the API key.
-REDACTED: Final = "[redacted]"
 
 _RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 #: The request is at fault, whatever the host says of trying again.
@@ -73,6 +71,9 @@ _UNCOUNTED: Final = 16
 
 #: Bytes around the name and the arguments of a call, as models write one.
 _AROUND_CALL: Final = 96
+
+#: Tokens around a message at most, beside what the request says of it.
+_PER_MESSAGE: Final = 64
 
 _NOT_JSON: Final = object()
 
@@ -168,6 +169,12 @@ def asked_tokens(attempt: Attempt) -> int:
     request = _load(attempt.request)
     asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
     return next((count for count in asked if type(count) is int and count > 0), 0)
+
+
+def most_prompt(attempt: Attempt) -> int:
+    """The most tokens that the prompt of a request can count: no fewer than `spending` pays for."""
+    messages = len(tuple(items(member(_load(attempt.request), "messages"))))
+    return len(attempt.request.encode("utf-8", "replace")) + _PER_MESSAGE * max(1, messages)
 
 
 def _asks_logprobs(request: object) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Final
 
 from verifier.records import (
@@ -34,6 +35,9 @@ _STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "no
 #: A reply is told to come from something else from this probability on.
 BELONGS_AT: Final = 0.5
 
+#: Lines of two prompts that are compared one by one, and of each part of them that are shown.
+_COMPARED: Final = 200
+
 #: Replies named in one line.
 SHOWN: Final = 8
 
@@ -51,7 +55,7 @@ _KINDS: Final = {
 #: The aspects of the best names, which are no departures of the policy.
 CAUSES: Final = ("template", "substitution", "tokenizer", "cause", "strata")
 #: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples", "parameters", "forged")
+_BESIDE: Final = ("samples", "parameters", "forged", "usage")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
@@ -125,14 +129,46 @@ def describe_cause(finding: Finding) -> str:
 def diff_prompts(published: str, served: str) -> list[tuple[str, str]]:
     """Two rendered prompts line by line: a sign ("-" published, "+" served, " " both) and a line.
 
-    Line ends are shown, so that white space is seen.
+    Line ends are shown, so that white space is seen. Of what both begin and end with, and of long
+    prompts, only a part: time and size are bounded whatever the texts are.
     """
 
     def lines(text: str) -> list[str]:
         return [line.replace("\n", "⏎") for line in text.splitlines(keepends=True)]
 
-    compared = difflib.ndiff(lines(published), lines(served), charjunk=None)
-    return [(line[0], line[2:]) for line in compared if line[0] != "?"]
+    one, other = lines(published), lines(served)
+    most = min(len(one), len(other))
+    head = next((n for n in range(most) if one[n] != other[n]), most)
+    tail = next((n for n in range(most - head) if one[-1 - n] != other[-1 - n]), most - head)
+    ends = len(one) - tail, len(other) - tail
+    return [
+        *_shown_ends([(" ", line) for line in one[:head]], from_end=True),
+        *_compare(one[head : ends[0]], other[head : ends[1]]),
+        *_shown_ends([(" ", line) for line in one[ends[0] :]], from_end=False),
+    ]
+
+
+def _compare(one: Sequence[str], other: Sequence[str]) -> list[tuple[str, str]]:
+    rows = []
+    steps: Sequence[tuple[str, int, int, int, int]] = [("replace", 0, len(one), 0, len(other))]
+    if max(len(one), len(other)) <= _COMPARED:  # else too slow: it takes the cube of their number
+        steps = difflib.SequenceMatcher(None, one, other, autojunk=False).get_opcodes()
+    for step, a, b, c, d in steps:
+        if step == "equal":
+            rows += [(" ", line) for line in one[a:b]]
+        else:
+            removed = _shown_ends([("-", line) for line in one[a:b]], from_end=False)
+            rows += [*removed, *_shown_ends([("+", line) for line in other[c:d]], from_end=False)]
+    return rows
+
+
+def _shown_ends(rows: list[tuple[str, str]], *, from_end: bool) -> list[tuple[str, str]]:
+    """At most _COMPARED rows, and how many more there are."""
+    more = len(rows) - _COMPARED
+    if more <= 0:
+        return rows
+    cut = (rows[0][0], f"[{more:,} more lines]")
+    return [cut, *rows[more:]] if from_end else [*rows[:_COMPARED], cut]
 
 
 def describe_evidence(finding: Finding) -> str:
@@ -180,6 +216,14 @@ def list_control(report: Report) -> list[tuple[str, str]]:
         return [("Control", line)]
     spent = "; ".join(text for label, text in list_spending(control.usage) if label != "Requests")
     return [("Control", line), ("Control spent", spent)]
+
+
+def describe_seconds(seconds: float) -> str:
+    """A span of time in the largest unit that says it in few digits."""
+    for unit, size in (("d", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= size and (seconds % size == 0 or seconds >= 10 * size):
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
 
 
 def describe_replies(count: int) -> str:

@@ -6,12 +6,14 @@ holds is taken on its word, and weights variants cannot be put into it. Only tok
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
 import numpy as np
 
+from verifier import sieve
 from verifier.engines import NO_FAULT, TOP_K, prompt_logprobs
 from verifier.engines.prompt_logprobs import (
     WIDE_K,
@@ -58,6 +60,13 @@ class RemoteEngine(WithoutDistributions):
         Raises ConfigError when the server cannot be reached, gives no prompt log-probabilities,
         serves several models, or splits text otherwise.
         """
+        sieve.know(api_key)
+        sieve.guard_logs()
+        if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
+            raise ConfigError(
+                "reference.url_key_env: the key is empty or holds spaces, line ends or other signs "
+                "no key has; set it again"
+            )
         self._url = url.rstrip("/")
         self._eos = list(eos_ids)
         headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
@@ -74,13 +83,13 @@ class RemoteEngine(WithoutDistributions):
         """Find out what the server serves, and that it splits text as the card's tokenizer."""
         served = self._get("/models")["data"]
         if len(served) != 1:
-            names = ", ".join(str(model.get("id")) for model in served)
+            names = sieve.strike(", ".join(str(model.get("id")) for model in served))
             raise ConfigError(f"{self._url}: expected one model, got {names or 'none'}")
         self._model, self._longest = str(served[0]["id"]), served[0].get("max_model_len")
         if encode is not None:
             self._check_tokenizer(encode)
         self._widest = self._find_widest()
-        self._version = str(self._get("/version", root=True).get("version"))
+        self._version = sieve.strike(str(self._get("/version", root=True).get("version")))
 
     def close(self) -> None:
         self._http.close()
@@ -91,7 +100,7 @@ class RemoteEngine(WithoutDistributions):
             "engine": "remote vllm",
             "vllm": self._version,
             "url": self._url,
-            "model": self._model,
+            "model": sieve.strike(self._model),
             "weights": "as the server says; not checked",
         }
 
@@ -201,8 +210,9 @@ class RemoteEngine(WithoutDistributions):
         try:
             return self._http.request(method, base + path, **body)
         except httpx.HTTPError as error:
+            said = sieve.strike(str(error)) or type(error).__name__
             raise ConfigError(
-                f"{base}{path}: no answer ({error or type(error).__name__}); is the vLLM server "
+                f"{base}{path}: no answer ({said}); is the vLLM server "
                 "up, and reference.url what comes before /completions?"
             ) from error
 
@@ -212,7 +222,7 @@ class RemoteEngine(WithoutDistributions):
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            said = " ".join(response.text.split())[:200]
+            said = " ".join(sieve.strike(response.text).split())[:200]
             raise ConfigError(
                 f"{response.url}: HTTP {response.status_code} ({said}); reference.url must be what "
                 "comes before /completions at a vLLM server"

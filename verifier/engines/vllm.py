@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from verifier import sieve
 from verifier.bank import find_variant, is_variant
 from verifier.checkpoint import NOTHING_MOVED, read_layout
 from verifier.engines import NO_FAULT, prompt_logprobs
@@ -415,7 +416,7 @@ def _reason(error: BaseException, log: Path) -> str:
         while error.__cause__ is not None:
             error = error.__cause__
         lines = [line for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).strip()[:300]
+    return sieve.strike((lines[-1] if lines else type(error).__name__).strip())[:300]
 
 
 @contextmanager
