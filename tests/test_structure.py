@@ -36,7 +36,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"commands"},
+    {"commands", "schemas"},
     {"cli_lab", "cli_reference"},
     {"bench_tricks", "bench_wire"},
     {
