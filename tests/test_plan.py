@@ -302,7 +302,7 @@ def tampered(**changes: Any) -> dict[str, Any]:
         ({"schema_version": 2}, "schema_version: this version reads 1, got 2"),
         ({"schema_version": None}, "schema_version: input should be a valid integer, got None"),
         ({"surprise": 1}, "surprise: unknown key; remove it"),
-        ({"alpha": 0}, "alpha: input should be greater than or equal to 1e-12, got 0"),
+        ({"alpha": 0}, "alpha: input should be greater than or equal to 0.000000000001, got 0"),
         ({"beta": 1}, "beta: input should be less than 0.999, got 1"),
         ({"max_tokens": 0}, "max_tokens: input should be greater than or equal to 1"),
         ({"max_attempts": 0}, "max_attempts: input should be greater than or equal to 1"),
