@@ -35,7 +35,8 @@ KINDS: Final[dict[str, Any]] = {
 def make_schema(name: str) -> dict[str, Any]:
     """The JSON Schema of one of KINDS."""
     kind = KINDS[name]
-    made = TypeAdapter(GenericAlias(list, (kind,)), config=ConfigDict(extra="forbid")).json_schema()
+    within: Any = GenericAlias(list, (kind,))
+    made = TypeAdapter(within, config=ConfigDict(extra="forbid")).json_schema()
     parts, whole = made["$defs"], made["items"]
     whole = parts.pop(kind.__name__) if "$ref" in whole else whole
     for part in parts.values():
