@@ -853,8 +853,8 @@ def test_a_plan_of_another_version_is_refused(
 
     assert ended.status == 2
     assert ended.complaint == (
-        f"{run / PLAN}: plan schema 2, but this version reads 1; use the version of the verifier "
-        "that wrote the folder"
+        f"{run / PLAN}: schema_version: this version reads 1, got 2; restore it from a copy, or "
+        "use the version of the verifier that wrote the folder"
     )
 
 

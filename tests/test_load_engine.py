@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from verifier.engines.remote import RemoteEngine
 from verifier.engines.transformers import TransformersEngine
 from verifier.engines.vllm import VllmEngine, _refusal, find_distribution
 from verifier.errors import ConfigError
-from verifier.records import ScoreRequest
+from verifier.records import GenerateRequest, ScoreRequest
 from verifier.tokens import Tokenizer
 
 
@@ -204,6 +205,146 @@ def test_what_is_no_vllm_server_is_refused_in_one_line(
     assert complaint in line
     assert "127.0.0.1" in line
     assert "\n" not in line
+
+
+def positions(**changes: Any) -> list[Any]:
+    """Log-probabilities of a prompt of two tokens and a reply of one, the 21 likeliest told."""
+    reply: dict[str, Any] = {
+        str(i): {"logprob": -1.0 - i, "rank": i + 1, "decoded_token": "x"} for i in range(21)
+    }
+    return [None, {"1": {"logprob": -0.1, "rank": 1}}, {**reply, **changes}]
+
+
+def completion(*choices: Any) -> tuple[int, Any]:
+    return 200, {"object": "text_completion", "choices": list(choices)}
+
+
+def told(entry: dict[str, Any], *, of: str = "1") -> tuple[int, Any]:
+    """The same with one token of the reply told otherwise."""
+    return completion({"index": 0, "prompt_logprobs": positions(**{of: entry})})
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "complaint"),
+    [
+        ("/v1/models", (200, []), "HTTP 200 ([])"),
+        ("/v1/models", (200, {"error": {"message": "no"}}), "data: missing"),
+        ("/v1/models", (200, {"data": {"id": "a"}}), "data: input should be a list"),
+        ("/v1/models", (200, {"data": [None]}), "data[0]: input should be an object"),
+        ("/v1/models", (200, {"data": [{"name": "a"}]}), "data[0].id: missing"),
+        ("/v1/models", (200, {"data": [{"id": 3}]}), "data[0].id: input should be a valid string"),
+        (
+            "/v1/models",
+            (200, {"data": [{"id": "a", "max_model_len": "16"}]}),
+            "data[0].max_model_len: input should be a valid integer",
+        ),
+        ("/v1/models", (200, b"[" * 100_000), "reference.url must be what comes before"),
+        ("/v1/models", (200, b'{"data": "\xff"}'), "reference.url must be what comes before"),
+        ("/version", (200, {"version": 3}), "version: input should be a valid string"),
+        ("/v1/completions", (200, {"error": "overloaded"}), "choices: missing"),
+        ("/v1/completions", (200, {"choices": {}}), "choices: input should be a list"),
+        ("/v1/completions", completion(), "gives no prompt_logprobs"),
+        ("/v1/completions", completion(None), "choices[0]: input should be an object"),
+        (
+            "/v1/completions",
+            completion({"index": 0, "prompt_logprobs": "yes"}),
+            "choices[0].prompt_logprobs: input should be a list",
+        ),
+    ],
+)
+def test_odd_answers_of_a_server_are_refused_in_one_line(
+    path: str, answer: tuple[int, Any], complaint: str
+) -> None:
+    """With the place in the answer, and which key of the run file to mend."""
+    with scripted(**{path: answer}) as url:
+        line = refused(url)
+
+    assert complaint in line
+    assert "reference.url" in line or "must be a vLLM server" in line
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (completion(), "gave 0 choices for 1 prompts"),
+        (completion({"index": 1}), "gave 1 choices for 1 prompts"),
+        (completion({"index": "0"}), "choices[0].index: input should be a valid integer"),
+        (completion({"index": 0}), "prompt_logprobs: expected 3 positions, got none"),
+        (completion({"index": 0, "prompt_logprobs": [None]}), "expected 3 positions, got 1"),
+        (
+            completion({"index": 0, "prompt_logprobs": [*positions(), {}]}),
+            "expected 3 positions, got 4",
+        ),
+        (
+            completion({"index": 0, "prompt_logprobs": [None, None, None]}),
+            "token 1, which was asked for, has no log-probability",
+        ),
+        (told({"rank": 1}), "prompt_logprobs[2].1.logprob: missing"),
+        (told({"logprob": "-1"}), "prompt_logprobs[2].1.logprob: input should be a valid number"),
+        (told({"logprob": math.nan}), "prompt_logprobs[2].1.logprob: input should be a finite"),
+        (told({"logprob": 5.0, "rank": 1}), "expected log-probabilities, got 5"),
+        (
+            told({"logprob": -1.0, "rank": None}),
+            "token 1, which was asked for, has no log-probability and rank",
+        ),
+        (told({"logprob": -1.0, "rank": 1}, of="x"), "invalid literal for int"),
+        (
+            completion({"index": 0, "prompt_logprobs": [None, None, positions()[1]]}),
+            "expected 20 tokens at each position, got 1",
+        ),
+    ],
+)  # fmt: skip
+def test_odd_scores_of_a_server_are_refused_in_one_line(
+    answer: tuple[int, Any], complaint: str
+) -> None:
+    """Nothing is scored by halves, and nothing crashes."""
+    with scripted() as url:
+        engine = RemoteEngine(url, eos_ids=())
+    with scripted(**{"/v1/completions": answer}) as url:
+        engine._url = url
+        with pytest.raises(ConfigError) as found:
+            engine.score([ScoreRequest(prompt_ids=(7, 1), reply_ids=(1,))])
+        engine.close()
+
+    assert complaint in str(found.value)
+    assert "reference.url" in str(found.value)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("choice", "complaint"),
+    [
+        ({}, "expected the token_ids of the reply and their logprobs"),
+        ({"token_ids": [1], "logprobs": None}, "expected the token_ids of the reply"),
+        (
+            {"token_ids": [1, 2], "logprobs": {"token_logprobs": [-1.0], "top_logprobs": [{}]}},
+            "expected as many of each as there are tokens",
+        ),
+        (
+            {"token_ids": [1], "logprobs": {"token_logprobs": [-1.0], "top_logprobs": [{"a": -1}]}},
+            "invalid literal for int",
+        ),
+        (
+            {"token_ids": [-1], "logprobs": {"token_logprobs": [-1.0], "top_logprobs": [{}]}},
+            "token_ids[0]: input should be greater than or equal to 0",
+        ),
+    ],
+)
+def test_odd_replies_of_a_server_are_refused_in_one_line(
+    choice: dict[str, Any], complaint: str
+) -> None:
+    """As odd scores are."""
+    with scripted() as url:
+        engine = RemoteEngine(url, eos_ids=())
+    with scripted(**{"/v1/completions": completion({"index": 0, **choice})}) as url:
+        engine._url = url
+        with pytest.raises(ConfigError) as found:
+            engine.generate([GenerateRequest(prompt_ids=(1,), max_tokens=2, top_logprobs=1)])
+        engine.close()
+
+    assert complaint in str(found.value)
+    assert "\n" not in str(found.value)
 
 
 def test_a_refused_server_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,8 @@ SPOILT: list[tuple[str, str, Change, str]] = [
     ("one", folder.PLAN, put("seed", None), "seed: input should be a valid integer, got None"),
     ("one", folder.PROMPTS, drop("served"), "served: missing"),
     ("one", folder.PROMPTS, put("published", 3), "published: input should be a valid string"),
+    ("one", folder.PROMPTS, put("name", "../../x"), "name: no rendering '../../x' is known"),
+    ("one", folder.SHOWN, put("prompts", 0, "names", ["x"]), "prompts: no rendering 'x' is known"),
     ("one", folder.CAPABILITIES, put("alike", 1e300), "alike: input should be less than"),
     ("one", folder.CAPABILITIES, put("parameters", 3), "parameters: input should be a list"),
     ("one", folder.SHOWN, put("requests", 1.5), "requests: input should be a valid integer"),

@@ -38,7 +38,7 @@ FOLDERS = ("probes", "reference", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"commands"},
+    {"commands", "schemas"},
     {"cli_lab", "cli_reference"},
     {"bench_tricks", "bench_wire"},
     {

@@ -242,9 +242,9 @@ def test_a_megabyte_is_made_visible_at_once(text: str) -> None:
 #: What writes to a stream past `say`, `say_json` and `Terminal`; and who may.
 _WRITERS = {
     "typer.echo": {"shell"},
-    "print": {"cli"},  # the last line of a command that failed, made visible
+    "print": {"cli"},  # the last line of a command that failed, made visible; a trace asked for
     "Console": {"shell"},
-    "Terminal": {"cli", "cli_lab", "cli_reference", "shell"},
+    "Terminal": {"commands", "cli_lab", "cli_reference", "shell"},
     "Progress": {"shell"},
     "os.write": {"template_process", "trust"},  # to a pipe and to a file of their own
 }
@@ -281,7 +281,12 @@ def test_the_one_way_makes_everything_visible() -> None:
     ]
 
     assert sorted(handed) == sorted(
-        ["spelled_out(line)", "f'{shown}\\n'.encode()", "f'verifier: {one_line(message)}'"]
+        [
+            "spelled_out(_shown(line))",
+            "f'{shown}\\n'.encode()",
+            """f"verifier: {' '.join(message.split())}\"""",
+            "_struck(''.join(traceback.format_exception(error)))",
+        ]
     )
 
 

@@ -67,7 +67,7 @@ class NoiseClass(_Record):
     """A class of departures, excluded once the scale is bounded below `scale`."""
 
     name: str
-    scale: Annotated[float, Field(ge=1e-6, le=1e3)]
+    scale: Annotated[float, Field(ge=1e-6, le=1)]
     basis: str  # what the scale rests on
 
 

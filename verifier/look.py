@@ -26,6 +26,7 @@ from verifier.renderings.catalogue import (
     catalogue,
     entries_named,
     expressible,
+    refuse_unknown,
     render_probe,
 )
 from verifier.renderings.panel import Panel, design_panel
@@ -304,4 +305,5 @@ def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
     if not names_template(report) or not (run / PROMPTS).exists():
         return None
     found = read_record(run / PROMPTS, Prompts)
+    refuse_unknown([found.name], where=f"{run / PROMPTS}: name")
     return None if is_unknown(TEMPLATE + found.name) else asdict(found)

@@ -90,7 +90,7 @@ _WITH_CAUSE = Amount(
 _PACKAGES = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
-Rate = Annotated[float, Field(gt=0, lt=1)]
+Rate = Annotated[float, Field(ge=1e-12, lt=0.999)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 
 

@@ -19,7 +19,7 @@ from verifier.dialects import items, member
 from verifier.endpoint import SPELLED, Endpoint
 from verifier.folder import SHOWN, SHOWN_EXCHANGES, write_json
 from verifier.records import REFERENCE, Attempt, Count, Finding, Probe
-from verifier.renderings.catalogue import Rendering, entries_named
+from verifier.renderings.catalogue import Rendering, entries_named, refuse_unknown
 from verifier.renderings.changes import Renderer
 from verifier.renderings.proof import Proof, compare_ids, compare_text
 from verifier.spending import Purse, believed_completion, believed_prompt
@@ -140,7 +140,10 @@ def read_shown(run: Path) -> Shown | None:
     path = run / SHOWN
     if not path.exists():
         return None
-    return read_record(path, Shown, advice="remove it and audit again")
+    found = read_record(path, Shown, advice="remove it and audit again")
+    names = (name for prompt in found.prompts for name in prompt.names)
+    refuse_unknown(names, where=f"{path}: prompts")
+    return found
 
 
 def judge(shown: Shown) -> Finding:

@@ -7,11 +7,13 @@ holds is taken on its word, and weights variants cannot be put into it. Only tok
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, TypeVar
 
 import httpx
 import numpy as np
+from pydantic import BaseModel, ConfigDict
 
 from verifier import sieve
 from verifier.engines import NO_FAULT, TOP_K, prompt_logprobs
@@ -25,12 +27,18 @@ from verifier.engines.prompt_logprobs import (
 from verifier.errors import ConfigError
 from verifier.records import (
     REFERENCE,
+    Count,
     GenerateRequest,
     Generation,
+    Nats,
     ReplyScore,
     ScoreRequest,
+    TokenId,
 )
 from verifier.samplers import is_plain
+from verifier.stored import check
+
+T = TypeVar("T")
 
 #: Prompts sent in one request, and log-probabilities that one response may hold.
 PROMPTS_PER_REQUEST = 16
@@ -81,15 +89,15 @@ class RemoteEngine(WithoutDistributions):
 
     def _greet(self, encode: Callable[[str], tuple[int, ...]] | None) -> None:
         """Find out what the server serves, and that it splits text as the card's tokenizer."""
-        served = self._get("/models")["data"]
+        served = self._get("/models", _Models).data
         if len(served) != 1:
-            names = sieve.strike(", ".join(str(model.get("id")) for model in served))
+            names = sieve.strike(", ".join(str(model.id) for model in served))
             raise ConfigError(f"{self._url}: expected one model, got {names or 'none'}")
-        self._model, self._longest = str(served[0]["id"]), served[0].get("max_model_len")
+        self._model, self._longest = served[0].id, served[0].max_model_len
         if encode is not None:
             self._check_tokenizer(encode)
         self._widest = self._find_widest()
-        self._version = sieve.strike(str(self._get("/version", root=True).get("version")))
+        self._version = sieve.strike(self._get("/version", _Version, root=True).version)
 
     def close(self) -> None:
         self._http.close()
@@ -132,10 +140,9 @@ class RemoteEngine(WithoutDistributions):
                 max_tokens=1,
                 temperature=0,
             )
-            answers += [
-                _read(choice["prompt_logprobs"], question)
-                for choice, question in zip(choices, chunk, strict=True)
-            ]
+            for choice, question in zip(choices, chunk, strict=True):
+                with self._refusing("prompt_logprobs"):
+                    answers.append(_read(choice.prompt_logprobs, question))
         return answers
 
     def _find_widest(self) -> int:
@@ -144,7 +151,9 @@ class RemoteEngine(WithoutDistributions):
             body = {"prompt": [[1, 1]], "prompt_logprobs": k, "max_tokens": 1, "temperature": 0}
             response = self._send("POST", "/completions", json={"model": self._model, **body})
             if response.status_code == 200:
-                if not response.json()["choices"][0].get("prompt_logprobs"):
+                if not any(
+                    one.prompt_logprobs for one in self._read(response, _Completions).choices
+                ):
                     break
                 return k
         raise ConfigError(
@@ -154,7 +163,7 @@ class RemoteEngine(WithoutDistributions):
 
     def _check_tokenizer(self, encode: Callable[[str], tuple[int, ...]]) -> None:
         body = {"model": self._model, "prompt": _SAMPLE, "add_special_tokens": False}
-        theirs = tuple(self._post("/tokenize", body, root=True)["tokens"])
+        theirs = tuple(self._post("/tokenize", body, _Tokens, root=True).tokens)
         if theirs != encode(_SAMPLE):
             raise ConfigError(
                 f"{self._url}: model {self._model!r} splits text otherwise than the card's "
@@ -190,20 +199,27 @@ class RemoteEngine(WithoutDistributions):
                 return_token_ids=True,
                 return_tokens_as_token_ids=True,
             )
-            found.append(_generation(choice, request))
+            with self._refusing("logprobs"):
+                found.append(_generation(choice, request))
         return found
 
     # -- HTTP ----------------------------------------------------------------------------------
 
-    def _complete(self, **body: Any) -> list[dict[str, Any]]:
-        answer = self._post("/completions", {"model": self._model, **body})
-        return sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+    def _complete(self, **body: Any) -> list[_Choice]:
+        """The choices in the order of the prompts, one of each."""
+        answer = self._post("/completions", {"model": self._model, **body}, _Completions)
+        choices, asked = sorted(answer.choices, key=lambda choice: choice.index), body["prompt"]
+        if [choice.index for choice in choices] != [*range(len(asked))]:
+            raise ConfigError(
+                f"{self._url}: gave {len(choices)} choices for {len(asked)} prompts; {_ADVICE}"
+            )
+        return choices
 
-    def _post(self, path: str, body: Mapping[str, Any], *, root: bool = False) -> dict[str, Any]:
-        return self._read(self._send("POST", path, json=body, root=root))
+    def _post(self, path: str, body: Mapping[str, Any], kind: type[T], *, root: bool = False) -> T:
+        return self._read(self._send("POST", path, json=body, root=root), kind)
 
-    def _get(self, path: str, *, root: bool = False) -> dict[str, Any]:
-        return self._read(self._send("GET", path, root=root))
+    def _get(self, path: str, kind: type[T], *, root: bool = False) -> T:
+        return self._read(self._send("GET", path, root=root), kind)
 
     def _send(self, method: str, path: str, *, root: bool = False, **body: Any) -> httpx.Response:
         base = self._url.removesuffix("/v1") if root else self._url
@@ -216,10 +232,19 @@ class RemoteEngine(WithoutDistributions):
                 "up, and reference.url what comes before /completions?"
             ) from error
 
-    def _read(self, response: httpx.Response) -> dict[str, Any]:
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        """What an answer lacks is the server's fault, and said in one line."""
+        try:
+            yield
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
+            said = " ".join(str(error).split())[:200]
+            raise ConfigError(f"{self._url}: {what}: {said}; {_ADVICE}") from error
+
+    def _read(self, response: httpx.Response, kind: type[T]) -> T:
         try:
             answer = response.json() if response.status_code == 200 else None
-        except ValueError:
+        except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
             said = " ".join(sieve.strike(response.text).split())[:200]
@@ -227,41 +252,118 @@ class RemoteEngine(WithoutDistributions):
                 f"{response.url}: HTTP {response.status_code} ({said}); reference.url must be what "
                 "comes before /completions at a vLLM server"
             )
-        return answer
+        return check(response.content, kind, where=str(response.url), advice=_ADVICE)
 
 
-def _read(positions: Sequence[Mapping[str, Mapping[str, Any]]], question: Question) -> Answer:
-    """The reply's positions of a response: at each, ids to log-probability and rank."""
-    reply = positions[len(question.prompt_ids) :]
-    chosen = [at[str(i)] for at, i in zip(reply, question.reply_ids, strict=True)]
+_ADVICE = "reference.url must be what comes before /completions at a vLLM server"
+
+
+class _Answer(BaseModel):
+    """Part of what a server says; it may say more."""
+
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
+
+
+class _Model(_Answer):
+    id: str
+    max_model_len: Count | None = None
+
+
+class _Models(_Answer):
+    data: list[_Model]
+
+
+class _Version(_Answer):
+    version: str = "unknown"
+
+
+class _Tokens(_Answer):
+    tokens: list[TokenId]
+
+
+class _Entry(_Answer):
+    logprob: Nats
+    rank: Count | None
+
+
+class _Named(_Answer):
+    token_logprobs: list[Nats]
+    top_logprobs: list[dict[str, Nats]]
+
+
+class _Choice(_Answer):
+    index: Count
+    prompt_logprobs: list[dict[str, _Entry] | None] | None = None
+    logprobs: _Named | None = None
+    finish_reason: str | None = None
+    token_ids: list[TokenId] | None = None
+
+
+class _Completions(_Answer):
+    choices: list[_Choice]
+
+
+def _read(positions: Sequence[Mapping[str, _Entry] | None] | None, question: Question) -> Answer:
+    """The reply's positions of a response: at each, ids to log-probability and rank.
+
+    Raises ValueError for what is no answer to the question, KeyError for a token it lacks.
+    """
+    asked = len(question.prompt_ids) + len(question.reply_ids)
+    if positions is None or len(positions) != asked:
+        got = "none" if positions is None else len(positions)
+        raise ValueError(f"expected {asked} positions, got {got}")
+    reply = [at or {} for at in positions[len(question.prompt_ids) :]]
+    chosen = [_entry(at, i) for at, i in zip(reply, question.reply_ids, strict=True)]
     tops = [
-        sorted(((e["logprob"], int(i)) for i, e in at.items()), key=lambda pair: -pair[0])
+        sorted(((e.logprob, int(i)) for i, e in at.items()), key=lambda pair: -pair[0])
         for at in reply
     ]
+    least = min((len(top) for top in tops), default=question.k)
+    if least < question.k:
+        raise ValueError(f"expected {question.k} tokens at each position, got {least}")
+    most = max((top[0][0] for top in tops if top), default=0.0)
+    if most > _ROUNDING:
+        raise ValueError(f"expected log-probabilities, got {most:g}")
     shape = (len(reply), question.k)
     return Answer(
-        logprobs=np.array([entry["logprob"] for entry in chosen], dtype=np.float64),
-        ranks=np.array([entry["rank"] for entry in chosen], dtype=np.int64),
+        logprobs=np.array([logprob for logprob, _ in chosen], dtype=np.float64),
+        ranks=np.array([rank for _, rank in chosen], dtype=np.int64),
         top_ids=np.array([[i for _, i in t[: question.k]] for t in tops], np.int64).reshape(shape),
         top_logprobs=np.array([[v for v, _ in t[: question.k]] for t in tops]).reshape(shape),
     )
 
 
-def _generation(choice: Mapping[str, Any], request: GenerateRequest) -> Generation:
-    named = choice["logprobs"]
+#: How far above 0 a log-probability may be rounded.
+_ROUNDING = 0.01
+
+
+def _entry(at: Mapping[str, _Entry], token_id: int) -> tuple[float, int]:
+    """Log-probability and rank of a token of the reply."""
+    found = at.get(str(token_id))
+    if found is None or found.rank is None:
+        raise ValueError(f"token {token_id}, which was asked for, has no log-probability and rank")
+    return found.logprob, found.rank
+
+
+def _generation(choice: _Choice, request: GenerateRequest) -> Generation:
+    named, ids = choice.logprobs, choice.token_ids
+    if named is None or ids is None:
+        raise ValueError("expected the token_ids of the reply and their logprobs")
+    if not len(ids) == len(named.token_logprobs) == len(named.top_logprobs):
+        raise ValueError("expected as many of each as there are tokens")
     top = tuple(
         tuple(
-            (int(token.removeprefix("token_id:")), float(value))
+            (int(token.removeprefix("token_id:")), value)
             for token, value in sorted(at.items(), key=lambda pair: -pair[1])[
                 : request.top_logprobs
             ]
         )
-        for at in named["top_logprobs"]
+        for at in named.top_logprobs
     )
-    reason: Literal["stop", "length"] = "stop" if choice["finish_reason"] == "stop" else "length"
+    reason: Literal["stop", "length"] = "stop" if choice.finish_reason == "stop" else "length"
     return Generation(
-        token_ids=tuple(choice["token_ids"]),
+        token_ids=tuple(ids),
         finish_reason=reason,
-        logprobs=tuple(map(float, named["token_logprobs"])),
+        logprobs=tuple(named.token_logprobs),
         top=top if request.top_logprobs else (),
     )

@@ -159,6 +159,17 @@ def entries_named(names: Iterable[str]) -> dict[str, Rendering]:
     return catalogue(earlier=own[_EARLIER], valid=own[_ALTERNATIVE])
 
 
+def refuse_unknown(names: Iterable[str], *, where: str) -> None:
+    """Raise ConfigError for the name of a rendering that is not in the catalogue."""
+    named = list(names)
+    unknown = [name for name in named if name not in entries_named(named)]
+    if unknown:
+        raise ConfigError(
+            f"{where}: no rendering {unknown[0][:80]!r} is known; read the folder with the version "
+            "that wrote it"
+        )
+
+
 @cache
 def _plain() -> tuple[Rendering, ...]:
     """What every card has; the same objects each time, so that renderings can be remembered."""
