@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from verifier.config import Prices
 from verifier.decide import decide
 from verifier.ledger import Ledger
 from verifier.machine import render_junit, render_markdown
-from verifier.records import Attempt, Outcome, Reply, Report, Request
+from verifier.records import Attempt, Message, Outcome, Probe, Reply, Report, Request
+from verifier.spending import charged_prompt, most_prompt_tokens
+from verifier.wire import most_prompt
 
 ALLOWED = 30
 
@@ -113,3 +116,18 @@ def test_requests_without_an_answer_on_record_are_counted_and_said() -> None:
     (note,) = [note for note in stopped.notes if note not in plain.notes]
     assert note.startswith("2 requests have no answer on record")
     assert "140 prompt and 60 completion tokens at most" in note
+
+
+def test_what_a_plain_request_can_count_is_what_was_paid_for() -> None:
+    """So that a claim which is not believed is reported at the price it was charged at."""
+    said = ("Sei kurz. \u00e9\u4e2d\n", "Why?")
+    messages = (
+        Message(role="system", content=said[0]),
+        Message(role="user", content=said[1]),
+    )
+    asked = Probe(id="p", kind="k", messages=messages, max_tokens=8)
+    body = {"model": "m", "messages": [{"role": m.role, "content": m.content} for m in messages]}
+
+    assert most_prompt(replace(attempt(), request=json.dumps(body))) == most_prompt_tokens(asked)
+    assert charged_prompt(asked, 10**9) == most_prompt_tokens(asked)
+    assert charged_prompt(asked, most_prompt_tokens(asked) + 300) == most_prompt_tokens(asked) + 300

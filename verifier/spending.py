@@ -117,12 +117,13 @@ def believed_completion(claimed: int, allowed: int) -> int:
 
 
 def charged_prompt(probe: Probe, claimed: int | None) -> int:
-    """Prompt tokens that are charged: as claimed, within what the prompt can count."""
+    """Prompt tokens that are charged: as claimed, no fewer than the prompt can be, and as far as
+    is believed."""
     most = most_prompt_tokens(probe)
     if claimed is None:
         return most
     size = sum(len(m.content.encode()) for m in probe.messages)
-    return min(max(claimed, size // _MOST_BYTES_PER_TOKEN), most)
+    return max(believed_prompt(claimed, most), size // _MOST_BYTES_PER_TOKEN)
 
 
 def charged_completion(

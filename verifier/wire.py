@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from verifier.claims import paired, read_claims
-from verifier.dialects import Unreadable, View, items, kind_of, member
+from verifier.dialects import Unreadable, View, items, kind_of, member, size_of
 from verifier.dialects.chat import CHAT
 from verifier.dialects.completions import COMPLETIONS
 from verifier.dialects.messages import MESSAGES
@@ -74,6 +74,8 @@ _AROUND_CALL: Final = 96
 
 #: Tokens around a message at most, beside what the request says of it.
 _PER_MESSAGE: Final = 64
+#: And around an offer of tools.
+_FOR_TOOLS: Final = 1024
 
 _NOT_JSON: Final = object()
 
@@ -172,9 +174,22 @@ def asked_tokens(attempt: Attempt) -> int:
 
 
 def most_prompt(attempt: Attempt) -> int:
-    """The most tokens that the prompt of a request can count: no fewer than `spending` pays for."""
-    messages = len(tuple(items(member(_load(attempt.request), "messages"))))
-    return len(attempt.request.encode("utf-8", "replace")) + _PER_MESSAGE * max(1, messages)
+    """The most tokens that the prompt of a request can count: no tokenizer makes more than bytes.
+
+    Of plain messages it is what `spending` pays for; of all else no less.
+    """
+    request = _load(attempt.request)
+    messages = items(member(request, "messages"))
+    if not messages:
+        return len(attempt.request.encode("utf-8", "replace")) + _PER_MESSAGE
+    tools = member(request, "tools")
+    return sum(map(_size, messages)) + (size_of(tools) + _FOR_TOOLS if tools else 0)
+
+
+def _size(message: object) -> int:
+    """Tokens that a message can count at most."""
+    plain = isinstance(message, dict) and set(message) <= {"role", "content"}
+    return size_of(member(message, "content") if plain else message) + _PER_MESSAGE
 
 
 def _asks_logprobs(request: object) -> bool:
