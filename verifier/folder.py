@@ -62,6 +62,10 @@ MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
 MAX_VALUES: Final = 4_000_000  # of one JSON text
 MAX_MEMBERS: Final = 250_000  # of all its objects together
 
+#: How many times as much a ledger may hold, which has some 350 values for each reply: enough for
+#: the million tokens that a budget may have, in replies of 48.
+LARGER: Final = {LEDGER: 16}
+
 _TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
 
@@ -187,12 +191,14 @@ def write_json(path: Path, value: object) -> None:
     """
     text = _indented(value)
     text = _indented(sieve.strike_all(value)) if sieve.holds(text) else text
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > MAX_JSON_BYTES:
+    raw = text.encode("utf-8", "surrogatepass")
+    most = MAX_JSON_BYTES * LARGER.get(path.name, 1)
+    if len(raw) > most:
         raise ConfigError(
-            f"{path}: would be {size} bytes, and no more than {MAX_JSON_BYTES} can be read again; "
+            f"{path}: would be {len(raw)} bytes, and no more than {most} can be read again; "
             "nothing was written: ask for fewer or shorter replies"
         )
+    refuse_heavy(raw, where=f"{path}: nothing was written", times=LARGER.get(path.name, 1))
     _replace(path, text)
 
 
@@ -237,13 +243,14 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_bytes(path: Path) -> bytes:
     """A file of JSON as it is. Raises ConfigError when it is missing or too large."""
+    times = LARGER.get(path.name, 1)
     try:
-        with open_below(path.parent, path.name, most=MAX_JSON_BYTES) as file:
-            raw = file.read(MAX_JSON_BYTES + 1)
+        with open_below(path.parent, path.name, most=MAX_JSON_BYTES * times) as file:
+            raw = file.read(MAX_JSON_BYTES * times + 1)
     except FileNotFoundError as error:
         message = f"{path}: no such file; run the step that writes it first"
         raise ConfigError(message) from error
-    refuse_heavy(raw, where=str(path))
+    refuse_heavy(raw, where=str(path), times=times)
     return raw
 
 
@@ -258,10 +265,10 @@ def parse_json(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
     return value
 
 
-def refuse_heavy(raw: bytes, *, where: str) -> None:
+def refuse_heavy(raw: bytes, *, where: str, times: int = 1) -> None:
     """Raise ConfigError for a text of more values than any record has: each costs far more memory
-    than its two bytes."""
-    for signs, most in ((b",[{", MAX_VALUES), (b":", MAX_MEMBERS)):
+    than its two bytes. `times` as many are let through."""
+    for signs, most in ((b",[{", MAX_VALUES * times), (b":", MAX_MEMBERS * times)):
         if _count(raw, signs) > most and _count(_TEXTS.sub(b"", raw), signs) > most:
             raise ConfigError(f"{where}: more than {most} values; refused")
 
