@@ -30,7 +30,7 @@ from hypothesis import strategies as st
 from test_report import consistent, inconsistent
 
 from verifier.body import Body, BodyTooLarge, UnreadableBody
-from verifier.collect import attempt_from_json, attempt_to_json, collect, read_outcomes
+from verifier.collect import attempt_to_json, collect, read_outcomes
 from verifier.config import load_fleet
 from verifier.decide import decide_folder
 from verifier.endpoint import Endpoint
@@ -41,6 +41,7 @@ from verifier.machine import render_junit, render_markdown
 from verifier.records import Attempt, Message, NotJudged, Probe, Prompt, Reply, Report
 from verifier.reference import Card, load_card
 from verifier.report import render_page, report_from_json, report_to_json
+from verifier.stored import check
 from verifier.wire import DIALECTS, Problem, parse
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -94,10 +95,7 @@ def check_attempt(attempt: Attempt) -> None:
     assert isinstance(result, Reply | NotJudged | Problem)
     assert bodies.wrong_with(result) is None
     line = json.dumps(attempt_to_json(attempt), ensure_ascii=False, allow_nan=False)
-    again = attempt_from_json(
-        json.loads(line.encode("utf-8", "surrogatepass").decode("utf-8", "surrogatepass")),
-        where="x",
-    )
+    again = check(line.encode("utf-8", "surrogatepass"), Attempt, where="x", advice="none")
     assert again == attempt
     assert repr(parse(again)) == repr(result)
 

@@ -52,7 +52,7 @@ def folders_of(out: Path) -> tuple[Path, ...]:
     """The run folders of the targets of a folder, and of the control, that are there."""
     if not (out / FLEET).is_file():
         return ()
-    fleet = load_fleet(out / FLEET).model_copy(update={"out": out})
+    fleet = load_fleet(out / FLEET, below=out).model_copy(update={"out": out})
     found = tuple(config.out for config in fleet.every_run_file.values() if config.out != out)
     for folder in found:
         refuse_link(folder)

@@ -11,7 +11,7 @@ from typing import Any
 
 from attacks.lab import Lab, Tally
 from attacks.mutate import spoil, spoil_bytes, to_json
-from verifier.collect import attempt_from_json, attempt_to_json, read_attempts
+from verifier.collect import attempt_to_json, read_attempts
 from verifier.folder import EXCHANGES, append_lines
 from verifier.records import Attempt, NotJudged, Reply
 from verifier.wire import DIALECTS, Problem, parse
@@ -162,9 +162,7 @@ def attack_bodies(lab: Lab) -> Iterator[Tally]:
         append_lines(folder / EXCHANGES, [attempt_to_json(attempt) for attempt in group])
         read = read_attempts(folder)
         for attempt, again, result in zip(group, read, results, strict=True):
-            same = result is None or repr(parse(again)) == repr(result)
-            value = json.loads(json.dumps(attempt_to_json(attempt)))
-            same = same and attempt_from_json(value, where="x") == again
+            same = again == attempt and (result is None or repr(parse(again)) == repr(result))
             back.note(
                 f"{attempt.dialect} {attempt.body[:250]!r}", None if same else "reads otherwise"
             )
