@@ -58,7 +58,7 @@ def spoil_file(rng: random.Random, path: Path, others: list[Path]) -> str:
             path.write_bytes(to_yaml(rng, spoil(rng, yaml.safe_load(raw), times)))
         else:
             path.write_bytes(spoil_bytes(rng, raw))
-    except (ValueError, yaml.YAMLError):  # what was spoilt before
+    except (ValueError, RecursionError, yaml.YAMLError):  # what was spoilt before
         path.write_bytes(spoil_bytes(rng, raw))
     return "values spoilt"
 
