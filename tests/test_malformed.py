@@ -172,6 +172,8 @@ SPOILT: list[tuple[str, str, Change, str]] = [
     ("one", folder.COUNTED, put("models", {}), "models: expected one per tokenizer"),
     ("one", folder.CONTROL_REPORT, put("finding", "well"), "finding: input should be 'consistent'"),
     ("one", folder.LEDGER, put("rows", 0, "tokens", -1), "rows[0].tokens: input should be greater"),
+    ("one", folder.LEDGER, drop("rows", -1, "text", "reference"), ".text.reference: missing"),
+    ("one", folder.LEDGER, put("rows", 0, "rendered", {"x": 1}), ".rendered.reference: missing"),
     ("one", folder.LEDGER, put("engine", "fake"), "engine: input should be an object"),
     ("one", folder.REPORT, put("noise_scale", "honest", 1e308), "noise_scale.honest: input should"),
     ("one", folder.REPORT, put("usage", "requests", 10**30), "usage.requests: input should be le"),

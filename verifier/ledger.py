@@ -300,6 +300,10 @@ def _ledger(found: LedgerFile, *, where: str) -> Ledger:
                 f"{where}: {name} are not the {len(scales)} from {scales[0]:.3g} to "
                 f"{scales[-1]:.3g} of this version; {_ADVICE}"
             )
+    for number, row in enumerate(found.rows):
+        for name, part in (("text", row.text), ("rendered", row.rendered)):
+            if part and REFERENCE not in part:
+                raise ConfigError(f"{where}: rows[{number}].{name}.{REFERENCE}: missing; {_ADVICE}")
     return Ledger(
         rows=found.rows, sampled=found.sampled, repeats=found.repeats, engine=found.engine or {}
     )
