@@ -149,7 +149,8 @@ def describe(bypass: Bypass) -> str:
 
 def _arrived(counted: int | None, rendered: Mapping[str, int]) -> bool | None:
     """Whether a prompt arrived as it was sent, by its count; None: nobody counted."""
-    return None if counted is None else counted - rendered[REFERENCE] in OFFSETS
+    known = rendered.get(REFERENCE)
+    return None if counted is None or known is None else counted - known in OFFSETS
 
 
 def _excludes_all(plan: Plan, text: Array) -> bool:
