@@ -411,7 +411,11 @@ class AuditSection(_Section):
     output: Annotated[int, Field(ge=64, le=100_000)] | None = None  # tokens of a reply held to
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
     #: The longest that one command may take, in seconds, or as text such as 6h.
-    deadline: Annotated[float, BeforeValidator(_seconds), Field(ge=60, le=30 * 86_400)] = 21_600.0
+    deadline: Annotated[
+        float,
+        Field(ge=60, le=30 * 86_400),
+        BeforeValidator(_seconds, json_schema_input_type=float | str),
+    ] = 21_600.0
 
 
 def _printable(path: Path) -> Path:
