@@ -476,10 +476,11 @@ def test_a_ledger_may_hold_more_than_other_files(
 ) -> None:
     """A long audit has been paid for: what it wrote can be read again, and what cannot is not."""
     monkeypatch.setattr(folder, "MAX_VALUES", 20)
+    monkeypatch.setattr(folder, "MAX_LEDGER", (4_000, 200, 10))
     write_json(tmp_path / folder.LEDGER, {"rows": [0.5] * 100})
 
     assert read_json(tmp_path / folder.LEDGER) == {"rows": [0.5] * 100}
-    for name, values in (("report.json", 100), (folder.LEDGER, 1_000)):
+    for name, values in (("report.json", 100), (folder.LEDGER, 300)):
         with pytest.raises(ConfigError, match="nothing was written: more than"):
             write_json(tmp_path / name, {"rows": [0.5] * values})
     assert not (tmp_path / "report.json").exists()

@@ -62,9 +62,9 @@ MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
 MAX_VALUES: Final = 4_000_000  # of one JSON text
 MAX_MEMBERS: Final = 250_000  # of all its objects together
 
-#: How many times as much a ledger may hold, which has some 350 values for each reply: enough for
-#: the million tokens that a budget may have, in replies of 48.
-LARGER: Final = {LEDGER: 16}
+#: The same of a ledger, which has some 350 values and 70 members for each reply: enough for the
+#: million tokens that a budget may have, in replies of 48.
+MAX_LEDGER: Final = (4 * MAX_JSON_BYTES, 10_000_000, 2_000_000)
 
 _TEXTS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 
@@ -159,7 +159,7 @@ def read_raw_lines(path: Path) -> Iterator[bytes]:
                 raise ConfigError(f"{where}: line longer than {MAX_LINE_BYTES} bytes; refused")
             if not raw.endswith(b"\n"):
                 return
-            refuse_heavy(raw, where=f"{path}:{number}")
+            refuse_heavy(raw, path, where=f"{path}:{number}")
             yield raw
 
 
@@ -192,13 +192,13 @@ def write_json(path: Path, value: object) -> None:
     text = _indented(value)
     text = _indented(sieve.strike_all(value)) if sieve.holds(text) else text
     raw = text.encode("utf-8", "surrogatepass")
-    most = MAX_JSON_BYTES * LARGER.get(path.name, 1)
+    most, *_ = _limits(path)
     if len(raw) > most:
         raise ConfigError(
             f"{path}: would be {len(raw)} bytes, and no more than {most} can be read again; "
             "nothing was written: ask for fewer or shorter replies"
         )
-    refuse_heavy(raw, where=f"{path}: nothing was written", times=LARGER.get(path.name, 1))
+    refuse_heavy(raw, path, where=f"{path}: nothing was written")
     _replace(path, text)
 
 
@@ -243,15 +243,20 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def read_bytes(path: Path) -> bytes:
     """A file of JSON as it is. Raises ConfigError when it is missing or too large."""
-    times = LARGER.get(path.name, 1)
+    most, *_ = _limits(path)
     try:
-        with open_below(path.parent, path.name, most=MAX_JSON_BYTES * times) as file:
-            raw = file.read(MAX_JSON_BYTES * times + 1)
+        with open_below(path.parent, path.name, most=most) as file:
+            raw = file.read(most + 1)
     except FileNotFoundError as error:
         message = f"{path}: no such file; run the step that writes it first"
         raise ConfigError(message) from error
-    refuse_heavy(raw, where=str(path), times=times)
+    refuse_heavy(raw, path, where=str(path))
     return raw
+
+
+def _limits(path: Path) -> tuple[int, int, int]:
+    """Bytes, values and members of a file that is one JSON value, at most."""
+    return MAX_LEDGER if path.name == LEDGER else (MAX_JSON_BYTES, MAX_VALUES, MAX_MEMBERS)
 
 
 def parse_json(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
@@ -265,10 +270,11 @@ def parse_json(raw: bytes, *, where: str, advice: str) -> dict[str, Any]:
     return value
 
 
-def refuse_heavy(raw: bytes, *, where: str, times: int = 1) -> None:
+def refuse_heavy(raw: bytes, path: Path, *, where: str) -> None:
     """Raise ConfigError for a text of more values than any record has: each costs far more memory
-    than its two bytes. `times` as many are let through."""
-    for signs, most in ((b",[{", MAX_VALUES * times), (b":", MAX_MEMBERS * times)):
+    than its two bytes."""
+    _, values, members = _limits(path)
+    for signs, most in ((b",[{", values), (b":", members)):
         if _count(raw, signs) > most and _count(_TEXTS.sub(b"", raw), signs) > most:
             raise ConfigError(f"{where}: more than {most} values; refused")
 
