@@ -32,6 +32,7 @@ from verifier.errors import ConfigError, EndpointError
 from verifier.folder import EXCHANGES, SENT, append_line
 from verifier.records import Failure, Message, NotJudged, Outcome, Probe, Reply
 from verifier.spending import Ceiling
+from verifier.wire import Problem, parse
 
 KEY = "sk-test-0123456789abcdef"
 Script = Callable[[Asked], "Answer | dict[str, Any]"]
@@ -928,6 +929,37 @@ def test_a_body_too_large_to_be_read_again_is_not_kept(
     first, second = read_attempts(tmp_path)
     assert (first.status, first.error, len(first.body)) == (200, "response too large to keep", 4096)
     assert second.error is None
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xff" * 20_000, b"<html>" + b"x" * 20_000], ids=["bytes", "page"]
+)
+def test_of_a_large_body_that_is_no_answer_the_beginning_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: bytes
+) -> None:
+    """Why it is none is said as before, and it is asked again."""
+    monkeypatch.setattr(collect_module, "_MOST_UNUSABLE", 10_000)
+    with FakeHost(then(Answer(body=body), chat())) as host:
+        outcomes, _waits = run(tmp_path, host)
+
+    assert isinstance(outcomes["p0"], Reply)
+    first, _second = read_attempts(tmp_path)
+    problem = parse(first)
+    assert len(first.body) == 4096
+    assert isinstance(problem, Problem)
+    assert (problem.status, problem.retryable) == (200, True)
+    assert "body is not JSON" in problem.reason
+
+
+def test_a_large_answer_is_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is no answer is cut."""
+    monkeypatch.setattr(collect_module, "_MOST_UNUSABLE", 10)
+    with FakeHost(lambda _asked: chat("long " * 50)) as host:
+        run(tmp_path, host)
+
+    (only,) = read_attempts(tmp_path)
+    assert "long " * 50 in only.body
+    assert only.error is None
 
 
 # -- what a host counts --------------------------------------------------------------------------

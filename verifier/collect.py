@@ -65,6 +65,7 @@ _BESIDE_THE_BODY: Final = 2**20
 #: Bytes of a line for one character of a text, escaped, at most.
 _ESCAPED_BYTES: Final = 6
 _KEPT_OF_TOO_LARGE: Final = 4096  # characters
+_MOST_UNUSABLE: Final = 2**20  # characters
 #: Why the body of an answer is not kept.
 TOO_LARGE: Final = "response too large to keep"
 
@@ -228,7 +229,7 @@ def ask_once(
 
     sent = asyncio.run(ask())
     if sent is not None:
-        attempt, result = without_key(keepable(sent.attempt), claims=True)
+        attempt, result = without_excess(*without_key(keepable(sent.attempt), claims=True))
         attempt = attempt if strike is None else strike(attempt)
         purse.give_back(probe, result, count=endpoint.count_tokens)
         append_line(folder / name, attempt_to_json(attempt))
@@ -433,6 +434,19 @@ class _Log:
             await self._writing
 
 
+def without_excess(attempt: Attempt, result: _Result) -> tuple[Attempt, _Result]:
+    """The same; of a large body that is no answer no more than its beginning, and why it is none.
+
+    It says nothing else, and every look at the folder would read it again.
+    """
+    answered = attempt.status is not None and 200 <= attempt.status <= 299
+    no_answer = isinstance(result, Problem) and result.retryable and not result.rate_limited
+    if answered and no_answer and attempt.error is None and len(attempt.body) > _MOST_UNUSABLE:
+        assert isinstance(result, Problem)
+        attempt = replace(attempt, body=attempt.body[:_KEPT_OF_TOO_LARGE], error=result.reason)
+    return attempt, result
+
+
 def without_key(attempt: Attempt, *, claims: bool = False) -> tuple[Attempt, _Result]:
     """The attempt and what it means; without its body where any of that spells an API key.
 
@@ -581,7 +595,7 @@ class _Collection:
                 and probe.logprobs
                 and history.asks_logprobs(probe.id),
             )
-            attempt, result = without_key(keepable(sent.attempt))
+            attempt, result = without_excess(*without_key(keepable(sent.attempt)))
             if self.purse is not None:
                 self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
             await now.log.append(EXCHANGES, attempt_to_json(attempt))

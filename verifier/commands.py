@@ -419,6 +419,7 @@ def plan(
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())))
+    _warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True):
         for problem in _start(fleet, ours=_is_ours_to_plan(run_file)).values():
             raise problem

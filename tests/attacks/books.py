@@ -370,7 +370,7 @@ def _two_processes(lab: Lab) -> Iterator[Tally]:
             argv = ["audit", path] if command == "audit" else ["collect", folder / "run", "--trust"]
             children = [start(*argv), start(*argv)]
             ended = [child.wait(120) for child in children]
-            asked = Counter(a.prompt for a in host.asked)
+            asked = Counter(str(a.json.get("messages", a.json.get("prompt"))) for a in host.asked)
             count, spent = len(host.asked), paid_tokens(host)
         twice = sum(n - 1 for n in asked.values())
         bad = [one for one in ended if sound(one)]

@@ -466,11 +466,15 @@ def _action(lab: Lab) -> Tally:
         command = body or f'exec {shlex.join(verifier_command())} "$@"\n'
         shim.write_text(f"#!/bin/sh\nexport PYTHONPATH={path}:$PYTHONPATH\n{command}")
         shim.chmod(0o755)
+        python = bin_ / "python"  # which the action sets up
+        if not python.exists():
+            python.symlink_to(sys.executable)
         outputs = folder / "outputs"
         outputs.write_text("")
         environment = {
             "PATH": f"{bin_}:{os.environ['PATH']}", "RUN_FILE": run_file, "OUT": str(out), "INCONCLUSIVE": "fail",
             "GITHUB_OUTPUT": str(outputs), "GITHUB_STEP_SUMMARY": str(folder / "summary"),
+            "GITHUB_ACTION_PATH": str(ROOT / ".github/actions/audit"),
         }  # fmt: skip
         done = fresh(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
@@ -739,7 +743,7 @@ def _shipped_promises(lab: Lab) -> Tally:
     tagged = [
         name
         for name in used
-        if "/" in name and not re.search(r"@[0-9a-f]{40}$|@<[^>]+>$|^\./", name)
+        if "/" in name and not re.search(r"@[0-9a-f]{40}$|@<[^>]+>$|@COMMIT$|^\./", name)
     ]
     tally.note("actions by digest", f"by tag or branch: {tagged}" if tagged else None)
     build = re.search(r"requires = (\[.*?\])", (ROOT / "pyproject.toml").read_text())

@@ -328,6 +328,8 @@ def _links(lab: Lab) -> Iterator[Tally]:
             if problem:
                 return f"{command[0]}: {problem}"
             reads = ("summary",) if name == "fleet" else ("decide", "report")
+            if part == "completions":  # which nothing else reads
+                reads = ("decide",)
             through = ended.status in (0, 1, 3) and kind == "link" and mine.is_dir()
             if through and command[0] in reads and part in NEEDED:
                 return f"{command[0]} read through the link"
