@@ -240,7 +240,8 @@ def _refused_while_under_way(lab: Lab) -> Tally:
                 run("plan", path)
                 ended = run("collect", folder / "run", "--trust")
                 count = len(host.asked)
-            kept = len(lines_of(folder / "run" / "exchanges.jsonl"))
+            names = ("exchanges.jsonl", "shown.jsonl", "capabilities.jsonl", "completions/exchanges.jsonl")
+        kept = sum(len(lines_of(folder / "run" / name)) for name in names)
             if refused(ended):
                 return refused(ended)
             return f"{kept} on record of {count} that the host answered" if kept < count else None
@@ -381,7 +382,8 @@ def _two_processes(lab: Lab) -> Iterator[Tally]:
         problem = "neither was refused" if problem is None and not refusals else problem
         problem = "both were refused" if len(refusals) == 2 else problem
         within.note(f"{command} {number}", problem)
-        kept = len(lines_of(folder / "run" / "exchanges.jsonl"))
+        names = ("exchanges.jsonl", "shown.jsonl", "capabilities.jsonl", "completions/exchanges.jsonl")
+        kept = sum(len(lines_of(folder / "run" / name)) for name in names)
         answered += count
         lost.note(f"{command} {number}", f"{kept} on record of {count}" if kept < count else None)
     lost.extra = {"answers": answered}
