@@ -240,14 +240,19 @@ def _refused_while_under_way(lab: Lab) -> Tally:
                 run("plan", path)
                 ended = run("collect", folder / "run", "--trust")
                 count = len(host.asked)
-            names = ("exchanges.jsonl", "shown.jsonl", "capabilities.jsonl", "completions/exchanges.jsonl")
-        kept = sum(len(lines_of(folder / "run" / name)) for name in names)
+            kept = kept_in(folder / "run")
             if refused(ended):
                 return refused(ended)
             return f"{kept} on record of {count} that the host answered" if kept < count else None
 
         tally.try_(f"401 as answer {8 + number}", attempt)
     return tally
+
+
+def kept_in(run_folder: Path) -> int:
+    """Answers on record, whatever they were asked for."""
+    names = ("exchanges.jsonl", "shown.jsonl", "capabilities.jsonl", "completions/exchanges.jsonl")
+    return sum(len(lines_of(run_folder / name)) for name in names)
 
 
 def _lying_counts(lab: Lab) -> Tally:
@@ -382,8 +387,7 @@ def _two_processes(lab: Lab) -> Iterator[Tally]:
         problem = "neither was refused" if problem is None and not refusals else problem
         problem = "both were refused" if len(refusals) == 2 else problem
         within.note(f"{command} {number}", problem)
-        names = ("exchanges.jsonl", "shown.jsonl", "capabilities.jsonl", "completions/exchanges.jsonl")
-        kept = sum(len(lines_of(folder / "run" / name)) for name in names)
+        kept = kept_in(folder / "run")
         answered += count
         lost.note(f"{command} {number}", f"{kept} on record of {count}" if kept < count else None)
     lost.extra = {"answers": answered}
