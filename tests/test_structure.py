@@ -353,7 +353,9 @@ def test_a_missing_package_is_named_with_what_to_do(
     _, said, stderr = started
 
     assert said["statuses"][3] == 2
-    assert "verifier: this step needs the package transformers; install it with pip" in stderr
+    # which one depends on whether the embedded model is in the cache already
+    line = r"^verifier: this step needs the package (torch|transformers); install it with pip$"
+    assert re.search(line, stderr, re.MULTILINE)
     assert "Traceback" not in stderr
 
 

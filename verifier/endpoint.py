@@ -290,13 +290,14 @@ class Client:
         """One request. A body that broke off counts as no response, and what came is kept."""
         endpoint, lane = self._endpoint, next(self._turns)
         body = Body(encoding="", cap=cap)
-        status, error, headers = None, None, httpx.Headers()
+        status, error = None, None
+        headers: dict[str, str] = {}
         try:
             async with (
                 asyncio.timeout(endpoint.timeout_s),
                 lane.stream(method, endpoint.base_url + path, content=content) as response,
             ):
-                headers = response.headers
+                headers = dict(response.headers.items())  # its own is slow to look up
                 body = Body(encoding=headers.get("content-encoding", ""), cap=cap)
                 try:
                     await _read(response, body)
@@ -340,7 +341,7 @@ def _strike_body(text: str, status: int | None, error: str | None) -> tuple[str,
     return sieve.REDACTED, error  # the status alone says what to do
 
 
-def _kept_headers(headers: httpx.Headers) -> dict[str, str]:
+def _kept_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """Headers that tell something; none where they spell the key together."""
     told = {name: sieve.strike(v) for name, v in headers.items() if _TELLING.fullmatch(name)}
     if sieve.is_spelled(json.dumps(told)):
