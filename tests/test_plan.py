@@ -12,12 +12,14 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
-from verifier.bypass import ROUNDS
-from verifier.capabilities import capability_probes
+from verifier.checks.capabilities.probe import capability_probes
+from verifier.checks.template.completions import ROUNDS
+from verifier.checks.template.panel import PANEL_PROBES
+from verifier.checks.template.shown_prompts import PROBES as SHOWN_PROBES
 from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
-from verifier.folder import PLAN, PROBES, RUN, write_json
-from verifier.look import PANEL_PROBES
+from verifier.files.run_folder import PLAN, PROBES, RUN, write_json
+from verifier.host.budget import most_prompt_tokens
 from verifier.plan import (
     CAPABILITY_REQUESTS,
     CAUSE_REQUESTS,
@@ -33,9 +35,7 @@ from verifier.plan import (
 )
 from verifier.probes import Pool, load_pool, read_pool
 from verifier.records import Probe
-from verifier.reference import Card, card_notes, load_tokenizers
-from verifier.shown import PROBES as SHOWN_PROBES
-from verifier.spending import most_prompt_tokens
+from verifier.reference.cards import Card, card_notes, load_tokenizers
 
 BANK = ("int4-sym-g64", "fp8-channel")
 

@@ -12,17 +12,65 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from verifier.budget import ask_within_budget, goes_on, open_purse
-from verifier.bypass import ROUNDS as COMPLETED_ROUNDS
-from verifier.bypass import read_bypass, to_complete
-from verifier.calibration import load_calibration
-from verifier.capabilities import Capabilities, probe_capabilities, read_capabilities
-from verifier.capabilities import apply as apply_capabilities
-from verifier.collect import read_attempts, read_outcomes
+from verifier.checks.capabilities.probe import Capabilities, probe_capabilities, read_capabilities
+from verifier.checks.capabilities.probe import apply as apply_capabilities
+from verifier.checks.hidden_reasoning import can_turn_off, hides_thoughts, turn_off
+from verifier.checks.length.ask_and_score import ask_about_context, score_context
+from verifier.checks.sampling.ask_and_score import score_repeats, score_sampled
+from verifier.checks.template.completions import ROUNDS as COMPLETED_ROUNDS
+from verifier.checks.template.completions import read_bypass, to_complete
+from verifier.checks.template.panel import look_at_template, read_prompts, score_panel
+from verifier.checks.tokenizer import counting_probes, plan_counting, read_counting
 from verifier.config import RunFile, dump_run_file, load_run_file
-from verifier.context import ask_about_context, score_context
-from verifier.counting import counting_probes, plan_counting, read_counting
-from verifier.decide import (
+from verifier.errors import ConfigError, EndpointError
+from verifier.evidence.calibration import load_calibration
+from verifier.evidence.ledger import read_ledger
+from verifier.evidence.samplers import Sampler, penalty_columns
+from verifier.files.run_folder import (
+    COMPLETIONS,
+    CONTEXT,
+    DEADLINE,
+    LEDGER,
+    LOCK,
+    PAGE,
+    PANEL,
+    PLAN,
+    PROBES,
+    RUN,
+    SAMPLED,
+    make_folder,
+    write_json,
+    write_whole,
+)
+from verifier.host.collect import read_attempts, read_outcomes
+from verifier.host.endpoint import Endpoint, Render
+from verifier.plan import (
+    Plan,
+    batch_ends,
+    make_plan,
+    make_sampled,
+    read_plan,
+    read_probes,
+    write_plan,
+    write_probes,
+)
+from verifier.probes import load_pool
+from verifier.progress import ALONE, Pace, Show, until
+from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
+from verifier.reference.cards import load_card, load_tokenizers
+from verifier.reference.loaded import (
+    LoadReference,
+    Reference,
+    nameable,
+    refuse_unknown_builds,
+    render_as_ids,
+    render_as_text,
+)
+from verifier.reports.terminal import read_report, render_page
+from verifier.scoring.score import is_sampler, score_replies
+from verifier.scoring.score_file import forget_scores, scored_columns
+from verifier.session import ask_within_budget, goes_on, open_purse
+from verifier.verdict.decide import (
     asks_long,
     decide_folder,
     finds_single,
@@ -40,55 +88,7 @@ from verifier.decide import (
     wants_samples,
     wants_stratum,
 )
-from verifier.endpoint import Endpoint, Render
-from verifier.errors import ConfigError, EndpointError
-from verifier.folder import (
-    COMPLETIONS,
-    CONTEXT,
-    DEADLINE,
-    LEDGER,
-    LOCK,
-    PAGE,
-    PANEL,
-    PLAN,
-    PROBES,
-    RUN,
-    SAMPLED,
-    make_folder,
-    write_json,
-    write_whole,
-)
-from verifier.ledger import read_ledger
-from verifier.local import (
-    LoadReference,
-    Reference,
-    nameable,
-    refuse_unknown_builds,
-    render_as_ids,
-    render_as_text,
-)
-from verifier.look import look_at_template, read_prompts, score_panel
-from verifier.pace import ALONE, Pace, Show, until
-from verifier.plan import (
-    Plan,
-    batch_ends,
-    make_plan,
-    make_sampled,
-    read_plan,
-    read_probes,
-    write_plan,
-    write_probes,
-)
-from verifier.probes import load_pool
-from verifier.quiet import can_turn_off, hides_thoughts, turn_off
-from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
-from verifier.reference import load_card, load_tokenizers
-from verifier.report import read_report, render_page
-from verifier.sampled import score_repeats, score_sampled
-from verifier.samplers import Sampler, penalty_columns
-from verifier.score import is_sampler, score_replies
-from verifier.scores import forget_scores, scored_columns
-from verifier.weigh import planned_samplers
+from verifier.verdict.weigh import planned_samplers
 from verifier.wording import describe_replies, describe_seconds
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.

@@ -30,10 +30,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from verifier.errors import ConfigError
-from verifier.folder import CONTROL, RESERVED, RUN
-from verifier.secret import is_key, looks_like_key, names_a_secret, shows_a_key
+from verifier.files.run_folder import CONTROL, RESERVED, RUN
+from verifier.files.strict_yaml import dump_yaml, read_yaml
+from verifier.safety.secret import is_key, looks_like_key, names_a_secret, shows_a_key
 from verifier.shipped import shipped
-from verifier.strict import dump_yaml, read_yaml
 
 T = TypeVar("T", bound=BaseModel)
 

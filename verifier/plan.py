@@ -20,11 +20,15 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 import verifier
-from verifier.calibration import Calibration
+from verifier.checks.length.evidence import LONG_REPLIES, REQUESTS
+from verifier.checks.request_strata import vary
+from verifier.checks.sampling.stored_replies import AGAIN, EVERY, OTHERWISE, SAME
 from verifier.config import Policy, Prices, RunFile, resolve_policy
-from verifier.dialects import member
 from verifier.errors import ConfigError
-from verifier.folder import (
+from verifier.evidence.calibration import Calibration
+from verifier.evidence.mixture import least_replies
+from verifier.evidence.samplers import changed, honest_samplers, name_of, sampler_columns
+from verifier.files.run_folder import (
     FLEET,
     PLAN,
     PROBES,
@@ -35,17 +39,13 @@ from verifier.folder import (
     write_lines,
     write_whole,
 )
-from verifier.limits import MAX_WAIT_S
-from verifier.mixture import least_replies
+from verifier.files.stored import read_record, read_rows
+from verifier.host.budget import Amount, Ceiling, Priced, forecast
+from verifier.host.dialects import member
+from verifier.host.rate_limits import MAX_WAIT_S
 from verifier.probes import Pool, draw
 from verifier.records import REFERENCE, Nats, Plain, Probe, Version
-from verifier.reference import Card, Thinking, card_notes
-from verifier.repeats import AGAIN, EVERY, OTHERWISE, SAME
-from verifier.samplers import changed, honest_samplers, name_of, sampler_columns
-from verifier.spending import Amount, Ceiling, Priced, forecast
-from verifier.stored import read_record, read_rows
-from verifier.strata import vary
-from verifier.window import LONG_REPLIES, REQUESTS
+from verifier.reference.cards import Card, Thinking, card_notes
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1

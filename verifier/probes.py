@@ -24,9 +24,9 @@ from pydantic import (
 )
 
 from verifier.errors import ConfigError
+from verifier.files.strict_yaml import MAX_BYTES, parse_yaml, read_bounded
 from verifier.records import Message, Probe, Role
 from verifier.shipped import shipped
-from verifier.strict import MAX_BYTES, parse_yaml, read_bounded
 
 #: {slot}, or {slot.form} for a filler that has several grammatical forms.
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\.(\w+))?\}")

@@ -14,11 +14,11 @@ from typing import Any, Final
 from pydantic import ConfigDict, TypeAdapter
 
 from verifier.config import Fleet
-from verifier.folder import write_whole
-from verifier.ledger import LedgerFile
+from verifier.evidence.ledger import LedgerFile
+from verifier.files.run_folder import write_whole
 from verifier.plan import Plan
 from verifier.records import Attempt, Report, Summary
-from verifier.scores import Scored
+from verifier.scoring.score_file import Scored
 
 #: What each schema is of; of JSON Lines it is that of one line.
 KINDS: Final[dict[str, Any]] = {

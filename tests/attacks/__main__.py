@@ -148,7 +148,7 @@ def _start(name: str, asked: argparse.Namespace, scratch: Path) -> subprocess.Po
     environment = {key: value for key, value in os.environ.items() if key in kept} | {
         "HOME": str(home), "XDG_STATE_HOME": str(home / "state"),
         "XDG_CACHE_HOME": str(home / "cache"), "HF_HOME": str(home / "hf"),
-        "TMPDIR": str(scratch / name), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "TMPDIR": str(scratch / name), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'tests' / 'support'}",
         "TERM": "dumb", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
         "PYTHONDONTWRITEBYTECODE": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
     }  # fmt: skip

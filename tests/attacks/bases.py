@@ -9,8 +9,8 @@ from typing import Any
 from fakes_engine import FakeTokenizer
 
 from attacks.lab import FAULT, Ended, Lab, make_engine, run, warm, write_run_file
-from verifier.renderings.catalogue import catalogue, served
-from verifier.testbed import create_app, running
+from verifier.lab.testbed.host import create_app, running
+from verifier.reference.renderings.catalogue import catalogue, served
 
 
 def make_base(lab: Lab, name: str) -> Path:

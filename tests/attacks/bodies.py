@@ -11,10 +11,10 @@ from typing import Any
 
 from attacks.lab import Lab, Tally
 from attacks.mutate import spoil, spoil_bytes, to_json
-from verifier.collect import attempt_to_json, read_attempts
-from verifier.folder import EXCHANGES, append_lines
+from verifier.files.run_folder import EXCHANGES, append_lines
+from verifier.host.collect import attempt_to_json, read_attempts
+from verifier.host.exchange import DIALECTS, Problem, parse
 from verifier.records import Attempt, NotJudged, Reply
-from verifier.wire import DIALECTS, Problem, parse
 
 TOKEN = {"token": "Hi", "logprob": -0.25, "bytes": [72, 105],
          "top_logprobs": [{"token": "Hi", "logprob": -0.25, "bytes": [72, 105]}]}  # fmt: skip

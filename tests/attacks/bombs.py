@@ -287,13 +287,13 @@ GREEDY = (
 
 
 def _templates(lab: Lab) -> Iterator[Tally]:
-    sys.path.append(str(Path(__file__).resolve().parents[1]))
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
     import conftest
     import transformers  # noqa: F401 - so that no fork need import it
 
     from verifier.errors import VerifierError
     from verifier.records import Message, Prompt
-    from verifier.tokens import Tokenizer
+    from verifier.reference.tokenizer import Tokenizer
 
     folder = lab.folder("tokenizer")
     conftest.save_tokenizer(folder)

@@ -43,9 +43,9 @@ from attacks.lab import (
     start_child,
     write_run_file,
 )
-from verifier.collect import collect
-from verifier.endpoint import Endpoint
-from verifier.folder import append_line, read_lines
+from verifier.files.run_folder import append_line, read_lines
+from verifier.host.collect import collect
+from verifier.host.endpoint import Endpoint
 from verifier.records import Message, Probe
 
 SLOW_HOST_S = 0.15
@@ -599,11 +599,11 @@ def _synced_names(lab: Lab) -> Tally:
 
         from fakes_engine import FakeTokenizer
 
-        import verifier.local
+        import verifier.reference.loaded
         from attacks.lab import Reference, cli, make_engine
 
         reference = Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-        verifier.local.reference_loader = lambda *_a, **_k: lambda: reference
+        verifier.reference.loaded.reference_loader = lambda *_a, **_k: lambda: reference
         real = os.fsync
         found = []
 

@@ -38,8 +38,8 @@ from simulate import SHA, make_calibration
 
 import verifier
 from verifier import cli
-from verifier.local import Reference
 from verifier.records import GenerateRequest, Message
+from verifier.reference.loaded import Reference
 
 FAULT = "int4-sym-g64"
 NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
@@ -242,11 +242,11 @@ def start(*argv: object, fake: bool = True, **how: Any) -> Running:
     """Begin one command of the verifier; `fake`: with a fake engine as the reference."""
 
     def work() -> int:
-        import verifier.local
+        import verifier.reference.loaded
 
         if fake:
             reference = Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-            verifier.local.reference_loader = lambda *_a, **_k: lambda: reference
+            verifier.reference.loaded.reference_loader = lambda *_a, **_k: lambda: reference
         sys.argv = ["verifier", *map(str, argv)]
         cli.main()
         return 0
@@ -262,7 +262,9 @@ def run(*argv: object, seconds: float = 60.0, fake: bool = True, **how: Any) -> 
 def warm(folder: Path, command: str = "report") -> None:
     """Run a command on a run folder here, so that no fork need import or build what it takes."""
     for found in pkgutil.walk_packages(verifier.__path__, "verifier."):
-        if not found.name.startswith(("verifier.engines", "verifier.__main__")):  # they load torch
+        if not found.name.startswith(
+            ("verifier.reference.engines", "verifier.__main__")
+        ):  # they load torch
             with suppress(ImportError):
                 import_module(found.name)
     argv, sys.argv = sys.argv, ["verifier", command, str(folder)]

@@ -40,10 +40,10 @@ from attacks.lab import (
     sound,
     write_run_file,
 )
-from verifier.folder import read_lines
-from verifier.machine import render_junit, render_markdown
+from verifier.files.run_folder import read_lines
 from verifier.records import Attempt, Report
-from verifier.report import render_page, render_terminal, report_from_json
+from verifier.reports.junit import render_junit, render_markdown
+from verifier.reports.terminal import render_page, render_terminal, report_from_json
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (
@@ -317,12 +317,18 @@ def _hosts_text(lab: Lab) -> Tally:
 def verifier_command(*argv: object) -> list[str]:
     """The command line in a fresh interpreter, with a fake engine."""
     code = (
-        "import sys; sys.path[:0] = sys.argv.pop(1).split('|'); import verifier.local; "
+        "import sys; sys.path[:0] = sys.argv.pop(1).split('|'); import verifier.reference.loaded; "
         "from attacks.lab import make_engine, FakeTokenizer, Reference; "
-        "verifier.local.reference_loader = lambda *a, **k: lambda: Reference(engine=make_engine(), tokenizer=FakeTokenizer()); "
+        "verifier.reference.loaded.reference_loader = lambda *a, **k: lambda: Reference(engine=make_engine(), tokenizer=FakeTokenizer()); "
         "sys.argv[0] = 'verifier'; from verifier.cli import main; main()"
     )
-    return [sys.executable, "-c", code, f"{ROOT}|{ROOT / 'tests'}", *map(str, argv)]
+    return [
+        sys.executable,
+        "-c",
+        code,
+        f"{ROOT}|{ROOT / 'tests'}|{ROOT / 'tests' / 'support'}",
+        *map(str, argv),
+    ]
 
 
 def plain_command(*argv: object) -> list[str]:
@@ -654,7 +660,7 @@ def _odd_but_honest(lab: Lab) -> Tally:
             failed = [line["error"] for line in lines if line["error"] or line["status"] != 200]
             if failed or asked != 4:
                 return f"{len(failed)} of {asked} requests failed: {failed[:1]}"
-            from verifier.collect import read_outcomes
+            from verifier.host.collect import read_outcomes
             from verifier.records import Reply
 
             kinds = [
@@ -665,7 +671,7 @@ def _odd_but_honest(lab: Lab) -> Tally:
         tally.try_(name, attempt)
 
     def tool_call() -> str | None:
-        from verifier.collect import read_outcomes
+        from verifier.host.collect import read_outcomes
 
         folder = lab.folder("tool")
         call = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]

@@ -24,7 +24,7 @@ from attacks.lab import (
     write_run_file,
 )
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 
 def attack_weights(lab: Lab) -> Iterator[Tally]:

@@ -14,9 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from attacks.lab import Lab, RawHost, Tally, canary, chat, every_file
-from verifier.collect import collect, read_outcomes
-from verifier.endpoint import Endpoint
 from verifier.errors import VerifierError
+from verifier.host.collect import collect, read_outcomes
+from verifier.host.endpoint import Endpoint
 from verifier.records import Message, Probe
 
 KEY = "sk-test-0123456789abcdef"

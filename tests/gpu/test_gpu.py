@@ -19,11 +19,11 @@ from safetensors.torch import load_file, save_file
 from test_embedded import score_replies
 from test_vllm_engine import furthest, save_transformed
 
-from verifier.bank import is_linear
-from verifier.engines.transformers import TransformersEngine
-from verifier.engines.vllm import VllmEngine
 from verifier.records import REFERENCE, ScoreRequest
-from verifier.tokens import Tokenizer
+from verifier.reference.engines.transformers import TransformersEngine
+from verifier.reference.engines.vllm import VllmEngine
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.variants import is_linear
 
 pytestmark = [
     pytest.mark.gpu,

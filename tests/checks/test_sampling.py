@@ -1,0 +1,492 @@
+"""The sampler of an endpoint: e-values that keep their level, right names, whole audits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
+from simulate import make_calibration, make_plan, replies, simulate_row
+from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
+
+from verifier.audit import audit, start
+from verifier.checks.sampling.evidence import (
+    SamplerEvidence,
+    describe_sampler,
+    is_marked,
+    weigh_samplers,
+)
+from verifier.config import RunFile
+from verifier.evidence.ledger import Ledger, SampledRow, ledger_from_json, ledger_to_json
+from verifier.evidence.samplers import (
+    Sampler,
+    changed,
+    honest_samplers,
+    name_of,
+    probabilities,
+    read_sampler,
+    row_cells,
+    sampler_columns,
+)
+from verifier.files.run_folder import (
+    LEDGER,
+    REPORT,
+    SAMPLED,
+    SAMPLED_SCORES,
+    read_json,
+    read_lines,
+    write_json,
+)
+from verifier.host.collect import read_outcomes
+from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.plan import read_probes
+from verifier.records import Finding, Report
+from verifier.reference.loaded import Reference
+from verifier.reference.renderings.catalogue import catalogue
+from verifier.verdict.decide import decide, decide_folder
+
+COLUMNS = sampler_columns({})
+HONEST = tuple(map(name_of, honest_samplers({})))
+
+#: The simulated model: contexts that differ in doubt, each with a prompt and what was said before.
+CONTEXTS, VOCABULARY, TOKENS = 36, 100, 20
+
+
+@cache
+def contexts() -> tuple[tuple[np.ndarray, tuple[int, ...], tuple[int, ...]], ...]:
+    rng = np.random.default_rng(7)
+    found = []
+    for _ in range(CONTEXTS):
+        logits = rng.normal(0, rng.uniform(1, 4), VOCABULARY)
+        likely = np.argsort(-logits)[:12]
+        before = tuple(rng.choice(likely, 6).tolist())
+        found.append((logits, tuple(rng.integers(0, VOCABULARY, 4).tolist()), before))
+    return tuple(found)
+
+
+@cache
+def cells() -> np.ndarray:
+    """Cells [contexts, V, H] of every token that may follow."""
+    return np.array(
+        [
+            [
+                row_cells(
+                    np.broadcast_to(logits, (len(before) + 1, VOCABULARY)), prompt_ids=prompt,
+                    reply_ids=(*before, token), kept=(len(before),),
+                    samplers=tuple(COLUMNS.values()),
+                )
+                for token in range(VOCABULARY)
+            ]
+            for logits, prompt, before in contexts()
+        ]
+    )  # fmt: skip
+
+
+def sample_rows(
+    rng: np.random.Generator, sampler: Sampler, count: int, *, noise: float = 0.0
+) -> list[SampledRow]:
+    """Replies drawn from the published weights, with Gumbel noise on their logits, by a sampler."""
+    rows = []
+    for n in range(count):
+        total = np.zeros(len(COLUMNS))
+        for at in rng.integers(0, CONTEXTS, TOKENS).tolist():
+            logits, prompt, before = contexts()[at]
+            served = logits + rng.gumbel(0, noise, VOCABULARY) if noise else logits
+            p = probabilities(served, prompt_ids=prompt, reply_ids=before, sampler=sampler)
+            total += cells()[at, rng.choice(VOCABULARY, p=p)]
+        rows.append(make_row(f"s{n}", dict(zip(COLUMNS, total.tolist(), strict=True))))
+    return rows
+
+
+def make_row(name: str, row: dict[str, float], problem: str | None = None) -> SampledRow:
+    return SampledRow(probe_id=name, tokens=TOKENS, left_out=0, cells=row, problem=problem)
+
+
+def weighed(rows: list[SampledRow], *, noise: float | None = 0.1) -> SamplerEvidence:
+    return weigh_samplers(rows, COLUMNS, HONEST, noise=noise, level=0.999)
+
+
+# -- the arithmetic ----------------------------------------------------------------------------
+
+
+def test_the_evidence_by_hand() -> None:
+    """Kinds weigh evenly, and so do the members of a kind; the best honest one stands against."""
+    samplers = {
+        "temperature 1": Sampler(), "temperature 0.98": Sampler(temperature=0.98),
+        "temperature 0.5": Sampler(temperature=0.5), "temperature 2": Sampler(temperature=2.0),
+        "top-k 40": Sampler(top_k=40),
+    }  # fmt: skip
+    totals = dict(zip(samplers, (-10.0, -9.0, -5.0, -30.0, -4.0), strict=True))
+    found = weigh_samplers(
+        [make_row("a", {n: v / 2 for n, v in totals.items()})] * 2, samplers,
+        ("temperature 1", "temperature 0.98"), noise=0.0, level=0.999,
+    )  # fmt: skip
+    others = 0.25 * math.exp(-5) + 0.25 * math.exp(-30) + 0.5 * math.exp(-4)
+    honest = 0.5 * math.exp(-10) + 0.5 * math.exp(-9)
+
+    assert found.log_e == pytest.approx(math.log(others) + 9)
+    assert (found.log_e_honest, found.hardest) == (pytest.approx(math.log(honest) + 4), "top-k 40")
+    assert (found.rows, found.tokens) == (2, 2 * TOKENS)
+
+
+def test_noise_that_is_still_possible_may_look_like_a_higher_temperature() -> None:
+    """So such temperatures stand among the honest when a sampler is named; unbounded noise: all."""
+    rows = sample_rows(np.random.default_rng(1), Sampler(temperature=1.3), 60)
+    quiet, noisy, unbounded = (weighed(rows, noise=noise) for noise in (0.1, 0.9, None))
+
+    assert quiet.log_e == noisy.log_e == unbounded.log_e > 20
+    assert quiet.log_e_named > 20
+    assert noisy.log_e_named < 0
+    assert unbounded.log_e_named < 0
+
+
+def test_marks_lie_outwards() -> None:
+    """From the mark on, in any of the settings."""
+    assert is_marked(Sampler(temperature=0.9))
+    assert is_marked(Sampler(top_k=40))
+    assert is_marked(Sampler(top_p=0.99, temperature=0.6))
+    assert not is_marked(Sampler(temperature=0.92))
+    assert not is_marked(Sampler(top_k=100))
+    assert not is_marked(Sampler(rare=0.01))
+
+
+def test_no_rows_are_no_evidence() -> None:
+    """For or against; why rows were set aside is counted."""
+    found = weighed([make_row("a", {}, "no tokens named")] * 2)
+
+    assert (found.rows, found.log_e, found.log_e_honest) == (0, 0.0, 0.0)
+    assert found.set_aside == {"no tokens named": 2}
+
+
+# -- level and power ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.98, 1.0, 1.02])
+def test_honest_samples_cross_at_most_as_often_as_they_may(temperature: float) -> None:
+    """Looked at after every reply: at most alpha of honest hosts are ever accused (here 0.1)."""
+    crossed, hosts, alpha = 0, 80, 0.1
+    for seed in range(hosts):
+        rows = sample_rows(np.random.default_rng([11, seed]), Sampler(temperature=temperature), 12)
+        looks = [weighed(rows[:n]).log_e for n in range(1, len(rows) + 1)]
+        crossed += max(looks) >= math.log(1 / alpha)
+
+    assert crossed <= 13  # 8 expected at most: more than 13 has probability 0.03
+
+
+def test_the_interval_covers_the_temperature() -> None:
+    """A sequence at level 0.9 misses at most a tenth of hosts, whenever it is read."""
+    missed = 0
+    for seed in range(100):
+        rows = sample_rows(np.random.default_rng([12, seed]), Sampler(temperature=0.9), 8)
+        looks = [
+            weigh_samplers(rows[:n], COLUMNS, HONEST, noise=0.1, level=0.9).temperature
+            for n in range(1, 9)
+        ]
+        missed += any(
+            i is not None and (i.lower > 0.9 or (i.upper is not None and i.upper < 0.9))
+            for i in looks
+        )
+
+    assert missed <= 16
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("temperature=0.7", "temperature about 0.7"),
+        ("temperature=1.4", "temperature about 1."),
+        ("top-k=10", "top-k about 10"),
+        ("top-p=0.8", "top-p about 0."),
+        ("min-p=0.1", "min-p about 0."),
+        ("repetition-penalty=1.3", "repetition penalty about 1."),
+        ("frequency-penalty=1", "frequency penalty about "),
+        ("rare=0.02", "rare token put in about 0.0"),
+    ],
+)  # fmt: skip
+def test_a_sampler_is_found_and_named(setting: str, said: str) -> None:
+    """With enough replies, in most of ten hosts; a name may stand in a group, never be another."""
+    sampler = Sampler(**read_sampler(setting))  # type: ignore[arg-type]
+    (name,) = changed(sampler)
+    right = 0
+    for seed in range(10):
+        found = weighed(sample_rows(np.random.default_rng([13, seed]), sampler, 100))
+        named = found.log_e_named >= math.log(1000)
+        right += named and describe_sampler(found, COLUMNS).startswith(said)
+        if named:
+            assert any(name in changed(COLUMNS[other]) for other in found.names)
+
+    assert right >= 7
+
+
+# -- the verdict -------------------------------------------------------------------------------
+
+
+def sampler_plan() -> Any:
+    return make_plan(
+        samplers={n: changed(s) for n, s in COLUMNS.items()}, honest_samplers=HONEST,
+        budget_sampled_tokens=1000,
+    )  # fmt: skip
+
+
+def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 0.0) -> Report:
+    """The verdict on a host whose greedy replies have a noise scale."""
+    rng = np.random.default_rng(5)
+    rows = [simulate_row(rng, f"r{n}", scale=scale) for n in range(20)]
+    ledger = Ledger(
+        rows=tuple(rows), sampled=tuple(sample_rows(rng, sampler, sampled, noise=noise))
+    )
+    return decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+
+
+def of_sampler(report: Report) -> Finding:
+    (found,) = [finding for finding in report.findings if finding.aspect == "sampler"]
+    return found
+
+
+def test_a_host_that_samples_as_asked_is_consistent() -> None:
+    """Every marked sampler is excluded, and so is every class of noise."""
+    report = judged(0.05, Sampler(), sampled=150)
+
+    assert (report.decision, of_sampler(report).decision) == ("consistent", "excluded")
+
+
+def test_without_samples_a_plan_that_asks_for_them_is_not_consistent() -> None:
+    """A check that has not run is never passed."""
+    report = judged(0.05, Sampler(), sampled=0)
+
+    assert (report.decision, of_sampler(report).decision) == ("inconclusive", "undecided")
+
+
+def test_another_temperature_is_the_sampler_and_not_the_weights() -> None:
+    """It is named, nothing is said of rounding, and the summary says so."""
+    report = judged(0.05, Sampler(temperature=0.7))
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name.startswith("temperature about 0.")
+    assert finding.name.endswith(")")
+    assert not [f for f in report.findings if f.aspect == "cause"]
+    assert report.summary.startswith("the replies are not sampled as asked (temperature about 0.")
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(temperature=0.8)])
+def test_where_the_weights_differ_no_sampler_is_accused(sampler: Sampler) -> None:
+    """Noise flattens what is sampled; the greedy replies come first."""
+    report = judged(0.7, sampler, noise=0.7)
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "not run")
+    assert [f for f in report.findings if f.aspect == "cause"]
+
+
+def test_a_sampler_is_not_named_before_the_greedy_replies_are_quiet() -> None:
+    """Two greedy replies exclude nothing yet, whatever the samples say."""
+    rng = np.random.default_rng(5)
+    rows = [simulate_row(rng, "r0", scale=0.25, tokens=4)]
+    ledger = Ledger(rows=tuple(rows), sampled=tuple(sample_rows(rng, Sampler(temperature=0.7), 40)))
+    report = decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+
+    assert of_sampler(report).decision == "undecided"
+    assert of_sampler(report).log_e > 20  # type: ignore[operator]
+
+
+def test_sampled_rows_survive_the_ledger_file() -> None:
+    """And a ledger without any is as it always was."""
+    ledger = Ledger(rows=(), sampled=(make_row("a", {"top-k 40": -1.5}), make_row("b", {}, "no")))
+
+    assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
+    assert "sampled" not in ledger_to_json(Ledger(rows=()))
+
+
+# -- whole audits ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def card(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(CARD))
+    calibration = make_calibration().model_dump(mode="json")
+    write_json(tmp_path / "tiny.calibration.json", calibration)
+    return path
+
+
+def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Two words over and over: what a penalty cannot bear."""
+    return wordy_script(prompt_ids)[:2] * 5
+
+
+@contextmanager
+def host(fault: str = "none", engine: FakeEngine | None = None) -> Iterator[str]:
+    found = read_fault(fault, layers=2, catalogue=catalogue())
+    app = create_app(
+        engine or make_engine(found.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+        sampler=dict(found.sampler),
+    )  # fmt: skip
+    with running(app) as url:
+        yield url
+
+
+def run(config: RunFile, reference: Any = load_reference) -> Report:
+    return audit(config, api_key=None, load_reference=reference, show=QUIET)
+
+
+def asking(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
+    settings = {"sampler": True, "budget_completion_tokens": 2000, "max_tokens": 24} | changes
+    return configure(url, card, out, **settings)
+
+
+def test_an_honest_host_is_consistent_in_how_it_samples(card: Path, tmp_path: Path) -> None:
+    """Asked outright for temperature 1 and top_p 1, after the greedy replies, in the budget."""
+    out = tmp_path / "run"
+    with host() as url:
+        report = run(asking(url, card, out, beta=0.05))
+    asked = [yaml.safe_load(line["request"]) for line in read_lines(out / "exchanges.jsonl")]
+    sampled = [request for request in asked if request["temperature"]]
+
+    assert (report.decision, of_sampler(report).decision) == ("consistent", "excluded")
+    assert {(r["temperature"], r["top_p"]) for r in sampled} == {(1.0, 1)}
+    assert asked[-1] in sampled
+    assert asked[0] not in sampled
+    assert report.usage.completion_tokens <= 2000
+    assert not {p.id for p in read_probes(out)} & {p.id for p in read_probes(out, name=SAMPLED)}
+    before = (out / REPORT).read_bytes()
+    decide_folder(out)
+    assert (out / REPORT).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"), [("temperature=0.6", "temperature about 0."), ("top-k=10", "top-k about ")]
+)
+def test_a_forced_sampler_is_named(card: Path, tmp_path: Path, setting: str, said: str) -> None:
+    """With its estimated setting, and no build is scored."""
+    out = tmp_path / "run"
+    with host(f"sampler:{setting}") as url:
+        report = run(asking(url, card, out))
+
+    assert (report.decision, of_sampler(report).decision) == ("inconsistent", "detected")
+    assert of_sampler(report).name.startswith(said)
+    assert {line["weights"] for line in read_lines(out / "scores.jsonl")} == {"reference"}
+
+
+def test_a_host_with_other_weights_is_asked_for_no_samples(card: Path, tmp_path: Path) -> None:
+    """They could not be judged."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        report = run(asking(url, card, out))
+
+    assert (report.decision, of_sampler(report).decision) == ("inconsistent", "not run")
+    assert not (out / SAMPLED_SCORES).exists()
+
+
+class Narrow(FakeEngine):
+    """Sees the largest log-probabilities only."""
+
+    @property
+    def scores_samplers(self) -> bool:
+        return False
+
+    def score_samplers(self, *_asked: Any) -> Any:
+        raise AssertionError("asked for what it cannot do")
+
+
+def test_an_engine_without_whole_distributions_says_not_run(card: Path, tmp_path: Path) -> None:
+    """With the reason, for one reply, and the verdict on the weights stands."""
+    out = tmp_path / "run"
+    narrow = Reference(engine=Narrow(margin=3.5), tokenizer=FakeTokenizer())
+    with host() as url:
+        report = run(asking(url, card, out), lambda: narrow)
+
+    assert (report.decision, of_sampler(report).decision) == ("consistent", "not run")
+    assert "whole distributions" in of_sampler(report).detail
+    assert len(list(read_lines(out / SAMPLED_SCORES))) == 1
+    assert any("whole distributions" in note for note in report.notes)
+
+
+def test_replies_whose_tokens_are_not_named_are_not_judged(card: Path, tmp_path: Path) -> None:
+    """A sampled text does not tell which tokens it came by."""
+    out = tmp_path / "run"
+    with host() as url:
+        report = run(asking(url, card, out, top_logprobs=0))
+
+    assert (report.decision, of_sampler(report).decision) == ("consistent", "not run")
+    assert "does not name the tokens" in of_sampler(report).detail
+
+
+def test_published_defaults_are_no_fault_where_nothing_was_asked(
+    card: Path, tmp_path: Path
+) -> None:
+    """A host that applies the card's top-k may do so; without the card's word it may not."""
+    with host("sampler:top-k=40") as url:
+        silent = run(asking(url, card, tmp_path / "silent"))
+        card.write_text(yaml.safe_dump(CARD | {"sampling": {"temperature": 0.7, "top_k": 40}}))
+        allowed = run(asking(url, card, tmp_path / "allowed"))
+
+    assert silent.decision == "inconsistent"
+    assert allowed.decision != "inconsistent"
+
+
+def test_the_sampler_is_only_looked_at_where_the_run_file_says_so(
+    card: Path, tmp_path: Path
+) -> None:
+    """Nothing of it is planned, asked or shown otherwise."""
+    out = tmp_path / "run"
+    start(configure("http://127.0.0.1:9/v1", card, out))
+
+    assert not (out / SAMPLED).exists()
+    assert read_json(out / "plan.json")["samplers"] == {}
+    assert read_outcomes(out, max_attempts=1) == {}
+    assert not (out / LEDGER).exists()
+
+
+@pytest.mark.parametrize("setting", ["presence-penalty=1.5", "frequency-penalty=1.5"])
+def test_a_penalty_on_greedy_replies_is_named_and_no_noise(
+    card: Path, tmp_path: Path, setting: str
+) -> None:
+    """Also by an audit that asks for no samples: it is never taken for rounding."""
+    out = tmp_path / "run"
+    engine = FakeEngine(script=chanting, margin=4.5)
+    reference = Reference(engine=FakeEngine(script=chanting, margin=4.5), tokenizer=FakeTokenizer())
+    with host(f"sampler:{setting}", engine) as url:
+        report = run(configure(url, card, out), lambda: reference)
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name.startswith(setting.replace("-", " ").replace("=", " "))
+    assert not [f for f in report.findings if f.aspect == "cause" or f.decision == "detected"][1:]
+    assert report.summary.startswith("the replies are not sampled as asked")
+    before = (out / REPORT).read_bytes()
+    decide_folder(out)
+    assert (out / REPORT).read_bytes() == before
+
+
+@pytest.mark.parametrize("sampler", [False, True])
+def test_a_token_passed_over_now_and_then_keeps_an_audit_going_until_it_is_named(
+    card: Path, tmp_path: Path, sampler: bool
+) -> None:
+    """The greedy replies exclude other weights long before; samples wait until this is settled."""
+    with host("sampler:drop-best=0.05") as url:
+        report = run(configure(url, card, tmp_path / "run", sampler=sampler))
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name.startswith("best token dropped 0.05")
+    assert all(f.decision == "excluded" for f in report.findings if f.aspect == "noise")
+    assert not [f for f in report.findings if f.aspect in ("cause", "forged")]
+
+
+def test_weights_are_not_taken_for_a_penalty(card: Path, tmp_path: Path) -> None:
+    """All penalties are scored, and none fits as the build does that is served."""
+    with host(FAULT) as url:
+        report = run(configure(url, card, tmp_path / "run"))
+
+    assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
+    assert not [f for f in report.findings if f.aspect == "sampler"]
+    names = {line["weights"] for line in read_lines(tmp_path / "run" / "scores.jsonl")}
+    assert {"sampler:presence penalty 0.5", FAULT} <= names

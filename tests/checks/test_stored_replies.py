@@ -1,0 +1,188 @@
+"""Replies from a store: found by texts that come again, and honest ones seldom accused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes_engine import FakeTokenizer
+from test_audit import QUIET, card, configure, make_engine
+
+from verifier.audit import audit
+from verifier.checks.sampling.ask_and_score import read_repeats, score_repeats
+from verifier.checks.sampling.stored_replies import (
+    LEAST_TOKEN,
+    SLACK,
+    Repeat,
+    asked_before,
+    is_repeat,
+    weigh_repeats,
+)
+from verifier.errors import ConfigError
+from verifier.evidence.ledger import Ledger, ledger_from_json, ledger_to_json
+from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
+from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.plan import read_probes
+from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
+from verifier.reference.loaded import Reference
+from verifier.reference.renderings.catalogue import catalogue
+from verifier.verdict.decide import decide_folder
+
+__all__ = ["card"]  # a fixture
+
+
+def repeat(came_again: bool, log_p: float) -> Repeat:
+    return Repeat(probe_id="a~same", otherwise=False, came_again=came_again, log_p=log_p)
+
+
+def test_samples_that_are_drawn_anew_are_accused_at_most_at_the_rate_promised() -> None:
+    """However likely texts are to come again, and at whichever look is worst."""
+    rng = np.random.default_rng(1)
+    accused, audits = 0, 4000
+    for _ in range(audits):
+        found: list[Repeat] = []
+        worst = 0.0
+        for _ in range(12):
+            chance = float(rng.choice([0.9, 0.3, 0.03, 1e-4]))
+            # as likely as SLACK allows
+            found.append(repeat(bool(rng.random() < chance), math.log(chance) - SLACK))
+            worst = max(worst, weigh_repeats(found))
+        accused += worst >= math.log(20)
+
+    assert accused <= audits * 0.05 + 3 * math.sqrt(audits * 0.05)
+
+
+def test_one_long_text_that_comes_again_is_enough() -> None:
+    """Also among texts that were likely anyway."""
+    likely = [repeat(True, 0.0)] * 5
+
+    assert weigh_repeats(likely) == pytest.approx(0)
+    assert weigh_repeats([*likely, repeat(True, -40.0)]) > math.log(1e6)
+
+
+def test_the_evidence_is_the_mixture_of_three_bets() -> None:
+    """By hand: a tenth, half and nine tenths of the wealth at stake, on a chance of one in four."""
+    lost = repeat(False, math.log(0.25) - SLACK)
+    won = repeat(True, math.log(0.25) - SLACK)
+    stakes = [0.75 * s for s in (0.1, 0.5, 0.9)]
+
+    assert weigh_repeats([]) == pytest.approx(0)
+    assert math.exp(weigh_repeats([lost])) == pytest.approx(sum(1 - s for s in stakes) / 3)
+    assert math.exp(weigh_repeats([won])) == pytest.approx(sum(1 - s + 4 * s for s in stakes) / 3)
+
+
+def test_repeats_survive_the_ledger_file(tmp_path: Path) -> None:
+    """And a line that is no repeat is refused."""
+    ledger = Ledger(rows=(), repeats=(repeat(True, -3.5),))
+
+    assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
+    assert "repeats" not in ledger_to_json(Ledger(rows=()))
+    append_line(tmp_path / REPEATS, {"probe_id": "a", "log_p": 1.0})
+    with pytest.raises(ConfigError, match="remove the file and run `verifier score` again"):
+        read_repeats(tmp_path)
+
+
+def make_reply(probe_id: str, text: str) -> Reply:
+    return Reply(
+        probe_id=probe_id, text=text, finish_reason="length", prompt_tokens=None,
+        completion_tokens=None, logprobs=None, logprobs_problem=None,
+    )  # fmt: skip
+
+
+# -- over HTTP ---------------------------------------------------------------------------------
+
+
+def reference() -> Reference:
+    return Reference(engine=make_engine(), tokenizer=FakeTokenizer())
+
+
+def audited(card: Path, out: Path, fault: str, **changes: object) -> Report:
+    """An audit of a host with a fault, that asks for samples too."""
+    served = read_fault(fault, layers=2, catalogue=catalogue())
+    app = create_app(
+        make_engine(served.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+        sampler=dict(served.sampler), tricks=served.tricks,
+    )  # fmt: skip
+    with running(app) as url:
+        settings = {"sampler": True, "budget_completion_tokens": 2400} | changes
+        config = configure(url, card, out, **settings)
+        return audit(config, api_key=None, load_reference=reference, show=QUIET)
+
+
+def finding(report: Report, aspect: str) -> Finding:
+    (found,) = [f for f in report.findings if f.aspect == aspect]
+    return found
+
+
+@pytest.mark.parametrize("fault", ["cache:same", "cache:alike"])
+def test_a_store_is_found_by_the_first_questions_asked_again(
+    card: Path, tmp_path: Path, fault: str
+) -> None:
+    """In the same words; the weights are not accused, and no more is asked then."""
+    report = audited(card, tmp_path / "run", fault)
+
+    found = finding(report, "repeats")
+    assert (report.decision, found.decision) == ("inconsistent", "detected")
+    assert report.summary.startswith("samples are not drawn anew")
+    assert report.usage.completion_tokens < 1200  # no more is asked once it is found
+    assert fault != "cache:same" or "0 of them asked in other words" in found.detail
+    assert not any(f.aspect == "cause" for f in report.findings)
+    before = (tmp_path / "run" / REPORT).read_bytes()
+    decide_folder(tmp_path / "run")
+    assert (tmp_path / "run" / REPORT).read_bytes() == before
+
+
+def test_texts_alone_tell_too(tmp_path: Path) -> None:
+    """No token counts for less than the least: a text may have come by other tokens."""
+    probe = Probe(
+        id="p1", kind="code", max_tokens=20, temperature=1.0,
+        messages=(Message(role="user", content="Go on."),),
+    )  # fmt: skip
+    again, other = replace(probe, id="p1~same"), replace(probe, id="p1~otherwise")
+    words = "the model says more or less"
+    outcomes: dict[str, Outcome] = {
+        "p1": make_reply(probe.id, words),
+        again.id: make_reply(again.id, words),
+        other.id: make_reply(other.id, "no"),
+    }
+
+    for _ in range(2):  # nothing is scored twice
+        score_repeats(
+            tmp_path, (probe, again, other), outcomes, engine=make_engine(),
+            tokenizer=FakeTokenizer(),
+        )  # fmt: skip
+
+    first, second = read_repeats(tmp_path)
+    tokens = len(FakeTokenizer().encode(words)) - 1  # cut in mid-word: the last is not judged
+    assert (first.came_again, first.otherwise) == (True, False)
+    assert (second.came_again, second.otherwise) == (False, True)
+    assert 0 > first.log_p >= LEAST_TOKEN * tokens
+    assert second.log_p == first.log_p
+    assert weigh_repeats([first]) > 2
+
+
+def test_honest_samples_do_not_come_again(card: Path, tmp_path: Path) -> None:
+    """Questions asked again say nothing of the sampler, and the verdict does not wait for more."""
+    out = tmp_path / "run"
+    report = audited(card, out, "none")
+
+    assert finding(report, "repeats").decision == "undecided"
+    assert finding(report, "repeats").detail.startswith("0 of ")
+    probes = read_probes(out, name=SAMPLED)
+    again = [probe for probe in probes if is_repeat(probe.id)]
+    assert {asked_before(p.id) for p in again} < {p.id for p in probes}
+    assert report.decision != "inconsistent"
+
+
+def test_greedy_replies_to_who_asks_for_samples_are_the_samplers_fault(
+    card: Path, tmp_path: Path
+) -> None:
+    """They come again for another reason."""
+    report = audited(card, tmp_path / "run", "sampler:temperature=0.1")
+
+    assert report.decision == "inconsistent"
+    assert finding(report, "sampler").decision == "detected"
+    assert finding(report, "repeats").decision == "not run"

@@ -1,0 +1,91 @@
+"""The evidence of single tokens: greedy replies in which some are passed over, or put in.
+
+No noise of the weights does that: it flips near-ties. Two channels see it. One is the likelihood of
+the reply with single tokens changed, beside the same logit noise. The other is what the endpoint
+itself reports: at temperature 0 the token that it gives is the likeliest by its own words.
+
+Null: honest logit noise, and at most GLITCHES of the replies have a token that is not the likeliest
+by the endpoint's own words. Replies are independent. Both e-values are products over replies, so
+their mixture is one at every stopping time. Pure arithmetic; knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.evidence.e_values import log_e_value, log_mean_exp
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+#: Share of the evidence that bets on single tokens.
+SINGLE_SHARE: Final = 0.03
+
+#: Nats that one reply counts for at most, so that a token which was named wrongly, or a text that
+#: was tokenized in another way, decides nothing alone.
+SINGLE_MOST: Final = math.log(1000)
+
+#: Share of an honest host's replies with a token that its own words contradict: of 21,768 replies
+#: (778,026 tokens) of the embedded model's builds and renderings that report what they serve, none.
+GLITCHES: Final = 0.005
+
+#: Shares of such replies that the evidence bets on, evenly.
+_BETS: Final = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
+
+#: Evidence from which an audit goes on instead of ending: an honest host reaches it one time in 20.
+SUSPICION: Final = math.log(20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SingleEvidence:
+    """What the rows say of single tokens, before any threshold."""
+
+    log_e: float  # against honest serving
+    log_e_named: float  # against the published weights with noise of any scale
+    contradicted: int  # replies with a token that the endpoint's own words contradict
+    told: int  # replies with such words
+
+
+def weigh_single(
+    columns: Mapping[str, tuple[Array, Array]],
+    kinds: Mapping[str, str],
+    honest: Mask,
+    contradicted: Sequence[bool],
+) -> SingleEvidence:
+    """The evidence of greedy replies.
+
+    `columns` has cells [n, S] with single tokens changed, and without, as calibrated; columns of
+    one of `kinds` share its weight evenly. `honest` are scales [S] of honest serving. Of replies
+    whose endpoint reports on its tokens, `contradicted` says whether one is not the likeliest.
+
+    The evidence of a column is the least over the honest scales, at each a product of ratios whose
+    means are at most 1; to bound them by SINGLE_MOST only lowers these.
+    """
+    by_kind: dict[str, list[tuple[float, float]]] = {}
+    for name, (changed, plain) in columns.items():
+        if len(plain):
+            gains = np.minimum(changed - plain, SINGLE_MOST).sum(axis=0)
+            free = log_e_value(changed.sum(axis=0)[honest], plain.sum(axis=0))
+            by_kind.setdefault(kinds[name], []).append((float(gains[honest].min()), free))
+    found = [np.array([log_mean_exp(np.array(one)) for one in zip(*some, strict=True)])
+             for some in by_kind.values()]  # fmt: skip
+    own = log_e_contradicted(contradicted)
+    log_e, log_e_named = (
+        log_mean_exp(np.array([*(one[at] for one in found), own])) for at in (0, 1)
+    )
+    return SingleEvidence(
+        log_e=log_e, log_e_named=log_e_named, contradicted=sum(contradicted), told=len(contradicted)
+    )
+
+
+def log_e_contradicted(contradicted: Sequence[bool]) -> float:
+    """More replies than GLITCHES whose own log-probabilities contradict them; 0 without any."""
+    count, told = sum(contradicted), len(contradicted)
+    bets = count * np.log(_BETS / GLITCHES) + (told - count) * np.log((1 - _BETS) / (1 - GLITCHES))
+    return log_mean_exp(bets)

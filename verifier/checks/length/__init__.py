@@ -1,0 +1,1 @@
+"""Long prompts and long replies: context windows and output limits."""

@@ -1,0 +1,1 @@
+"""How replies are sampled, and whether they come from a store."""

@@ -1,0 +1,1 @@
+"""Which rendering of the chat template a host serves."""

@@ -1,0 +1,309 @@
+"""A look at the template: the panel is asked, until the rendering that is served is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from verifier.checks.capabilities.probe import least_tokens, read_capabilities
+from verifier.checks.template.evidence import (
+    BEHIND,
+    ENOUGH,
+    TemplateEvidence,
+    is_settled,
+    still_likely,
+    weigh_templates,
+)
+from verifier.checks.template.panel_design import Panel, design_panel
+from verifier.checks.template.shown_prompts import ask_for_prompts, read_shown
+from verifier.evidence.ledger import TEMPLATE, read_ledger
+from verifier.files.run_folder import PANEL, PROMPTS, write_json
+from verifier.files.stored import read_record
+from verifier.host.collect import read_outcomes
+from verifier.host.endpoint import Endpoint
+from verifier.plan import Plan, read_plan, read_probes, write_probes
+from verifier.probes import load_pool
+from verifier.progress import ALONE, Pace, Show
+from verifier.records import REFERENCE, Probe, Report
+from verifier.reference.cards import Card
+from verifier.reference.loaded import Reference, read_suspects
+from verifier.reference.renderings.catalogue import (
+    Rendering,
+    catalogue,
+    entries_named,
+    expressible,
+    refuse_unknown,
+    render_probe,
+)
+from verifier.reference.weights import check_weights, fetch_weights
+from verifier.scoring.score import score_replies
+from verifier.session import ask_within_budget, open_purse
+from verifier.verdict.causes import is_rather_a_suspect
+from verifier.verdict.decide import names_template
+from verifier.verdict.departures import is_unknown
+from verifier.verdict.weigh import NOISY, SAMPLED_FROM, leaves_noise, named_template, needed_to_name
+
+#: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
+PANEL_PROBES = 12
+PANEL_TOKENS = 48
+
+#: Replies of a panel scored at each look at the renderings.
+ROUNDS = (1, 2, 4, 8, 12)
+
+#: Ordinary replies scored at each further look, where a panel's replies leave a fault unnamed.
+FURTHER_ROUNDS = (8, 16, 24, 36, 48)
+
+#: Ordinary replies asked at least where noise of other weights is left.
+LEAST_BESIDE_NOISE = 16
+
+#: How close to the pace of a name a lead must keep, where ordinary replies are asked further.
+IN_STEP = 0.75
+
+
+def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Show) -> Panel:
+    """The panel of a card for a seed; needs its tokenizer, no engine."""
+    from verifier.reference.tokenizer import Tokenizer
+
+    weights = fetch_weights(card, cache=cache, tell=show.tell)
+    check_weights(card, weights)
+    return design_panel(
+        Tokenizer(weights), tuple(catalogue().values()), load_pool(), seed=seed, size=size,
+        max_tokens=PANEL_TOKENS,
+    )  # fmt: skip
+
+
+def look_at_template(
+    run: Path,
+    plan: Plan,
+    endpoint: Endpoint,
+    reference: Reference,
+    show: Show,
+    pace: Pace = ALONE,
+) -> None:
+    """Ask the panel, a few probes at a time, until the rendering is known or all are asked.
+
+    The panel is searched for once and kept in the run folder.
+    """
+    if not (run / PANEL).exists():
+        found = design_panel(
+            reference.tokenizer, tuple(reference.catalogue.values()), load_pool(), seed=plan.seed,
+            size=PANEL_PROBES, max_tokens=min(PANEL_TOKENS, plan.max_tokens),
+        )  # fmt: skip
+        write_probes(run, found.probes, name=PANEL)
+    panel = read_probes(run, name=PANEL)
+    ask_for_prompts(
+        run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
+        purse=open_purse(run, plan, endpoint), max_tokens=least_tokens(read_capabilities(run)),
+        stopped=pace.stopped,
+    )  # fmt: skip
+
+    def ask_some(some: tuple[Probe, ...]) -> None:
+        ask_within_budget(run, plan, endpoint, some, show, pace)
+
+    score_panel(run, reference, panel=panel, before=ask_some, show=show)
+
+
+def score_panel(
+    run: Path,
+    reference: Reference,
+    *,
+    panel: tuple[Probe, ...],
+    before: Callable[[tuple[Probe, ...]], None] | None = None,
+    show: Show,
+) -> None:
+    """Score a panel's replies under the renderings that are still likely, in a few rounds.
+
+    Where they leave a fault the likeliest and yet unnamed, as noise of other weights does, ordinary
+    replies are scored too, under the renderings that are then still likely. Each of these is
+    dropped by what it was scored on so far, a stopping time of its own e-process, so the evidence
+    against every valid rendering keeps its level. Hidden prompts of unknown words are left to the
+    panel: noise of other weights looks like words that nobody knows. Where a suspect, served
+    honestly, made the replies, there is no fault of the template to look for.
+
+    `before` is called with the probes that a round needs before they are scored.
+    """
+    plan, probes = read_plan(run), read_probes(run)
+    entries = reference.catalogue
+    able = expressible(entries.values(), panel, reference.tokenizer)
+    names = (REFERENCE, *(entry.name for entry in able))
+
+    def look(some: tuple[Probe, ...], names: tuple[str, ...]) -> TemplateEvidence | None:
+        with reference.busy:
+            ledger = score_replies(
+                run, some, read_outcomes(run, max_attempts=plan.max_attempts),
+                every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+                templates=names, catalogue=entries, thinking=plan.thinking,
+                progress=lambda done, of: show.step("scoring", done, of),
+            )  # fmt: skip
+        return weigh_templates(ledger, entries, plan.calibration.text)
+
+    evidence = None
+    for size in ROUNDS:
+        if before is not None:
+            before(panel[: max(size, ENOUGH)])
+        evidence = look(panel[:size], names)
+        if evidence is None:  # nothing could be judged yet
+            continue
+        if ends_panel(plan, evidence, names, entries):
+            break
+        names = likely_after(plan, evidence, names, entries)
+    if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
+        return
+
+    def look_at_ordinary(size: int, names: tuple[str, ...]) -> TemplateEvidence | None:
+        if before is not None:
+            before(probes[:size])
+        return look(probes[:size], names)
+
+    look_further(plan, evidence, names, entries, look_at_ordinary)
+    write_prompts(run, panel, reference)
+
+
+def look_further(
+    plan: Plan,
+    evidence: TemplateEvidence | None,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+    look: Callable[[int, tuple[str, ...]], TemplateEvidence | None],
+) -> None:
+    """Look at ordinary replies after a panel's, as long as they may yet name a fault.
+
+    `look` is given how many of them, and the names to score them under, and says what there is now.
+    """
+    likely, asked = tuple(name for name in names if not entries[name].stands_for), 0
+    for size in FURTHER_ROUNDS:
+        if evidence is None or not evidence.scored:
+            break
+        if not leaves_a_fault_open(plan, evidence, ordinary=asked):
+            break
+        evidence, asked = look(size, likely), size
+        if evidence is not None:
+            likely = likely_after(plan, evidence, likely, entries)
+
+
+def ends_panel(
+    plan: Plan,
+    evidence: TemplateEvidence,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+) -> bool:
+    """Whether no more of a panel is needed: one name leads by far, and a fault can be said."""
+    may_be_said = evidence.ranked[0] in evidence.valid or named_template(plan, evidence) is not None
+    return may_be_said and is_settled(evidence, names, entries)
+
+
+def is_of_a_suspect(
+    run: Path, plan: Plan, reference: Reference, evidence: TemplateEvidence, show: Show
+) -> bool:
+    """Whether a suspect, served honestly, made the ordinary replies, and not a template fault.
+
+    Asked only where a fault is the likeliest rendering and leaves noise beyond honest serving: the
+    ordinary replies are then scored under each suspect, under that rendering, which the panel
+    chose, and under every valid one, which the evidence against valid renderings needs.
+    """
+    column = evidence.columns[evidence.ranked[0]]
+    if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
+        return False
+    suspects = read_suspects(plan, reference, show)
+    if not suspects:
+        return False
+    probes, panel = read_probes(run), read_probes(run, name=PANEL)
+    with reference.busy:
+        ledger = score_replies(
+            run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
+            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
+            weights=tuple(suspects),
+            templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
+            catalogue=reference.catalogue, suspects=suspects,
+            progress=lambda done, of: show.step("scoring", done, of),
+        )  # fmt: skip
+    return is_rather_a_suspect(plan, ledger, column)
+
+
+def likely_after(
+    plan: Plan,
+    evidence: TemplateEvidence,
+    names: Sequence[str],
+    entries: Mapping[str, Rendering],
+) -> tuple[str, ...]:
+    """The renderings to go on with.
+
+    Beside weights that differ one falls behind by chance: NOISY times as far is allowed there. A
+    4-bit host that left the default system prompt out was 25 nats behind a hidden prompt after a
+    panel, of which four probes show the difference, and led by 20 after 24 ordinary replies.
+    """
+    noisy = leaves_noise(plan, evidence)
+    return still_likely(evidence, names, entries, behind=BEHIND * (NOISY if noisy else 1))
+
+
+def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int) -> bool:
+    """Whether more replies may yet name a fault: one is the likeliest, or the panel cannot tell.
+
+    Beside other weights a panel cannot: few of its probes show what leaves the system prompt out,
+    so LEAST_BESIDE_NOISE ordinary replies are asked, whatever leads.
+    After `ordinary` replies hidden prompts of unknown words are left aside, since these are not
+    scored under them, and the lead over every valid rendering must have grown in step with IN_STEP
+    of what a name needs after the last round. Other weights alone look like some fault for a while.
+    """
+    if evidence.scale >= SAMPLED_FROM or named_template(plan, evidence) is not None:
+        return False  # noise of another model bears no name
+    if ordinary < LEAST_BESIDE_NOISE and leaves_noise(plan, evidence):
+        return True
+    entries = entries_named(evidence.ranked)
+    known = [n for n in evidence.ranked if not ordinary or entries[n].stands_for is None]
+    lead = min(evidence.behind[name] for name in evidence.ranked if name in evidence.valid)
+    lead -= evidence.behind[known[0]]  # a valid one is always there: the published
+    return lead > IN_STEP * needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompts:
+    """All that `prompts.json` holds: a prompt under two renderings."""
+
+    probe_id: str
+    name: str  # of the rendering that is likeliest
+    published: str
+    served: str
+
+
+def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
+    """Keep a prompt as published and as the likeliest rendering makes it: the shortest that shows.
+
+    The likeliest is what the endpoint shows, where it shows a known fault. Nothing is kept when the
+    published rendering is the likeliest.
+    """
+    plan, entries = read_plan(run), reference.catalogue
+    ledger = read_ledger(run)
+    evidence, shown = weigh_templates(ledger, entries, plan.calibration.text), read_shown(run)
+    if shown is not None and shown.faults:
+        name = column = shown.faults[0]
+    elif evidence is not None and evidence.ranked[0] != REFERENCE:
+        name = evidence.ranked[0]
+        column = evidence.columns[name].removeprefix(TEMPLATE)
+    else:
+        return
+    pairs = []
+    for probe in panel:
+        published = render_probe(entries[REFERENCE], probe, reference.tokenizer)
+        served = render_probe(entries[column], probe, reference.tokenizer)
+        if published is not None and served is not None and published.text != served.text:
+            pairs.append((len(published.text), probe.id, published.text, served.text))
+    if pairs:
+        _, probe_id, published_text, served_text = min(pairs)
+        prompts = Prompts(
+            probe_id=probe_id, name=name, published=published_text, served=served_text
+        )
+        write_json(run / PROMPTS, asdict(prompts))
+
+
+def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
+    """A prompt as published and as the named rendering makes it, to be shown.
+
+    None where none is named, or where its words only stand for some that are not known.
+    """
+    if not names_template(report) or not (run / PROMPTS).exists():
+        return None
+    found = read_record(run / PROMPTS, Prompts)
+    refuse_unknown([found.name], where=f"{run / PROMPTS}: name")
+    return None if is_unknown(TEMPLATE + found.name) else asdict(found)

@@ -1,0 +1,147 @@
+"""Which tokenizer a host counts prompts with: a family of models, told without its weights.
+
+A few strings are asked, one token each, on which known tokenizers differ (`reference`), and
+`usage.prompt_tokens` is compared with what each makes of them. Templates and hosts add a constant
+to every count, which is free here: only differences between strings speak. Hosts may count with a
+tokenizer that they do not serve, so the counts name and never convict: no verdict rests on them,
+and their weight is bounded as `counts` bounds it. Asked once the replies are far from the published
+weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+from verifier.errors import ConfigError
+from verifier.evidence.prompt_counts import count_log_likelihoods
+from verifier.files.run_folder import COUNTED, write_json
+from verifier.files.stored import read_record
+from verifier.records import REFERENCE, Count, Finding, Message, NotJudged, Outcome, Probe, Reply
+from verifier.reference.cards import TokenizerTable
+from verifier.scoring.alignment import Vocabulary
+
+#: The kind of its probes.
+KIND: Final = "tokenizer"
+
+#: Prior probability that a host counts with the published tokenizer; the rest is shared evenly.
+PUBLISHED: Final = 0.5
+
+#: A group of tokenizers is named when its posterior probability reaches this.
+NAMED_AT: Final = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counting:
+    """The strings asked, and how many tokens each known tokenizer makes of them."""
+
+    strings: dict[str, str]  # probe -> text
+    counts: dict[str, tuple[Count, ...]]  # tokenizer, ours as `reference` -> per string
+    models: dict[str, str]  # tokenizer -> whose it is
+
+
+def plan_counting(
+    run: Path, table: TokenizerTable, vocabulary: Vocabulary, *, like: Probe
+) -> tuple[Probe, ...]:
+    """The probes, with the settings of `like`; what each tokenizer makes of them is written down.
+
+    The published tokenizer counts for itself, whatever the table holds.
+    """
+    named = {f"k{n:02}": text for n, text in enumerate(table.strings)}
+    own = tuple(len(vocabulary.encode(text)) for text in table.strings)
+    known = {entry.name: entry.counts for entry in table.tokenizers}
+    counting = Counting(
+        strings=named,
+        counts={REFERENCE: own, **known},
+        models={entry.name: entry.models for entry in table.tokenizers},
+    )
+    write_json(run / COUNTED, asdict(counting))
+    return counting_probes(counting, like=like)
+
+
+def counting_probes(counting: Counting, *, like: Probe) -> tuple[Probe, ...]:
+    """The probes of a counting, one token each, with the settings of `like`."""
+    return tuple(
+        Probe(
+            id=name, kind=KIND, messages=(Message(role="user", content=text),), max_tokens=1,
+            settings=like.settings,
+        )
+        for name, text in counting.strings.items()
+    )  # fmt: skip
+
+
+def read_counting(run: Path) -> Counting | None:
+    """What a run folder asked of its host's counts; None when it did not. Raises ConfigError."""
+    path = run / COUNTED
+    if not path.exists():
+        return None
+    advice = "remove it and audit again"
+    found = read_record(path, Counting, advice=advice)
+    if {len(counts) for counts in found.counts.values()} != {len(found.strings)}:
+        raise ConfigError(f"{path}: counts: expected one per string; {advice}")
+    if REFERENCE not in found.counts or found.counts.keys() - {REFERENCE} != found.models.keys():
+        raise ConfigError(f"{path}: models: expected one per tokenizer; {advice}")
+    return found
+
+
+def judge_counting(counting: Counting, outcomes: Mapping[str, Outcome]) -> Finding | None:
+    """The tokenizer that the host's counts are those of, where it is not the published one.
+
+    Null: the host counts with the published tokenizer, and adds one constant; a single count is
+    off with probability 1 in 100, and one host in 100 counts with a tokenizer of the table although
+    it serves the published weights (`counts`). None: the counts are the published tokenizer's, or
+    say nothing.
+    """
+    told = [_count(outcomes.get(name)) for name in counting.strings]
+    odds = _posterior(told, counting.counts)
+    group = _group(odds)
+    if REFERENCE in group or sum(odds[name] for name in group) < NAMED_AT:
+        return None
+    names = " or ".join(group)
+    whose = "; ".join(f"{name}: {counting.models[name]}" for name in group)
+    matched = _matched(told, counting.counts[group[0]])
+    own = _matched(told, counting.counts[REFERENCE])
+    log_odds = math.log(sum(odds[name] for name in group)) - math.log(odds[REFERENCE])
+    return Finding(
+        aspect="tokenizer",
+        decision="detected",
+        name=f"prompts are counted as by {names}",
+        log_e=round(log_odds, 4),
+        detail=f"{whose}. {matched} of {len(told)} counts fit, one constant aside, of those of the "
+        f"published tokenizer {own}; hosts may count with a tokenizer that they do not serve",
+        tokens_needed=None,
+    )
+
+
+def _count(outcome: Outcome | None) -> int | None:
+    """What the host counted, whatever else its answer says."""
+    return outcome.prompt_tokens if isinstance(outcome, Reply | NotJudged) else None
+
+
+def _posterior(told: Sequence[int | None], counts: Mapping[str, Sequence[int]]) -> dict[str, float]:
+    """Probability of each tokenizer; PUBLISHED where the counts say nothing."""
+    rendered: dict[str, list[int | None]] = {name: list(some) for name, some in counts.items()}
+    fits = count_log_likelihoods(told, rendered, unknown=frozenset(rendered))
+    others = max(1, len(fits) - 1)
+    logs = {
+        name: fit + math.log(PUBLISHED if name == REFERENCE else (1 - PUBLISHED) / others)
+        for name, fit in fits.items()
+    }
+    top = max(logs.values())
+    total = sum(math.exp(value - top) for value in logs.values())
+    return {name: math.exp(value - top) / total for name, value in logs.items()}
+
+
+def _group(posterior: Mapping[str, float]) -> tuple[str, ...]:
+    """The likeliest tokenizers that the strings do not tell apart."""
+    best = max(posterior.values())
+    return tuple(name for name, value in posterior.items() if math.isclose(value, best))
+
+
+def _matched(told: Sequence[int | None], counts: Sequence[int]) -> int:
+    """How many counts agree on one constant."""
+    gaps = [count - own for count, own in zip(told, counts, strict=True) if count is not None]
+    return max(map(gaps.count, gaps), default=0)

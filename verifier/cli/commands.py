@@ -1,0 +1,696 @@
+"""The commands: arguments in, exit status out. `cli` runs them and turns every error into one line.
+
+Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
+inconclusive; `cli` has the rest.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+import verifier
+from verifier.cli.common import (
+    EXIT,
+    AsJson,
+    EngineName,
+    Junit,
+    Markdown,
+    RunFolder,
+    Terminal,
+    Trust,
+    cache_directory,
+    help_when_bare,
+    read_key,
+    say,
+    show_report,
+    show_summary,
+    showing,
+    state_directory,
+)
+from verifier.cli.lab import bench, calibrate, demo, testbed_app
+from verifier.cli.reference import panel, reference_app
+from verifier.errors import ConfigError, VerifierError
+from verifier.safety import sieve
+
+if TYPE_CHECKING:
+    from verifier.config import Fleet, RunFile
+    from verifier.host.budget import Priced
+    from verifier.progress import Show
+    from verifier.records import Summary
+    from verifier.reference.loaded import LoadReference
+
+_LONGEST_KEY: Final = 16_384  # bytes
+
+#: What a command line that cannot be read raises; typer offers no name for it.
+_UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    help="Tells whether a hosting endpoint serves the open weights it claims.",
+    invoke_without_command=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit status. Errors are left to the caller."""
+    try:
+        # not app(): that ends an interrupt and a broken pipe with the status of a verdict
+        with typer.main.get_command(app).make_context("verifier", list(arguments)) as context:
+            context.command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
+    except _UsageError as error:
+        at = getattr(getattr(error, "ctx", None), "command_path", "verifier")
+        said = getattr(error, "format_message", error.__str__)().rstrip(".")
+        raise ConfigError(f"{said} (see `{at} --help`)") from error
+    return 0
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say(f"verifier {verifier.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    context: typer.Context,
+    version: Annotated[  # noqa: ARG001 - its callback reads it
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    help_when_bare(context)
+
+
+# -- audit -------------------------------------------------------------------------------------
+
+
+@app.command()
+def audit(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="RUNFILE", help="A run file; else use the flags.")
+    ] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="What comes before /chat/completions.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Card of the published weights.")
+    ] = None,
+    engine: Annotated[
+        EngineName | None,
+        typer.Option(help="What computes the reference: vllm, transformers or remote."),
+    ] = None,
+    reference_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="The remote engine's vLLM server.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
+    ] = None,
+    policy: Annotated[
+        str | None, typer.Option(help="screen (default), standard, strict or routing.")
+    ] = None,
+    budget_completion_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="Completion tokens at most (6000).")
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="False-alarm rate of 'inconsistent' (0.001).")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the probes; drawn in secret when left out.")
+    ] = None,
+    control: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A trusted endpoint, which is asked the same probes."),
+    ] = None,
+    control_model: Annotated[
+        str | None, typer.Option(help="The model's name at the control.")
+    ] = None,
+    control_api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Variable that holds the control's key.")
+    ] = None,
+    trust: Trust = False,
+    as_json: AsJson = False,
+) -> None:
+    """Audit an endpoint against local reference weights, or several of one run file.
+
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive. Of
+    several targets the worst news counts: 1 when any is inconsistent, else 3 when any is
+    inconclusive or not judged. An audit that was stopped goes on with the same command.
+
+    A run file is a program, to be read first. One that lies in a run folder which was not made here
+    needs --trust.
+
+    \b
+    Examples:
+      verifier audit configs/example.yaml
+      verifier audit --base-url http://127.0.0.1:8000/v1 \\
+          --model smollm2-135m-instruct --reference smollm2-135m-instruct \\
+          --out runs/first
+    """
+    from verifier.audit import audit as run_audit
+    from verifier.audit import make_endpoint
+    from verifier.files.run_folder import working_in
+
+    flags = {
+        "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
+        "control": {
+            "base_url": control,
+            "model": control_model,
+            "api_key_env": control_api_key_env,
+        },
+        "reference": {"card": reference, "engine": engine, "url": reference_url},
+        "audit": {
+            "policy": policy,
+            "budget_completion_tokens": budget_completion_tokens,
+            "alpha": alpha,
+            "seed": seed,
+        },
+        "out": out,
+    }
+    fleet = _configure(run_file, flags, trust=trust)
+    every = fleet.every_run_file
+    keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
+    for name, config in every.items():  # what it refuses should leave no run folder behind
+        make_endpoint(config, api_key=keys[name])
+    _warn_of_keys_in_clear(every.values())
+    with working_in(fleet.out, make=True), showing() as show:
+        _start(fleet)
+        load_reference = _reference_loader(next(iter(every.values())), show)
+        if fleet.targets is not None:
+            from verifier.fleet.side_by_side import audit_targets
+
+            found = audit_targets(fleet, keys=keys, load_reference=load_reference, show=show)
+        elif fleet.control is not None:
+            from verifier.fleet.side_by_side import audit_beside_control
+
+            report = audit_beside_control(
+                fleet, keys=keys, load_reference=load_reference, show=show
+            )
+        else:
+            report = run_audit(
+                every[""], api_key=keys[""], load_reference=load_reference, show=show
+            )
+    if fleet.targets is not None:
+        show_summary(found, fleet.out, as_json=as_json)
+        raise typer.Exit(_worst(found))
+    show_report(report, fleet.out, as_json=as_json)
+    raise typer.Exit(EXIT[report.decision])
+
+
+def _reference_loader(config: RunFile, show: Show) -> LoadReference:
+    from verifier.reference.loaded import reference_loader
+
+    return reference_loader(
+        config, cache=cache_directory(), show=show, api_key=_reference_key(config)
+    )
+
+
+def _worst(found: Summary) -> int:
+    """The exit status of several targets: the worst news first."""
+    decisions = {target.decision for target in found.targets}
+    if "inconsistent" in decisions:
+        return EXIT["inconsistent"]
+    return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
+
+
+def _configure(run_file: Path | None, flags: dict[str, Any], *, trust: bool) -> Fleet:
+    """The run file, or the one that the flags describe; flags override the file."""
+    from verifier.config import Fleet, load_fleet, read_run_file, validated
+
+    base: dict[str, Any] = {}
+    if run_file is not None:
+        within = _its_run_folder(run_file, trust=trust)
+        load_fleet(run_file, below=within)  # says it best when the file itself is wrong
+        base = read_run_file(run_file, below=within)  # as it stands: a flag may change its host
+    merged = _merge(base, flags)
+    if base.get("targets") is not None:
+        if merged["endpoint"]:
+            raise ConfigError("audit: --base-url, --model and --api-key-env are for one endpoint, "
+                              f"but {run_file} names several targets")  # fmt: skip
+        del merged["endpoint"]
+    if not merged["control"]:
+        del merged["control"]
+    if run_file is None:
+        for flag, found in (
+            ("--base-url", merged["endpoint"].get("base_url")),
+            ("--model", merged["endpoint"].get("model")),
+            ("--reference", merged["reference"].get("card")),
+            ("--out", merged.get("out")),
+            *_of_control(merged.get("control")),
+        ):
+            if found is None:
+                raise ConfigError(f"audit: {flag} is missing; give it, or give a run file")
+    return validated(Fleet, merged, where="audit" if run_file is None else str(run_file))
+
+
+def _of_control(section: dict[str, Any] | None) -> list[tuple[str, Any]]:
+    """What a control needs, by its flags; nothing when there is none."""
+    if section is None:
+        return []
+    return [("--control", section.get("base_url")), ("--control-model", section.get("model"))]
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict):
+            merged[key] = _merge(base.get(key) or {}, value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _api_key(config: RunFile, *, out: Path) -> str | None:
+    """The key of an endpoint. `out` is what is passed on, with all that lies in it."""
+    name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
+    if path is not None:
+        return _read_key_file(path, run=out)
+    if name is None:
+        return None
+    return read_key(name, where="endpoint.api_key_env")
+
+
+def _reference_key(config: RunFile) -> str | None:
+    """The key of the remote engine's server."""
+    name = config.reference.url_key_env
+    return None if name is None else read_key(name, where="reference.url_key_env")
+
+
+def _read_key_file(path: Path, *, run: Path) -> str:
+    """The key that a file holds alone. It may not lie in the run folder, which is passed on."""
+    where = "endpoint.api_key_file"
+    if path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{where}: {path} lies in the run folder; keep the key outside of it")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_KEY + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: {path} cannot be read ({error.strerror})") from error
+    key = raw.decode("utf-8", "replace").strip()
+    if not key or len(raw) > _LONGEST_KEY:
+        raise ConfigError(f"{where}: {path} must hold the key and nothing else")
+    sieve.know(key)
+    return key
+
+
+@contextmanager
+def _to_write_in(*folders: Path) -> Iterator[bool]:
+    """Hold run folders to write into; False, and a word on it, where nobody can write.
+
+    What is only shown needs no place to be kept.
+    """
+    from verifier.files.run_folder import working_in
+
+    with ExitStack() as held:
+        try:
+            held.enter_context(working_in(*folders))
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            _warn(f"{folders[0]}: cannot be written to ({error.strerror}); nothing is kept there")
+            yield False
+            return
+        yield True
+
+
+def _warn(message: str) -> None:
+    say(f"verifier: {message}", err=True)
+
+
+def _its_run_folder(run_file: Path, *, trust: bool) -> Path | None:
+    """The run folder that a run file lies in, if it lies in one; refused if not made here."""
+    from verifier.cli.trust import is_run_folder, need_trust_of
+
+    need_trust_of(run_file, trust=trust, state=state_directory())
+    return run_file.parent if is_run_folder(run_file.parent) else None
+
+
+def _is_ours(run: Path, *, trust: bool) -> bool:
+    """Whether the run file of a run folder is done as it stands."""
+    from verifier.cli.trust import is_made_here
+    from verifier.files.run_folder import RUN
+
+    return trust or is_made_here(run / RUN, state=state_directory())
+
+
+def _is_ours_to_plan(run_file: Path) -> bool:
+    """Whether what is planned from a run file counts as made here: planning needs no trust."""
+    from verifier.cli.trust import need_trust_of
+
+    with suppress(ConfigError):
+        need_trust_of(run_file, trust=False, state=state_directory())
+        return True
+    return False
+
+
+def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
+    """Write the plans, or take them up; `ours`: what is written is noted as made here.
+
+    What stands against planning single targets.
+    """
+    from verifier.audit import start
+    from verifier.cli.trust import remember
+    from verifier.files.run_folder import FLEET, PLAN, RUN
+    from verifier.fleet.side_by_side import start_beside, start_targets
+
+    new = {n: c.out / RUN for n, c in fleet.every_run_file.items() if not (c.out / PLAN).exists()}
+    problems: dict[str, VerifierError] = {}
+    if fleet.targets is not None:
+        kept = fleet.out / FLEET
+        new |= {FLEET: kept} if not kept.exists() else {}
+        problems = start_targets(fleet)[2]
+    elif fleet.control is not None:
+        start_beside(fleet)
+    else:
+        start(fleet.run_files[""])
+    if ours:
+        written = [path for name, path in new.items() if name not in problems and path.exists()]
+        remember(written, state=state_directory())
+    return problems
+
+
+def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
+    from verifier.cli.trust import sent_in_clear
+
+    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
+        say(f"warning: {line}", err=True)
+
+
+# -- the steps of a run folder -----------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+) -> None:
+    """Write the run folder of a run file and print what it may cost. Sends nothing.
+
+    Expected is an audit that uses its whole budget; most stop earlier. The audit stops before it
+    would cross what it may cost at most.
+
+    For a reference on vLLM it first prints the memory that each GPU needs, and refuses a run that
+    cannot fit the run file's reference.hardware.
+
+    \b
+    Example:
+      verifier plan configs/example.yaml
+    """
+    from verifier.audit import make_endpoint
+    from verifier.config import load_fleet
+    from verifier.files.run_folder import working_in
+    from verifier.host.budget import add_up
+    from verifier.plan import forecast_run, longest_waits_s
+    from verifier.wording import describe_seconds
+
+    fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
+    every = fleet.every_run_file
+    for config in every.values():  # what it refuses should leave no run folder behind
+        make_endpoint(config, api_key=None)
+    _check_memory(next(iter(every.values())))
+    _warn_of_keys_in_clear(every.values())
+    with working_in(fleet.out, make=True):
+        for problem in _start(fleet, ours=_is_ours_to_plan(run_file)).values():
+            raise problem
+    forecasts = {name: forecast_run(config.out) for name, config in every.items()}
+    for name, config in every.items():
+        if name:
+            say("")
+            say(f"== {name} ==")
+        say(f"run folder: {config.out}")
+        _print_forecast(*forecasts[name])
+        say(
+            f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "
+            f"endpoint could take {describe_seconds(longest_waits_s(config.out))}"
+        )
+    if len(forecasts) > 1:
+        say("")
+        say("== in all ==")
+        expected, most = zip(*forecasts.values(), strict=True)
+        _print_forecast(add_up(expected), add_up(most))
+
+
+def _print_forecast(expected: Priced, most: Priced) -> None:
+    for name, priced in (("expected, if the whole budget is used", expected), ("at most", most)):
+        amount, usd = priced.amount, priced.usd
+        cost = "cost not known: no prices were given" if usd is None else f"USD {usd:,.4f}"
+        say(
+            f"{name}: {amount.requests:,} requests, {amount.prompt_tokens:,} prompt and "
+            f"{amount.completion_tokens:,} completion tokens, {cost}"
+        )
+
+
+def _check_memory(config: RunFile) -> None:
+    """Print the memory that a reference on vLLM needs; refuse what cannot fit."""
+    from verifier.reference.cards import load_card
+    from verifier.reference.hardware import check_fit, plan_memory, uses_gpus
+    from verifier.reference.memory import missing_facts
+    from verifier.reports.tables import print_memory
+
+    section = config.reference
+    if not uses_gpus(section):
+        return
+    card = load_card(section.card)
+    missing = missing_facts(card)
+    if missing:
+        say(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        return
+    memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
+    print_memory(memory, section.hardware, Terminal())
+    if section.hardware is not None:
+        check_fit(memory, section.hardware)
+
+
+@app.command()
+def capabilities(
+    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+    trust: Trust = False,
+) -> None:
+    """Find out by effect what an endpoint can do, for a handful of requests.
+
+    The record goes into the run folder, and an audit of the same run file then asks for what works
+    alone. What it cost counts against the audit's budget.
+
+    \b
+    Example:
+      verifier capabilities configs/example.yaml
+    """
+    from verifier.audit import find_capabilities, make_endpoint
+    from verifier.checks.capabilities.probe import describe
+    from verifier.config import Fleet, load_run_file
+    from verifier.files.run_folder import working_in
+
+    config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
+    key = _api_key(config, out=config.out)
+    make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
+    _warn_of_keys_in_clear([config])
+    with working_in(config.out, make=True):
+        _start(Fleet.model_validate(config.model_dump()))
+        record = find_capabilities(config, api_key=key)
+    for name, found in describe(record):
+        say(f"{name}: {found}")
+
+
+@app.command()
+def collect(
+    run: RunFolder,
+    probes: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=1, help="Ask the first N probes; all when left out."),
+    ] = None,
+    trust: Trust = False,
+) -> None:
+    """Ask the probes of a planned run that have no answer yet, within its budget.
+
+    A run folder says what is sent to which host, and with which key, so one that was not made here
+    is asked from only with --trust: it may come from a stranger.
+
+    \b
+    Example:
+      verifier collect runs/first --probes 20
+    """
+    from verifier.audit import ask
+    from verifier.config import load_run_file
+    from verifier.files.run_folder import RUN, working_in
+    from verifier.plan import read_plan
+
+    read_plan(run)  # says it best when this is no run folder
+    config = load_run_file(run / RUN, below=run).model_copy(update={"out": run})
+    endpoint = config.endpoint
+    if not _is_ours(run, trust=trust):
+        what = "your key" if endpoint.api_key_env or endpoint.api_key_file else "its probes"
+        raise ConfigError(
+            f"{run}: this sends {what} to {endpoint.base_url}, and the run folder was not made "
+            f"here; read its {RUN}, and add --trust if it is yours"
+        )
+    _warn_of_keys_in_clear([config])
+    with working_in(run), showing() as show:
+        count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
+    say(f"{count} probes have an outcome in {run}")
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    builds: Annotated[
+        bool,
+        typer.Option("--builds", help="Also score the card's bank, so that a cause can be named."),
+    ] = False,
+    anew: Annotated[
+        bool,
+        typer.Option("--anew", help="Remove the scores that are there and compute all of them."),
+    ] = False,
+    trust: Trust = False,
+) -> None:
+    """Score what has arrived under the reference weights, and write the ledger.
+
+    A run folder that was not made here is scored under a card that ships, once its weights are on
+    this machine; with --trust also if its run file names anything else, or something is to be
+    fetched: it may come from a stranger, and some engine arguments run code.
+
+    Scores that are there are kept, and refused when they are not those of the replies. --anew
+    takes nothing on trust but the exchanges: it computes every score that the folder held.
+
+    \b
+    Examples:
+      verifier score runs/first
+      verifier score runs/first --anew
+    """
+    from verifier.audit import NAMING_REPLIES, score_anew, score_long
+    from verifier.audit import score as score_run
+    from verifier.cli.trust import refuse_foreign
+    from verifier.config import load_run_file
+    from verifier.files.run_folder import RUN, working_in
+    from verifier.plan import read_plan
+    from verifier.reference.loaded import nameable, reference_loader
+
+    made = read_plan(run)
+    config = load_run_file(run / RUN, below=run)
+    ours = _is_ours(run, trust=trust)
+    if not ours:
+        refuse_foreign(config.reference, where=str(run))
+    _warn_of_keys_in_clear([config])
+    with working_in(run), showing() as show:
+        load = reference_loader(
+            config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=ours
+        )
+        loaded = load()
+        if anew:
+            score_anew(run, loaded, builds=builds, show=show)
+        else:
+            weights = nameable(made, loaded, show) if builds else ()
+            score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
+            score_long(run, loaded)
+    say(f"scored; the ledger is in {run}")
+
+
+@app.command()
+def decide(run: RunFolder, as_json: AsJson = False) -> None:
+    """Decide a scored run folder anew. Needs no model and no network; the bytes do not change.
+
+    \b
+    Example:
+      verifier decide runs/first
+    """
+    from verifier.verdict.decide import decide_folder, standing_of
+
+    with _to_write_in(run) as writes:
+        report = decide_folder(run) if writes else standing_of(run)
+    show_report(report, run, as_json=as_json)
+    raise typer.Exit(EXIT[report.decision])
+
+
+@app.command()
+def report(
+    run: RunFolder,
+    as_json: AsJson = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
+) -> None:
+    """Show the verdict of a run folder and write its HTML page.
+
+    In JUnit XML each departure of the policy is a test case: detected fails, excluded passes, all
+    else is skipped.
+
+    \b
+    Example:
+      verifier report runs/first --junit junit.xml --markdown summary.md
+    """
+    from verifier.audit import render_folder, write_page
+
+    with _to_write_in(run) as writes:
+        found = write_page(run) if writes else render_folder(run)[0]
+    if junit is not None or markdown is not None:
+        from verifier.reports.junit import render_junit, render_markdown
+
+        _write_for_machines(
+            junit=(junit, render_junit(found)), markdown=(markdown, render_markdown(found))
+        )
+    show_report(found, run, as_json=as_json)
+    raise typer.Exit(EXIT[found.decision])
+
+
+@app.command()
+def summary(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of several targets' run folders.")
+    ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print summary.json instead of a table.")
+    ] = False,
+    junit: Junit = None,
+    markdown: Markdown = None,
+) -> None:
+    """Say where several targets stand, and which accusations stand among so many.
+
+    Decides every run folder anew and writes summary.json; no model, no network, the same bytes.
+    JUnit XML has one suite a target. The exit status is that of the audit.
+
+    \b
+    Example:
+      verifier summary runs/hosts --junit junit.xml --markdown summary.md
+    """
+    from verifier.fleet.summary import folders_of, read_reports, summarise
+
+    with _to_write_in(folder, *folders_of(folder)) as writes:
+        found = summarise(folder, writes=writes)
+    if junit is not None or markdown is not None:
+        from verifier.reports.junit import render_junits, render_summary
+
+        reports = read_reports(folder, found)
+        _write_for_machines(
+            junit=(junit, render_junits(found, reports)), markdown=(markdown, render_summary(found))
+        )
+    show_summary(found, folder, as_json=as_json)
+    raise typer.Exit(_worst(found))
+
+
+def _write_for_machines(
+    *, junit: tuple[Path | None, str], markdown: tuple[Path | None, str]
+) -> None:
+    from verifier.files.run_folder import write_whole
+
+    if junit[0] is not None:
+        write_whole(junit[0], junit[1])
+    if markdown[0] is not None:
+        with markdown[0].open("a", encoding="utf-8") as file:
+            file.write(sieve.strike(markdown[1]))
+
+
+# -- the commands of other modules -------------------------------------------------------------
+
+for command in (calibrate, demo, bench, panel):
+    app.command()(command)
+app.add_typer(testbed_app, name="testbed")
+app.add_typer(reference_app, name="reference")

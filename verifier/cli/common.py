@@ -1,0 +1,180 @@
+"""What commands share: their arguments, what they read of the environment, how they show things.
+
+Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
+inconclusive; `cli` has the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from verifier.errors import ConfigError
+from verifier.safety import sieve
+from verifier.wording import inert_json, one_line, spelled_out, visible
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.console import ConsoleOptions, RenderableType
+    from rich.segment import Segment
+
+    from verifier.progress import Show
+    from verifier.records import Decision, Report, Summary
+
+EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
+USAGE: Final = 2
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+EngineName = Literal["auto", "vllm", "transformers", "remote"]
+RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="The run folder is yours: do what its run file says.")
+]
+Junit = Annotated[
+    Path | None, typer.Option("--junit", metavar="FILE", help="Also write JUnit XML there.")
+]
+Markdown = Annotated[
+    Path | None,
+    typer.Option("--markdown", metavar="FILE", help="Also append a summary in Markdown there."),
+]
+CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
+
+
+def help_when_bare(context: typer.Context) -> None:
+    """A command is missing: that is no status for a script to read as a verdict."""
+    if context.invoked_subcommand is None:
+        for line in context.get_help().splitlines():
+            say(line, err=True)
+        raise typer.Exit(USAGE)
+
+
+# -- the environment ---------------------------------------------------------------------------
+
+
+def read_key(name: str, *, where: str) -> str:
+    """The key that a variable holds. What looks like a key, given by mistake, is not shown."""
+    key = os.environ.get(name)
+    if not key:
+        shown = name if re.fullmatch(r"[A-Z][A-Z0-9_]*", name) else "that it names"
+        raise ConfigError(f"{where}: the variable {shown} is not set; export the key in it")
+    sieve.know(key)
+    return key
+
+
+def cache_directory() -> Path:
+    """Where fetched weights are kept."""
+    if os.environ.get("VERIFIER_CACHE"):
+        return Path(os.environ["VERIFIER_CACHE"])
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "verifier"
+
+
+def state_directory() -> Path:
+    """Where it is noted which run files were written here."""
+    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
+    return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+
+
+# -- showing -----------------------------------------------------------------------------------
+
+
+class Terminal(Console):
+    """What tables and progress are printed with: no text acts on the screen, or is markup."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """As a console does; what is left of signs that act is made visible."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else segment._replace(text=_shown(segment.text))
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Rich would end with status 1, which is a verdict."""
+        raise BrokenPipeError
+
+
+def say(line: str, *, err: bool = False) -> None:
+    """Print one line: what it quotes neither acts on the screen nor begins another line, and no
+    API key that this process knows stands in it."""
+    typer.echo(spelled_out(_shown(line)), err=err)
+
+
+def say_json(value: object) -> None:
+    """Print a value as JSON, in UTF-8 whatever the terminal: to the byte as in the file.
+
+    On a terminal, signs that act are escaped; the value is the same.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    shown = inert_json(text) if sys.stdout.isatty() else text
+    typer.echo(f"{shown}\n".encode(), nl=False)
+
+
+def _shown(text: str) -> str:
+    """Text as it is shown: without API keys, also where making it visible puts one together."""
+    return sieve.strike(visible(sieve.strike(text)))
+
+
+@contextmanager
+def showing() -> Iterator[Show]:
+    """Progress on stderr: a bar on a terminal, and one line per step."""
+    from verifier.progress import Show
+
+    console = Terminal(stderr=True)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeElapsedColumn(), console=console, transient=True,
+        disable=not console.is_terminal,
+    ) as progress:  # fmt: skip
+        bar = progress.add_task("starting", total=None)
+
+        def step(name: str, done: int, of: int) -> None:
+            progress.update(bar, description=one_line(_shown(name)), completed=done, total=of)
+
+        def tell(line: str) -> None:
+            shown = one_line(_shown(line))
+            progress.update(bar, description=shown, completed=0, total=None)
+            console.print(shown, style="dim", soft_wrap=True)
+
+        yield Show(tell=tell, step=step)
+
+
+def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
+    from verifier.reports.terminal import render_terminal, report_to_json
+
+    found = sieve.strike_all(found)
+    if as_json:
+        say_json(report_to_json(found))
+        return
+    console = Terminal()
+    render_terminal(found, console=console)
+    if run is not None:
+        console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
+
+
+def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
+    from verifier.reports.tables import print_summary
+    from verifier.reports.terminal import plain
+
+    found = sieve.strike_all(found)
+    if as_json:
+        say_json(plain(found))
+        return
+    console = Terminal()
+    print_summary(found, console)
+    console.print(f"\nrun folders: {spelled_out(str(folder))}", soft_wrap=True)

@@ -1,0 +1,337 @@
+"""Commands of the laboratory: hosts whose faults are known, and what is measured on them."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from verifier.cli.common import (
+    CardName,
+    Dtype,
+    EngineName,
+    cache_directory,
+    help_when_bare,
+    read_key,
+    say,
+    show_report,
+    showing,
+)
+from verifier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from verifier.progress import Show
+    from verifier.reference.loaded import LoadReference
+
+testbed_app = typer.Typer(
+    help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@testbed_app.callback()
+def _testbed(context: typer.Context) -> None:
+    help_when_bare(context)
+
+
+# -- calibrate, demo, bench --------------------------------------------------------------------
+
+
+def calibrate(
+    card: CardName,
+    work: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
+    ] = None,
+    engine: Annotated[
+        EngineName, typer.Option(help="What audits will score with: vllm or transformers.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
+) -> None:
+    """Measure honest serving and every known variant, and write the card's calibration.
+
+    Takes about half an hour for the embedded model on two cores.
+
+    \b
+    Example:
+      verifier calibrate smollm2-135m-instruct
+    """
+    from verifier.evidence.calibration import write_calibration
+    from verifier.plan import versions
+    from verifier.reference.cards import load_card
+    from verifier.reference.weights import check_weights, fetch_weights
+
+    found = load_card(card)
+    from verifier.lab.calibrate import Sizes
+    from verifier.lab.calibrate import calibrate as run_calibration
+    from verifier.reference.engines.load import load_engine
+    from verifier.reference.tokenizer import Tokenizer
+
+    with showing() as show:
+        weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        check_weights(found, weights)
+        made = run_calibration(
+            found,
+            weights,
+            work=work or cache_directory() / f"calibrate-{found.name}",
+            load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
+            seed=seed,
+            versions=versions(),
+            sizes=Sizes(),
+            tell=show.tell,
+            progress=lambda done, of: show.step("replies", done, of),
+        )
+    path = write_calibration(card, made)
+    say(f"{path}: honest scale {made.text.honest_scale:.2g}")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
+        "runs/demo"
+    ),
+) -> None:
+    """Audit two local hosts: an honest one, and one that serves 4-bit weights.
+
+    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept.
+
+    \b
+    Example:
+      verifier demo
+    """
+    from verifier.lab.demo import run_demo
+
+    if out.exists():
+        raise ConfigError(f"{out}: exists; remove it or give another --out")
+    lines = []
+    with showing() as show:
+        for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+            name = "the honest host" if fault == "none" else f"the host that serves {fault}"
+            for line in ("", f"== {name} ==", ""):
+                say(line)
+            show_report(found, None, as_json=False)
+            lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
+    say("")
+    for line in lines:
+        say(line)
+    say(f"run folders and HTML reports: {out}/*/report.html")
+
+
+def bench(
+    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
+    part: Annotated[
+        list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+    ] = None,
+    audits: Annotated[
+        int | None, typer.Option(min=1, help="Of templates and tricks, so many audits per host.")
+    ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Of the part identity, a model of another family."),
+    ] = None,
+) -> None:
+    """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
+
+    Some parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
+    answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
+    hour), `templates` (which template fault is named; hours), `tricks` (hosts that look right; an
+    hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
+
+    \b
+    Examples:
+      verifier bench runs/bench --part honest
+      verifier bench runs/templates --part templates --audits 4
+    """
+    from verifier.files.run_folder import read_json
+
+    with showing() as show:
+        given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
+        audited: dict[str, Any] = {"seed": seed, "load_reference": _embedded(show), "show": show}
+        replies = partial(show.step, "replies")
+        match part:
+            case ["engine"]:
+                from verifier.lab.bench.engine import run_engine_bench
+                from verifier.lab.bench.engine import tabulate_engine as tabulate
+
+                path = run_engine_bench(out, **given)
+            case ["identity"]:
+                from verifier.lab.bench.identity import run_identity_bench
+                from verifier.lab.bench.identity import tabulate_identity as tabulate
+
+                path = run_identity_bench(out, family=family, progress=replies, **given)
+            case ["routing"]:
+                from verifier.lab.bench.routing import run_routing_bench
+                from verifier.lab.bench.routing import tabulate_routing as tabulate
+
+                path = run_routing_bench(out, progress=replies, **given)
+            case ["samplers"]:
+                from verifier.lab.bench.samplers import run_sampler_bench
+                from verifier.lab.bench.samplers import tabulate_samplers as tabulate
+
+                path = run_sampler_bench(out, **given)
+            case ["templates"]:
+                from verifier.lab.bench.templates import run_template_bench
+                from verifier.lab.bench.templates import tabulate_templates as tabulate
+
+                path = run_template_bench(out, faults=tuple(fault or ()), audits=audits, **given)
+            case ["tricks"]:
+                from verifier.lab.bench.tricks import AUDITS, run_trick_bench
+                from verifier.lab.bench.tricks import tabulate_tricks as tabulate
+
+                path = run_trick_bench(out, audits=audits or AUDITS, **audited)
+            case ["wire"]:
+                from verifier.lab.bench.wire import run_bench_wire, tabulate
+
+                path = run_bench_wire(out, **audited)
+            case _:
+                from verifier.lab.bench.precision import run_bench, tabulate
+
+                path = run_bench(out, parts=tuple(part or ()), progress=replies, **given)
+    for line in tabulate(read_json(path)).splitlines():
+        say(line)
+    say(f"results: {path}")
+
+
+def _embedded(show: Show) -> LoadReference:
+    """Loads the reference of the embedded model."""
+    from verifier.config import EndpointSection, ReferenceSection, RunFile
+    from verifier.lab.demo import CARD
+    from verifier.reference.loaded import reference_loader
+
+    config = RunFile(
+        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
+        reference=ReferenceSection(card=CARD),
+        out=Path(),
+    )
+    return reference_loader(config, cache=cache_directory(), show=show)
+
+
+# -- testbed -----------------------------------------------------------------------------------
+
+
+@testbed_app.command("list")
+def list_testbed_faults() -> None:
+    """List the faults that the testbed can serve.
+
+    \b
+    Example:
+      verifier testbed list
+    """
+    from verifier.lab.testbed.host import list_faults
+
+    for name, summary in list_faults():
+        say(f"{name:20} {summary}")
+
+
+@testbed_app.command("serve")
+def serve_testbed(
+    fault: Annotated[
+        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
+    ] = "none",
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    card: Annotated[
+        str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
+    ] = "smollm2-135m-instruct",
+    engine: Annotated[
+        Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
+    ] = "transformers",
+    dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
+    max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
+    api_key_env: Annotated[
+        str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
+    ] = None,
+    shows_prompts: Annotated[
+        bool, typer.Option("--shows-prompts", help="Show rendered prompts to who asks, as vLLM.")
+    ] = False,
+    completes_as_chat: Annotated[
+        bool, typer.Option("--completes-as-chat", help="Make texts to complete into chats.")
+    ] = False,
+) -> None:
+    """Serve a card's weights, with a fault of your choice, until stopped.
+
+    A laboratory instrument to measure audits with: it listens on the loopback interface only and
+    is no server for people.
+
+    \b
+    Example:
+      verifier testbed serve --fault int4-asym-g64 --port 8000
+      verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
+      verifier testbed serve --fault weights:models/another
+    """
+    from verifier.lab.testbed.host import create_app, read_fault, serve
+    from verifier.reference.cards import load_card, load_templates
+    from verifier.reference.renderings.catalogue import catalogue
+    from verifier.reference.weights import check_weights, fetch_weights
+
+    found = load_card(card)
+    earlier, valid = load_templates(card, found)
+    entries = catalogue(earlier=earlier, valid=valid)
+    served = read_fault(fault, layers=found.layers, catalogue=entries)
+    key = None if api_key_env is None else read_key(api_key_env, where="--api-key-env")
+    with showing() as show:
+        directory = served.directory or fetch_weights(
+            found, cache=cache_directory(), tell=show.tell
+        )
+        if served.directory is None:
+            check_weights(found, directory)
+    from verifier.reference.engines.load import load_engine
+    from verifier.reference.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(directory)
+    loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
+    loaded.load_variant(served.weights)
+    host = create_app(
+        loaded, tokenizer, model=found.name, rendering=served.rendering,
+        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights, api_key=key,
+        max_batch=max_batch, shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
+    )  # fmt: skip
+    serve(
+        host,
+        port=port,
+        announce=lambda url: say(f"serving {found.name} with fault {fault} at {url}"),
+    )
+
+
+@testbed_app.command("route")
+def route_testbed(
+    base_url: Annotated[
+        str, typer.Option(metavar="URL", help="The host that gets what no --route takes.")
+    ],
+    route: Annotated[
+        list[str],
+        typer.Option(metavar="SHARE:URL", help="A host and its share of requests; repeatable."),
+    ],
+    routing: Annotated[
+        Literal["random", "sticky", "bursts", "hours"],
+        typer.Option(help="By request, by the user's first words, by runs, or by the hour."),
+    ] = "random",
+    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
+    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    log: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
+    ] = None,
+) -> None:
+    """Answer some requests from other hosts than the rest, as a router may, until stopped.
+
+    A laboratory instrument. Answers do not tell which host gave them.
+
+    \b
+    Example:
+      verifier testbed route --base-url http://127.0.0.1:8000/v1 \\
+          --route 0.3:http://127.0.0.1:8001/v1 --routing sticky --log routed.jsonl
+    """
+    from verifier.lab.testbed.host import serve
+    from verifier.lab.testbed.router import create_router, read_routes
+
+    upstreams = read_routes(base_url, route)
+    serve(
+        create_router(upstreams, routing=routing, seed=seed, log=log),
+        port=port,
+        announce=lambda url: say(f"routing between {len(upstreams)} hosts at {url}"),
+    )

@@ -1,0 +1,108 @@
+"""Commands about the published models: their cards, and the panel that tells renderings apart."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from verifier.cli.common import CardName, Terminal, cache_directory, help_when_bare, say, showing
+
+reference_app = typer.Typer(
+    help="Cards: the published models that an endpoint can be held to.",
+    invoke_without_command=True,
+    rich_markup_mode=None,
+)
+
+
+@reference_app.callback()
+def _reference(context: typer.Context) -> None:
+    help_when_bare(context)
+
+
+@reference_app.command("list")
+def list_reference() -> None:
+    """List the cards that ship, and whether their licences let the model be hosted for money.
+
+    \b
+    Example:
+      verifier reference list
+    """
+    from verifier.reports.tables import print_cards
+
+    print_cards(Terminal())
+
+
+@reference_app.command("show")
+def show_reference(card: CardName) -> None:
+    """Print everything that a card says, the terms of its licence first.
+
+    \b
+    Example:
+      verifier reference show minimax-m2.7
+    """
+    from verifier.reports.tables import print_card
+
+    print_card(card, Terminal())
+
+
+@reference_app.command("pin")
+def pin_reference(
+    card: CardName,
+    weights: Annotated[
+        str,
+        typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
+    ],
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Overwrite digests that differ, unless the tensors do."),
+    ] = False,
+) -> None:
+    """Fill the digests that a card leaves open, from a snapshot, and write them into its file.
+
+    Refuses a snapshot that differs from what is pinned already. A card that was pinned by older
+    rules is pinned again with --again, which refuses other tensors all the same.
+
+    \b
+    Example:
+      verifier reference pin qwen3-8b --weights Qwen/Qwen3-8B@main
+    """
+    from verifier.reference.pin import pin_card
+
+    with showing() as show:
+        written = pin_card(card, weights, again=again, tell=show.tell)
+    for key, (before, value) in written.items():
+        say(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
+    if not written:
+        say("nothing to fill: all that this snapshot shows is pinned, and agrees")
+
+
+def panel(
+    card: CardName,
+    seed: Annotated[int, typer.Option(help="Seed of the probes.")],
+    size: Annotated[int, typer.Option(min=1, help="How many probes.")] = 12,
+) -> None:
+    """Search for the probes that tell a template's renderings apart, and print what they separate.
+
+    \b
+    Example:
+      verifier panel smollm2-135m-instruct --seed 7
+    """
+    from verifier.checks.template.panel import design_card_panel
+    from verifier.reference.cards import load_card
+
+    with showing() as show:
+        found = design_card_panel(
+            load_card(card), seed=seed, size=size, cache=cache_directory(), show=show
+        )
+    names = found.names
+    for number, probe in enumerate(found.probes):
+        counts = sorted({int(n) for n in found.lengths[:, number] if n == n})
+        roles = " ".join(message.role for message in probe.messages)
+        say(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
+            f"{len(counts)} different counts; {roles}")  # fmt: skip
+    confused, pairs = found.confused(), len(names) * (len(names) - 1) // 2
+    say(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
+    for one, other in confused:
+        same = " (the same prompts)" if (one, other) in found.inseparable() else ""
+        say(f"  {one}, {other}{same}")

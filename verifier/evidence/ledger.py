@@ -1,0 +1,309 @@
+"""The ledger: log p(reply | hypothesis) in nats, one row per reply, one column per hypothesis.
+
+A column is weights x scale: the weights that score the reply, and the scale of the noise on their
+logits. A template column is the published weights after another rendering of the prompt. Two
+channels fill cells: the greedy text, and the log-probabilities that the endpoint reports.
+Everything downstream reads this and knows nothing of models or HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.checks.sampling.stored_replies import Repeat
+from verifier.errors import ConfigError
+from verifier.files.run_folder import LEDGER
+from verifier.files.stored import check_value, read_record
+from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
+
+Array = NDArray[np.float64]
+
+SCHEMA_VERSION = 1
+
+#: Scales of the logit noise for greedy text. At 1 the column is sampling at temperature 1.
+TEXT_SCALES: Array = 10.0 ** np.linspace(-2, 0, 41)
+
+#: Scales of the difference between reported and reference log-probabilities (nats).
+LOGPROB_SCALES: Array = 10.0 ** np.linspace(-2.5, 0.5, 61)
+
+#: Share of a column's own distribution at scale 1 mixed into it, so that no single position can
+#: contribute more than about log(1 / FLOOR) nats between two scales of the same weights.
+FLOOR = 1e-3
+
+#: Tokens that a rare one is drawn from; vocabularies have 30,000 to 260,000.
+VOCABULARY = 100_000
+
+#: How the name of a template column begins; the name of its rendering follows.
+TEMPLATE = "template:"
+
+#: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
+SAMPLER = "sampler:"
+
+#: By how much a token must be outranked, in nats: far more than any rounding.
+OUTRANKED_BY = 0.5
+
+#: Degrees of freedom of the Student-t of reported log-probabilities.
+LOGPROB_DF = 4.0
+
+#: Reported log-probabilities were processed (divided by a temperature, made one-hot), and say
+#: nothing about the weights, when they correlate with the reference's above MIN_CORRELATION at a
+#: slope further than MAX_SLOPE_ERROR from 1, or at a slope above MAX_SLOPE, which noise never
+#: brings about. So were values that are all alike: a filler.
+MIN_CORRELATION = 0.97
+MAX_SLOPE_ERROR = 0.25
+MAX_SLOPE = 2.0
+
+
+TextCells = Annotated[tuple[Nats, ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))]
+LogprobCells = Annotated[tuple[Nats, ...], Between(len(LOGPROB_SCALES), len(LOGPROB_SCALES))]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """The cells of one reply."""
+
+    probe_id: str
+    tokens: Count  # completion tokens scored
+    left_out: Count  # completion tokens left out as ambiguous
+    text: dict[str, TextCells]  # weights or template column -> log p per TEXT_SCALES
+    logprob: LogprobCells | None  # reference weights, per scale of LOGPROB_SCALES
+    logprob_problem: str | None  # why `logprob` is None
+    prompt_tokens: Count | None = None  # as the endpoint counts; None: it did not
+    rendered: dict[str, Count] = field(default_factory=dict)  # rendering -> prompt tokens it makes
+    panel: bool = False  # asked to tell templates apart, and read for nothing else
+    unjudged: str | None = None  # why it has no cells and speaks by its count alone
+    strata: tuple[str, ...] = ()  # how it was asked, see `strata`
+    single: dict[str, TextCells] = field(default_factory=dict)  # sampler of single tokens
+    outranked: Count | None = None  # tokens not the likeliest by its own words; None: untold
+    reply_sha256: str | None = None  # of the answer, see `scores`; None: an older version's row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampledRow:
+    """The cells of one reply that was sampled at temperature 1: a section of its own."""
+
+    probe_id: str
+    tokens: Count  # completion tokens scored
+    left_out: Count
+    cells: dict[str, Nats]  # sampler -> log p; {}: not scored
+    problem: str | None  # why not
+    reply_sha256: str | None = None  # as that of a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ledger:
+    """All rows, in the order in which the probes were planned; and those of sampled replies."""
+
+    rows: tuple[Row, ...]
+    sampled: tuple[SampledRow, ...] = ()
+    repeats: tuple[Repeat, ...] = ()  # of sampled replies, against earlier ones
+    engine: dict[str, str] = field(default_factory=dict, compare=False)  # what scored, by its words
+
+    @property
+    def ordinary(self) -> Ledger:
+        """The rows of ordinary probes: what calibration speaks of."""
+        rows = tuple(row for row in self.rows if not row.panel and row.unjudged is None)
+        return replace(self, rows=rows)
+
+    def text(self, weights: str = REFERENCE) -> Array:
+        """Cells [n, S] of the text channel under `weights`, of the rows scored under them."""
+        found = [row.text[weights] for row in self.rows if weights in row.text]
+        return np.array(found, dtype=float).reshape(len(found), len(TEXT_SCALES))
+
+    def single(self, sampler: str) -> tuple[Array, Array]:
+        """Cells [n, S] with single tokens changed, and without, of the rows that have them."""
+        rows = [row for row in self.rows if sampler in row.single and REFERENCE in row.text]
+        found = np.array([row.single[sampler] for row in rows], dtype=float)
+        return found.reshape(len(rows), len(TEXT_SCALES)), replace(self, rows=tuple(rows)).text()
+
+    def logprob(self) -> Array:
+        """Cells [m, S] of the logprob channel, of the rows that have it."""
+        found = [row.logprob for row in self.rows if row.logprob is not None]
+        return np.array(found, dtype=float).reshape(len(found), len(LOGPROB_SCALES))
+
+
+def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
+    """log p of a greedy reply at every scale, from the positions `kept`.
+
+    With Gumbel noise of scale s on the logits z, the likeliest token has probability
+    softmax(z / s)[y]. The k largest log-probabilities give its normaliser for s <= 1: the
+    remaining mass r contributes at most r * exp(l_k (1/s - 1)) with l_k the k-th largest, and that
+    bound is used. It is exact at s = 1 and negligible below s = 0.25; between, it lowers the
+    likelihood of a column: on the embedded model by at most 0.002 nats per token at s = 0.32 and
+    0.03 at 0.63 to 0.8, which the margins of the classes (`bank`) exceed by far.
+    """
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    return tuple(float(v) for v in _positions(score, at).sum(axis=0))
+
+
+def dropped_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[float, ...]:
+    """log p of a greedy reply in which the likeliest token is passed over with probability `share`.
+
+    The next likeliest under the same noise then takes its place, wherever the margin is large too;
+    noise of the weights flips near-ties.
+    """
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    chosen = np.array(score.logprobs)[at][:, None]  # [T, 1]
+    first = np.array(score.ranks)[at][:, None] == 1
+    inverse = 1 / TEXT_SCALES
+    top = np.array([score.top_logprobs[t] for t in at])[:, 1:]  # [T, k - 1]
+    normaliser = np.logaddexp.reduce(top[:, :, None] * inverse, axis=1)  # [T, S]
+    second = np.where(first, -np.inf, np.minimum(chosen * inverse - normaliser, 0.0))
+    mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), np.log(share) + second)
+    return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def rare_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[float, ...]:
+    """log p of a greedy reply in which any token at all is put in with probability `share`."""
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    any_token = np.log(share / VOCABULARY)
+    mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), any_token)
+    return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def _positions(score: ReplyScore, at: Sequence[int]) -> Array:
+    """log p [T, S] of each token of a greedy reply, see `text_cells`."""
+    chosen = np.array(score.logprobs)[list(at)]  # [T]
+    top = np.array([score.top_logprobs[t] for t in at])  # [T, k]
+    inverse = 1 / TEXT_SCALES  # [S]
+    rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
+    tail = rest[:, None] + top[:, -1:] * (inverse - 1)  # [T, S]
+    scaled = top[:, :, None] * inverse  # [T, k, S]
+    normaliser = np.logaddexp(np.logaddexp.reduce(scaled, axis=1), tail)
+    log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
+    return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
+
+
+def logprob_cells(
+    reported: Sequence[Sequence[float]], reference: Sequence[Sequence[float]]
+) -> tuple[float, ...] | str:
+    """log density of reported log-probabilities at every scale; or why they say nothing.
+
+    At each position the differences of the named tokens are centred (a shift of all logits
+    changes nothing) and follow a (k-1)-dimensional Student-t with LOGPROB_DF degrees of freedom:
+    heavy tails, one common factor per position. Positions that name fewer than two known tokens
+    are passed over.
+    """
+    pairs = [
+        (np.array(told), np.array(known))
+        for told, known in zip(reported, reference, strict=True)
+        if len(told) >= 2
+    ]
+    if not pairs:
+        return "fewer than two tokens named at every position"
+    problem = _processed(pairs)
+    if problem:
+        return problem
+    total = np.zeros(len(LOGPROB_SCALES))
+    for told, known in pairs:
+        centred = (told - known) - (told - known).mean()
+        df, free = LOGPROB_DF, len(told) - 1
+        square = float(centred @ centred) / LOGPROB_SCALES**2
+        total -= free * np.log(LOGPROB_SCALES) + (df + free) / 2 * np.log1p(square / df)
+    return tuple(float(v) for v in total)
+
+
+def count_outranked(reported: Sequence[Sequence[float]]) -> int | None:
+    """Positions at which the token that was given is not the likeliest by the endpoint's own words.
+
+    The given token comes first. At temperature 0 it is the likeliest, but for rounding. None where
+    no other token is told of.
+    """
+    if not any(len(told) > 1 for told in reported):
+        return None
+    return sum(len(told) > 1 and max(told) > told[0] + OUTRANKED_BY for told in reported)
+
+
+def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
+    """Whether the reported values were rescaled: in step with the reference's, at another slope.
+
+    Other weights add noise, which also flattens the slope, but then they are out of step.
+    """
+    told = np.concatenate([t - t.mean() for t, _ in pairs])
+    known = np.concatenate([k - k.mean() for _, k in pairs])
+    if np.abs(told).max() < 1e-9:
+        return "reported log-probabilities are all alike, so not the model's own"
+    shared, square = float(told @ known), float(known @ known)
+    slope = shared / max(square, 1e-12)
+    correlation = shared / max(float(np.sqrt((told @ told) * square)), 1e-12)
+    in_step = correlation > MIN_CORRELATION and abs(slope - 1) > MAX_SLOPE_ERROR
+    if slope > MAX_SLOPE or in_step:
+        return f"reported log-probabilities are scaled by about {slope:.2f}, so not the model's own"
+    return None
+
+
+def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
+    """The wire form of a ledger."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "text_scales": [float(s) for s in TEXT_SCALES],
+        "logprob_scales": [float(s) for s in LOGPROB_SCALES],
+        "rows": [asdict(row) for row in ledger.rows],
+        **({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {}),
+        **({"repeats": [asdict(one) for one in ledger.repeats]} if ledger.repeats else {}),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerFile:
+    """All that `ledger.json` holds."""
+
+    schema_version: Version
+    text_scales: tuple[float, ...]
+    logprob_scales: tuple[float, ...]
+    rows: tuple[Row, ...]
+    sampled: tuple[SampledRow, ...] = ()
+    repeats: tuple[Repeat, ...] = ()
+    engine: dict[str, str] | None = None
+
+
+_ADVICE: Final = "run `verifier score` again"
+
+
+def read_ledger(run: Path) -> Ledger:
+    """The ledger of a run folder.
+
+    Raises ConfigError when there is none, when it is malformed or of other scales.
+    """
+    path = run / LEDGER
+    found = read_record(path, LedgerFile, advice=_ADVICE)
+    if found.engine is None:
+        raise ConfigError(f"{path}: engine: missing; {_ADVICE}")
+    return _ledger(found, where=str(path))
+
+
+def ledger_from_json(value: dict[str, Any], where: str) -> Ledger:
+    """What `ledger_to_json` made, back again. Raises ConfigError as `read_ledger` does."""
+    return _ledger(check_value(value, LedgerFile, where=where, advice=_ADVICE), where=where)
+
+
+def _ledger(found: LedgerFile, *, where: str) -> Ledger:
+    for name, told, scales in (
+        ("text_scales", found.text_scales, TEXT_SCALES),
+        ("logprob_scales", found.logprob_scales, LOGPROB_SCALES),
+    ):
+        # but for the last digits of another machine
+        if len(told) != len(scales) or not np.allclose(np.array(told), scales, rtol=1e-9, atol=0):
+            raise ConfigError(
+                f"{where}: {name} are not the {len(scales)} from {scales[0]:.3g} to "
+                f"{scales[-1]:.3g} of this version; {_ADVICE}"
+            )
+    for number, row in enumerate(found.rows):
+        for name, part in (("text", row.text), ("rendered", row.rendered)):
+            if part and REFERENCE not in part:
+                raise ConfigError(f"{where}: rows[{number}].{name}.{REFERENCE}: missing; {_ADVICE}")
+    return Ledger(
+        rows=found.rows, sampled=found.sampled, repeats=found.repeats, engine=found.engine or {}
+    )

@@ -1,0 +1,1 @@
+"""Files that a kill leaves whole and a stranger cannot misuse."""

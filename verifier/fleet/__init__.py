@@ -1,0 +1,1 @@
+"""Several endpoints, and where they stand."""

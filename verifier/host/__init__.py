@@ -1,0 +1,1 @@
+"""What leaves this machine and comes back; knows no weights."""

@@ -1,0 +1,146 @@
+"""Anthropic's Messages, which vLLM, MiniMax, SambaNova and others serve as well.
+
+It has no log-probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from verifier.host.dialects import (
+    Ask,
+    Dialect,
+    Unreadable,
+    View,
+    bearer,
+    member,
+    sampling,
+    size_of,
+    text_of,
+    word_of,
+)
+from verifier.host.event_stream import BrokenStream, read_events
+
+#: The version of the interface that the bodies here are written in.
+_VERSION: Final = "2023-06-01"
+
+
+def _key_headers(key: str) -> Mapping[str, str]:
+    """Both ways: Anthropic and most hosts read the first, vLLM reads the second alone."""
+    return {"x-api-key": key, **bearer(key)}
+
+
+def _body(ask: Ask) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "model": ask.model,
+        "max_tokens": ask.max_tokens,
+        "messages": [
+            {"role": m.role, "content": m.content} for m in ask.messages if m.role != "system"
+        ],
+        **sampling(ask),
+        "stream": ask.stream,
+    }
+    system = "\n".join(m.content for m in ask.messages if m.role == "system")
+    return body | {"system": system} if system else body
+
+
+def _read(body: dict[str, Any]) -> View:
+    blocks = body.get("content")
+    if not isinstance(blocks, list):
+        raise Unreadable("no content in the body")
+    kinds = [member(block, "type") for block in blocks]
+    calls = [block for block in blocks if word_of(member(block, "type")).endswith("tool_use")]
+    spoken = blocks[: blocks.index(calls[0])] if calls else blocks
+    texts = [block for block in spoken if member(block, "type") == "text"]
+    thoughts = [
+        member(block, "thinking") for block in blocks if member(block, "type") == "thinking"
+    ]
+    # a thought that comes after words, or that is struck out, is not where it was generated
+    whole = all(isinstance(thought, str) for thought in thoughts) and kinds == sorted(
+        kinds, key=lambda kind: kind != "thinking"
+    )
+    thought = "".join(thoughts) if thoughts and whole else ""
+    usage = body.get("usage")
+    prompt = [
+        count
+        for name in ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+        if type(count := member(usage, name)) is int
+    ]
+    return View(
+        text=text_of(texts),
+        finish_reason=body.get("stop_reason"),
+        prompt_tokens=sum(prompt) if prompt else None,
+        completion_tokens=member(usage, "output_tokens"),
+        logprobs=None,
+        reasoning="redacted_thinking" in kinds or not whole,
+        reasoning_tokens=None,
+        refusal="the host says so" if body.get("stop_reason") == "refusal" else None,
+        thought=thought if thought.strip() else None,
+        calls=tuple(word_of(call.get("name")) for call in calls),
+        call_bytes=sum(
+            size_of(call.get("input")) + size_of(call.get("partial_json") or "") for call in calls
+        ),
+    )
+
+
+def _assemble(body: str) -> dict[str, Any]:
+    """The message that its events add up to: blocks open, grow and close in their order."""
+    whole: dict[str, Any] = {}
+    blocks: list[dict[str, Any]] = []
+    opened = closed = -1
+    ended = False
+    for event in read_events(body)[0]:
+        value = event.value
+        match value.get("type") or event.name:
+            case "error":
+                return value
+            case "message_start":
+                message = value.get("message")
+                whole = dict(message) if isinstance(message, dict) else {}
+            case "content_block_start":
+                opened += 1
+                block = value.get("content_block")
+                if value.get("index") != opened or not isinstance(block, dict):
+                    raise BrokenStream("a block of content is missing or came twice")
+                blocks.append(dict(block))
+            case "content_block_delta":
+                if value.get("index") != opened or closed == opened:
+                    raise BrokenStream("a piece of content belongs to no open block")
+                _grow(blocks[-1], value.get("delta"))
+            case "content_block_stop":
+                closed += 1
+                if closed != opened:
+                    raise BrokenStream("a block of content closed out of order")
+            case "message_delta":
+                delta, usage = value.get("delta"), value.get("usage")
+                whole |= delta if isinstance(delta, dict) else {}
+                if isinstance(usage, dict):
+                    before = member(whole, "usage")
+                    whole["usage"] = usage if not isinstance(before, dict) else before | usage
+            case "message_stop":
+                ended = True
+            case _:
+                continue  # ping, and what may come
+    if opened != closed or not (ended or whole.get("stop_reason")):
+        raise BrokenStream("the stream ends without its last event")
+    return whole | {"content": blocks}
+
+
+def _grow(block: dict[str, Any], delta: object) -> None:
+    for name in ("text", "thinking", "partial_json"):
+        piece = member(delta, name)
+        if isinstance(piece, str):
+            before = block.get(name)
+            block[name] = before + piece if isinstance(before, str) else piece
+
+
+MESSAGES: Final = Dialect(
+    name="messages",
+    path="/messages",
+    headers={"anthropic-version": _VERSION},
+    key_headers=_key_headers,
+    body=_body,
+    read=_read,
+    assemble=_assemble,
+)

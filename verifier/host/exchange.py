@@ -1,0 +1,410 @@
+"""What an HTTP exchange means: an answer, an answer that cannot be judged, or a problem.
+
+Pure, and total: whatever bytes a host sends, the result is a value. Sends nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, Final
+
+from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
+from verifier.host.dialects.chat import CHAT
+from verifier.host.dialects.completions import COMPLETIONS
+from verifier.host.dialects.messages import MESSAGES
+from verifier.host.dialects.responses import LOGPROBS, RESPONSES
+from verifier.host.dialects.tokenize import TOKENIZE
+from verifier.host.event_stream import MARK, BrokenStream, begins_stream
+from verifier.host.logprobs import paired, read_claims
+from verifier.records import Attempt, NotJudged, Reply
+from verifier.safety.sieve import REDACTED
+
+MAX_REASON_CHARS: Final = 200
+
+_RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+#: The request is at fault, whatever the host says of trying again.
+_NEVER_RETRYABLE: Final = frozenset({400, 401, 402, 403, 404, 422})
+#: "Too many" and "overloaded".
+_TOO_MUCH: Final = frozenset({429, 529})
+_RATE_LIMITED: Final = re.compile(r"rate.?limit|too.?many", re.IGNORECASE)
+_RETRYABLE_NAME: Final = re.compile(
+    _RATE_LIMITED.pattern + r"|overload|timeout|unavailable|server.?error|capacity", re.IGNORECASE
+)
+_UNKNOWN_MODEL: Final = re.compile(
+    r"model.?not.?(found|exist)|no such model|not a valid model"
+    r"|(invalid|unknown) model( name| id)?\s*[:='\"`]"
+    r"|model\b.{0,120}\b(does not exist|doesn't exist|not found)",
+    re.IGNORECASE,
+)
+#: Other words that hosts use for OpenAI's two; anything else stays as it came.
+_FINISH: Final = {
+    "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
+    "max_tokens": "length", "max_output_tokens": "length",
+}  # fmt: skip
+
+#: Every way of asking, by its name.
+DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
+
+#: No vocabulary holds an id as large.
+_MOST_IDS: Final = 2**31
+
+#: What families of models put around a thought.
+_TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
+
+#: How a reason begins where thoughts were generated that nobody can read.
+HIDDEN: Final = "not testable by text: reasoning hidden"
+
+#: And where the limit ended before anything was shown, as it does inside a hidden thought.
+UNSHOWN: Final = "empty content: audit.max_tokens ended before any was shown"
+
+#: How a reply ends that goes on with the call of a tool: what is shown is its beginning.
+CALLED: Final = "tool_calls"
+
+#: What to do about thoughts that are not shown as they were generated.
+THINK_NOT: Final = "ask with thinking off (audit.template_settings)"
+
+#: A host may count so many tokens more than a text has bytes: no tokenizer makes more than those.
+_UNCOUNTED: Final = 16
+
+#: Bytes around the name and the arguments of a call, as models write one.
+_AROUND_CALL: Final = 96
+
+#: Tokens around a message at most, beside what the request says of it.
+_PER_MESSAGE: Final = 64
+#: And around an offer of tools.
+_FOR_TOOLS: Final = 1024
+
+_NOT_JSON: Final = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """An exchange that brought no answer."""
+
+    status: int | None  # None: no HTTP response at all
+    reason: str
+    retryable: bool
+    rate_limited: bool = False  # the host says that too much was asked of it
+    unknown_model: bool = False  # the host says that it has no such model
+
+
+def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
+    """What came of one attempt; without what the host claims of its tokens unless `claims`.
+
+    Most of the work is in the claims, and whoever only asks has no use for them.
+    """
+    status = attempt.status
+    if attempt.error is not None or status is None:
+        broken = status is None or 200 <= status <= 299
+        return _problem(attempt, attempt.error or "no response", retryable=broken)
+    if not 200 <= status <= 299:
+        body = _load(attempt.body)
+        said = _message_in(body) or _plain(attempt.body)
+        retryable = _is_retryable(status, attempt)
+        return Problem(
+            status=status,
+            reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
+            retryable=retryable,
+            rate_limited=status in _TOO_MUCH,
+            unknown_model=not retryable and _names_unknown_model(body, said),
+        )
+    # from here on a body that cannot be an answer is a broken transfer, and is asked for again
+    dialect, request = DIALECTS.get(attempt.dialect, CHAT), _load(attempt.request)
+    streamed = _is_stream(attempt, request)
+    try:
+        body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
+        if body is _NOT_JSON:
+            raise Unreadable(f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
+        if not isinstance(body, dict):
+            raise Unreadable(f"body is JSON but {kind_of(body)}, expected an object")
+        for holder in (body, next(iter(items(body.get("choices"))), None)):
+            if isinstance(holder, dict) and holder.get("error"):
+                return _error_object(attempt, holder)
+        view = dialect.read(body)
+    except BrokenStream as broken_stream:
+        return _problem(attempt, str(broken_stream), retryable=True)
+    except Unreadable as unreadable:
+        said = _message_in(body)
+        return _problem(
+            attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
+        )
+    return _answer(attempt, view, request=request, body=body, claims=claims)
+
+
+def _is_retryable(status: int, attempt: Attempt) -> bool:
+    """By the status; the header of OpenAI's and Anthropic's clients may say otherwise."""
+    wish = attempt.headers.get("x-should-retry", "").strip().lower()
+    if status in _NEVER_RETRYABLE or wish == "false":
+        return False
+    return status in _RETRYABLE or (wish == "true" and status >= 400)
+
+
+def _is_stream(attempt: Attempt, request: object) -> bool:
+    """Whether events came: some hosts send them unasked, some one object although asked.
+
+    The body tells where it can: some name another content type, or none.
+    """
+    if begins_stream(attempt.body):
+        return True
+    if attempt.body.removeprefix(MARK).lstrip().startswith("{"):
+        return False
+    kind = attempt.headers.get("content-type", "").strip().lower()
+    return kind.startswith("text/event-stream") if kind else member(request, "stream") is True
+
+
+def body_of(attempt: Attempt) -> Any:
+    """The JSON value of an answer that came in one piece; None when it holds none."""
+    body = _load(attempt.body)
+    return None if body is _NOT_JSON else body
+
+
+def asked_logprobs(attempt: Attempt) -> bool:
+    """Whether the request asked for log-probabilities."""
+    return _asks_logprobs(_load(attempt.request))
+
+
+def asked_tokens(attempt: Attempt) -> int:
+    """How many tokens the request allowed."""
+    request = _load(attempt.request)
+    asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
+    return next((count for count in asked if type(count) is int and count > 0), 0)
+
+
+def most_prompt(attempt: Attempt) -> int:
+    """The most tokens that the prompt of a request can count: no tokenizer makes more than bytes.
+
+    Of plain messages it is what `spending` pays for; of all else no less.
+    """
+    request = _load(attempt.request)
+    messages = items(member(request, "messages"))
+    if not messages:
+        return len(attempt.request.encode("utf-8", "replace")) + _PER_MESSAGE
+    tools = member(request, "tools")
+    return sum(map(_size, messages)) + (size_of(tools) + _FOR_TOOLS if tools else 0)
+
+
+def _size(message: object) -> int:
+    """Tokens that a message can count at most."""
+    plain = isinstance(message, dict) and set(message) <= {"role", "content"}
+    return size_of(member(message, "content") if plain else message) + _PER_MESSAGE
+
+
+def _asks_logprobs(request: object) -> bool:
+    asked = member(request, "logprobs")
+    return asked is True or type(asked) is int or LOGPROBS in items(member(request, "include"))
+
+
+def who_answered(body: dict[str, Any]) -> str | None:
+    """The host that a router says it asked; None when it does not say (or is none).
+
+    OpenRouter names it in `provider`, and in the metadata that a header asks for.
+    """
+    named = body.get("provider")
+    if isinstance(named, str) and named.strip():
+        return named
+    tried = items(member(member(body.get("openrouter_metadata"), "endpoints"), "available"))
+    chosen = [member(one, "provider") for one in tried if member(one, "selected") is True]
+    return next((name for name in chosen if isinstance(name, str)), None)
+
+
+def _another_host(request: object, body: dict[str, Any]) -> str | None:
+    """Why a router's answer is set aside: it came from another host than was asked for.
+
+    The request names a host by its tag (novita/fp8), the answer by its name (Novita).
+    """
+    wanted = next(iter(items(member(member(request, "provider"), "only"))), None)
+    if not isinstance(wanted, str):
+        return None
+    answered = who_answered(body)
+    if answered is None:
+        return f"the router did not say who answered, {wanted!r} was asked for: set aside"
+    if _bare_name(answered) != _bare_name(wanted.partition("/")[0]):
+        return f"{answered!r} answered, not {wanted!r}: set aside"
+    return None
+
+
+def _bare_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
+    """One line of at most `limit` characters, without control, format or unpaired signs."""
+    shown = "".join(
+        " " if sign.isspace() else sign
+        for sign in text[: 8 * limit]
+        if sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Co", "Cn")
+    )
+    line = " ".join(shown.split())
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _answer(
+    attempt: Attempt, view: View, *, request: object, body: dict[str, Any], claims: bool
+) -> Reply | NotJudged:
+    prompt_tokens = _count(view.prompt_tokens)
+    completion_tokens = _count(view.completion_tokens)
+    finish = view.finish_reason
+    finish = _FINISH.get(finish.lower(), finish) if isinstance(finish, str) else None
+    if view.calls and finish == "stop":  # the turn did not end behind the text
+        finish = CALLED
+    text = None if view.text is None else paired(view.text)
+    thought = None if view.thought is None else paired(view.thought)
+    elsewhere = _another_host(request, body)
+    reason = elsewhere or _why_not_judged(view, finish, text, thought, completion_tokens)
+    if reason is not None or text is None:
+        return NotJudged(
+            probe_id=attempt.probe_id,
+            reason=clean(reason or "no text"),
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            # a filter may have stopped the prompt before it was rendered
+            counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
+        )
+    wanted = claims and _asks_logprobs(request)
+    claimed = read_claims(view.logprobs, completion_tokens) if wanted else None
+    if wanted and view.calls:
+        claimed = "they speak of the call of a tool, too"
+    return Reply(
+        probe_id=attempt.probe_id,
+        text=text,
+        finish_reason=None if finish is None else clean(finish, 40),
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        logprobs=None if isinstance(claimed, str) else claimed,
+        logprobs_problem=clean(claimed) if isinstance(claimed, str) else None,
+        thought=thought,
+        token_ids=None if view.calls else _read_ids(view.token_ids, completion_tokens),
+    )
+
+
+def _read_ids(value: object, completion_tokens: int | None) -> tuple[int, ...] | None:
+    """Token ids of a reply; None unless they are ids, as many as the host counts."""
+    ids = tuple(items(value))
+    if not ids or not all(type(one) is int and 0 <= one < _MOST_IDS for one in ids):
+        return None
+    agree = completion_tokens is None or abs(len(ids) - completion_tokens) <= 1
+    return ids if agree else None
+
+
+def _why_not_judged(
+    view: View,
+    finish: str | None,
+    text: str | None,
+    thought: str | None,
+    completion_tokens: int | None,
+) -> str | None:
+    """Why this answer says nothing about the weights; None when it may.
+
+    An answer that the limit cut off in the middle of its thought may: what is shown of a thought is
+    the beginning of what was generated, and a beginning has an exact likelihood like any reply.
+    """
+    if view.reasoning:
+        why = "what is shown of it is a summary, encrypted or out of its place"
+        return f"{HIDDEN}: {why}; {THINK_NOT}"
+    hidden = _count(view.reasoning_tokens)
+    if hidden and thought is None and not holds_thought(text):
+        return f"{HIDDEN}, {hidden} tokens of it; {THINK_NOT}"
+    if view.refusal is not None:
+        return f"refusal: {view.refusal}"
+    if finish == "content_filter":
+        return "stopped by the host's content filter"
+    if view.calls and not (text or "").strip():
+        return f"{_name_calls(view.calls)}: not judged, since calls are not scored yet"
+    if any(REDACTED in words for words in (text, thought) if words is not None):
+        return f"the text holds {REDACTED}: it may have repeated the API key"
+    if thought is not None or text is None:
+        return None
+    if not text.strip():
+        if finish == "length":
+            return f"{UNSHOWN}; raise it, or {THINK_NOT}"
+        return "empty content"
+    shown = len(text.encode("utf-8", "replace"))
+    if view.calls:
+        named = sum(len(name.encode("utf-8", "replace")) for name in view.calls)
+        shown += named + view.call_bytes + _AROUND_CALL * len(view.calls)
+    if completion_tokens is not None and completion_tokens > shown + _UNCOUNTED:
+        return f"{HIDDEN}: {completion_tokens} tokens counted for {shown} bytes; {THINK_NOT}"
+    return None
+
+
+def _name_calls(names: tuple[str, ...]) -> str:
+    """What an answer calls, in words."""
+    told = [repr(name) for name in dict.fromkeys(clean(name, 40) for name in names) if name]
+    if not told:
+        return "calls a tool"
+    more = f" and {len(told) - 2} more" if len(told) > 2 else ""
+    return f"calls the tool{'s' * (len(told) > 1)} {', '.join(told[:2])}{more}"
+
+
+def holds_thought(text: str | None) -> bool:
+    """Whether a thought stands in the text itself: some hosts count it and leave it there."""
+    return text is not None and _TAGS.search(text) is not None
+
+
+def _problem(attempt: Attempt, reason: str, *, retryable: bool = False) -> Problem:
+    return Problem(status=attempt.status, reason=clean(reason), retryable=retryable)
+
+
+def _error_object(attempt: Attempt, holder: dict[str, Any]) -> Problem:
+    """An error that came with a status of success."""
+    error = holder["error"]
+    said = _message_in(holder)
+    marks = [error.get("code"), error.get("type")] if isinstance(error, dict) else []
+    words = " ".join(clean(str(mark), 60) for mark in marks if isinstance(mark, str | int))
+    codes = {int(word) for word in words.split() if re.fullmatch(r"[1-5][0-9]{2}", word)}
+    retryable = bool(codes & _RETRYABLE) if codes else bool(_RETRYABLE_NAME.search(words))
+    return Problem(
+        status=attempt.status,
+        reason=clean(f"HTTP {attempt.status} with an error object: {words} {said}"),
+        retryable=retryable,
+        rate_limited=bool(codes & _TOO_MUCH) or _RATE_LIMITED.search(words) is not None,
+        unknown_model=not retryable and _names_unknown_model(holder, said),
+    )
+
+
+def _names_unknown_model(body: object, said: str) -> bool:
+    error = body.get("error") if isinstance(body, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return _UNKNOWN_MODEL.search(f"{code if isinstance(code, str) else ''} {said}") is not None
+
+
+def _message_in(body: object) -> str:
+    """The host's own words in an error body of any of the usual shapes; "" when it has none."""
+    if not isinstance(body, dict):
+        return ""
+    for name in ("error", "message", "detail", "reason"):
+        value = body.get(name)
+        if isinstance(value, dict):
+            value = value.get("message") or value.get("detail") or value.get("code")
+        if isinstance(value, list):
+            rows = [row.get("msg") if isinstance(row, dict) else row for row in value[:3]]
+            value = "; ".join(row for row in rows if isinstance(row, str))
+        if isinstance(value, str) and value.strip():
+            return clean(value)
+    return ""
+
+
+def _plain(body: str) -> str:
+    """The start of a body that is no JSON; of a web page, its title."""
+    if body.lstrip()[:1] == "<":
+        title = re.search(r"<title>([^<]{1,200})", body[:20_000], re.IGNORECASE)
+        return f"a web page{f' titled {clean(title[1])!r}' if title else ''}"
+    return clean(body)
+
+
+def _load(text: str) -> Any:
+    """The value of a JSON text, NaN and infinities included; `_NOT_JSON` when it is none."""
+    try:
+        return json.loads(text.removeprefix(MARK))
+    except (ValueError, RecursionError):
+        return _NOT_JSON
+
+
+def _count(value: object) -> int | None:
+    """A token count; None for anything that cannot be one."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= 10**9 else None

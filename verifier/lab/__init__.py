@@ -1,0 +1,1 @@
+"""Hosts whose truth is known, and what is measured on them."""

@@ -1,0 +1,1 @@
+"""Benchmarks: error rates and costs on hosts whose truth is known."""

@@ -1,0 +1,272 @@
+"""What audits say of hosts that serve another model under the published name.
+
+The other models are made here from the published one, in minutes on a CPU: a fine-tune of 100
+steps, a merge that holds a tenth of it, and a model of half the layers; one of another family with
+another tokenizer is given as a directory. Replies of each host are collected over HTTP once, and
+disjoint slices replayed as audits. Each is decided with every model among the suspects, and again
+without the one that is served: then no name is the right one.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from verifier.config import (
+    AuditSection,
+    Relation,
+    Suspect,
+)
+from verifier.evidence.ledger import Ledger, Row
+from verifier.files.run_folder import write_json
+from verifier.host.collect import read_outcomes
+from verifier.lab.bench.precision import (
+    CARD,
+    RESULTS,
+    SERVED_BATCH,
+    SERVED_IN,
+    Audit,
+    plan_audit,
+    replay,
+)
+from verifier.lab.corpus import (
+    MAX_ATTEMPTS,
+    Stack,
+    collect_corpus,
+    describe_run,
+    is_collected,
+    load_host,
+    score_corpus,
+)
+from verifier.plan import Plan, read_probes
+from verifier.probes import draw, load_pool
+from verifier.prompts import make_prompt
+from verifier.records import Message, Outcome
+from verifier.reference.cards import load_card
+from verifier.reference.digests import vocabulary_sha256
+from verifier.reference.engines.load import load_engine
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.weights import check_weights, fetch_weights
+from verifier.scoring.other_models import Suspected
+from verifier.verdict.decide import decide
+
+SCHEMA: Final = 1
+AUDITS: Final = 40
+
+#: Audits of each host whose cause is named: every reply of theirs is scored under each column.
+NAMED: Final = 12
+
+MAX_TOKENS: Final = 48
+
+#: The honest host's name, and that of the host of another family.
+HONEST, FAMILY = "none", "another-family"
+
+#: The other models, and what each is to the published one.
+SUSPECTS: Final[Mapping[str, Relation]] = {
+    "fine-tune": "fine-tune",
+    "merge-tenth": "merged",
+    "half-the-layers": "another size",
+    FAMILY: "another family",
+}
+
+#: Replies collected of each host.
+REPLIES: Final = {
+    HONEST: 400, "fine-tune": 64, "merge-tenth": 160, "half-the-layers": 64, FAMILY: 48,
+}  # fmt: skip
+
+#: Builds that compete with the suspects for the name.
+BUILDS: Final = ("int4-asym-g64", "int3-g64", "drop-1")
+
+#: How much of the fine-tune the merge holds.
+SHARE: Final = 0.1
+
+
+def run_identity_bench(
+    out: Path,
+    *,
+    cache: Path,
+    family: Path | None,
+    seed: int,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Measure every host; the path of the results. Goes on where an earlier run was stopped.
+
+    Without a directory of another family its host is left out.
+    """
+    card = load_card(CARD)
+    weights = fetch_weights(card, cache=cache, tell=tell)
+    check_weights(card, weights)
+    made = make_models(weights, out / "models", seed=seed, tell=tell)
+    if family is not None:
+        made[FAMILY] = family
+    hosts = {**made, HONEST: weights}
+    probes = draw(load_pool(), seed=seed, count=max(REPLIES.values()), max_tokens=MAX_TOKENS)
+    stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH)
+    for name, directory in hosts.items():
+        folder = out / name
+        begun = read_probes(folder) if folder.is_dir() else ()
+        if begun and is_collected(folder, begun[: REPLIES[name]]):
+            continue
+        tell(f"asking {name}")
+        tokenizer = Tokenizer(directory)
+        host = load_host(directory, tokenizer, stack)
+        collect_corpus(
+            folder, stack, probes, limit=REPLIES[name], engine=host, tokenizer=tokenizer,
+            progress=progress,
+        )  # fmt: skip
+        host.close()  # freed before the next is loaded
+    plan = make_identity_plan(tuple(made), seed=seed)
+    tokenizer = Tokenizer(weights)
+    reference = load_engine(
+        "transformers", weights, tokenizer,
+        checkpoints={name: partial(Path, directory) for name, directory in made.items()},
+    )  # fmt: skip
+    published = vocabulary_sha256(weights)
+    suspects = {
+        name: Suspected(
+            tokenizer=Tokenizer(directory), same=vocabulary_sha256(directory) == published
+        )
+        for name, directory in made.items()
+    }
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        "card": card.name,
+        "tensors_sha256": card.digests.tensors_sha256,
+        **describe_run(seed=seed),
+        "policy": plan.policy_name,
+        "alpha": plan.alpha,
+        "builds": list(BUILDS),
+        "suspects": dict(plan.suspects),
+        "hosts": [],
+    }
+    for name in hosts:
+        tell(f"scoring {name}")
+        folder = out / name
+        outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+        score = partial(
+            score_corpus, folder, engine=reference, tokenizer=tokenizer, with_logprobs=False,
+            progress=progress,
+        )  # fmt: skip
+        ledger = score(limit=REPLIES[name])
+        audits = replay(plan, ledger, outcomes, most=AUDITS)
+        accused = [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]
+        if accused:
+            last = ledger.rows[max(a.first + a.replies for a in accused) - 1].probe_id
+            asked = [probe.id for probe in read_probes(folder)]
+            ledger = score(limit=asked.index(last) + 1, weights=(*made, *BUILDS), suspects=suspects)
+        results["hosts"].append(sum_up_host(name, plan, audits, ledger, outcomes))
+        write_json(out / RESULTS, results)
+    reference.close()
+    return out / RESULTS
+
+
+def make_models(
+    weights: Path, folder: Path, *, seed: int, tell: Callable[[str], None]
+) -> dict[str, Path]:
+    """The directories of the models that are derived from the published one, made once."""
+    from verifier.lab.derived_models import fine_tune, merge, prune
+
+    tokenizer = Tokenizer(weights)
+
+    def render(question: str) -> str:
+        return tokenizer.render_text(make_prompt([Message(role="user", content=question)]))
+
+    tune = partial(fine_tune, render=render, encode=tokenizer.encode_prompt, seed=seed)
+    made = {name: folder / name for name in SUSPECTS if name != FAMILY}
+    recipes: dict[str, Callable[[Path], None]] = {
+        "fine-tune": lambda out: tune(weights, out),
+        "merge-tenth": lambda out: merge(weights, made["fine-tune"], out, share=SHARE),
+        "half-the-layers": lambda out: prune(weights, out),
+    }
+    for name, directory in made.items():
+        if not directory.is_dir():
+            tell(f"making {name}")
+            partial_directory = directory.with_suffix(".partial")
+            recipes[name](partial_directory)
+            partial_directory.rename(directory)
+    return made
+
+
+def make_identity_plan(suspects: Sequence[str], *, seed: int) -> Plan:
+    """The plan of a real audit from text alone, with these models among the suspects."""
+    named = [Suspect(name=name, path=Path(), relation=SUSPECTS[name]) for name in suspects]
+    section = AuditSection(seed=seed, top_logprobs=0, max_tokens=MAX_TOKENS)
+    return plan_audit(section, suspects=named)
+
+
+def sum_up_host(
+    name: str,
+    plan: Plan,
+    audits: Sequence[Audit],
+    ledger: Ledger,
+    outcomes: Mapping[str, Outcome],
+) -> dict[str, Any]:
+    """One host with its audits, and what each that ended inconsistent was said to be."""
+    named: list[str] = []
+    without: list[str] = []
+    for audit in [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]:
+        rows = ledger.rows[audit.first : audit.first + audit.replies]
+        named.append(_name(plan, rows, outcomes))
+        others = plan.model_copy(
+            update={"suspects": {n: t for n, t in plan.suspects.items() if n != name}}
+        )
+        less = tuple(
+            replace(row, text={n: c for n, c in row.text.items() if n != name}) for row in rows
+        )
+        without.append(_name(others, less, outcomes))
+    replies = [audit.replies for audit in audits]
+    tokens = [audit.completion_tokens for audit in audits]
+    return {
+        "host": name,
+        "audits": len(audits),
+        "decisions": dict(Counter(audit.decision for audit in audits)),
+        "replies": {"median": statistics.median(replies), "max": max(replies)},
+        "tokens": {"median": statistics.median(tokens), "max": max(tokens)},
+        "named": dict(Counter(named)),
+        "named_without_it": dict(Counter(without)),
+        "each": [[audit.replies, audit.completion_tokens, audit.log_e] for audit in audits],
+    }
+
+
+def _name(plan: Plan, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> str:
+    """The cause that is said of these replies; in brackets where it is not said for sure."""
+    report = decide(
+        plan, Ledger(rows=tuple(rows)), engine={}, attempts=(),
+        outcomes={row.probe_id: outcomes[row.probe_id] for row in rows},
+    )  # fmt: skip
+    cause = report.findings[-1]
+    return cause.name if cause.decision == "detected" else f"({cause.name})"
+
+
+_HEAD: Final = (
+    "host", "audits", "inconsistent", "median replies (most)", "median tokens (most)", "named",
+    "named where it is no suspect",
+)  # fmt: skip
+
+
+def tabulate_identity(results: Mapping[str, Any]) -> str:
+    """The hosts as one Markdown table."""
+    lines = [
+        f"| {' | '.join(_HEAD)} |",
+        "|" + "---|" * len(_HEAD),
+    ]
+    for host in results["hosts"]:
+        replies, tokens = host["replies"], host["tokens"]
+        cells = (
+            host["host"], host["audits"], host["decisions"].get("inconsistent", 0),
+            f"{replies['median']:g} ({replies['max']})", f"{tokens['median']:g} ({tokens['max']})",
+            _counts(host["named"]), _counts(host["named_without_it"]),
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _counts(named: Mapping[str, int]) -> str:
+    ranked = sorted(named.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{name} {count}" for name, count in ranked) or "-"

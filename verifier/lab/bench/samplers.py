@@ -1,0 +1,249 @@
+"""The benchmark of samplers: what is said of hosts whose sampler, or whose weights, are known.
+
+Of each host a corpus of sampled replies is collected over HTTP, and of each weights one of greedy
+replies: the same weights answer greedy questions alike whatever their sampler. An audit reads both
+in a random order of its own, greedy replies first, with the looks, the budget and the stopping
+rules of a real one. The audits of a host share replies, so they say how often names are right, not
+how often an honest host would be accused: that is what the level tests are for.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from verifier.checks.sampling.ask_and_score import read_sampled, score_sampled
+from verifier.config import AuditSection
+from verifier.evidence.ledger import Ledger
+from verifier.evidence.samplers import LABELS
+from verifier.files.run_folder import write_json
+from verifier.host.collect import read_outcomes
+from verifier.lab.bench.precision import plan_audit
+from verifier.lab.corpus import (
+    MAX_ATTEMPTS,
+    Stack,
+    collect_corpus,
+    describe_run,
+    load_host,
+    score_corpus,
+)
+from verifier.lab.testbed.host import read_fault
+from verifier.plan import Plan, batch_ends, read_probes
+from verifier.probes import draw, load_pool
+from verifier.records import REFERENCE, Report
+from verifier.reference.cards import load_card
+from verifier.reference.engines.load import load_engine
+from verifier.reference.renderings.catalogue import catalogue
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.weights import check_weights, fetch_weights
+from verifier.verdict.decide import decide, may_be_sampled, wants_samples
+from verifier.verdict.weigh import planned_samplers, weigh
+
+SCHEMA: Final = 1
+CARD: Final = "smollm2-135m-instruct"
+RESULTS: Final = "samplers.json"
+
+HOSTS: Final = (
+    "none", "sampler:temperature=0.9", "sampler:top-k=40", "sampler:top-p=0.95", "int4-asym-g64",
+)  # fmt: skip
+AUDITS: Final = 40
+
+#: Replies that a corpus may have, and that are collected of it unless told otherwise.
+GREEDY: Final = 64
+MOST_SAMPLED: Final = 384
+SAMPLED: Final = 192
+MAX_TOKENS: Final = 48
+BATCH: Final = 32
+
+
+def run_sampler_bench(
+    out: Path, *, cache: Path, seed: int, tell: Callable[[str], None], replies: int = SAMPLED
+) -> Path:
+    """Measure every host; the path of the results. Goes on where an earlier run was stopped.
+
+    Hosts of which more or fewer replies lie in `out` already are read as they are.
+    """
+    card = load_card(CARD)
+    weights = fetch_weights(card, cache=cache, tell=tell)
+    check_weights(card, weights)
+    tokenizer = Tokenizer(weights)
+    reference = load_engine("transformers", weights, tokenizer)
+    host = load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=BATCH))
+    plan = _plan(seed)
+    drawn = draw(load_pool(), seed=seed, count=GREEDY + MOST_SAMPLED, max_tokens=MAX_TOKENS)
+    sampled = tuple(replace(probe, temperature=1.0) for probe in drawn[GREEDY:])
+    each: list[dict[str, Any]] = []
+    for name in HOSTS:
+        fault = read_fault(name, layers=card.layers, catalogue=catalogue())
+        stack = Stack(dtype="bfloat16", batch=BATCH, weights=fault.weights)
+        greedy_folder = out / f"greedy-{'none' if fault.weights == REFERENCE else fault.weights}"
+        folder = out / f"sampled-{name.replace(':', '-')}"
+        tell(f"asking {name}")
+        collect_corpus(
+            greedy_folder, stack, drawn[:GREEDY], engine=host, tokenizer=tokenizer,
+            limit=GREEDY if fault.weights == REFERENCE else BATCH,
+        )  # fmt: skip
+        have = len(read_outcomes(folder, max_attempts=MAX_ATTEMPTS))
+        collect_corpus(
+            folder, stack, sampled, engine=host, tokenizer=tokenizer, sampler=dict(fault.sampler),
+            limit=have or replies,
+        )  # fmt: skip
+        tell(f"scoring {name}")
+        greedy = score_corpus(
+            greedy_folder, engine=reference, tokenizer=tokenizer, with_logprobs=True
+        )
+        score_sampled(
+            folder, read_probes(folder), read_outcomes(folder, max_attempts=MAX_ATTEMPTS),
+            engine=reference, tokenizer=tokenizer, samplers=planned_samplers(plan),
+        )  # fmt: skip
+        ledger = replace(greedy, sampled=read_sampled(folder))
+        outcomes = read_outcomes(greedy_folder, max_attempts=MAX_ATTEMPTS)
+        for number in range(AUDITS):
+            each.append(replay(plan, ledger, outcomes, fault=name, number=number, seed=seed))
+        write_json(out / RESULTS, sum_up(each, seed=seed))
+    return out / RESULTS
+
+
+def _plan(seed: int) -> Plan:
+    """The plan of a real audit that asks how replies are sampled."""
+    return plan_audit(AuditSection(seed=seed, max_tokens=MAX_TOKENS, sampler=True))
+
+
+def replay(
+    plan: Plan, ledger: Ledger, outcomes: Mapping[str, Any], *, fault: str, number: int, seed: int
+) -> dict[str, Any]:
+    """One audit: greedy replies until they are quiet or differ, then samples until named."""
+    rng = np.random.default_rng([seed, number])
+    rows = [ledger.rows[i] for i in rng.permutation(len(ledger.rows))]
+    sampled = [ledger.sampled[i] for i in rng.permutation(len(ledger.sampled))]
+    looks = _looks(plan, rows, sampled, outcomes)
+    part, report = next(looks)
+    while _tokens(part) + plan.max_tokens <= plan.budget_completion_tokens:
+        further = next(looks, None)
+        if further is None:
+            break
+        part, report = further
+    found = weigh(plan, part).samplers
+    assert found is not None
+    (finding,) = [f for f in report.findings if f.aspect == "sampler"]
+    interval = found.temperature
+    return {
+        "fault": fault,
+        "number": number,
+        "decision": report.decision,
+        "sampler": finding.decision,
+        "said": finding.name,
+        "log_e": finding.log_e,
+        "greedy_tokens": sum(row.tokens + row.left_out for row in part.rows),
+        "sampled_tokens": sum(row.tokens + row.left_out for row in part.sampled),
+        "temperature": None if interval is None else [interval.lower, interval.upper],
+        "causes": [f.name for f in report.findings if f.aspect == "cause"],
+    }
+
+
+def _looks(
+    plan: Plan, rows: Sequence[Any], sampled: Sequence[Any], outcomes: Mapping[str, Any]
+) -> Iterator[tuple[Ledger, Report]]:
+    """Every look of an audit at the evidence, as `audit` takes them."""
+
+    def look(greedy: int, samples: int) -> tuple[Ledger, Report]:
+        part = Ledger(rows=tuple(rows[:greedy]), sampled=tuple(sampled[:samples]))
+        asked = {row.probe_id: outcomes[row.probe_id] for row in part.rows}
+        return part, decide(plan, part, engine={}, attempts=(), outcomes=asked)
+
+    end, report = 0, None
+    for end in batch_ends(len(rows)):
+        part, report = look(end, 0)
+        yield part, report
+        if report.decision != "inconclusive" or may_be_sampled(plan, report):
+            break
+    if report is None or not may_be_sampled(plan, report):
+        return
+    for samples in batch_ends(len(sampled)):
+        part, report = look(end, samples)
+        yield part, report
+        if not wants_samples(report):
+            return
+
+
+def _tokens(part: Ledger) -> int:
+    greedy = sum(row.tokens + row.left_out for row in part.rows)
+    return greedy + sum(row.tokens + row.left_out for row in part.sampled)
+
+
+def is_right(audit: Mapping[str, Any]) -> bool:
+    """Whether what was said is true: the setting by its name, nothing of an honest sampler."""
+    _, _, setting = audit["fault"].partition("sampler:")
+    if not setting:
+        return bool(audit["sampler"] != "detected")
+    name = setting.partition("=")[0].replace("-", "_")
+    said = str(audit["said"])
+    return audit["sampler"] == "detected" and said.startswith(f"{LABELS[name]} about")
+
+
+def holds_truth(audit: Mapping[str, Any]) -> bool | None:
+    """Whether the temperature interval holds the host's; None: it has none, or no temperature."""
+    _, _, setting = audit["fault"].partition("sampler:")
+    name, _, value = setting.partition("=")
+    if audit["temperature"] is None or (setting and name != "temperature"):
+        return None
+    lower, upper = audit["temperature"]
+    truth = float(value) if setting else 1.0
+    return bool(lower <= truth and (upper is None or truth <= upper))
+
+
+def sum_up(each: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
+    """The results file: a figure per host, and every audit."""
+    figures = []
+    for fault in dict.fromkeys(audit["fault"] for audit in each):
+        of = [audit for audit in each if audit["fault"] == fault]
+        held = [h for h in map(holds_truth, of) if h is not None]
+        figures.append(
+            {
+                "fault": fault,
+                "audits": len(of),
+                "decisions": dict(Counter(audit["decision"] for audit in of)),
+                "sampler": dict(Counter(audit["sampler"] for audit in of)),
+                "right": sum(map(is_right, of)),
+                "median_sampled_tokens": statistics.median(a["sampled_tokens"] for a in of),
+                "median_tokens": statistics.median(
+                    a["sampled_tokens"] + a["greedy_tokens"] for a in of
+                ),
+                "interval_holds": sum(held),
+                "intervals": len(held),
+                "said": dict(Counter(audit["said"] for audit in of).most_common()),
+            }
+        )
+    return {
+        "schema_version": SCHEMA,
+        "card": CARD,
+        **describe_run(seed=seed),
+        "figures": figures,
+        "each": list(each),
+    }
+
+
+def tabulate_samplers(results: Mapping[str, Any]) -> str:
+    """A Markdown table with a row per host."""
+    head = (
+        "host", "audits", "verdicts", "sampler", "said rightly", "median tokens, sampled (all)",
+        "interval holds",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for figure in results["figures"]:
+        verdicts = ", ".join(f"{name} {count}" for name, count in figure["decisions"].items())
+        found = ", ".join(f"{name} {count}" for name, count in figure["sampler"].items())
+        tokens = f"{figure['median_sampled_tokens']:.0f} ({figure['median_tokens']:.0f})"
+        intervals = figure["intervals"]
+        held = f"{figure['interval_holds']} of {intervals}" if intervals else "-"
+        lines.append(
+            f"| {figure['fault']} | {figure['audits']} | {verdicts} | {found} | "
+            f"{figure['right']} | {tokens} | {held} |"
+        )
+    return "\n".join(lines)

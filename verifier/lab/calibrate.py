@@ -1,0 +1,280 @@
+"""Calibration: what honest serving and each known variant look like on one card's model.
+
+Half of the honest stacks set the honest scale; the other half only check it. Every number comes
+from replies asked for over HTTP, as an audit asks. A calibration that was stopped goes on where it
+was, in the same work folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.evidence.calibration import (
+    CALIBRATION_SCHEMA,
+    Calibration,
+    Channel,
+    Estimate,
+    NoiseClass,
+    Role,
+)
+from verifier.evidence.calibration import Stack as Measured
+from verifier.evidence.e_values import (
+    confidence_sequence,
+    fit_reading,
+    spread_rows,
+)
+from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.lab.corpus import (
+    Dtype,
+    Progress,
+    RememberingEngine,
+    Stack,
+    collect_corpus,
+    is_collected,
+    load_host,
+    read_stack,
+    score_corpus,
+)
+from verifier.plan import read_probes
+from verifier.probes import draw, load_pool
+from verifier.records import Probe
+from verifier.reference.cards import Card
+from verifier.reference.digests import tensors_sha256
+from verifier.reference.engines import Engine
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.variants import CLASS_MARGINS, find_variant
+
+Array = NDArray[np.float64]
+
+#: Coverage of the intervals in a calibration.
+LEVEL = 0.99
+
+SPREADS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5)
+LEARNING_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05)
+
+#: Variants are served in the arithmetic that hosts use most.
+SERVED_IN: Dtype = "bfloat16"
+SERVED_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How many replies each part of a calibration rests on."""
+
+    calibration: int = 128
+    held_out: int = 32
+    variant: int = 24
+    layer: int = 8
+    max_tokens: int = 48
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One stack to measure and the probes to ask it."""
+
+    stack: Stack
+    role: Role
+    family: str | None
+    probes: tuple[Probe, ...]
+
+
+def calibrate(
+    card: Card,
+    weights: Path,
+    *,
+    work: Path,
+    load_reference: Callable[[], Engine],
+    seed: int,
+    versions: Mapping[str, str],
+    sizes: Sizes,
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
+) -> Calibration:
+    """Measure every stack of the card in `work` and fit the calibration.
+
+    `load_reference` loads the engine that audits will score with, once the hosts are done. Raises
+    ConfigError for a card without honest stacks, ReferenceMismatch when honest serving cannot be
+    bounded or modelled.
+    """
+    if not card.calibration_stacks:
+        raise ConfigError(
+            f"card {card.name}: calibration_stacks: empty, so there is no honest serving to "
+            "measure; name stacks such as float32-batch32 and bfloat16-batch32 in the card"
+        )
+    tokenizer = Tokenizer(weights)
+    items = plan_items(card, seed=seed, sizes=sizes)
+    for kind in dict.fromkeys((i.stack.engine, i.stack.dtype) for i in items):
+        alike = [i for i in items if (i.stack.engine, i.stack.dtype) == kind]
+        for item in alike:
+            _refuse_other_probes(work / item.stack.name, item.probes)
+        lacking = [i for i in alike if not is_collected(work / i.stack.name, i.probes)]
+        if not lacking:  # so that a finished collection is read without its engines
+            continue
+        engine = load_host(weights, tokenizer, alike[0].stack)
+        for item in lacking:
+            tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
+            collect_corpus(
+                work / item.stack.name, item.stack, item.probes, engine=engine,
+                tokenizer=tokenizer, progress=progress,
+            )  # fmt: skip
+        engine.close()
+    reference = RememberingEngine(load_reference())
+    texts: dict[str, Array] = {}
+    logprobs: dict[str, Array] = {}
+    tokens: dict[str, int] = {}
+    for item in items:
+        name = item.stack.name
+        tell(f"scoring {name}")
+        logprobs[name] = score_corpus(
+            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=True,
+            progress=progress,
+        ).logprob()  # fmt: skip
+        ledger = score_corpus(
+            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=False,
+            progress=progress,
+        )  # fmt: skip
+        texts[name] = ledger.text()
+        tokens[name] = sum(row.tokens for row in ledger.rows)
+    honest = [i.stack.name for i in items if i.role == "calibration"]
+    known = [i.stack.name for i in items if i.role != "held out"]
+    text = fit_channel(texts, TEXT_SCALES, honest=honest, known=known, what="greedy text")
+    logprob = fit_channel(
+        logprobs, LOGPROB_SCALES, honest=honest, known=known, what="log-probabilities"
+    )
+    stacks = tuple(
+        Measured(
+            name=item.stack.name if item.role != "variant" else item.stack.weights,
+            role=item.role,
+            family=item.family,
+            replies=len(texts[item.stack.name]),
+            tokens=tokens[item.stack.name],
+            text=estimate(texts[item.stack.name], TEXT_SCALES, text),
+            logprob=estimate(logprobs[item.stack.name], LOGPROB_SCALES, logprob),
+        )
+        for item in items
+    )
+    return Calibration(
+        schema_version=CALIBRATION_SCHEMA,
+        card=card.name,
+        tensors_sha256=card.digests.tensors_sha256 or tensors_sha256(weights),
+        seed=seed,
+        max_tokens=sizes.max_tokens,
+        level=LEVEL,
+        versions=dict(versions),
+        text=text,
+        logprob=logprob,
+        classes=noise_classes(stacks),
+        stacks=stacks,
+    )
+
+
+def _refuse_other_probes(folder: Path, probes: Sequence[Probe]) -> None:
+    """Replies to the probes of another seed would be passed off as those of this one."""
+    begun = read_probes(folder)
+    common = min(len(begun), len(probes))
+    if begun[:common] != tuple(probes[:common]):
+        raise ConfigError(
+            f"{folder}: holds replies to other probes (another seed, pool or size); remove it or "
+            "give another --work"
+        )
+
+
+def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
+    """What to measure. Held-out stacks get probes that no other stack gets."""
+    pool = load_pool()
+    shared, own = sizes.calibration, sizes.held_out
+    held_out = [read_stack(name) for name in card.held_out_stacks]
+    probes = draw(pool, seed=seed, count=shared + own * len(held_out), max_tokens=sizes.max_tokens)
+    items = [
+        Item(stack=read_stack(name), role="calibration", family=None, probes=probes[:shared])
+        for name in card.calibration_stacks
+    ]
+    for n, stack in enumerate(held_out):
+        start = shared + n * own
+        items.append(
+            Item(stack=stack, role="held out", family=None, probes=probes[start : start + own])
+        )
+    for name in (*card.bank, *(f"drop-layer-{n}" for n in range(card.layers))):
+        variant = find_variant(name, layers=card.layers)
+        count = sizes.variant if name in card.bank else sizes.layer
+        stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH, weights=name)
+        items.append(
+            Item(stack=stack, role="variant", family=variant.family, probes=probes[:count])
+        )
+    return items
+
+
+def fit_channel(
+    rows: Mapping[str, Array],
+    scales: Array,
+    *,
+    honest: Sequence[str],
+    known: Sequence[str],
+    what: str,
+) -> Channel:
+    """Fit spread, learning rate and honest scale of one channel.
+
+    Spread and learning rate are fitted over all `known` stacks, so that intervals keep their
+    level for faults too; the honest scale is the next grid point above the largest upper limit of
+    the `honest` stacks.
+    """
+    enough = [rows[name] for name in known if len(rows[name]) > 1]
+    try:
+        spread, rate = fit_reading(enough, scales, spreads=SPREADS, rates=LEARNING_RATES)
+    except ValueError as error:
+        raise ReferenceMismatch(f"calibration of {what}: {error}") from error
+    channel = Channel(honest_scale=float(scales[-1]), spread=spread, learning_rate=rate)
+    uppers = [
+        found.upper if (found := estimate(rows[n], scales, channel)) else None for n in honest
+    ]
+    known_uppers = [upper for upper in uppers if upper is not None]
+    if len(known_uppers) < len(honest) or max(known_uppers) >= scales[-2]:
+        raise ReferenceMismatch(
+            f"calibration of {what}: honest serving is not bounded; ask for more replies"
+        )
+    above = int(np.searchsorted(scales, max(known_uppers) * (1 + 1e-9)))
+    return channel.model_copy(update={"honest_scale": float(scales[above])})
+
+
+def estimate(rows: Array, scales: Array, channel: Channel) -> Estimate | None:
+    """The scale of one stack with its interval at LEVEL; None without rows."""
+    read = channel.learning_rate * spread_rows(rows, scales, channel.spread)
+    found = confidence_sequence(read, scales, level=LEVEL)
+    if found is None:
+        return None
+    return Estimate(estimate=found.estimate, lower=found.lower, upper=found.upper)
+
+
+def noise_classes(stacks: Sequence[Measured]) -> tuple[NoiseClass, ...]:
+    """The scale below which each class of departures is excluded: a margin of its mildest member.
+
+    The margins and their reasons are in `bank`.
+    """
+    classes = []
+    for name, (families, margin) in CLASS_MARGINS.items():
+        members = [s for s in stacks if s.family in families and s.text is not None]
+        if not members:
+            continue
+        mildest = min(members, key=lambda s: s.text.estimate if s.text else np.inf)
+        assert mildest.text is not None
+        classes.append(
+            NoiseClass(
+                name=name,
+                scale=float(f"{margin * mildest.text.estimate:.4g}"),
+                basis=f"{margin:g} of {mildest.name}, the mildest of {len(members)} builds",
+            )
+        )
+    classes.append(
+        NoiseClass(
+            name="another model",
+            scale=1.0,
+            basis="at 1, greedy replies are as far off as samples at temperature 1",
+        )
+    )
+    return tuple(classes)

@@ -1,0 +1,234 @@
+"""Replies of a testbed host whose truth is known, asked for over HTTP as an audit would.
+
+Calibration and benchmark both rest on such corpora. A corpus is a run folder without a verdict.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from verifier.errors import ConfigError
+from verifier.evidence.ledger import Ledger
+from verifier.evidence.samplers import Sampler
+from verifier.files.run_folder import PROBES
+from verifier.host.collect import collect, read_outcomes
+from verifier.host.endpoint import Endpoint
+from verifier.lab.testbed.host import create_app, running
+from verifier.plan import read_probes, versions, write_probes
+from verifier.probes import load_pool
+from verifier.records import (
+    REFERENCE,
+    GenerateRequest,
+    Generation,
+    Probe,
+    Reply,
+    ReplyScore,
+    SamplerRequest,
+    ScoreRequest,
+)
+from verifier.reference.engines import Engine
+from verifier.reference.engines.load import load_engine
+from verifier.reference.renderings.catalogue import PUBLISHED, Rendering
+from verifier.reference.tokenizer import Tokenizer
+from verifier.scoring.other_models import Suspected
+from verifier.scoring.score import score_replies
+
+Progress = Callable[[int, int], None]
+Dtype = Literal["float32", "bfloat16", "float16"]
+HostEngine = Literal["transformers", "vllm"]
+
+MODEL = "reference"
+TOP_LOGPROBS = 5
+MAX_ATTEMPTS = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """How a host computes: the precision of its arithmetic and how many replies share a batch."""
+
+    dtype: Dtype
+    batch: int
+    weights: str = REFERENCE
+    engine: HostEngine = "transformers"
+
+    @property
+    def name(self) -> str:
+        """E.g. bfloat16-batch16, vllm-bfloat16-batch16, or the variant's name in front of it."""
+        stack = f"{self.dtype}-batch{self.batch}"
+        if self.engine != "transformers":
+            stack = f"{self.engine}-{stack}"
+        return stack if self.weights == REFERENCE else f"{self.weights}-{stack}"
+
+
+def read_stack(name: str) -> Stack:
+    """A stack by its name in a card, such as bfloat16-batch16 or vllm-bfloat16-batch16."""
+    rest = name.removeprefix("vllm-")
+    dtype, _, batch = rest.partition("-batch")
+    if dtype not in get_args(Dtype) or not batch.isdecimal() or not int(batch):
+        raise ConfigError(
+            f"card: stack {name!r} is not one of {', '.join(get_args(Dtype))} followed by -batch "
+            "and a number, nor that after vllm-"
+        )
+    engine: HostEngine = "transformers" if rest == name else "vllm"
+    return Stack(dtype=cast(Dtype, dtype), batch=int(batch), engine=engine)
+
+
+class RememberingEngine:
+    """An engine that scores no reply twice: the two ways of reading a corpus mostly agree.
+
+    Ask with candidates first: what is remembered with them also serves a request without.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._weights = REFERENCE
+        self._known: dict[tuple[str, tuple[int, ...], tuple[int, ...]], ReplyScore] = {}
+
+    @property
+    def versions(self) -> dict[str, str]:
+        return self._engine.versions
+
+    def can_load(self, name: str) -> bool:
+        return self._engine.can_load(name)
+
+    def load_variant(self, name: str) -> None:
+        self._engine.load_variant(name)
+        self._weights = name
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        return self._engine.generate(requests)
+
+    @property
+    def scores_samplers(self) -> bool:
+        return self._engine.scores_samplers
+
+    def score_samplers(
+        self, requests: Sequence[SamplerRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[float, ...]]:
+        return self._engine.score_samplers(requests, samplers)
+
+    def score_penalized(
+        self, requests: Sequence[ScoreRequest], samplers: Sequence[Sampler]
+    ) -> list[tuple[ReplyScore, ...]]:
+        return self._engine.score_penalized(requests, samplers)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        keys = [(self._weights, request.prompt_ids, request.reply_ids) for request in requests]
+        new = [
+            n for n, request in enumerate(requests)
+            if request.candidates is not None or keys[n] not in self._known
+        ]  # fmt: skip
+        found = self._engine.score([requests[n] for n in new])
+        self._known |= {keys[n]: score for n, score in zip(new, found, strict=True)}
+        return [
+            self._known[key]
+            if request.candidates is not None
+            else replace(self._known[key], candidate_logprobs=None)
+            for key, request in zip(keys, requests, strict=True)
+        ]
+
+
+def describe_run(*, seed: int) -> dict[str, Any]:
+    """What a file of results says of how it came about: pool, seed, versions, machine."""
+    return {
+        "pool_sha256": load_pool().digest,
+        "seed": seed,
+        "versions": versions(),
+        "machine": {"machine": platform.machine(), "cores": os.cpu_count(), "gpu": False},
+    }
+
+
+def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:
+    """The weights of a directory, ready to be served as a stack says."""
+    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype)
+
+
+def is_collected(folder: Path, probes: Sequence[Probe]) -> bool:
+    """Whether every one of `probes` has its outcome in a corpus."""
+    settled = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    return all(probe.id in settled for probe in probes)
+
+
+def collect_corpus(
+    folder: Path,
+    stack: Stack,
+    probes: Sequence[Probe],
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    rendering: Rendering = PUBLISHED,
+    sampler: Mapping[str, float] | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Serve `stack` on a free port and ask it those of `probes` that have no reply yet.
+
+    A corpus that was begun goes on with its own probes; `limit` asks only the first of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / PROBES).exists():
+        write_probes(folder, tuple(probes))
+    probes = read_probes(folder)[:limit]
+    if is_collected(folder, probes):
+        return
+    engine.load_variant(stack.weights)
+    app = create_app(
+        engine, tokenizer, model=MODEL, rendering=rendering, sampler=sampler, max_batch=stack.batch
+    )
+    with running(app) as base_url:
+        endpoint = Endpoint(
+            base_url=base_url,
+            model=MODEL,
+            concurrency=stack.batch,
+            timeout_s=600,
+            max_attempts=MAX_ATTEMPTS,
+            top_logprobs=TOP_LOGPROBS,
+        )
+        collect(folder, endpoint, probes, progress=progress)
+
+
+def score_corpus(
+    folder: Path,
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    with_logprobs: bool,
+    limit: int | None = None,
+    weights: Sequence[str] = (),
+    suspects: Mapping[str, Suspected] | None = None,
+    progress: Progress | None = None,
+) -> Ledger:
+    """The ledger of a corpus, with or without what the host said of its own tokens.
+
+    The two ways of reading are kept in folders of their own.
+    """
+    outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    if not with_logprobs:
+        outcomes = {
+            name: replace(outcome, logprobs=None, logprobs_problem=None)
+            if isinstance(outcome, Reply)
+            else outcome
+            for name, outcome in outcomes.items()
+        }
+    probes = read_probes(folder)[:limit]
+    scored = folder / ("with-logprobs" if with_logprobs else "text-only")
+    scored.mkdir(exist_ok=True)
+    return score_replies(
+        scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
+        suspects=suspects, progress=progress,
+    )  # fmt: skip
+
+
+def middle_and_most(audits: Sequence[Mapping[str, Any]], what: str) -> str:
+    """The median of a number of several audits, and the largest, for a table."""
+    found = [audit[what] for audit in audits]
+    return f"{statistics.median(found):.0f} (at most {max(found)})"

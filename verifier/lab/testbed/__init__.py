@@ -1,0 +1,1 @@
+"""A laboratory instrument: a host whose weights, and so whose faults, are known."""

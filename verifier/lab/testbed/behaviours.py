@@ -1,0 +1,175 @@
+"""What a testbed host does to requests and answers beside its weights, template and sampler.
+
+Pure functions of requests and answers; knows nothing of engines or sockets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Final, Literal, get_args
+
+from verifier.checks.length.evidence import PLACES, Cut, Place, cut
+from verifier.errors import ConfigError
+from verifier.lab.testbed.wire import (
+    DEFAULT_MAX_TOKENS,
+    Answer,
+    Body,
+    WireError,
+    alternatives_asked,
+)
+from verifier.records import GenerateRequest
+
+#: Tricks by the beginning of their names, with examples and what they do.
+TRICKS: Final = {
+    "context:1024,front": "of longer prompts the last 1024 tokens are read, and nothing is said",
+    "context:1024,front-kept": "the same, and the template stands whole around them",
+    "context:1024,middle": "of longer prompts the middle is cut to 1024 tokens",
+    "context:1024,end": "of longer prompts the first 1024 tokens are read",
+    "context:1024,end-kept": "the same, and the template stands whole around them",
+    "context:1024,front,hidden": "the same, and prompt tokens are counted as if all were read",
+    "context:1024,refused": "longer prompts are refused with the limit named, as is honest",
+    "ceiling:64": "replies end at 64 tokens at most, whatever was asked",
+    "ceiling:64,hidden": "the same, and they are said to have ended by themselves",
+    "ignores:stop": "stop strings are taken and ignored; so may be seed, n, logit_bias, max_tokens",
+    "ignores:n,logit_bias": "several parameters are",
+    "spares:logprobs": "the weights fault spares requests that ask for log-probabilities",
+    "spares:streams": "it spares those that ask for a stream",
+    "spares:short": "it spares those that ask for at most 16 tokens",
+    "spares:first": "it spares the first 8",
+    "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
+    "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
+    "cache:alike": "so does one that ends in the same words",
+}
+
+#: Requests that a weights fault may spare.
+Spared = Literal["logprobs", "streams", "short", "first"]
+
+#: Parameters that a host may ignore.
+PARAMETERS: Final = frozenset({"seed", "stop", "n", "logit_bias", "max_tokens"})
+
+#: How the names of tricks begin.
+KINDS: Final = tuple(dict.fromkeys(name.partition(":")[0] for name in TRICKS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tricks:
+    """Everything a host does beside serving its weights."""
+
+    window: int | None = None  # tokens of a prompt that are read; None: all
+    place: Place | None = None  # where longer prompts are cut; None: they are refused
+    counts_all: bool = False  # whether prompt tokens are counted as if nothing was cut
+    ceiling: int | None = None  # tokens of a reply at most
+    ignores: frozenset[str] = frozenset()  # parameters that are taken and ignored
+    spares: Spared | None = None  # requests that get the published weights all the same
+    forges: bool = False  # whether log-probabilities are those of the published weights
+    cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
+    says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
+
+
+#: A host without any.
+PLAIN: Final = Tricks()
+
+
+def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
+    """`tricks` with one more, as `--fault` names it. Raises ConfigError for none that is known."""
+    number, *rest = value.split(",")
+    hidden = rest[-1:] == ["hidden"]
+    rest = rest[:-1] if hidden else rest
+    size = int(number) if number.isascii() and number.isdigit() else 0
+    if kind == "context" and size and len(rest) == 1:
+        place = next((p for p in PLACES if p == rest[0]), None)
+        if place is not None or (rest[0] == "refused" and not hidden):
+            return replace(tricks, window=size, place=place, counts_all=hidden)
+    if kind == "ceiling" and size and not rest:
+        return replace(tricks, ceiling=size, says_stop=hidden)
+    spared: Spared | None = next((one for one in get_args(Spared) if one == value), None)
+    if kind == "spares" and spared is not None:
+        return replace(tricks, spares=spared)
+    if kind == "forges" and value == "logprobs":
+        return replace(tricks, forges=True)
+    if kind == "ignores" and {number, *value.split(",")} <= PARAMETERS:
+        return replace(tricks, ignores=frozenset(value.split(",")))
+    if kind == "cache" and value in ("same", "alike"):
+        return replace(tricks, cache="same" if value == "same" else "alike")
+    examples = ", ".join(name for name in TRICKS if name.startswith(f"{kind}:"))
+    raise ConfigError(f"fault {kind}:{value}: cannot be read; give it as in {examples}")
+
+
+def read_whole_or_cut(
+    ids: tuple[int, ...], tricks: Tricks, *, head: int, tail: int
+) -> tuple[int, ...]:
+    """A prompt as the host reads it. Raises WireError where it refuses a long one."""
+    if tricks.window is None or len(ids) <= tricks.window:
+        return ids
+    if tricks.place is None:
+        raise WireError(
+            f"This model's maximum context length is {tricks.window} tokens. However, your "
+            f"messages resulted in {len(ids)} tokens. Please reduce their length.",
+            param="messages", code="context_length_exceeded",
+        )  # fmt: skip
+    return cut(ids, Cut(place=tricks.place, window=tricks.window), head=head, tail=tail)
+
+
+def answered(answer: Answer, tricks: Tricks, *, rendered: int, asked: int) -> Answer:
+    """An answer as the host shows it; `rendered` is the whole prompt's length."""
+    if tricks.counts_all:
+        answer = replace(answer, prompt_tokens=rendered)
+    at_ceiling = tricks.ceiling is not None and tricks.ceiling < asked
+    if tricks.says_stop and at_ceiling and answer.finish_reason == "length":
+        answer = replace(answer, finish_reason="stop")
+    return answer
+
+
+def ignoring(request: GenerateRequest, tricks: Tricks) -> GenerateRequest:
+    """A request less what the host ignores; several replies are the server's to ignore."""
+    plain: dict[str, Any] = {
+        "seed": None, "stop": (), "logit_bias": (), "max_tokens": DEFAULT_MAX_TOKENS,
+    }  # fmt: skip
+    return replace(request, **{n: v for n, v in plain.items() if n in tricks.ignores})
+
+
+def is_spared(body: Body, limit: int, number: int, tricks: Tricks) -> bool:
+    """Whether the weights fault spares the `number`-th request, counted from 0."""
+    match tricks.spares:
+        case None:
+            return False
+        case "logprobs":
+            return alternatives_asked(body) is not None
+        case "streams":
+            return bool(body.stream)
+        case "short":
+            return limit <= _SHORT
+        case "first":
+            return number < _FIRST
+
+
+_SHORT: Final = 16
+_FIRST: Final = 8
+
+
+class Store:
+    """Earlier answers of a host that gives them again."""
+
+    def __init__(self, tricks: Tricks) -> None:
+        self._tricks = tricks
+        self._asked = 0
+        self._known: dict[tuple[str, int], Answer] = {}
+
+    def count(self) -> int:
+        """The number of one more request."""
+        self._asked += 1
+        return self._asked - 1
+
+    def again(self, words: str, limit: int, answer: Answer) -> Answer:
+        """What an earlier prompt got that is the same or ends alike; `answer` if there was none."""
+        match self._tricks.cache:
+            case None:
+                return answer
+            case "same":
+                return self._known.setdefault((words, limit), answer)
+            case "alike":
+                return self._known.setdefault((words[-_ALIKE:], limit), answer)
+
+
+#: Characters at its end by which a prompt is taken for another.
+_ALIKE: Final = 24

@@ -1,0 +1,1 @@
+"""The published model on this machine; knows no host."""

@@ -1,0 +1,95 @@
+"""Which engine computes the reference's likelihoods, and with what.
+
+Imports an engine's own library only once that engine is chosen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from verifier.config import Dtype, EngineName
+from verifier.errors import ConfigError, VerifierError
+from verifier.reference.engines import Engine
+
+
+class _Tokenizer(Protocol):
+    """What engines need of a tokenizer."""
+
+    @property
+    def eos_id(self) -> int: ...
+    def encode(self, text: str) -> tuple[int, ...]: ...
+    def decode(self, ids: Any) -> str: ...
+
+
+def load_engine(
+    name: EngineName,
+    weights: Path,
+    tokenizer: _Tokenizer,
+    *,
+    dtype: Dtype = "auto",
+    engine_args: Mapping[str, Any] | None = None,
+    checkpoints: Mapping[str, Callable[[], Path]] | None = None,
+    url: str | None = None,
+    api_key: str | None = None,
+) -> Engine:
+    """The weights of a directory, or the server at `url`, ready to score and to generate.
+
+    `engine_args` are for vLLM, `checkpoints` (other weights, loaded in the place of these) for
+    vLLM and transformers, `url` and `api_key` for the remote engine. dtype
+    auto is float32 for transformers, the oracle, and the checkpoint's own for vLLM. Raises
+    ConfigError when the engine cannot be had.
+    """
+    eos_ids = (tokenizer.eos_id,)
+    match choose(name):
+        case "remote":
+            if url is None:
+                raise ConfigError("reference.url: missing; give the vLLM server's URL, up to /v1")
+            from verifier.reference.engines.remote import RemoteEngine
+
+            return RemoteEngine(url, eos_ids=eos_ids, api_key=api_key, encode=tokenizer.encode)
+        case "vllm":
+            from verifier.reference.engines.vllm import VllmEngine
+
+            return VllmEngine(
+                weights, eos_ids=eos_ids, dtype=dtype, engine_args=engine_args,
+                checkpoints=checkpoints,
+            )  # fmt: skip
+        case _:
+            from verifier.reference.engines.transformers import TransformersEngine
+
+            try:
+                return TransformersEngine(
+                    weights,
+                    eos_ids=eos_ids,
+                    dtype="float32" if dtype == "auto" else dtype,
+                    decode=tokenizer.decode,
+                    checkpoints=checkpoints,
+                )
+            except VerifierError:
+                raise
+            except Exception as error:  # transformers raises whatever it met
+                said = " ".join(str(error).split())[:200]
+                raise ConfigError(
+                    f"{weights}: transformers cannot load it ({type(error).__name__}: {said}); "
+                    "fetch it anew, or use another --engine"
+                ) from error
+
+
+def choose(name: EngineName) -> EngineName:
+    """The engine that a name stands for here: auto is vLLM where it and a GPU are, else
+    transformers."""
+    if name != "auto":
+        return name
+    import torch
+
+    if not torch.cuda.is_available():
+        return "transformers"
+    from verifier.reference.engines.vllm import find_distribution
+
+    try:
+        find_distribution()
+    except ConfigError:
+        return "transformers"
+    return "vllm"

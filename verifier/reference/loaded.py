@@ -1,0 +1,158 @@
+"""The local weights, loaded: what scores replies, what reads texts, and what may be a suspect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cache as cache_once
+from functools import partial
+from pathlib import Path
+from threading import RLock
+
+from verifier.config import RunFile
+from verifier.errors import ConfigError, VerifierError
+from verifier.host.endpoint import Render
+from verifier.plan import Plan
+from verifier.progress import Show
+from verifier.prompts import make_prompt
+from verifier.records import Message
+from verifier.reference.cards import load_card, load_templates
+from verifier.reference.digests import vocabulary_sha256
+from verifier.reference.engines import Engine
+from verifier.reference.renderings.catalogue import Rendering, catalogue
+from verifier.reference.weights import check_weights, fetch_checkpoint, fetch_variant, fetch_weights
+from verifier.scoring.other_models import Suspected
+from verifier.scoring.reasoning import Reader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """The local weights, loaded: what scores, and what reads texts."""
+
+    engine: Engine
+    tokenizer: Reader
+    catalogue: Mapping[str, Rendering] = field(default_factory=catalogue)
+    #: How each suspect reads prompts and replies; called once the suspect is to be scored.
+    suspects: Mapping[str, Callable[[], Suspected]] = field(default_factory=dict)
+    #: Held for one whole scoring step, so that audits side by side never meet in the engine, which
+    #: changes its weights in place. Never held while an endpoint is asked.
+    busy: AbstractContextManager[object] = field(default_factory=RLock)
+
+
+LoadReference = Callable[[], Reference]
+
+
+def reference_loader(
+    config: RunFile, *, cache: Path, show: Show, api_key: str | None = None, fetch: bool = True
+) -> LoadReference:
+    """Loads the card's weights with the engine asked for, once they are fetched and checked.
+
+    `api_key` is the remote engine's. What it scores with is taken on its word: the weights are not
+    checked here. Without `fetch` nothing is fetched: what is not on this machine is a ConfigError
+    that says what would be.
+    """
+    section = config.reference
+
+    def load() -> Reference:
+        card = load_card(section.card)
+        weights = section.weights
+        if weights is None:
+            weights = fetch_weights(card, cache=cache, tell=show.tell, fetch=fetch)
+        elif not weights.is_dir():
+            raise ConfigError(f"reference.weights: no directory {weights}")
+        check_weights(card, weights, tensors=section.engine != "remote")
+        show.tell(f"loading {card.name}")
+        from verifier.reference.engines.load import load_engine
+        from verifier.reference.tokenizer import Tokenizer
+
+        tokenizer = Tokenizer(weights)
+        builds = {
+            v.name: partial(fetch_variant, card, v, weights, tell=show.tell, fetch=fetch)
+            for v in card.variants
+        }
+        others = {
+            s.name: partial(fetch_checkpoint, s, where=where, tell=show.tell, fetch=fetch)
+            for where, some in (
+                (f"card {card.name}: siblings", card.siblings),
+                ("reference.suspects", section.suspects),
+            )
+            for s in some
+        }
+        for suspect in (*card.siblings, *section.suspects):
+            asked_for = suspect in section.suspects  # a card's may be large, and never needed
+            if suspect.path is not None or asked_for:  # what is missing is said before all else
+                others[suspect.name]()
+        engine = load_engine(
+            section.engine, weights, tokenizer, dtype=section.dtype,
+            engine_args={**card.engine_args, **section.engine_args},
+            checkpoints={**builds, **others}, url=section.url, api_key=api_key,
+        )  # fmt: skip
+
+        def read_as(fetch: Callable[[], Path]) -> Suspected:
+            directory = fetch()
+            same = vocabulary_sha256(directory) == vocabulary_sha256(weights)
+            return Suspected(tokenizer=Tokenizer(directory), same=same)
+
+        earlier, valid = load_templates(section.card, card)
+        return Reference(
+            engine=engine, tokenizer=tokenizer, catalogue=catalogue(earlier=earlier, valid=valid),
+            suspects={name: cache_once(partial(read_as, f)) for name, f in others.items()},
+        )  # fmt: skip
+
+    return load
+
+
+def nameable(plan: Plan, reference: Reference, show: Show) -> tuple[str, ...]:
+    """The builds and suspects of a plan that can be loaded, for a cause to be named."""
+    builds = (name for name in plan.bank if reference.engine.can_load(name))
+    return (*builds, *read_suspects(plan, reference, show))
+
+
+def read_suspects(plan: Plan, reference: Reference, show: Show) -> dict[str, Suspected]:
+    """Those suspects of a plan that can be had; of the others it is told why not.
+
+    A card's siblings are fetched when they are needed first, and a verdict must not wait for them.
+    """
+    found = {}
+    for name in plan.suspects:
+        if name not in reference.suspects or not reference.engine.can_load(name):
+            continue
+        try:
+            found[name] = reference.suspects[name]()
+        except VerifierError as problem:
+            show.tell(f"going on without the suspect {name}: {problem}")
+    return found
+
+
+def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
+    """Before anything is spent on an audit whose policy cannot be scored."""
+    unknown = [name for name in plan.policy.builds if not engine.can_load(name)]
+    if unknown:
+        raise ConfigError(
+            f"audit.policy: builds: {', '.join(unknown)} cannot be loaded by the engine "
+            f"{engine.versions['engine']}; take a policy without builds, or another --engine"
+        )
+
+
+def render_as_ids(tokenizer: Reader) -> Render:
+    """Messages to the published prompt, for endpoints that complete texts."""
+    return lambda messages: tokenizer.encode_prompt(tokenizer.render_text(make_prompt(messages)))
+
+
+def render_as_text(tokenizer: Reader) -> Render:
+    """The same as text where a server's tokenizer makes the same ids of it, else as ids.
+
+    More hosts take texts. Where control tokens in them are not heeded, prompts are longer than they
+    should be, and counts show it.
+    """
+
+    def spell(messages: tuple[Message, ...]) -> str | tuple[int, ...]:
+        text = tokenizer.render_text(make_prompt(messages))
+        ids = tokenizer.encode_prompt(text)
+        for spelled in (text, text.removeprefix(tokenizer.bos)):
+            if tokenizer.encode_completion(spelled) == ids:
+                return spelled
+        return ids
+
+    return spell

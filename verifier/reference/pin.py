@@ -1,0 +1,125 @@
+"""Pinning a card: the digests of what was published, written into the card's own file.
+
+Takes a local snapshot or one from the hub. What is pinned already is overwritten only when that is
+asked for, and never for other tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import RoundTripRepresenter
+
+from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.files.run_folder import write_whole
+from verifier.reference.cards import Digests, HubSource, find_card, load_card
+from verifier.reference.digests import digests_of
+from verifier.reference.hub import commit_of, fetch_snapshot
+from verifier.reference.snapshot import read_raw
+from verifier.reference.weights import Tell, refuse_older_rules
+
+#: Where a repository keeps the licence of its weights, the first that is there.
+LICENCE_FILES = ("LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+
+_ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
+
+
+def pin_card(
+    name: str, weights: str, *, again: bool = False, tell: Tell
+) -> dict[str, tuple[str | int | None, str | int]]:
+    """Fill the digests that a card leaves open from `weights`, a directory or REPO@REVISION.
+
+    With `again` those that are pinned and differ are overwritten, but for that of the tensors.
+    Returns what was written, by dotted key: the old value and the new one; empty when all of it
+    was pinned before. Raises ReferenceMismatch, and writes nothing, when a digest differs from one
+    that is pinned, or was made by older rules.
+    """
+    card, path = load_card(name), find_card(name)
+    if not again:
+        refuse_older_rules(card)
+    directory = _find_weights(weights, card.source, tell=tell)
+    tell("computing digests; this reads every tensor")
+    found = {f"digests.{key}": value for key, value in digests_of(directory) if value is not None}
+    licence = _licence_sha256(directory)
+    if licence is not None:
+        found["licence.sha256"] = licence
+    commit = commit_of(directory)
+    if isinstance(card.source, HubSource) and commit is not None:
+        found["source.revision"] = commit
+    pinned = {
+        **{f"digests.{key}": value for key, value in card.digests},
+        "licence.sha256": card.licence.sha256,
+        "source.revision": getattr(card.source, "revision", None),
+    }
+    for key, value in found.items():
+        before = pinned[key]
+        kept = not again or not key.startswith("digests.") or key == "digests.tensors_sha256"
+        if before is not None and before != value and kept:
+            raise ReferenceMismatch(
+                f"{weights}: {key} is {value[:12]}…, but {path} pins {before[:12]}…; nothing was "
+                "written: give the snapshot that the card is of, or make a card of its own"
+            )
+    written = {key: value for key, value in found.items() if pinned[key] != value}
+    if written:
+        _write(path, written)
+    return {key: (pinned[key], value) for key, value in written.items()}
+
+
+def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
+    directory = Path(weights)
+    if directory.is_dir():
+        return directory
+    named = _ON_THE_HUB.fullmatch(weights)
+    if named is None:
+        raise ConfigError(
+            f"--weights: {weights!r} is neither a directory nor REPO@REVISION of the hub, such as "
+            "owner/name@main"
+        )
+    repo, revision = named.groups()
+    if isinstance(source, HubSource) and repo != source.repo:
+        raise ConfigError(f"--weights: {repo} is not the card's repository {source.repo}")
+    return fetch_snapshot(repo, revision, tell=tell)
+
+
+def _licence_sha256(directory: Path) -> str | None:
+    """Digest of the licence text that travels with the weights, if one does."""
+    for name in LICENCE_FILES:
+        if (directory / name).is_file():
+            return hashlib.sha256(read_raw(directory / name)).hexdigest()
+    return None
+
+
+def _write(path: Path, values: Mapping[str, str | int]) -> None:
+    """Set values by dotted key in a YAML file whose comments and order stay."""
+    yaml = YAML()
+    yaml.Representer = _WithNull
+    yaml.preserve_quotes = True
+    yaml.width = 4096  # never breaks a line
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    raw: Any = yaml.load(path.read_text(encoding="utf-8"))
+    for key, value in values.items():
+        section, _, field = key.partition(".")
+        if section == "digests" and field not in raw[section]:  # at its place: not below comments
+            place = list(Digests.model_fields).index(field)
+            raw[section].insert(min(place, len(raw[section])), field, value)
+        raw[section][field] = value
+    text = io.StringIO()
+    yaml.dump(raw, text)
+    write_whole(path, text.getvalue())
+
+
+class _WithNull(RoundTripRepresenter):
+    """Writes null as the cards do; ruamel would leave the place empty."""
+
+    def represent_null(self, _: None) -> ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:null", "null")
+
+
+_WithNull.add_representer(type(None), _WithNull.represent_null)

@@ -1,0 +1,1 @@
+"""API keys: known, struck out, and kept from processes that need none."""

@@ -1,0 +1,1 @@
+"""From a reply to rows of the ledger."""

@@ -1,0 +1,1 @@
+"""Evidence to a decision; the only place of thresholds between checks."""
