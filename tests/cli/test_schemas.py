@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 import yaml
 from test_audit import card, configure, host, run  # noqa: F401 - a fixture among them
-from test_fleet import make_folders
+from test_side_by_side import make_folders
 
 from verifier.errors import ConfigError
 from verifier.files.run_folder import EXCHANGES, LEDGER, PLAN, REPORT, SCORES, SUMMARY

@@ -17,7 +17,7 @@ from fakes_card import write_card
 from fakes_host import FakeHost, chat
 from rich.table import Table
 from rich.text import Text
-from test_cli import NOWHERE, Finished, _plain_surroundings, call, honest, write_run_file
+from test_commands import NOWHERE, Finished, _plain_surroundings, call, honest, write_run_file
 from test_structure import MODULES, parsed
 
 from verifier import wording

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from fakes_card import write_card as write_plain_card
 from fakes_host import Answer, FakeHost, chat
-from test_cli import NOWHERE, _plain_surroundings, call, write_run_file  # noqa: F401 - a fixture
+from test_commands import NOWHERE, _plain_surroundings, call, write_run_file  # noqa: F401 - a fixture
 
 from verifier.cli.trust import MADE_HERE, is_made_here, refuse_foreign, remember
 from verifier.config import Hardware, ReferenceSection, Suspect, load_run_file

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_context
+import test_length as test_context
 import yaml
 from simulate import make_calibration
 from test_audit import CARD, configure, host, run
-from test_cli import Ended, call
-from test_fleet import NOWHERE, endpoint, make_folders
+from test_commands import Ended, call
+from test_side_by_side import NOWHERE, endpoint, make_folders
 
 from verifier.checks.sampling.ask_and_score import read_repeats, read_sampled
 from verifier.checks.sampling.stored_replies import Repeat

@@ -36,8 +36,8 @@ from test_audit import (  # noqa: F401 - a fixture
     make_engine,
     run,
 )
-from test_cli import call, with_fake_reference, write_run_file
-from test_machine import finding, make_report
+from test_commands import call, with_fake_reference, write_run_file
+from test_junit import finding, make_report
 
 from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
 from verifier.errors import ConfigError, EndpointError

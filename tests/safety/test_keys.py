@@ -19,7 +19,7 @@ from fakes_host import Answer, Asked, FakeHost, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spelled import find_spelled, read_all
-from test_cli import call, with_fake_reference, write_run_file
+from test_commands import call, with_fake_reference, write_run_file
 
 from verifier.checks.capabilities.probe import probe_capabilities
 from verifier.errors import ConfigError, EndpointError

@@ -18,7 +18,7 @@ import yaml
 from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat
 from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
-from test_cli import call, with_fake_reference, write_run_file
+from test_commands import call, with_fake_reference, write_run_file
 
 from verifier.audit import write_page
 from verifier.files.run_folder import PLAN, PROBES, RUN
