@@ -322,6 +322,8 @@ def tampered(**changes: Any) -> dict[str, Any]:
         ({"policy": {"noise": ["unheard of"]}}, "the policy names 'unheard of', of which nothing"),
         ({"bank": []}, "the policy names 'drop-1', of which nothing is known"),
         ({"calibration": {}}, "calibration.schema_version: missing"),
+        ({"samplers": {"hot": {"heat": 2.0}}}, "the sampler 'hot' is none: "),
+        ({"samplers": {"hot": {"temperature": 99.0}}}, "the sampler 'hot' is none: sampler: temp"),
     ],
     ids=lambda value: str(value)[:30],
 )

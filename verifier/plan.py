@@ -27,7 +27,7 @@ from verifier.config import Policy, Prices, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.mixture import least_replies
-from verifier.evidence.samplers import changed, honest_samplers, name_of, sampler_columns
+from verifier.evidence.samplers import changed, honest_samplers, made, name_of, sampler_columns
 from verifier.files.run_folder import (
     FLEET,
     PLAN,
@@ -156,6 +156,15 @@ class Plan(BaseModel):
         unknown |= {*self.policy.builds} - {*self.bank}
         if unknown:
             raise ValueError(f"the policy names {min(unknown)!r}, of which nothing is known")
+        return self
+
+    @model_validator(mode="after")
+    def _samplers_can_be_read(self) -> Self:
+        for name, settings in self.samplers.items():
+            try:
+                made(settings)
+            except (TypeError, ConfigError) as error:
+                raise ValueError(f"the sampler {name!r} is none: {error}") from error
         return self
 
 

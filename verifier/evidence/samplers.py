@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,14 @@ RARE: Final = (0.005, 0.01, 0.02)
 SINGLE_TOKENS: Final = (
     *(Sampler(drop_best=share) for share in DROPPED), *(Sampler(rare=share) for share in RARE),
 )  # fmt: skip
+
+
+def made(settings: Mapping[str, float]) -> Sampler:
+    """The sampler of these settings; what `changed` undoes.
+
+    Raises TypeError for a setting that there is not, ConfigError for one out of range.
+    """
+    return Sampler(**cast(dict[str, Any], settings))
 
 
 def changed(sampler: Sampler) -> dict[str, float]:

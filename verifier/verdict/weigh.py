@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +40,7 @@ from verifier.evidence.e_values import (
     spread_rows,
 )
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger, Row
-from verifier.evidence.samplers import SINGLE_TOKENS, Sampler, kind_of, name_of
+from verifier.evidence.samplers import SINGLE_TOKENS, Sampler, kind_of, made, name_of
 from verifier.plan import Plan
 from verifier.records import REFERENCE
 from verifier.reference.renderings.catalogue import entries_named
@@ -183,11 +182,7 @@ def context_needed(plan: Plan) -> float:
 
 def planned_samplers(plan: Plan) -> dict[str, Sampler]:
     """The samplers of a plan by name."""
-    found = {}
-    for name, settings in plan.samplers.items():
-        changes: dict[str, Any] = dict(settings)
-        found[name] = Sampler(**changes)
-    return found
+    return {name: made(settings) for name, settings in plan.samplers.items()}
 
 
 def named_column(plan: Plan, evidence: Evidence) -> str | None:
