@@ -8,7 +8,7 @@ from verifier.bench_engine import VARIANTS, tabulate_engine
 from verifier.folder import read_json
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "reference" / "engine.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "engine.benchmark.json"
 
 
 def test_the_committed_figures_are_those_that_were_promised() -> None:

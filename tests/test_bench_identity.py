@@ -26,7 +26,7 @@ from verifier.folder import read_json
 from verifier.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "reference" / "identity.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "identity.benchmark.json"
 
 
 def test_each_accused_audit_is_named_with_its_host_among_the_suspects_and_without() -> None:

@@ -25,7 +25,8 @@ from verifier.folder import read_json
 from verifier.mixture import least_replies
 from verifier.records import REFERENCE
 
-RESULTS = Path(__file__).resolve().parent.parent / "reference" / "routing.benchmark.json"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "reference" / "benchmarks" / "routing.benchmark.json"
 
 
 def corpus(scale: float, count: int, *, seed: int) -> Corpus:
@@ -101,7 +102,7 @@ def test_the_plan_of_the_benchmark_can_exclude_its_share() -> None:
 
 def test_the_readme_shows_the_committed_results() -> None:
     """Figures are never written by hand."""
-    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
 
     assert tabulate_routing(read_json(RESULTS)) in readme
 

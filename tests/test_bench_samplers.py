@@ -23,7 +23,7 @@ from verifier.folder import read_json
 from verifier.ledger import Ledger
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "reference" / "samplers.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "samplers.benchmark.json"
 
 
 def make_audit(fault: str, **changes: Any) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
 def test_the_readme_shows_the_committed_results() -> None:
     """Figures are never written by hand; and each confusion matrix adds up to its audits."""
     root = Path(__file__).resolve().parent.parent
-    results = read_json(root / "reference" / "templates.benchmark.json")
+    results = read_json(root / "reference" / "benchmarks" / "templates.benchmark.json")
     again = sum_up(results["each"], seed=results["seed"])
 
     assert tabulate_templates(results) in (root / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ from verifier.renderings.catalogue import catalogue
 from verifier.testbed import read_fault
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "reference" / "tricks.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "tricks.benchmark.json"
 
 
 @pytest.mark.parametrize("trick", HOSTS, ids=lambda trick: trick.fault)

@@ -12,7 +12,7 @@ from verifier.folder import read_json
 from verifier.testbed_script import LONGEST, script
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "reference" / "wire.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "wire.benchmark.json"
 
 
 def body(prompt: str, *, stream: bool) -> bytes:

@@ -34,6 +34,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "verifier"
 FOLDERS = ("probes", "reference", "configs")
 
+#: What of them the wheel carries: results and recipes stay in the checkout.
+CARRIED = ("probes", "reference/cards", "configs")
+
 #: Rows from top to bottom; a module imports from rows below its own only.
 LAYERS = (
     {"__main__"},
@@ -268,14 +271,14 @@ def test_no_checkpoint_is_loaded_with_code_of_its_own() -> None:
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:
     """`probes/` by `probes`, and so on: a reader knows where to look."""
-    for folder in FOLDERS:
+    for folder in CARRIED:
         readers = set()
         for name, path in MODULES.items():
             for node in ast.walk(parsed(path)):
                 match node:
                     case ast.Call(func=ast.Name(id="shipped"), args=[ast.Constant(value=value)]):
                         readers |= {name} if value == folder else set()
-        assert readers == {"config" if folder == "configs" else folder}
+        assert readers == {"config" if folder == "configs" else folder.partition("/")[0]}
 
 
 # -- start-up ----------------------------------------------------------------------------------
@@ -473,19 +476,23 @@ def test_the_command_is_the_one_that_is_tested() -> None:
 
 
 def test_the_wheel_carries_the_reviewable_inputs() -> None:
-    """Each folder of inputs travels to where `shipped` looks first."""
+    """Each folder of inputs travels to where `shipped` looks first; what was measured stays."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
 
-    assert wheel["force-include"] == {name: f"verifier/_shipped/{name}" for name in FOLDERS}
+    assert wheel["force-include"] == {name: f"verifier/_shipped/{name}" for name in CARRIED}
     assert wheel["packages"] == ["verifier"]
+    carried = [path.name for folder in CARRIED for path in (ROOT / folder).rglob("*")]
+    assert [name for name in carried if name.endswith((".benchmark.json", ".py"))] == []
 
 
 @pytest.mark.parametrize(
     ("folder", "file"),
     [
         ("probes", "code.yaml"),
-        ("reference", "smollm2-135m-instruct.yaml"),
+        ("reference/cards", "smollm2-135m-instruct.yaml"),
+        ("reference/cards", "smollm2-135m-instruct.calibration.json"),
+        ("reference/cards", "tokenizers.json"),
         ("configs", "policies.yaml"),
     ],
 )
