@@ -51,7 +51,7 @@ LAYERS = (
     {"audit", "bench", "bench_engine", "summary"},
     {"look"},
     {"budget", "local"},
-    {"decide", "calibrate"},
+    {"decide", "calibrate", "bench_results"},
     {"causes"},
     {"departures"},
     {"control", "sheets", "bypass"},
