@@ -41,7 +41,7 @@ CARRIED = ("probes", "reference/cards", "configs")
 LAYERS = (
     {"__main__"},
     {"cli"},
-    {"commands", "schemas"},
+    {"commands", "schemas", "reference_pages"},
     {"cli_lab", "cli_reference"},
     {"bench_tricks", "bench_wire"},
     {

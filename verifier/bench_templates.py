@@ -385,19 +385,19 @@ def tabulate_templates(results: Mapping[str, Any]) -> str:
         of = [audit for audit in results["each"] if audit["fault"] == fault]
         counts = [
             sum(is_so(audit, key) for audit in of)
-            for key in READINGS for is_so in (_is_said, _is_first)
+            for key in READINGS for is_so in (is_said, _is_first)
         ]  # fmt: skip
         spent = [middle_and_most(of, what) for what in ("requests", "completion_tokens")]
         wrong = Counter(
             f"{' or '.join(audit[key]['said']) or 'nothing'}, {key}"
-            for key in READINGS for audit in of if not _is_said(audit, key)
+            for key in READINGS for audit in of if not is_said(audit, key)
         )  # fmt: skip
         said = "; ".join(f"{name} {count}" for name, count in wrong.most_common()) or "-"
         rows.append((fault, len(of), *counts, *spent, said))
     return tabulate_rows(columns, rows)
 
 
-def _is_said(audit: Mapping[str, Any], key: str) -> bool:
+def is_said(audit: Mapping[str, Any], key: str) -> bool:
     """Whether what is true was said: alone, or in a group; nothing, of a right template."""
     said = audit[key]["said"]
     return not said if audit["truth"] == NONE else audit["truth"] in said
