@@ -36,6 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "verifier"
 FOLDERS = ("probes", "reference", "configs")
 
+#: What of them the wheel carries: results and recipes stay in the checkout.
+CARRIED = ("probes", "reference/cards", "configs")
+
 #: Rows from top to bottom: a wing, or a module at the top, imports from rows below its own only.
 #: Wings of one row do not know each other.
 WINGS = (
@@ -294,12 +297,12 @@ def test_no_checkpoint_is_loaded_with_code_of_its_own() -> None:
 
 
 #: Folders of inputs, and the one module that reads each.
-HOMES_OF_INPUTS = {"configs": "config", "probes": "probes", "reference": "reference.cards"}
+HOMES_OF_INPUTS = {"configs": "config", "probes": "probes", "reference/cards": "reference.cards"}
 
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:
     """`probes/` by `probes`, and so on: a reader knows where to look."""
-    for folder in FOLDERS:
+    for folder in CARRIED:
         readers = set()
         for name, path in MODULES.items():
             for node in ast.walk(parsed(path)):
@@ -503,19 +506,23 @@ def test_the_command_is_the_one_that_is_tested() -> None:
 
 
 def test_the_wheel_carries_the_reviewable_inputs() -> None:
-    """Each folder of inputs travels to where `shipped` looks first."""
+    """Each folder of inputs travels to where `shipped` looks first; what was measured stays."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]
 
-    assert wheel["force-include"] == {name: f"verifier/_shipped/{name}" for name in FOLDERS}
+    assert wheel["force-include"] == {name: f"verifier/_shipped/{name}" for name in CARRIED}
     assert wheel["packages"] == ["verifier"]
+    carried = [path.name for folder in CARRIED for path in (ROOT / folder).rglob("*")]
+    assert [name for name in carried if name.endswith((".benchmark.json", ".py"))] == []
 
 
 @pytest.mark.parametrize(
     ("folder", "file"),
     [
         ("probes", "code.yaml"),
-        ("reference", "smollm2-135m-instruct.yaml"),
+        ("reference/cards", "smollm2-135m-instruct.yaml"),
+        ("reference/cards", "smollm2-135m-instruct.calibration.json"),
+        ("reference/cards", "tokenizers.json"),
         ("configs", "policies.yaml"),
     ],
 )

@@ -635,7 +635,7 @@ def _synced_names(lab: Lab) -> Tally:
 def _throughput(lab: Lab) -> Tally:
     """What the books cost: as many requests a second as httpx alone, of a host that thinks.
 
-    It answers after a quarter of a second, as in `reference/wire.benchmark.json`; what a host costs
+    It answers after a quarter of a second, as in `reference/benchmarks/wire.benchmark.json`; what a host costs
     that answers in 40 ms, which none that generates text does, is kept beside it.
     """
     tally = Tally(attack="collecting is not under 0.95 of bare httpx")

@@ -202,7 +202,7 @@ def test_what_is_noted_stays_small(tmp_path: Path, state: Path) -> None:
     [
         ("card", "./card.yaml"),
         ("card", "card.yaml"),
-        ("card", f"../reference/{SHIPPED}.yaml"),
+        ("card", f"../reference/cards/{SHIPPED}.yaml"),
         ("card", "no-such-card"),
         ("weights", "weights"),
         ("engine_args", {"trust_remote_code": True}),

@@ -29,6 +29,9 @@ from verifier.plan import batch_ends
 from verifier.records import Reply
 from verifier.verdict.decide import decide
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "reference" / "benchmarks" / "smollm2-135m-instruct.benchmark.json"
+
 TRUTH = 0.05  # an honest scale of the simulated model, on the grid of scales to 2 %
 
 
@@ -310,19 +313,17 @@ def test_a_figure_can_be_summed_up_anew_from_its_audits() -> None:
 # -- what is committed -------------------------------------------------------------------------
 
 
-def test_the_readme_shows_the_committed_results() -> None:
+def test_the_page_shows_the_committed_results() -> None:
     """Figures are never written by hand."""
-    root = Path(__file__).resolve().parents[2]
-    results = read_json(root / "reference" / "smollm2-135m-instruct.benchmark.json")
+    results = read_json(RESULTS)
 
     assert results["figures"]
-    assert tabulate(results) in (root / "README.md").read_text(encoding="utf-8")
+    assert tabulate(results) in RESULTS.with_name("README.md").read_text(encoding="utf-8")
 
 
 def test_the_committed_results_can_be_summed_up_anew() -> None:
     """Counts and medians are those of the audits listed, and no reply serves two of a figure."""
-    root = Path(__file__).resolve().parents[2]
-    for figure in read_json(root / "reference" / "smollm2-135m-instruct.benchmark.json")["figures"]:
+    for figure in read_json(RESULTS)["figures"]:
         audits = figure["each"]
         decisions = Counter(audit["decision"] for audit in audits)
         tokens = [audit["completion_tokens"] for audit in audits]

@@ -25,7 +25,8 @@ from verifier.lab.bench.routing import (
 )
 from verifier.records import REFERENCE
 
-RESULTS = Path(__file__).resolve().parents[2] / "reference" / "routing.benchmark.json"
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "reference" / "benchmarks" / "routing.benchmark.json"
 
 
 def corpus(scale: float, count: int, *, seed: int) -> Corpus:
@@ -99,11 +100,11 @@ def test_the_plan_of_the_benchmark_can_exclude_its_share() -> None:
 # -- what is committed -------------------------------------------------------------------------
 
 
-def test_the_readme_shows_the_committed_results() -> None:
+def test_the_page_shows_the_committed_results() -> None:
     """Figures are never written by hand."""
-    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    page = RESULTS.with_name("README.md").read_text(encoding="utf-8")
 
-    assert tabulate_routing(read_json(RESULTS)) in readme
+    assert tabulate_routing(read_json(RESULTS)) in page
 
 
 def test_the_committed_results_can_be_summed_up_anew() -> None:

@@ -13,6 +13,9 @@ from verifier.lab.bench.templates import NONE, Host, list_hosts, sum_up, tabulat
 from verifier.probes import load_pool
 from verifier.reference.renderings.catalogue import catalogue
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "reference" / "benchmarks" / "templates.benchmark.json"
+
 
 def make_audit(fault: str, number: int, said: list[str], *, uncounted: list[str]) -> dict[str, Any]:
     def read(said: list[str]) -> dict[str, Any]:
@@ -78,13 +81,12 @@ def test_names_true_are_counted_by_names_said_with_and_without_counts() -> None:
     ]  # fmt: skip
 
 
-def test_the_readme_shows_the_committed_results() -> None:
+def test_the_page_shows_the_committed_results() -> None:
     """Figures are never written by hand; and each confusion matrix adds up to its audits."""
-    root = Path(__file__).resolve().parents[2]
-    results = read_json(root / "reference" / "templates.benchmark.json")
+    results = read_json(RESULTS)
     again = sum_up(results["each"], seed=results["seed"])
 
-    assert tabulate_templates(results) in (root / "README.md").read_text(encoding="utf-8")
+    assert tabulate_templates(results) in RESULTS.with_name("README.md").read_text(encoding="utf-8")
     assert again["confusion"] == results["confusion"]
     assert all(
         sum(said.values()) == sum(audit["fault"] == fault for audit in results["each"])

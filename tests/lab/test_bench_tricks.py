@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_junit import finding, make_report
+from test_machine import finding, make_report
 
 from verifier.config import AuditSection
 from verifier.files.run_folder import read_json
@@ -24,7 +24,7 @@ from verifier.reference.cards import load_card
 from verifier.reference.renderings.catalogue import catalogue
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / "reference" / "tricks.benchmark.json"
+RESULTS = ROOT / "reference" / "benchmarks" / "tricks.benchmark.json"
 
 
 @pytest.mark.parametrize("trick", HOSTS, ids=lambda trick: trick.fault)
@@ -70,10 +70,10 @@ def test_hosts_have_a_row_each_with_all_that_was_detected() -> None:
     ]
 
 
-def test_the_readme_shows_the_committed_results() -> None:
+def test_the_page_shows_the_committed_results() -> None:
     """Figures are never written by hand, and the same host is always asked the same way."""
     results = read_json(RESULTS)
     wanted = {trick.fault: trick.aspect for trick in HOSTS}
 
-    assert tabulate_tricks(results) in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tabulate_tricks(results) in RESULTS.with_name("README.md").read_text(encoding="utf-8")
     assert all(wanted[audit["fault"]] == audit["wanted"] for audit in results["each"])

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NoReturn, cast
@@ -184,13 +184,16 @@ def _replace(path: Path, text: str) -> None:
         os.fsync(inside)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Replace a file by indented JSON with a fixed byte form.
+def write_json(
+    path: Path, value: object, *, lay_out: Callable[[object], str] | None = None
+) -> None:
+    """Replace a file by JSON with a fixed byte form: indented, unless laid out in another way.
 
     Raises ConfigError, and leaves what is there, for one that is too large to be read again.
     """
-    text = _indented(value)
-    text = _indented(sieve.strike_all(value)) if sieve.holds(text) else text
+    spell = lay_out or _indented
+    text = spell(value)
+    text = spell(sieve.strike_all(value)) if sieve.holds(text) else text
     raw = text.encode("utf-8", "surrogatepass")
     most, *_ = _limits(path)
     if len(raw) > most:

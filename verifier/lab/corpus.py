@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,9 +225,3 @@ def score_corpus(
         scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
         suspects=suspects, progress=progress,
     )  # fmt: skip
-
-
-def middle_and_most(audits: Sequence[Mapping[str, Any]], what: str) -> str:
-    """The median of a number of several audits, and the largest, for a table."""
-    found = [audit[what] for audit in audits]
-    return f"{statistics.median(found):.0f} (at most {max(found)})"

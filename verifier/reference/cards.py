@@ -1,7 +1,8 @@
 """What an endpoint is held to: cards, each of one published model.
 
-Reads the folder `reference/`. A card pins its model by content digests, and says of every fact
-where it was read; what nobody has checked it lists. Knows nothing of weights, engines or endpoints.
+Reads the folder `reference/cards/`. A card pins its model by content digests, and says of every
+fact where it was read; what nobody has checked it lists. Knows nothing of weights, engines or
+endpoints.
 """
 
 from __future__ import annotations
@@ -306,18 +307,18 @@ class TokenizerTable(_Record):
 
 def load_tokenizers() -> TokenizerTable:
     """The table of tokenizers that ships."""
-    path = shipped("reference") / "tokenizers.json"
+    path = shipped("reference/cards") / "tokenizers.json"
     return validated(TokenizerTable, json.loads(path.read_text("utf-8")), where=str(path))
 
 
 def list_cards() -> list[str]:
     """Names of the cards that ship."""
-    return sorted(path.stem for path in shipped("reference").glob("*.yaml"))
+    return sorted(path.stem for path in shipped("reference/cards").glob("*.yaml"))
 
 
 def find_card(name: str) -> Path:
     """The file of a card: a shipped name, or a path to a YAML file."""
-    path = shipped("reference") / f"{name}.yaml" if "/" not in name else Path(name)
+    path = shipped("reference/cards") / f"{name}.yaml" if "/" not in name else Path(name)
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
     if not path.is_file():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 from rich.text import Text
@@ -30,20 +30,30 @@ _HOSTING = {
 }
 
 
+#: What a line on a card says.
+CARD_COLUMNS: Final = ("Card", "Hosting", "Weights", "Pinned", "Calibrated")
+
+
 def print_cards(console: Console) -> None:
     """Print the cards that ship, one line each."""
-    table = _table("Card", "Hosting", "Weights", "Pinned", "Calibrated")
+    table = _table(*CARD_COLUMNS)
     for name in list_cards():
-        card = load_card(name)
-        size = card.architecture.weight_bytes
-        table.add_row(
-            _line(name),
-            card.licence.hosting,
-            "?" if size is None else f"{size / 1e9:,.1f} GB",
-            _pinned(card),
-            "yes" if calibration_path(name).is_file() else "no",
-        )
+        first, *others = card_row(name)
+        table.add_row(_line(first), *others)
     console.print(table)
+
+
+def card_row(name: str) -> tuple[str, ...]:
+    """What CARD_COLUMNS are of one card."""
+    card = load_card(name)
+    size = card.architecture.weight_bytes
+    return (
+        name,
+        card.licence.hosting,
+        "?" if size is None else f"{size / 1e9:,.1f} GB",
+        _pinned(card),
+        "yes" if calibration_path(name).is_file() else "no",
+    )
 
 
 def print_card(name: str, console: Console) -> None:

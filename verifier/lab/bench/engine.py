@@ -15,21 +15,17 @@ from typing import Any
 
 import psutil
 
-from verifier.files.run_folder import write_json
+from verifier.lab.bench.results import begin_results, fetch_measured, tabulate_rows, write_results
 from verifier.plan import versions
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, GenerateRequest, ScoreRequest
-from verifier.reference.cards import load_card
 from verifier.reference.engines import TOP_K
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.engines.vllm import VllmEngine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK
-from verifier.reference.weights import check_weights, fetch_weights
 
-BENCH_SCHEMA = 1
-CARD = "smollm2-135m-instruct"
-RESULTS = "results.json"
+PART = "engine"
 
 #: Replies of one pass, passes of each kind, and how many replies the memory test scores.
 PASS = 48
@@ -42,9 +38,7 @@ Tell = Callable[[str], None]
 
 def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
     """Measure the vLLM engine on the embedded model; the path of the results in `out`."""
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    _, weights = fetch_measured(cache=cache, tell=tell)
     tokenizer = Tokenizer(weights)
     eos_ids = (tokenizer.eos_id,)
     tell("starting vLLM")
@@ -52,10 +46,7 @@ def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
     try:
         requests = _replies(engine, tokenizer, seed=seed, tell=tell)
         found: dict[str, Any] = {
-            "schema_version": BENCH_SCHEMA,
-            "card": card.name,
-            "tensors_sha256": card.digests.tensors_sha256,
-            "seed": seed,
+            **begin_results(seed=seed),
             "versions": versions() | {k: v for k, v in engine.versions.items() if k != "engine"},
             "machine": machine(),
         }
@@ -70,8 +61,7 @@ def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
     finally:
         engine.close()
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / RESULTS, found)
-    return out / RESULTS
+    return write_results(out, PART, found)
 
 
 def tabulate_engine(results: dict[str, Any]) -> str:
@@ -97,8 +87,7 @@ def tabulate_engine(results: dict[str, Any]) -> str:
             for name, key in (("this process", "this_process_mib"), ("vLLM", "vllm_mib"))
         ),
     ]
-    lines = ["| what | measured |", "|---|---|", *(f"| {a} | {b} |" for a, b in rows)]
-    return "\n".join(lines)
+    return tabulate_rows(("what", "measured"), rows)
 
 
 def machine() -> dict[str, Any]:

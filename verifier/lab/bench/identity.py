@@ -23,22 +23,20 @@ from verifier.config import (
     Suspect,
 )
 from verifier.evidence.ledger import Ledger, Row
-from verifier.files.run_folder import write_json
 from verifier.host.collect import read_outcomes
-from verifier.lab.bench.precision import (
-    CARD,
-    RESULTS,
-    SERVED_BATCH,
-    SERVED_IN,
-    Audit,
-    plan_audit,
-    replay,
+from verifier.lab.bench.precision import SERVED_BATCH, SERVED_IN, Audit, plan_audit, replay
+from verifier.lab.bench.results import (
+    begin_results,
+    fetch_measured,
+    results_path,
+    show_counts,
+    tabulate_rows,
+    write_results,
 )
 from verifier.lab.corpus import (
     MAX_ATTEMPTS,
     Stack,
     collect_corpus,
-    describe_run,
     is_collected,
     load_host,
     score_corpus,
@@ -47,15 +45,13 @@ from verifier.plan import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.prompts import make_prompt
 from verifier.records import Message, Outcome
-from verifier.reference.cards import load_card
 from verifier.reference.digests import vocabulary_sha256
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.weights import check_weights, fetch_weights
 from verifier.scoring.other_models import Suspected
 from verifier.verdict.decide import decide
 
-SCHEMA: Final = 1
+PART: Final = "identity"
 AUDITS: Final = 40
 
 #: Audits of each host whose cause is named: every reply of theirs is scored under each column.
@@ -99,9 +95,7 @@ def run_identity_bench(
 
     Without a directory of another family its host is left out.
     """
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    _, weights = fetch_measured(cache=cache, tell=tell)
     made = make_models(weights, out / "models", seed=seed, tell=tell)
     if family is not None:
         made[FAMILY] = family
@@ -135,10 +129,7 @@ def run_identity_bench(
         for name, directory in made.items()
     }
     results: dict[str, Any] = {
-        "schema_version": SCHEMA,
-        "card": card.name,
-        "tensors_sha256": card.digests.tensors_sha256,
-        **describe_run(seed=seed),
+        **begin_results(seed=seed),
         "policy": plan.policy_name,
         "alpha": plan.alpha,
         "builds": list(BUILDS),
@@ -161,9 +152,9 @@ def run_identity_bench(
             asked = [probe.id for probe in read_probes(folder)]
             ledger = score(limit=asked.index(last) + 1, weights=(*made, *BUILDS), suspects=suspects)
         results["hosts"].append(sum_up_host(name, plan, audits, ledger, outcomes))
-        write_json(out / RESULTS, results)
+        write_results(out, PART, results)
     reference.close()
-    return out / RESULTS
+    return results_path(out, PART)
 
 
 def make_models(
@@ -252,21 +243,12 @@ _HEAD: Final = (
 
 def tabulate_identity(results: Mapping[str, Any]) -> str:
     """The hosts as one Markdown table."""
-    lines = [
-        f"| {' | '.join(_HEAD)} |",
-        "|" + "---|" * len(_HEAD),
-    ]
+    rows: list[tuple[object, ...]] = []
     for host in results["hosts"]:
         replies, tokens = host["replies"], host["tokens"]
-        cells = (
+        rows.append((
             host["host"], host["audits"], host["decisions"].get("inconsistent", 0),
             f"{replies['median']:g} ({replies['max']})", f"{tokens['median']:g} ({tokens['max']})",
-            _counts(host["named"]), _counts(host["named_without_it"]),
-        )  # fmt: skip
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
-
-
-def _counts(named: Mapping[str, int]) -> str:
-    ranked = sorted(named.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {count}" for name, count in ranked) or "-"
+            show_counts(host["named"]), show_counts(host["named_without_it"]),
+        ))  # fmt: skip
+    return tabulate_rows(_HEAD, rows)

@@ -13,22 +13,29 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import load_calibration
 from verifier.evidence.e_values import best_scale
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
-from verifier.files.run_folder import write_json
 from verifier.host.collect import read_outcomes
+from verifier.lab.bench.results import (
+    CARD,
+    begin_results,
+    count_decisions,
+    fetch_measured,
+    results_path,
+    show_counts,
+    spread,
+    tabulate_rows,
+    write_results,
+)
 from verifier.lab.corpus import (
     MAX_ATTEMPTS,
     Dtype,
     RememberingEngine,
     Stack,
     collect_corpus,
-    describe_run,
     load_host,
     read_stack,
     score_corpus,
@@ -41,13 +48,8 @@ from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK
-from verifier.reference.weights import check_weights, fetch_weights
 from verifier.verdict.decide import decide
 from verifier.verdict.weigh import weigh
-
-BENCH_SCHEMA = 1
-CARD = "smollm2-135m-instruct"
-RESULTS = "results.json"
 
 #: Replies collected between two looks at how many audits a corpus gives.
 CHUNK = 32
@@ -164,28 +166,20 @@ def run_bench(
     for part in parts:
         if part not in known:
             raise ConfigError(f"bench: no part {part!r}; there are {', '.join(known)}")
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    _, weights = fetch_measured(cache=cache, tell=tell)
     bench = _Bench(
         out=out, weights=weights, tokenizer=Tokenizer(weights), seed=seed, tell=tell,
         progress=progress,
     )  # fmt: skip
-    results: dict[str, Any] = {
-        "schema_version": BENCH_SCHEMA,
-        "card": card.name,
-        "tensors_sha256": card.digests.tensors_sha256,
-        **describe_run(seed=seed),
-        "figures": [],
-    }
+    results: dict[str, Any] = begin_results(seed=seed) | {"figures": []}
     out.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         if parts and figure.part not in parts:
             continue
         tell(f"measuring {figure.name}")
         results["figures"].append(bench.measure(figure))
-        write_json(out / RESULTS, results)
-    return out / RESULTS
+        write_results(out, CARD, results)
+    return results_path(out, CARD)
 
 
 class _Bench:
@@ -352,7 +346,6 @@ def sum_up(
     figure: Figure, plan: Plan, audits: Sequence[Audit], ledger: Ledger, named: Mapping[str, int]
 ) -> dict[str, Any]:
     """One figure with its audits, so that it can be summed up anew."""
-    tokens = [audit.completion_tokens for audit in audits]
     scale = best_scale(weigh(plan, ledger).text, TEXT_SCALES)
     covered = [
         (audit.lower or 0) <= scale * 1.0001
@@ -368,15 +361,8 @@ def sum_up(
         "channels": ["text", "logprob"] if figure.with_logprobs else ["text"],
         "alpha": plan.alpha,
         "audits": len(audits),
-        "decisions": {
-            decision: sum(audit.decision == decision for audit in audits)
-            for decision in ("consistent", "inconsistent", "inconclusive")
-        },
-        "completion_tokens": {
-            "median": float(np.median(tokens)) if tokens else None,
-            "p90": float(np.percentile(tokens, 90)) if tokens else None,
-            "max": max(tokens, default=None),
-        },
+        "decisions": count_decisions(audit.decision for audit in audits),
+        "completion_tokens": spread([audit.completion_tokens for audit in audits]),
         "corpus_replies": len(ledger.rows),
         "noise_scale": round(scale, 5),
         "noise_scale_covered": sum(covered),
@@ -389,16 +375,16 @@ def tabulate(results: Mapping[str, Any]) -> str:
     """The figures of a results file as Markdown tables: verdicts, then the causes named."""
     head = ("host", "policy", "read", "audits", "consistent", "inconsistent", "inconclusive",
             "median tokens (90 % within)", "scale", "in its interval")  # fmt: skip
-    verdicts, causes = _table(head), _table(("host", "policy", "audits", "named"))
+    verdicts: list[tuple[object, ...]] = []
+    causes: list[tuple[object, ...]] = []
     for figure in results["figures"]:
         decisions, tokens = figure["decisions"], figure["completion_tokens"]
         host, policy, audits = figure["figure"].split("/")[0], figure["policy"], figure["audits"]
         if figure["part"] == "causes":
-            named = ", ".join(f"{name} {count}" for name, count in figure["named"].items())
-            causes.append(_row(host, policy, audits, named or "-"))
+            causes.append((host, policy, audits, show_counts(figure["named"])))
             continue
         verdicts.append(
-            _row(
+            (
                 host,
                 policy,
                 "text, logprobs" if "logprob" in figure["channels"] else "text",
@@ -409,12 +395,7 @@ def tabulate(results: Mapping[str, Any]) -> str:
                 f"{figure['noise_scale_covered']} of {audits}",
             )
         )
-    return "\n".join([*verdicts, "", *causes] if len(causes) > 2 else verdicts)
-
-
-def _table(head: Sequence[str]) -> list[str]:
-    return [_row(*head), "|" + "---|" * len(head)]
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    tables = [tabulate_rows(head, verdicts)]
+    if causes:
+        tables.append(tabulate_rows(("host", "policy", "audits", "named"), causes))
+    return "\n\n".join(tables)

@@ -18,14 +18,21 @@ from verifier.checks.substitution import LEVEL
 from verifier.config import AuditSection
 from verifier.evidence.ledger import Ledger, Row
 from verifier.evidence.mixture import Share
-from verifier.files.run_folder import write_json
 from verifier.host.collect import read_outcomes
-from verifier.lab.bench.precision import CARD, RESULTS, SERVED_BATCH, SERVED_IN, plan_audit, replay
+from verifier.lab.bench.precision import SERVED_BATCH, SERVED_IN, plan_audit, replay
+from verifier.lab.bench.results import (
+    begin_results,
+    count_decisions,
+    fetch_measured,
+    results_path,
+    spread,
+    tabulate_rows,
+    write_results,
+)
 from verifier.lab.corpus import (
     MAX_ATTEMPTS,
     Stack,
     collect_corpus,
-    describe_run,
     is_collected,
     load_host,
     score_corpus,
@@ -33,14 +40,12 @@ from verifier.lab.corpus import (
 from verifier.plan import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome
-from verifier.reference.cards import load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.weights import check_weights, fetch_weights
 from verifier.verdict.weigh import weigh
 
-BENCH_SCHEMA = 1
+PART = "routing"
 
 #: Completion tokens of each audit.
 BUDGET = 14_000
@@ -102,16 +107,11 @@ def run_routing_bench(
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Measure every line in `out`; the path of the results. Goes on where it was stopped."""
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    _, weights = fetch_measured(cache=cache, tell=tell)
     corpora = _corpora(out, weights, seed=seed, tell=tell, progress=progress)
     plan = make_routing_plan(seed=seed)
     results: dict[str, Any] = {
-        "schema_version": BENCH_SCHEMA,
-        "card": card.name,
-        "tensors_sha256": card.digests.tensors_sha256,
-        **describe_run(seed=seed),
+        **begin_results(seed=seed),
         "policy": "routing",
         "alpha": plan.alpha,
         "beta": plan.beta,
@@ -125,8 +125,8 @@ def run_routing_bench(
         tell(f"auditing a host that routes {line.share:g} to {line.weights}")
         audits = audit_routed(plan, corpora, line, seed=(seed, number))
         results["lines"].append(sum_up_routed(line, audits))
-        write_json(out / RESULTS, results)
-    return out / RESULTS
+        write_results(out, PART, results)
+    return results_path(out, PART)
 
 
 def make_routing_plan(*, seed: int) -> Plan:
@@ -240,23 +240,12 @@ def route(
 
 def sum_up_routed(line: Line, audits: Sequence[RoutedAudit]) -> dict[str, Any]:
     """One line with its audits, so that it can be summed up anew."""
-
-    def spread(values: Sequence[int]) -> dict[str, float | None]:
-        return {
-            "median": float(np.median(values)) if values else None,
-            "p90": float(np.percentile(values, 90)) if values else None,
-            "max": float(max(values)) if values else None,
-        }
-
     ends = [audit for audit in audits if line.share == 0 or audit.decision == "inconsistent"]
     return {
         "weights": None if line.weights == REFERENCE else line.weights,
         "share": line.share,
         "audits": len(audits),
-        "decisions": {
-            decision: sum(audit.decision == decision for audit in audits)
-            for decision in ("consistent", "inconsistent", "inconclusive")
-        },
+        "decisions": count_decisions(audit.decision for audit in audits),
         "replies": spread([audit.replies for audit in ends]),
         "completion_tokens": spread([audit.completion_tokens for audit in ends]),
         "covered": sum(audit.lower <= line.share <= audit.upper for audit in audits),
@@ -273,12 +262,12 @@ def tabulate_routing(results: Mapping[str, Any]) -> str:
     head = ("other model", "share", "audits", "inconsistent", "consistent", "inconclusive",
             "replies until then (90 % within)", "tokens (90 % within)", "interval holds the share",
             "after 150 replies", "its width then")  # fmt: skip
-    lines = [_row(*head), "|" + "---|" * len(head)]
+    rows: list[tuple[object, ...]] = []
     for line in results["lines"]:
         decisions, replies, tokens = line["decisions"], line["replies"], line["completion_tokens"]
         audits = line["audits"]
-        lines.append(
-            _row(
+        rows.append(
+            (
                 line["weights"] or "none",
                 f"{line['share']:g}",
                 audits,
@@ -294,8 +283,4 @@ def tabulate_routing(results: Mapping[str, Any]) -> str:
                 f"{line['width_later']:.2f}",
             )
         )
-    return "\n".join(lines)
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    return tabulate_rows(head, rows)

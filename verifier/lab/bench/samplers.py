@@ -22,14 +22,20 @@ from verifier.checks.sampling.ask_and_score import read_sampled, score_sampled
 from verifier.config import AuditSection
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.samplers import LABELS
-from verifier.files.run_folder import write_json
 from verifier.host.collect import read_outcomes
 from verifier.lab.bench.precision import plan_audit
+from verifier.lab.bench.results import (
+    begin_results,
+    fetch_measured,
+    results_path,
+    show_counts,
+    tabulate_rows,
+    write_results,
+)
 from verifier.lab.corpus import (
     MAX_ATTEMPTS,
     Stack,
     collect_corpus,
-    describe_run,
     load_host,
     score_corpus,
 )
@@ -37,17 +43,13 @@ from verifier.lab.testbed.host import read_fault
 from verifier.plan import Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report
-from verifier.reference.cards import load_card
 from verifier.reference.engines.load import load_engine
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.weights import check_weights, fetch_weights
 from verifier.verdict.decide import decide, may_be_sampled, wants_samples
 from verifier.verdict.weigh import planned_samplers, weigh
 
-SCHEMA: Final = 1
-CARD: Final = "smollm2-135m-instruct"
-RESULTS: Final = "samplers.json"
+PART: Final = "samplers"
 
 HOSTS: Final = (
     "none", "sampler:temperature=0.9", "sampler:top-k=40", "sampler:top-p=0.95", "int4-asym-g64",
@@ -69,9 +71,7 @@ def run_sampler_bench(
 
     Hosts of which more or fewer replies lie in `out` already are read as they are.
     """
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    card, weights = fetch_measured(cache=cache, tell=tell)
     tokenizer = Tokenizer(weights)
     reference = load_engine("transformers", weights, tokenizer)
     host = load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=BATCH))
@@ -106,8 +106,8 @@ def run_sampler_bench(
         outcomes = read_outcomes(greedy_folder, max_attempts=MAX_ATTEMPTS)
         for number in range(AUDITS):
             each.append(replay(plan, ledger, outcomes, fault=name, number=number, seed=seed))
-        write_json(out / RESULTS, sum_up(each, seed=seed))
-    return out / RESULTS
+        write_results(out, PART, sum_up(each, seed=seed))
+    return results_path(out, PART)
 
 
 def _plan(seed: int) -> Plan:
@@ -221,9 +221,7 @@ def sum_up(each: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
             }
         )
     return {
-        "schema_version": SCHEMA,
-        "card": CARD,
-        **describe_run(seed=seed),
+        **begin_results(seed=seed),
         "figures": figures,
         "each": list(each),
     }
@@ -235,15 +233,11 @@ def tabulate_samplers(results: Mapping[str, Any]) -> str:
         "host", "audits", "verdicts", "sampler", "said rightly", "median tokens, sampled (all)",
         "interval holds",
     )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    rows: list[tuple[object, ...]] = []
     for figure in results["figures"]:
-        verdicts = ", ".join(f"{name} {count}" for name, count in figure["decisions"].items())
-        found = ", ".join(f"{name} {count}" for name, count in figure["sampler"].items())
         tokens = f"{figure['median_sampled_tokens']:.0f} ({figure['median_tokens']:.0f})"
         intervals = figure["intervals"]
         held = f"{figure['interval_holds']} of {intervals}" if intervals else "-"
-        lines.append(
-            f"| {figure['fault']} | {figure['audits']} | {verdicts} | {found} | "
-            f"{figure['right']} | {tokens} | {held} |"
-        )
-    return "\n".join(lines)
+        said = show_counts(figure["decisions"]), show_counts(figure["sampler"])
+        rows.append((figure["fault"], figure["audits"], *said, figure["right"], tokens, held))
+    return tabulate_rows(head, rows)

@@ -33,22 +33,27 @@ from verifier.checks.template.panel import (
 from verifier.checks.template.panel_design import Panel, design_panel
 from verifier.evidence.e_values import confidence_sequence
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
-from verifier.files.run_folder import append_line, read_lines, write_json
+from verifier.files.run_folder import append_line, read_lines
 from verifier.host.collect import read_outcomes
+from verifier.lab.bench.results import (
+    begin_results,
+    fetch_measured,
+    middle_and_most,
+    results_path,
+    tabulate_rows,
+    write_results,
+)
 from verifier.lab.corpus import (
     MAX_ATTEMPTS,
     RememberingEngine,
     Stack,
     collect_corpus,
-    describe_run,
     load_host,
-    middle_and_most,
 )
 from verifier.lab.testbed.host import Fault, read_fault
 from verifier.plan import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
-from verifier.reference.cards import load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.renderings.catalogue import (
@@ -60,14 +65,11 @@ from verifier.reference.renderings.catalogue import (
     render_probe,
 )
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.weights import check_weights, fetch_weights
 from verifier.scoring.score import score_replies
 from verifier.scoring.score_file import read_scores
 from verifier.verdict.weigh import named_template, read_rows
 
-SCHEMA: Final = 1
-CARD: Final = "smollm2-135m-instruct"
-RESULTS: Final = "templates.json"
+PART: Final = "templates"
 AUDITS: Final = "audits.jsonl"
 
 FAULT_AUDITS: Final = 20
@@ -139,9 +141,7 @@ def run_template_bench(
     Every audit is kept as it ends, and a run goes on where an earlier one with the same `out` and
     seed was stopped. Audits of all hosts go side by side, so that what a stopped run has is even.
     """
-    card = load_card(CARD)
-    weights = fetch_weights(card, cache=cache, tell=tell)
-    check_weights(card, weights)
+    card, weights = fetch_measured(cache=cache, tell=tell)
     tokenizer, entries = Tokenizer(weights), catalogue()
     bench = _Bench(
         out=out, plan=_plan(seed), tokenizer=tokenizer, entries=entries,
@@ -156,9 +156,9 @@ def run_template_bench(
     for number in range(most):
         wanted = [h for h in hosts if number < min(h.audits, audits or h.audits)]
         bench.measure(number, wanted, _design(tokenizer, entries, seed + number))
-        write_json(out / RESULTS, sum_up(bench.done(), seed=seed))
+        write_results(out, PART, sum_up(bench.done(), seed=seed))
         tell(f"audit {number + 1} of {most}: {len(wanted)} hosts")
-    return out / RESULTS
+    return results_path(out, PART)
 
 
 def _design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) -> Panel:
@@ -361,9 +361,7 @@ def _counted_on(ledger: Ledger) -> Ledger:
 def sum_up(audits: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
     """The results file: confusion matrices, names true by names said, and every audit."""
     return {
-        "schema_version": SCHEMA,
-        "card": CARD,
-        **describe_run(seed=seed),
+        **begin_results(seed=seed),
         "confusion": {key: _confusion(audits, key) for key in READINGS},
         "each": list(audits),
     }  # fmt: skip
@@ -382,25 +380,24 @@ def tabulate_templates(results: Mapping[str, Any]) -> str:
     """The audits as one Markdown table, a row per host: what was said, and what ranked first."""
     heads = [f"{what}, {key}" for key in READINGS for what in ("said rightly", "ranked first")]
     columns = ["host", "audits", *heads, "requests", "tokens", "said otherwise"]
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    rows: list[tuple[object, ...]] = []
     for fault in results["confusion"][READINGS[0]]:
         of = [audit for audit in results["each"] if audit["fault"] == fault]
         counts = [
             sum(is_so(audit, key) for audit in of)
-            for key in READINGS for is_so in (_is_said, _is_first)
+            for key in READINGS for is_so in (is_said, _is_first)
         ]  # fmt: skip
         spent = [middle_and_most(of, what) for what in ("requests", "completion_tokens")]
         wrong = Counter(
             f"{' or '.join(audit[key]['said']) or 'nothing'}, {key}"
-            for key in READINGS for audit in of if not _is_said(audit, key)
+            for key in READINGS for audit in of if not is_said(audit, key)
         )  # fmt: skip
         said = "; ".join(f"{name} {count}" for name, count in wrong.most_common()) or "-"
-        cells = [fault, str(len(of)), *map(str, counts), *spent, said]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append((fault, len(of), *counts, *spent, said))
+    return tabulate_rows(columns, rows)
 
 
-def _is_said(audit: Mapping[str, Any], key: str) -> bool:
+def is_said(audit: Mapping[str, Any], key: str) -> bool:
     """Whether what is true was said: alone, or in a group; nothing, of a right template."""
     said = audit[key]["said"]
     return not said if audit["truth"] == NONE else audit["truth"] in said

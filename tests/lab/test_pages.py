@@ -1,0 +1,67 @@
+"""The pages of `reference/`: no figure in them is written by hand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from verifier.lab.pages import TABLES, fill, make_pages
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = ("README.md", "reference/README.md", "reference/benchmarks/README.md")
+
+
+def test_the_pages_are_those_that_cards_and_results_make() -> None:
+    """To the byte; `python -m verifier.lab.pages .` makes them anew."""
+    made = make_pages(ROOT)
+
+    assert list(made) == [ROOT / page for page in PAGES]
+    for path, text in made.items():
+        assert path.read_text(encoding="utf-8") == text, path
+
+
+def test_every_file_of_results_has_its_tables() -> None:
+    """A part that is measured is shown."""
+    kept = {path.name for path in (ROOT / "reference" / "benchmarks").glob("*.json")}
+
+    assert kept == {f"{part}.benchmark.json" for part in TABLES}
+
+
+@pytest.mark.parametrize("page", PAGES[1:])
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    """From where it lies."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+
+    assert links
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_only_what_is_between_marks_is_made() -> None:
+    """And what stood there is replaced."""
+    page = "a\n<!-- begin x -->\nold\n<!-- end x -->\nb\n<!-- begin y -->\n<!-- end y -->\n"
+
+    made = fill(page, {"x": "new", "y": "two"})
+
+    assert made == (
+        "a\n<!-- begin x -->\n\nnew\n\n<!-- end x -->\n"
+        "b\n<!-- begin y -->\n\ntwo\n\n<!-- end y -->\n"
+    )
+    assert fill(made, {"x": "new", "y": "two"}) == made
+
+
+@pytest.mark.parametrize(
+    ("page", "complaint"),
+    [
+        ("", "expected the marks of"),
+        ("<!-- begin x --><!-- end x --><!-- begin y --><!-- end y -->", "expected the marks of"),
+        ("<!-- begin x --><!-- end x --><!-- begin x --><!-- end x -->", "expected the marks of"),
+        ("<!-- begin x -->", "'x': expected <!-- end x -->"),
+    ],
+)
+def test_a_page_without_its_marks_is_refused(page: str, complaint: str) -> None:
+    """A table that has no place is not left out in silence."""
+    with pytest.raises(ValueError, match=complaint):
+        fill(page, {"x": "new"})
