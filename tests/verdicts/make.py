@@ -6,11 +6,13 @@ never edited or made again to fit: a folder is added here, and those that are th
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from verifier.summary import summarise
 
 FOLDERS = Path(__file__).parent / "folders"
 FLEET = Path(__file__).parent / "fleet"
+DIGESTS = Path(__file__).parent / "cases.json"
 
 FOUR_BIT, OTHER = "4-bit-class rounding", "another model"
 INT4, FP8 = "int4-sym-g64", "fp8-channel"
@@ -894,6 +897,18 @@ def doubtful(plan: dict[str, Any]) -> list[Any]:
     raise AssertionError("no such replies")
 
 
+def digest_cases() -> None:
+    """Write the digest of the report of each simulated case."""
+    found = {}
+    for number in range(s.CASES):
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            s.write(run, s.random_case(number))
+            decide_folder(run)
+            found[f"{number:03}"] = sha256((run / "report.json").read_bytes()).hexdigest()
+    DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
+
+
 def main(names: list[str]) -> None:
     """Make the folders of these names, or all that are missing."""
     for name, maker in MAKERS.items():
@@ -911,6 +926,8 @@ def main(names: list[str]) -> None:
     if "fleet" in names or not FLEET.exists():
         shutil.rmtree(FLEET, ignore_errors=True)
         make_fleet(FLEET)
+    if "cases" in names or not DIGESTS.exists():
+        digest_cases()
 
 
 if __name__ == "__main__":

@@ -540,3 +540,279 @@ def _probe(name: str, made: Made) -> dict[str, Any]:
 
 def _lines(values: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(value, separators=(",", ":")) + "\n" for value in values)
+
+
+# -- cases drawn at random ---------------------------------------------------------------------
+
+CASES = 200
+
+_INT4, _FP8, _SIBLING = "int4-sym-g64", "fp8-channel", "sibling"
+_CLASSES = ("int8-class rounding", "4-bit-class rounding", "another model")
+_LABELS = ("without log-probabilities", "streamed", "short")
+_SAMPLED = (
+    "temperature 0.7", "temperature 0.98", "temperature 1", "temperature 1.02", "temperature 1.2",
+    "top-k 4", "top-k 10", "top-p 0.7", "temperature 0.7, top-p 0.8",
+)  # fmt: skip
+
+
+def random_case(number: int) -> Made:
+    """One of CASES mixes of everything; rows are few and short, so that much stays close."""
+    draw = _Draw(number)
+    made, tame = Made(plan=_random_plan(draw)), draw.chance(0.35)
+    if tame:  # honest replies, so that what stands beside them is seen, too
+        made.rows = [
+            greedy(
+                draw.rng, f"p{n:02}", scale=draw.of(0.02, 0.05), tokens=24, other=[_INT4, _FP8],
+                logprob_scale=0.05 if made.plan["top_logprobs"] else None,
+                strata=tuple(draw.some(0.5, *_LABELS)), outranked=int(draw.chance(0.1)),
+            )
+            for n in range(draw.count(3, 13))
+        ]  # fmt: skip
+    else:
+        _random_rows(draw, made)
+    if made.plan.get("samplers"):
+        _random_samples(draw, made, tame=tame and draw.chance(0.5))
+    _random_long(draw, made)
+    _random_neighbours(draw, made)
+    return made
+
+
+class _Draw:
+    """Choices by the number of a case."""
+
+    def __init__(self, number: int) -> None:
+        self.rng = np.random.default_rng([20261130, number])
+
+    def of(self, *options: Any) -> Any:
+        """One of these."""
+        return options[int(self.rng.integers(len(options)))]
+
+    def chance(self, share: float) -> bool:
+        """Whether it happens."""
+        return bool(self.rng.random() < share)
+
+    def some(self, share: float, *options: str) -> list[str]:
+        """Some of these, in their order."""
+        return [option for option in options if self.chance(share)]
+
+    def count(self, least: int, most: int) -> int:
+        """A number from the least to the most."""
+        return int(self.rng.integers(least, most + 1))
+
+
+def _random_plan(draw: _Draw) -> dict[str, Any]:
+    usual = make_plan().model_dump(mode="json")
+    channel = {
+        "honest_scale": draw.of(0.1, 0.1, 0.05, 0.2), "spread": draw.of(0.0, 0.0, 0.15),
+        "learning_rate": draw.of(1.0, 1.0, 0.7),
+    }  # fmt: skip
+    noise = [*draw.some(0.15, _CLASSES[0]), *draw.some(0.8, *_CLASSES[1:])]
+    shared = [*draw.some(0.1, _CLASSES[0]), *draw.some(0.2, *_CLASSES[1:])]
+    routed = {name: draw.of(0.05, 0.2, 0.5, 0.9) for name in shared}
+    plan: dict[str, Any] = {
+        "policy": {"noise": noise, "builds": draw.some(0.35, _INT4, _FP8), "routed": routed},
+        "calibration": usual["calibration"] | {"text": channel},
+        "alpha": draw.of(0.001, 0.001, 0.01, 0.05), "beta": draw.of(0.001, 0.01, 0.1),
+        "min_replies": draw.of(2, 4, 6), "top_logprobs": draw.of(0, 0, 5),
+        "seed": draw.count(1, 1000), "varies": draw.chance(0.25),
+        "budget_completion_tokens": draw.of(60, 200, 3000, 3000),
+    }  # fmt: skip
+    if draw.chance(0.35):
+        plan |= {"samplers": {name: SAMPLERS[name] for name in _SAMPLED},
+                 "honest_samplers": list(HONEST)}  # fmt: skip
+    if draw.chance(0.2):
+        plan["context_tokens"] = 900
+    if draw.chance(0.2):
+        plan["output_tokens"] = 200
+    if draw.chance(0.3):
+        plan["suspects"] = {_SIBLING: "a sibling of it"}
+        if draw.chance(0.3):
+            plan["suspects"] |= {"unread": "one that was not scored"}
+    if draw.chance(0.2):
+        plan["prices"] = {"prompt": 1.0, "completion": 2.0}
+    if draw.chance(0.1):
+        plan["card_notes"] = ["nobody has checked the card"]
+    if draw.chance(0.15):
+        plan["bank"] = [_INT4, _FP8]
+    return plan
+
+
+def _random_rows(draw: _Draw, made: Made) -> None:
+    """Replies of one kind of host."""
+    rng, kind = draw.rng, draw.of(*["greedy"] * 6, "part", "part", *["panel"] * 2, "hidden",
+                                  "penalty", "single", "single", "rather", "none")  # fmt: skip
+    count, tokens = draw.count(1, 12), draw.of(4, 10, 18, 30)
+    scale = draw.of(0.02, 0.02, 0.02, 0.05, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.9)
+    if made.plan["varies"]:
+        count = draw.of(count, 14, 18)
+    names = [f"p{n:02}" for n in range(count)]
+    columns: dict[str, Any] = {how: [] for how in ("served", "near", "other", "same")}
+    for column in (*draw.some(0.6, _INT4, _FP8, "drop-1"),
+                   *([_SIBLING] if made.plan.get("suspects") else [])):  # fmt: skip
+        columns[draw.of("served", "near", "other", "other", "same")].append(column)
+    if made.plan["top_logprobs"]:
+        columns["logprob_scale"] = draw.of(None, 0.05, 0.2, 0.8)
+    if kind in ("greedy", "part"):
+        share, odd = draw.of(0.2, 0.5), draw.of(0.4, 0.9)
+        scales = [odd if kind == "part" and draw.chance(share) else scale for _ in names]
+        made.rows = [
+            greedy(rng, name, scale=at, tokens=tokens, **columns)
+            for name, at in zip(names, scales, strict=True)
+        ]
+        if draw.chance(0.2):
+            made.rows = [replace(row, prompt_tokens=21, rendered={PUBLISHED: 20})
+                         for row in made.rows]  # fmt: skip
+    elif kind in ("panel", "hidden"):
+        among = ("system-injected", "system-injected-2") if kind == "hidden" else (
+            "system-ignored", "no-template", "space-added", "leading-whitespace-stripped",
+        )  # fmt: skip
+        scored = draw.some(0.7, *among) or [among[0]]
+        served = draw.of(PUBLISHED, *scored, *scored)
+        twins = {"family-gemma": scored[0]} if draw.chance(0.2) else None
+        settings: dict[str, Any] = {
+            "served": served, "scale": min(scale, 0.3), "columns": scored, "twins": twins,
+            "counts": draw.chance(0.4), "offset": draw.of(0, 0, 1, 7), "apart": draw.of(0.3, 1.0),
+            "tokens": min(tokens, 10),
+        }  # fmt: skip
+        ordinary = draw.chance(0.4)
+        made.rows = [greedy(rng, f"q{n:02}", scale=scale, tokens=8)
+                     for n in range(draw.count(0, 3))]  # fmt: skip
+        made.rows += [templated(rng, n, panel=True, **settings) for n in range(draw.count(1, 6))]
+        if ordinary:
+            made.rows += [templated(rng, n, panel=False, **settings) for n in range(count // 2)]
+    elif kind == "penalty":
+        made.rows = [
+            penalized(rng, name, penalty=draw.of(0.0, 1.0), tokens=tokens, scale=min(scale, 0.3))
+            for name in names
+        ]
+    elif kind == "single":
+        named, share = draw.chance(0.4), draw.of(0.0, 0.02, 0.06)
+        made.rows = [
+            single(rng, name, share=share, kind=draw.of("drop", "rare"), named=named,
+                   scale=min(scale, 0.1), outranked=int(draw.chance(0.2)))
+            for name in names
+        ]  # fmt: skip
+    elif kind == "rather":
+        for name in names:
+            row = greedy(rng, name, scale=0.9, tokens=tokens, **columns)
+            leads = rounded(cell + 3.0 for cell in row.text[PUBLISHED])
+            text = row.text | {"template:family-llama3": leads}
+            lengths = {PUBLISHED: 20, "family-llama3": 30}
+            made.rows.append(replace(row, text=text, rendered=lengths))
+    if made.plan["varies"]:
+        odd_one = draw.of("", *_LABELS)
+        for n, row in enumerate(made.rows):
+            labels = (*draw.some(0.5, *_LABELS), *(("late",) if n >= 8 else ()))
+            if kind == "greedy" and odd_one in labels:
+                row = greedy(rng, row.probe_id, scale=0.8, tokens=tokens, **columns)
+            made.rows[n] = replace(row, strata=labels)
+    if draw.chance(0.3):
+        made.rows = [replace(row, outranked=draw.of(0, 0, 1, 2)) for row in made.rows]
+    if draw.chance(0.2):
+        made.rows = [replace(row, left_out=draw.of(0, 1, 2)) for row in made.rows]
+    if draw.chance(0.15):
+        made.rows = [replace(row, text={}, unjudged="a thought out of its place", tokens=0)
+                     if draw.chance(0.3) else row for row in made.rows]  # fmt: skip
+
+
+def _random_samples(draw: _Draw, made: Made, *, tame: bool) -> None:
+    """Sampled replies, those that are set aside, and what was asked again."""
+    truth = draw.of({}, {}, {"top_k": 4}, {"temperature": 0.7}, {"temperature": 1.2},
+                    {"temperature": 0.7, "top_p": 0.8})  # fmt: skip
+    scale, count = draw.of(0.0, 0.0, 0.0, 0.3), draw.of(0, 2, 4, 6, 6)
+    if tame:
+        truth, scale, count = {}, 0.0, 12
+    made.sampled = [
+        drawn(draw.rng, f"s{n:02}", sampler=truth, tokens=draw.of(8, 30), columns=_SAMPLED,
+              scale=scale)
+        for n in range(count)
+    ]  # fmt: skip
+    if draw.chance(0.3):
+        problem = draw.of("two spellings", "the endpoint does not name the tokens of its replies")
+        made.sampled += [unread(f"u{n:02}", problem) for n in range(draw.of(2, 7, 8))]
+    made.repeats = [
+        again(f"s{n:02}", draw.of(-0.5, -4.0, -9.0, -30.0), came=draw.chance(0.5),
+              otherwise=draw.chance(0.5))
+        for n in range(draw.of(0, 0, 1, 3))
+    ]  # fmt: skip
+
+
+def _random_long(draw: _Draw, made: Made) -> None:
+    """Scores of long prompts and long replies."""
+    lines: list[dict[str, Any]] = []
+    if made.plan.get("context_tokens"):
+        for n in range(1, 1 + draw.of(0, 1, 1, 2)):
+            length, reads = draw.of(890, 890, 450), draw.chance(0.5)
+            cuts = marks(890, draw.of(UNREAD, UNREAD, READ, curve(-1.1, -20)))
+            cuts |= marks(450, draw.of(UNREAD, UNREAD, READ))
+            lines += long_prompt(n, length, reads=reads, cuts=cuts)
+            made.answers[f"context-{n}"] = {"prompt_tokens": draw.of(None, 400, length)}
+        if draw.chance(0.3):
+            said = draw.of("maximum context length is 700 tokens", "too long")
+            made.answers["context-8"] = {"status": 422, "said": said}
+        if draw.chance(0.2):
+            made.answers["context-7"] = {"text": "", "finish": "stop"}
+    if made.plan.get("output_tokens"):
+        for n in range(1, 1 + draw.of(0, 1, 2)):
+            end = draw.of(None, curve(-30, -9), curve(-30, -14), curve(-2, -1))
+            lines.append(long_reply(n, 200 if end is None else 88 + draw.of(0, 1, 9), 200, end))
+            made.answers[f"output-{n}"] = {"finish": draw.of("length", "stop")}
+        if draw.chance(0.2):
+            made.answers["output-8"] = {"text": "", "finish": "stop"}
+    if lines:
+        made.lines["context_scores.jsonl"] = lines
+
+
+def _random_neighbours(draw: _Draw, made: Made) -> None:
+    """All that stands beside the rows, and answers that are no replies."""
+    asked = len(made.rows)
+    if draw.chance(0.3):  # as many as replies at times: that is half
+        for n in range(draw.of(1, 2, asked, asked + 1)):
+            made.answers[f"x{n:02}"] = draw.of(
+                {"status": 422, "said": "not this"}, {"status": None, "said": "reset", "tries": 4},
+                {"text": "", "finish": "stop", "prompt_tokens": draw.of(None, 41)},
+            )  # fmt: skip
+    if made.rows and draw.chance(0.15):
+        claimed = draw.of({"tokens": 40}, {"prompt_tokens": 90_000}, {"tokens": 31})
+        made.answers[made.rows[0].probe_id] = {"allowed": 30, **claimed}
+    if draw.chance(0.3):
+        made.files["capabilities.json"] = capabilities(
+            forged_log_e=draw.of(None, -1.0, 6.9, 9.0),
+            parameters=ignored(*draw.some(0.3, "stop", "seed", "n", "max_tokens")),
+        )
+    if draw.chance(0.3):
+        ways = (
+            [], ["system-ignored"], ["system-ignored", "bos-missing"], [PUBLISHED], [PUBLISHED],
+            ["no-template"],
+        )  # fmt: skip
+        made.files["shown.json"] = shown(*(draw.of(*ways) for _ in range(draw.of(1, 1, 2, 3))))
+    if draw.chance(0.35):
+        host, arrives = draw.of(0.02, 0.02, 0.3, 0.6), draw.of((21,), (21,), (21, None), (21, 34))
+        rows = [
+            greedy(draw.rng, f"p{n:02}", scale=host, prompt_tokens=draw.of(*arrives),
+                   rendered={PUBLISHED: 20})
+            for n in range(draw.of(0, 1, 5, 8))
+        ]  # fmt: skip
+        made.completions = Made(rows=rows)
+        if not rows:
+            made.completions.answers = {"p00": {"status": 404, "said": "no such path"}}
+    if draw.chance(0.35):
+        made.files["counted.json"] = counted()
+        made.answers |= count_answers(draw.of(*COUNTS, "claude"), constant=draw.of(0, 7))
+    if draw.chance(0.2):
+        made.files["control.json"] = control(
+            draw.of("consistent", "inconsistent", "inconclusive", "failed", "pending")
+        )
+    if draw.chance(0.2):
+        made.files["deadline.json"] = {"deadline_s": draw.of(45.0, 5400.0)}
+    if draw.chance(0.15):
+        made.lines["sent.jsonl"] = unanswered("p00", "z00", "z01")
+    if draw.chance(0.1):
+        made.plan |= {
+            "thinking": {
+                "open": "<think>", "close": "</think>", "switch_off": {"enable_thinking": False},
+            },
+            "configuration": {"endpoint": {"dialect": "chat"}, "audit": {}},
+        }  # fmt: skip
+        if made.rows:
+            made.settings[made.rows[-1].probe_id] = {"enable_thinking": False}
