@@ -120,6 +120,13 @@ def most_failed(rng: np.random.Generator) -> Made:
 
 
 @folder
+def half_failed(rng: np.random.Generator) -> Made:
+    """As many failed as were answered: that is not most of them, and the verdict stands."""
+    failed = {f"q{n:02}": {"status": 422, "said": "not this"} for n in range(LEAST - 1)}
+    return Made(rows=quiet(rng), answers=failed | {"q09": {"text": "", "finish": "stop"}})
+
+
+@folder
 def within_the_floor(rng: np.random.Generator) -> Made:
     """A class and a share that cannot be told from honest serving do not block."""
     policy = {
@@ -516,9 +523,11 @@ def completions_differ(rng: np.random.Generator) -> Made:
 @folder
 def completions_open(rng: np.random.Generator) -> Made:
     """A hidden prompt, and too few completions to say more; one request has no answer."""
+    completions = completed(rng, 0.05, 1)
+    completions.lines["sent.jsonl"] = s.unanswered("p00", "p01")
     return Made(
         rows=panel(rng, "system-injected", count=7, columns=("system-injected",)),
-        completions=completed(rng, 0.05, 1),
+        completions=completions,
     )
 
 

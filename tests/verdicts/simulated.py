@@ -482,13 +482,18 @@ def write(run: Path, made: Made) -> None:
             (run / file).write_text(_lines(_probe(name, made) for name in names))
     for file, value in made.files.items():
         (run / file).write_text(json.dumps(value) + "\n")
-    for file, lines in made.lines.items():
-        carried = [line | _digest(line, exchanges) if "sent" not in file else line
-                   for line in lines]  # fmt: skip
-        (run / file).write_text(_lines(carried))
+    _write_lines(run, made, exchanges)
     if made.completions is not None:
         (run / "completions").mkdir()
-        _write_scored(run / "completions", made.completions, dialect="completions")
+        found = _write_scored(run / "completions", made.completions, dialect="completions")
+        _write_lines(run / "completions", made.completions, found)
+
+
+def _write_lines(run: Path, made: Made, exchanges: Mapping[str, list[Attempt]]) -> None:
+    for file, lines in made.lines.items():
+        scores = "scores" in file
+        carried = [line | _digest(line, exchanges) if scores else line for line in lines]
+        (run / file).write_text(_lines(carried))
 
 
 def _write_scored(run: Path, made: Made, **settings: Any) -> dict[str, list[Attempt]]:
