@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -236,8 +237,8 @@ def near_a_build(rng: np.random.Generator) -> Made:
 @folder
 def a_part(rng: np.random.Generator) -> Made:
     """A third of the replies come from a build, and numbers of something else are reported."""
-    theirs = {"scale": 0.7, "served": [INT4], "outranked": 2}
-    ours = {"scale": 0.05, "other": [INT4], "outranked": 0}
+    theirs: dict[str, Any] = {"scale": 0.7, "served": [INT4], "outranked": 2}
+    ours: dict[str, Any] = {"scale": 0.05, "other": [INT4], "outranked": 0}
     found = [
         s.greedy(rng, f"p{n:02}", tokens=20, **(theirs if n % 3 == 1 else ours)) for n in range(21)
     ]
@@ -273,7 +274,7 @@ def logprobs_differ(rng: np.random.Generator) -> Made:
 def logprobs_alone(rng: np.random.Generator) -> Made:
     """No text could be scored, what is reported differs."""
     found = rows(rng, 4, scale=0.03, logprob_scale=0.8)
-    return Made(plan={"top_logprobs": 5}, rows=[s.replace(row, text={}) for row in found])
+    return Made(plan={"top_logprobs": 5}, rows=[replace(row, text={}) for row in found])
 
 
 @folder
@@ -345,9 +346,9 @@ def counts_shifted(rng: np.random.Generator) -> Made:
                     panel=False, tokens=30)
         for n in range(9)
     ]  # fmt: skip
-    found = [s.replace(r, rendered=r.rendered | {"bos-doubled": r.rendered["reference"] + 4})
+    found = [replace(r, rendered=r.rendered | {"bos-doubled": r.rendered["reference"] + 4})
              for r in found]  # fmt: skip
-    found[2] = s.replace(found[2], text={}, unjudged="a thought out of its place", tokens=0)
+    found[2] = replace(found[2], text={}, unjudged="a thought out of its place", tokens=0)
     return Made(
         rows=found, answers={"q00": {"text": "", "prompt_tokens": 41, "finish": "stop"}},
     )  # fmt: skip
@@ -446,7 +447,7 @@ def template_suspected(rng: np.random.Generator) -> Made:
     """Counts look like another rendering, replies do not tell."""
     found = panel(rng, "bos-doubled", count=6, scale=0.05, columns=(), counts=True, apart=0.0,
                   panel=False)  # fmt: skip
-    found = [s.replace(row, rendered=row.rendered | {"bos-doubled": row.rendered["bos-doubled"]})
+    found = [replace(row, rendered=row.rendered | {"bos-doubled": row.rendered["bos-doubled"]})
              for row in found]  # fmt: skip
     return Made(rows=found)
 
@@ -457,7 +458,7 @@ def template_or_other_weights(rng: np.random.Generator) -> Made:
     found = []
     for row in [s.greedy(rng, f"p{n:02}", scale=0.9, served=["sibling"]) for n in range(8)]:
         leads = s.rounded(cell + 3.0 for cell in row.text["reference"])
-        found.append(s.replace(row, text=row.text | {"template:family-llama3": leads},
+        found.append(replace(row, text=row.text | {"template:family-llama3": leads},
                                rendered={"reference": 20, "family-llama3": 30}))  # fmt: skip
     return Made(plan={"suspects": {"sibling": "a sibling of it"}}, rows=found)
 
@@ -497,7 +498,7 @@ def completed(rng: np.random.Generator, scale: float, count: int = 8, **more: An
         s.greedy(rng, f"p{n:02}", scale=scale, prompt_tokens=21, rendered={"reference": 20})
         for n in range(count)
     ]
-    return Made(rows=[s.replace(row, **more) for row in found])
+    return Made(rows=[replace(row, **more) for row in found])
 
 
 @folder
@@ -513,7 +514,7 @@ def rendering_not_known(rng: np.random.Generator) -> Made:
 def completions_differ(rng: np.random.Generator) -> Made:
     """The weights are at fault, whatever the template; a hidden prompt of no known words is not."""
     found = [
-        s.replace(s.greedy(rng, f"p{n:02}", scale=0.5, served=["template:system-injected"]),
+        replace(s.greedy(rng, f"p{n:02}", scale=0.5, served=["template:system-injected"]),
                   rendered={"reference": 20, "system-injected": 30})
         for n in range(8)
     ]  # fmt: skip
@@ -544,7 +545,7 @@ def completions_fit_under_a_template(rng: np.random.Generator) -> Made:
 def completions_made_into_chats(rng: np.random.Generator) -> Made:
     """The prompts arrived longer than they were sent."""
     made = completed(rng, 0.03, 4)
-    made.rows[1] = s.replace(made.rows[1], prompt_tokens=34)
+    made.rows[1] = replace(made.rows[1], prompt_tokens=34)
     return Made(rows=rows(rng, 6, scale=0.7), completions=made)
 
 
@@ -576,7 +577,7 @@ def varied(
         labels = LABELS[int(rng.integers(len(LABELS)))] + (("late",) if n >= 8 else ())
         odd = label in labels
         at = scale if odd else 0.05
-        columns = {"served": [INT4]} if odd and more.get("build") else {}
+        columns: dict[str, Any] = {"served": [INT4]} if odd and more.get("build") else {}
         columns |= {} if odd or not more.get("build") else {"other": [INT4]}
         found.append(s.greedy(rng, f"p{n:02}", scale=at, strata=labels, tokens=18, **columns))
     return found
@@ -600,7 +601,7 @@ def a_stratum_is_open(rng: np.random.Generator) -> Made:
 @folder
 def all_asked_alike_differ(rng: np.random.Generator) -> Made:
     """However it is asked."""
-    found = [s.replace(row, strata=("late",) if n % 2 else ("streamed",))
+    found = [replace(row, strata=("late",) if n % 2 else ("streamed",))
              for n, row in enumerate(rows(rng, 8, scale=0.6, served=[INT4]))]  # fmt: skip
     return Made(plan={"varies": True}, rows=found)
 
@@ -718,7 +719,7 @@ def replies_from_a_store(rng: np.random.Generator) -> Made:
 def penalty_named(rng: np.random.Generator) -> Made:
     """A penalty on greedy replies; builds are not judged before it is mended."""
     found = [s.penalized(rng, f"p{n:02}", penalty=1.0) for n in range(8)]
-    found = [s.replace(row, text=row.text | {INT4: row.text["reference"]}) for row in found]
+    found = [replace(row, text=row.text | {INT4: row.text["reference"]}) for row in found]
     return Made(plan={"policy": POLICY, "top_logprobs": 5}, rows=found)
 
 
@@ -743,7 +744,7 @@ def tokens_suspected(rng: np.random.Generator) -> Made:
     """Single tokens look odd, and the audit goes on."""
     found = [s.single(rng, f"p{n:02}", share=0.09 if n == 9 else 0.0, outranked=int(n in (3, 9)))
              for n in range(12)]  # fmt: skip
-    found = [s.replace(row, single={n: row.single[n] for n in list(row.single)[:2]})
+    found = [replace(row, single={n: row.single[n] for n in list(row.single)[:2]})
              for row in found]  # fmt: skip
     return Made(plan={"policy": POLICY | {"builds": []}}, rows=found)
 

@@ -441,6 +441,7 @@ def attempt(
     tries: int = 1,
 ) -> list[Attempt]:
     """The exchanges of one probe."""
+    asked: dict[str, Any]
     asked = {"messages": [{"role": "user", "content": f"What of {probe_id}?"}]}
     message: dict[str, Any] = {"message": {"content": text}}
     if dialect == "completions":
@@ -471,7 +472,7 @@ def write(run: Path, made: Made) -> None:
     exchanges = _write_scored(run, made)
     asked = [name for name in exchanges if not name.startswith(("context-", "output-"))]
     panel = {row.probe_id for row in made.rows if row.panel}
-    drawn_ones = {row.probe_id for row in (*made.sampled, *made.repeats)}
+    drawn_ones = _sampled(made)
     for file, names in (
         ("probes.jsonl", [name for name in asked if name not in panel | drawn_ones]),
         ("panel.jsonl", [name for name in asked if name in panel]),
@@ -492,16 +493,20 @@ def write(run: Path, made: Made) -> None:
 def _write_lines(run: Path, made: Made, exchanges: Mapping[str, list[Attempt]]) -> None:
     for file, lines in made.lines.items():
         scores = "scores" in file
-        carried = [line | _digest(line, exchanges) if scores else line for line in lines]
+        carried = [
+            line | {"reply_sha256": _digest(line["probe_id"], exchanges)} if scores else line
+            for line in lines
+        ]
         (run / file).write_text(_lines(carried))
 
 
 def _write_scored(run: Path, made: Made, **settings: Any) -> dict[str, list[Attempt]]:
     """Exchanges and ledger; every attempt by its probe."""
+    every: list[Any] = [*made.rows, *made.sampled]
     usual: dict[str, dict[str, Any]] = {
         row.probe_id: {"prompt_tokens": getattr(row, "prompt_tokens", None), "tokens": size,
                        "allowed": max(30, size), "text": TEXT * (1 + size // 40)}
-        for row in (*made.rows, *made.sampled) for size in [row.tokens + row.left_out]
+        for row in every for size in [row.tokens + row.left_out]
     }  # fmt: skip
     usual |= {one.probe_id: {"tokens": 30} for one in made.repeats}
     for lines in made.lines.values():
@@ -513,21 +518,24 @@ def _write_scored(run: Path, made: Made, **settings: Any) -> dict[str, list[Atte
     (run / "exchanges.jsonl").write_text(
         _lines(attempt_to_json(one) for tries in found.values() for one in tries)
     )
+
+    def with_digest(row: Any) -> Any:
+        return replace(row, reply_sha256=_digest(row.probe_id, found))
+
     scored = Ledger(
-        rows=tuple(replace(row, **_digest(row, found)) for row in made.rows),
-        sampled=tuple(replace(row, **_digest(row, found)) for row in made.sampled),
-        repeats=tuple(replace(one, **_digest(one, found)) for one in made.repeats),
+        rows=tuple(with_digest(row) for row in made.rows),
+        sampled=tuple(with_digest(row) for row in made.sampled),
+        repeats=tuple(with_digest(one) for one in made.repeats),
     )
     wire = ledger_to_json(scored) | {"engine": {"engine": "simulated"}}
     (run / "ledger.json").write_text(json.dumps(wire, separators=(",", ":")) + "\n")
     return found
 
 
-def _digest(of: Any, exchanges: Mapping[str, list[Attempt]]) -> dict[str, str]:
-    name = of["probe_id"] if isinstance(of, dict) else of.probe_id
+def _digest(name: str, exchanges: Mapping[str, list[Attempt]]) -> str:
     answer = parse(exchanges[name][-1])
     assert isinstance(answer, Reply | NotJudged), name
-    return {"reply_sha256": digest_of(answer)}
+    return digest_of(answer)
 
 
 def _probe(name: str, made: Made) -> dict[str, Any]:
@@ -536,11 +544,16 @@ def _probe(name: str, made: Made) -> dict[str, Any]:
         "id": name, "kind": kind, "messages": [{"role": "user", "content": f"What of {name}?"}],
         "max_tokens": 30,
     }  # fmt: skip
-    if name in {row.probe_id for row in (*made.sampled, *made.repeats)}:
+    if name in _sampled(made):
         probe["temperature"] = 1.0
     if name in made.settings:
         probe["settings"] = [[key, value] for key, value in made.settings[name].items()]
     return probe
+
+
+def _sampled(made: Made) -> set[str]:
+    """The probes asked at temperature 1."""
+    return {row.probe_id for row in made.sampled} | {one.probe_id for one in made.repeats}
 
 
 def _lines(values: Iterable[Mapping[str, Any]]) -> str:
@@ -786,7 +799,7 @@ def _random_neighbours(draw: _Draw, made: Made) -> None:
             parameters=ignored(*draw.some(0.3, "stop", "seed", "n", "max_tokens")),
         )
     if draw.chance(0.3):
-        ways = (
+        ways: tuple[list[str], ...] = (
             [], ["system-ignored"], ["system-ignored", "bos-missing"], [PUBLISHED], [PUBLISHED],
             ["no-template"],
         )  # fmt: skip
