@@ -121,6 +121,12 @@ def most_failed(rng: np.random.Generator) -> Made:
 
 
 @folder
+def budget_for_one_more(rng: np.random.Generator) -> Made:
+    """What is left pays for just one more reply, so the budget has not ended."""
+    return Made(plan={"budget_completion_tokens": 150}, rows=rows(rng, 5, scale=0.03))
+
+
+@folder
 def half_failed(rng: np.random.Generator) -> Made:
     """As many failed as were answered: that is not most of them, and the verdict stands."""
     failed = {f"q{n:02}": {"status": 422, "said": "not this"} for n in range(LEAST - 1)}
@@ -453,6 +459,15 @@ def template_suspected(rng: np.random.Generator) -> Made:
 
 
 @folder
+def panel_under_a_build(rng: np.random.Generator) -> Made:
+    """What a panel says of a build is not read: calibration knows ordinary probes alone."""
+    ordinary = rows(rng, 4, scale=0.1, same=[INT4], tokens=8)
+    asked = [replace(row, probe_id=f"t{n:02}", panel=True, rendered={"reference": 40})
+             for n, row in enumerate(rows(rng, 4, scale=0.6, served=[INT4]))]  # fmt: skip
+    return Made(plan={"policy": POLICY}, rows=[*ordinary, *asked])
+
+
+@folder
 def template_or_other_weights(rng: np.random.Generator) -> Made:
     """A suspect explains ordinary replies better than the rendering that leads the panel."""
     found = []
@@ -579,6 +594,7 @@ def varied(
         at = scale if odd else 0.05
         columns: dict[str, Any] = {"served": [INT4]} if odd and more.get("build") else {}
         columns |= {} if odd or not more.get("build") else {"other": [INT4]}
+        columns |= {"outranked": int(odd)} if more.get("build") else {}
         found.append(s.greedy(rng, f"p{n:02}", scale=at, strata=labels, tokens=18, **columns))
     return found
 
@@ -656,6 +672,13 @@ def samples_not_understood(rng: np.random.Generator) -> Made:
 
 
 @folder
+def many_samples_not_understood(rng: np.random.Generator) -> Made:
+    """As many as suffice to say that none can be read."""
+    found = [s.unread(f"s{n:02}", "two spellings") for n in range(8)]
+    return Made(plan=SOME, rows=quiet(rng), sampled=found)
+
+
+@folder
 def top_k_forced(rng: np.random.Generator) -> Made:
     """A truncation by name."""
     return Made(
@@ -690,6 +713,18 @@ def hot_or_noisy(rng: np.random.Generator) -> Made:
         plan=SOME, rows=rows(rng, 2, scale=0.05, tokens=6),
         sampled=samples(rng, 16, sampler={"top_k": 4}),
     )  # fmt: skip
+
+
+@folder
+def hot_within_noise(rng: np.random.Generator) -> Made:
+    """Nothing is left open of the weights, but noise that would make samples as hot as they are."""
+    hot = {f"temperature {t:g}": {"temperature": t} if t != 1 else {}
+           for t in (0.8, 0.98, 1, 1.02, 1.1, 1.2)}  # fmt: skip
+    return Made(
+        plan=SAMPLERS | {"samplers": hot, "policy": ONLY_NOISE | {"noise": [OTHER]}},
+        rows=rows(rng, LEAST, scale=0.25, tokens=5),
+        sampled=samples(rng, 8, sampler={"temperature": 1.2}, tokens=250, columns=tuple(hot)),
+    )
 
 
 @folder
@@ -775,14 +810,17 @@ def long_is_whole(rng: np.random.Generator) -> Made:
 
 @folder
 def long_is_cut(rng: np.random.Generator) -> Made:
-    """A window by its place and size, and a ceiling."""
+    """A window by its place and size, and a ceiling.
+
+    All evidence is just enough to be said as 42.5: less of it would show.
+    """
     cuts = {f"{place}@{n}": s.READ if (place, n) == ("front-kept", 500) else s.UNREAD
             for place in ("front-kept", "end") for n in (400, 500, 600)}  # fmt: skip
     return Made(
         plan=LONG, rows=quiet(rng),
         answers={"context-1": {"prompt_tokens": 500}, "output-2": {"finish": "stop"}},
         lines={"context_scores.jsonl": [
-            *s.long_prompt(1, 890, reads=False, cuts=cuts),
+            *s.long_prompt(1, 890, reads=False, cuts=cuts, whole=s.curve(-90, -40.01)),
             *s.long_prompt(2, 450, reads=True, cuts=s.marks(890, s.UNREAD)
                            | {"front-kept@400": s.UNREAD, "end@400": s.UNREAD}),
             s.long_reply(1, 90, 200, s.curve(-30, -14)),
@@ -858,6 +896,7 @@ TARGETS = """\
 targets:
   far: {base_url: "http://127.0.0.1:3/v1", model: tiny}
   near: {base_url: "http://127.0.0.1:4/v1", model: tiny}
+  mixed: {base_url: "http://127.0.0.1:8/v1", model: tiny}
   between: {base_url: "http://127.0.0.1:7/v1", model: tiny}
   dead: {base_url: "http://127.0.0.1:5/v1", model: tiny}
   late: {base_url: "http://127.0.0.1:6/v1", model: tiny}
@@ -869,14 +908,32 @@ out: hosts
 """
 
 
+#: All evidence but that of what is long; a summary says what it adds up to by four decimals.
+MIXED: dict[str, Any] = SOME | {"policy": POLICY, "top_logprobs": 5, "varies": True}
+
+
+def mixed(rng: np.random.Generator) -> list[Any]:
+    """Replies that say a little of everything, and a panel that says a little more."""
+    found = []
+    for n in range(6):
+        row = s.single(rng, f"p{n:02}", share=0.02, outranked=n // 5, tokens=20)
+        other = s.greedy(rng, "", scale=0.1, tokens=20, same=[INT4], logprob_scale=0.12)
+        text = row.text | {INT4: s.rounded(cell + 0.4 for cell in row.text["reference"])}
+        labels = ("streamed",) if n % 2 else ("short",)
+        found.append(replace(row, text=text, logprob=other.logprob, strata=labels))
+    return [*found, *panel(rng, "no-template", count=2, tokens=5, apart=0.6)]
+
+
 def make_fleet(out: Path) -> None:
-    """Five targets beside a control: accused, not accused, accused alone but not among so many, one
-    that could not be judged, and one of which nothing is scored yet."""
+    """Six targets beside a control: accused, not accused, with all kinds of evidence, accused alone
+    but not among so many, one that could not be judged, and one of which nothing is scored yet."""
     rng = np.random.default_rng(77)
     usual = {"prices": {"prompt": 1.0, "completion": 2.0}, "min_replies": LEAST}
     made = {
         "far": Made(plan=usual, rows=rows(rng, 5, scale=0.6, served=[INT4])),
         "near": Made(plan=usual, rows=quiet(rng)),
+        "mixed": Made(plan=usual | MIXED, rows=mixed(rng), sampled=samples(rng, 3),
+                      repeats=[s.again("s00", -6.0), s.again("s01", -2.0, came=False)]),
         "between": Made(plan=usual, rows=doubtful(usual)),
         "dead": Made(plan=usual, answers={"p00": {"status": None, "said": "reset", "tries": 4}},
                      lines={"sent.jsonl": s.unanswered("p01")}),

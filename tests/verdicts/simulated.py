@@ -379,15 +379,20 @@ READ, UNREAD = curve(-1, -20), curve(-90, -40)
 
 
 def long_prompt(
-    number: int, length: int, *, reads: bool, cuts: Mapping[str, list[float]]
+    number: int,
+    length: int,
+    *,
+    reads: bool,
+    cuts: Mapping[str, list[float]],
+    whole: list[float] | None = None,
 ) -> list[dict[str, Any]]:
     """Lines of the scores of one long prompt."""
     name = f"context-{number}"
-    whole = {
+    uncut = {
         "probe_id": name, "length": length, "reply_ids": [1, 2, 3], "kept": [0, 1, 2],
-        "whole": READ if reads else UNREAD,
+        "whole": whole or (READ if reads else UNREAD),
     }  # fmt: skip
-    return [whole, *({"probe_id": name, "cut": how, "cells": cuts[how]} for how in cuts)]
+    return [uncut, *({"probe_id": name, "cut": how, "cells": cuts[how]} for how in cuts)]
 
 
 def marks(length: int, cells: list[float]) -> dict[str, list[float]]:

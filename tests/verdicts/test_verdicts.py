@@ -133,7 +133,7 @@ def test_several_targets_are_summarised_with_the_same_bytes(tmp_path: Path) -> N
     summarise(out)
 
     expected = sorted(fleet.rglob("expected-*"))
-    assert len(expected) == 1 + 4 + 5  # summary; reports; controls
+    assert len(expected) == 1 + 5 + 6  # summary; reports; controls
     for path in expected:
         made = out / path.parent.relative_to(fleet) / path.name.removeprefix("expected-")
         assert said(made) == said(path), path.name
