@@ -722,8 +722,8 @@ def hot_within_noise(rng: np.random.Generator) -> Made:
            for t in (0.8, 0.98, 1, 1.02, 1.1, 1.2)}  # fmt: skip
     return Made(
         plan=SAMPLERS | {"samplers": hot, "policy": ONLY_NOISE | {"noise": [OTHER]}},
-        rows=rows(rng, LEAST, scale=0.25, tokens=5),
-        sampled=samples(rng, 8, sampler={"temperature": 1.2}, tokens=250, columns=tuple(hot)),
+        rows=rows(rng, 3, scale=0.15, tokens=5),
+        sampled=samples(rng, 10, sampler={"temperature": 1.1}, tokens=400, columns=tuple(hot)),
     )
 
 
