@@ -21,8 +21,8 @@ import numpy as np
 import simulated as s
 from simulated import Made
 
-from verifier.decide import decide_folder
-from verifier.summary import summarise
+from verifier.fleet.summary import summarise
+from verifier.verdict.decide import decide_folder
 
 FOLDERS = Path(__file__).parent / "folders"
 FLEET = Path(__file__).parent / "fleet"

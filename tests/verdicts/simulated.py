@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from simulate import VOCABULARY, _score, make_plan
 
-from verifier.collect import attempt_to_json
-from verifier.ledger import (
+from verifier.checks.sampling.stored_replies import Repeat
+from verifier.evidence.ledger import (
     TEXT_SCALES,
     Ledger,
     Row,
@@ -28,10 +28,10 @@ from verifier.ledger import (
     rare_cells,
     text_cells,
 )
+from verifier.host.collect import attempt_to_json
+from verifier.host.exchange import parse
 from verifier.records import Attempt, NotJudged, Reply
-from verifier.repeats import Repeat
-from verifier.scores import digest_of
-from verifier.wire import parse
+from verifier.scoring.score_file import digest_of
 
 Array = NDArray[np.float64]
 

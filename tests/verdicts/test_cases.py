@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from simulated import CASES, random_case, write
 
-from verifier.decide import decide_folder
+from verifier.verdict.decide import decide_folder
 
 DIGESTS: dict[str, str] = json.loads((Path(__file__).parent / "cases.json").read_text())
 

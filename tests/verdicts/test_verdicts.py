@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from verifier.decide import decide_folder
-from verifier.summary import summarise
+from verifier.fleet.summary import summarise
+from verifier.verdict.decide import decide_folder
 
 HERE = Path(__file__).parent
 FOLDERS = sorted(path for path in (HERE / "folders").iterdir() if path.is_dir())
