@@ -62,6 +62,9 @@ NARROW_SHARE: Final = 0.02
 #: A count of prompt tokens so far below the rendered length hints at a cut.
 SHORT: Final = 16
 
+#: Tokens of a reply to a long prompt.
+CONTEXT_TOKENS: Final = 48
+
 #: Share of the evidence of an audit that asks about its context; a ceiling gets as much.
 CONTEXT_SHARE: Final = 0.02
 
