@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.evidence.e_values import log_e_value, log_mean_exp
+from verifier.probes import SHORT_TOKENS, STRATA
 from verifier.records import Probe
 
 Array = NDArray[np.float64]
@@ -30,19 +31,7 @@ Mask = NDArray[np.bool_]
 #: Share of the strata in the evidence of an audit that varies how it asks.
 STRATA_SHARE: Final = 0.1
 
-#: Labels of how a probe is asked, and what the others are called.
-STRATA: Final = {
-    "without log-probabilities": "with log-probabilities",
-    "streamed": "not streamed",
-    "short": "long",
-    "late": "early",
-}
-
-#: Probes at the beginning that are early.
-EARLY: Final = 8
-
-#: Tokens of a short reply, and the share of the probes that ask for one: short ones tell less.
-SHORT_TOKENS: Final = 8
+#: Share of the probes that ask for a short reply: they tell less.
 SHORT_SHARE: Final = 0.25
 
 #: A stratum is named when a random labelling does as well at most so often.
@@ -74,14 +63,6 @@ def vary(probes: Sequence[Probe], *, seed: int, logprobs: bool) -> tuple[Probe, 
             )
         )  # fmt: skip
     return tuple(found)
-
-
-def labels_of(probe: Probe, number: int) -> tuple[str, ...]:
-    """The labels of the probe that is asked as the `number`-th, counted from 0."""
-    marks = (
-        not probe.logprobs, probe.stream, probe.max_tokens <= SHORT_TOKENS, number >= EARLY,
-    )  # fmt: skip
-    return tuple(label for label, marked in zip(STRATA, marks, strict=True) if marked)
 
 
 def is_of(labels: Sequence[str], stratum: str) -> bool:
