@@ -47,9 +47,9 @@ from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import Reference, reference_loader
+from verifier.reference.reader import Suspected
 from verifier.reference.renderings.catalogue import catalogue, served
-from verifier.reports.terminal import report_from_json, report_to_json
-from verifier.scoring.other_models import Suspected
+from verifier.report_file import report_from_json, report_to_json
 from verifier.verdict.decide import decide_folder
 
 KEY = "sk-invented-5f2b9c1d"

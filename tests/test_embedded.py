@@ -28,7 +28,6 @@ from verifier.checks.length.ask_and_score import ask_about_context, judge, read_
 from verifier.checks.template.panel import LEAST_BESIDE_NOISE, PANEL_PROBES
 from verifier.cli.common import cache_directory
 from verifier.config import Fleet, RunFile
-from verifier.evidence.calibration import calibration_path, load_calibration
 from verifier.files.run_folder import CONTEXT, PAGE, REPORT, SUMMARY
 from verifier.fleet.side_by_side import audit_targets
 from verifier.fleet.summary import summarise
@@ -50,6 +49,7 @@ from verifier.records import (
     Report,
     ScoreRequest,
 )
+from verifier.reference.calibrations import calibration_path, load_calibration
 from verifier.reference.cards import find_card, load_card
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.loaded import Reference, reference_loader

@@ -23,7 +23,6 @@ from verifier.checks.template.panel import look_at_template, read_prompts, score
 from verifier.checks.tokenizer import counting_probes, plan_counting, read_counting
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.errors import ConfigError, EndpointError
-from verifier.evidence.calibration import load_calibration
 from verifier.evidence.ledger import read_ledger
 from verifier.evidence.samplers import Sampler, penalty_columns
 from verifier.files.run_folder import (
@@ -43,7 +42,7 @@ from verifier.files.run_folder import (
     write_whole,
 )
 from verifier.host.collect import read_attempts, read_outcomes
-from verifier.host.endpoint import Endpoint, Render
+from verifier.host.endpoint import Endpoint
 from verifier.plan import (
     Plan,
     batch_ends,
@@ -56,17 +55,14 @@ from verifier.plan import (
 )
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show, until
+from verifier.prompts import Render
 from verifier.records import REFERENCE, Outcome, Probe, Reply, Report
+from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import load_card, load_tokenizers
-from verifier.reference.loaded import (
-    LoadReference,
-    Reference,
-    nameable,
-    refuse_unknown_builds,
-    render_as_ids,
-    render_as_text,
-)
-from verifier.reports.terminal import read_report, render_page
+from verifier.reference.loaded import LoadReference, Reference, render_as_ids, render_as_text
+from verifier.report_file import read_report
+from verifier.reports.html import render_page
+from verifier.scoring.loadable import nameable, refuse_unknown_builds
 from verifier.scoring.score import is_sampler, score_replies
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import ask_within_budget, goes_on, open_purse

@@ -16,13 +16,12 @@ from verifier.checks.sampling.ask_and_score import read_repeats, score_repeats
 from verifier.checks.sampling.stored_replies import (
     LEAST_TOKEN,
     SLACK,
-    Repeat,
     asked_before,
     is_repeat,
     weigh_repeats,
 )
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import Ledger, ledger_from_json, ledger_to_json
+from verifier.evidence.ledger import Ledger, Repeat, ledger_from_json, ledger_to_json
 from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
 from verifier.lab.testbed.host import create_app, read_fault, running
 from verifier.plan import read_probes

@@ -35,14 +35,10 @@ from verifier.records import (
     Substitution,
     Usage,
 )
+from verifier.report_file import SCHEMA_VERSION, report_from_json, report_to_json
 from verifier.reports import noise_dial as dial
-from verifier.reports.terminal import (
-    SCHEMA_VERSION,
-    render_page,
-    render_terminal,
-    report_from_json,
-    report_to_json,
-)
+from verifier.reports.html import render_page
+from verifier.reports.terminal import render_terminal
 
 GOLDEN = Path(__file__).with_name("golden")
 

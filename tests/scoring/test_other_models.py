@@ -17,8 +17,9 @@ from test_score import CountingEngine, make_probes, outcomes_of, score
 from verifier.errors import RenderingError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, text_cells
 from verifier.records import REFERENCE, Finding, Prompt
+from verifier.reference.reader import Suspected
 from verifier.scoring.alignment import Aligned
-from verifier.scoring.other_models import LOST, Suspected, end_of_turn, render_for, respell
+from verifier.scoring.other_models import LOST, end_of_turn, render_for, respell
 from verifier.scoring.score_file import DECIMALS, read_scores
 from verifier.verdict.causes import is_rather_a_suspect
 from verifier.verdict.decide import decide

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer
 
-from verifier.checks.template.panel_design import PANEL_KIND
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import ledger_from_json, logprob_cells, text_cells
 from verifier.files.run_folder import LEDGER, SCORES, read_json
+from verifier.probes import PANEL_KIND
 from verifier.records import (
     REFERENCE,
     Candidate,

@@ -21,7 +21,7 @@ from verifier.lab.testbed.host import Thoughts, create_app, running
 from verifier.plan import read_plan, read_probes
 from verifier.records import Report
 from verifier.reference.loaded import Reference
-from verifier.reports.terminal import report_to_json
+from verifier.report_file import report_to_json
 from verifier.verdict.decide import decide_folder
 
 Shown = Literal["apart", "inline", "stripped", "hidden"]

@@ -12,10 +12,10 @@ from conftest import EMBEDDED
 
 from verifier.audit import audit
 from verifier.config import RunFile
-from verifier.evidence.calibration import calibration_path
 from verifier.lab.testbed.host import Thoughts, create_app, running
 from verifier.progress import Show
 from verifier.records import Report
+from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import Thinking, find_card
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.loaded import Reference

@@ -40,8 +40,9 @@ from verifier.host.rate_limits import exhausted_for_s, retry_after_s
 from verifier.host.response_body import Body, BodyTooLarge, UnreadableBody
 from verifier.records import Attempt, Message, NotJudged, Probe, Prompt, Reply, Report
 from verifier.reference.cards import Card, load_card
+from verifier.report_file import report_from_json, report_to_json
+from verifier.reports.html import render_page
 from verifier.reports.junit import render_junit, render_markdown
-from verifier.reports.terminal import render_page, report_from_json, report_to_json
 from verifier.verdict.decide import decide_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,7 +22,7 @@ from verifier.files.run_folder import COUNTED, write_json
 from verifier.files.stored import read_record
 from verifier.records import REFERENCE, Count, Finding, Message, NotJudged, Outcome, Probe, Reply
 from verifier.reference.cards import TokenizerTable
-from verifier.scoring.alignment import Vocabulary
+from verifier.reference.reader import Vocabulary
 
 #: The kind of its probes.
 KIND: Final = "tokenizer"

@@ -573,7 +573,8 @@ def score(
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
     from verifier.plan import read_plan
-    from verifier.reference.loaded import nameable, reference_loader
+    from verifier.reference.loaded import reference_loader
+    from verifier.scoring.loadable import nameable
 
     made = read_plan(run)
     config = load_run_file(run / RUN, below=run)

@@ -155,7 +155,8 @@ def showing() -> Iterator[Show]:
 
 
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
-    from verifier.reports.terminal import render_terminal, report_to_json
+    from verifier.report_file import report_to_json
+    from verifier.reports.terminal import render_terminal
 
     found = sieve.strike_all(found)
     if as_json:
@@ -168,8 +169,8 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
+    from verifier.report_file import plain
     from verifier.reports.tables import print_summary
-    from verifier.reports.terminal import plain
 
     found = sieve.strike_all(found)
     if as_json:

@@ -58,8 +58,8 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
-    from verifier.evidence.calibration import write_calibration
     from verifier.plan import versions
+    from verifier.reference.calibrations import write_calibration
     from verifier.reference.cards import load_card
     from verifier.reference.weights import check_weights, fetch_weights
 

@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from verifier.checks.sampling.stored_replies import Repeat
 from verifier.errors import ConfigError
+from verifier.evidence.arrays import Array
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
 from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
-
-Array = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
 
@@ -94,6 +91,19 @@ class SampledRow:
     cells: dict[str, Nats]  # sampler -> log p; {}: not scored
     problem: str | None  # why not
     reply_sha256: str | None = None  # as that of a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """A reply to a question that was asked before."""
+
+    probe_id: str
+    otherwise: bool  # whether it was asked in other words
+    came_again: bool  # whether it is the text of an earlier reply
+    log_p: Annotated[
+        float, Between(-1e12, 0)
+    ]  # published log-probability of the earlier texts together, before SLACK
+    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

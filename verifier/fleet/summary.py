@@ -33,7 +33,7 @@ from verifier.files.stored import read_record
 from verifier.host.collect import read_attempts, read_outcomes, read_unanswered
 from verifier.plan import read_plan
 from verifier.records import Control, Report, Standing, Summary, Usage
-from verifier.reports.terminal import plain, read_report
+from verifier.report_file import plain, read_report
 from verifier.verdict.control import write_control
 from verifier.verdict.decide import count_usage, decide_folder, standing_of
 from verifier.verdict.weigh import weigh

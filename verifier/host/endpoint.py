@@ -29,8 +29,8 @@ from verifier.host.event_stream import MARK, Ending
 from verifier.host.exchange import DIALECTS
 from verifier.host.rate_limits import exhausted_for_s, retry_after_s
 from verifier.host.response_body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
-from verifier.prompts import wire_extras
-from verifier.records import Attempt, CountTokens, Message, Probe
+from verifier.prompts import Render, wire_extras
+from verifier.records import Attempt, CountTokens, Probe
 from verifier.safety import sieve
 
 #: Why an answer is not kept.
@@ -58,10 +58,6 @@ _TELLING: Final = re.compile(
     r"|(x-|anthropic-)?(ratelimit|tokenlimit)-[a-z-]+|(x-)?openrouter-[a-z-]+"
     r"|content-type|date|server|via|cf-ray"
 )
-
-
-#: A whole conversation to the prompt that the reference's template makes of it.
-Render = Callable[[tuple[Message, ...]], str | tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import (
     CALIBRATION_SCHEMA,
     Calibration,
@@ -49,8 +49,6 @@ from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import CLASS_MARGINS, find_variant
-
-Array = NDArray[np.float64]
 
 #: Coverage of the intervals in a calibration.
 LEVEL = 0.99

@@ -33,9 +33,9 @@ from verifier.records import (
 )
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
+from verifier.reference.reader import Suspected
 from verifier.reference.renderings.catalogue import PUBLISHED, Rendering
 from verifier.reference.tokenizer import Tokenizer
-from verifier.scoring.other_models import Suspected
 from verifier.scoring.score import score_replies
 
 Progress = Callable[[int, int], None]

@@ -1,4 +1,4 @@
-"""The verdict for readers: `report.json`, a terminal table, and (from `page`) an HTML page.
+"""The verdict as a table on the terminal.
 
 Form only: nothing is judged here. Text from a host is untrusted: it is shown with its control
 characters made visible, and never read as console markup.
@@ -6,36 +6,15 @@ characters made visible, and never read as console markup.
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.files import run_folder as folder
-from verifier.files.stored import check_value, read_record
 from verifier.records import Decision, Finding, Report, Status
-from verifier.reports.html import render_page
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "STYLES",
-    "plain",
-    "read_report",
-    "render_page",
-    "render_terminal",
-    "report_from_json",
-    "report_to_json",
-]  # fmt: skip
-
-SCHEMA_VERSION: Final = 1
-
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 #: The style of each decision, beside its word.
 STYLES: Final[dict[Decision | Status, str]] = {
     "consistent": "bold green",
@@ -46,39 +25,6 @@ STYLES: Final[dict[Decision | Status, str]] = {
     "undecided": "yellow",
     "not run": "dim",
 }
-
-
-def report_to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values; `report_from_json` gives it back.
-
-    Lone surrogates become U+FFFD, so that the file is valid UTF-8 whatever a host sent.
-    """
-    found: dict[str, Any] = plain(report)
-    return found
-
-
-def plain(value: object) -> Any:
-    """A record as JSON values; lone surrogates become U+FFFD."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
-
-
-def read_report(run: Path) -> Report:
-    """The report of a run folder, every key and type checked. Raises ConfigError."""
-    return read_record(run / folder.REPORT, Report, advice=_ADVICE)
-
-
-def report_from_json(value: Mapping[str, Any]) -> Report:
-    """What `report_to_json` made, back again. Raises ConfigError as `read_report` does."""
-    return check_value(value, Report, where=folder.REPORT, advice=_ADVICE)
-
-
-_ADVICE: Final = "run `verifier decide` on the run folder again"
 
 
 def render_terminal(report: Report, *, console: Console) -> None:

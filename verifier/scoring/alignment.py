@@ -9,25 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
 from verifier.records import Candidate, Count, Reply, ReplyScore, TokenId
+from verifier.reference.reader import Vocabulary
 
 #: What stands for bytes that are no character.
 REPLACEMENT = "\ufffd"
-
-
-class Vocabulary(Protocol):
-    """What alignment needs of a tokenizer."""
-
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    def encode(self, text: str) -> tuple[int, ...]: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]: ...
-    def special_id(self, token: str) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

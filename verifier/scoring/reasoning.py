@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from verifier.errors import RenderingError
 from verifier.host.exchange import CALLED, HIDDEN, THINK_NOT
 from verifier.prompts import make_prompt, prompt_of
 from verifier.records import Message, Probe, Reply, ReplyScore
 from verifier.reference.cards import Thinking
-from verifier.reference.renderings.changes import Renderer
-from verifier.scoring.alignment import REPLACEMENT, Aligned, Vocabulary, align, set_aside
+from verifier.reference.reader import Reader
+from verifier.scoring.alignment import REPLACEMENT, Aligned, align, set_aside
 
 #: White space that models write around a closing tag, tried beside what the template writes.
 _USUAL: Final = ("", "\n", "\n\n", " ")
@@ -45,13 +45,6 @@ WOULD_THINK: Final = (
 )
 
 _THOUGHT, _ANSWER = "Step one.", "Step two."
-
-
-class Reader(Vocabulary, Renderer, Protocol):
-    """What reading thoughts needs of a tokenizer."""
-
-    def __hash__(self) -> int: ...  # what it renders is remembered
-    def encode_completion(self, text: str) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

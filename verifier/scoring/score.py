@@ -11,9 +11,7 @@ from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
-from verifier.checks.request_strata import labels_of
 from verifier.checks.sampling.ask_and_score import read_repeats, read_sampled
-from verifier.checks.template.panel_design import PANEL_KIND
 from verifier.evidence.ledger import (
     FLOOR,
     SAMPLER,
@@ -29,6 +27,7 @@ from verifier.evidence.ledger import (
 )
 from verifier.evidence.samplers import SINGLE_TOKENS, Sampler, name_of
 from verifier.files.run_folder import LEDGER, SCORES, write_json
+from verifier.probes import PANEL_KIND, labels_of
 from verifier.records import (
     REFERENCE,
     NotJudged,
@@ -40,9 +39,10 @@ from verifier.records import (
 )
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader, Suspected
 from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.alignment import Aligned, read_past_end
-from verifier.scoring.other_models import LOST, Respelled, Suspected, likelier, render_for, respell
+from verifier.scoring.other_models import LOST, Respelled, likelier, render_for, respell
 from verifier.scoring.readings import (
     MAX_READINGS,
     published_ids,
@@ -50,7 +50,6 @@ from verifier.scoring.readings import (
     score_readings,
     settle_spelling,
 )
-from verifier.scoring.reasoning import Reader
 from verifier.scoring.score_file import (
     CHUNK,
     Scored,

@@ -16,7 +16,8 @@ import numpy as np
 from verifier.checks.request_strata import NAMED_AT as STRATUM_AT
 from verifier.checks.request_strata import StrataEvidence, is_of
 from verifier.checks.template.completions import UNKNOWN_RENDERING
-from verifier.evidence.e_values import Array, Interval, log_mean_exp
+from verifier.evidence.arrays import Array
+from verifier.evidence.e_values import Interval, log_mean_exp
 from verifier.evidence.goodness_of_fit import Fit, judge_fits
 from verifier.evidence.ledger import SAMPLER, TEXT_SCALES, Ledger
 from verifier.plan import Plan

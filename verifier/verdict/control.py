@@ -14,7 +14,7 @@ from typing import Final
 from verifier.files.run_folder import CONTROL_REPORT, write_json
 from verifier.files.stored import read_record
 from verifier.records import Control, Finding, Report
-from verifier.reports.terminal import plain
+from verifier.report_file import plain
 from verifier.wording import CAUSES, describe_replies
 
 #: What was only seen beside the departures holds whatever the reference is.

@@ -50,7 +50,7 @@ from verifier.records import (
     Substitution,
     Usage,
 )
-from verifier.reports.terminal import SCHEMA_VERSION, report_to_json
+from verifier.report_file import SCHEMA_VERSION, report_to_json
 from verifier.scoring.score_file import refuse_others
 from verifier.verdict.causes import (
     cause_apart,

@@ -14,10 +14,10 @@ import numpy as np
 from verifier.checks.greedy_tokens import SINGLE_SHARE, SUSPICION
 from verifier.checks.sampling.ask_and_score import NO_TOKENS
 from verifier.checks.sampling.evidence import UNNAMED, describe_sampler
-from verifier.checks.sampling.stored_replies import REPEATS_SHARE, Repeat, weigh_repeats
+from verifier.checks.sampling.stored_replies import REPEATS_SHARE, weigh_repeats
 from verifier.checks.substitution import log_e_against_routing, log_e_for_routing
 from verifier.evidence.e_values import log_e_against_scales, log_e_value
-from verifier.evidence.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger
+from verifier.evidence.ledger import SAMPLER, TEMPLATE, TEXT_SCALES, Ledger, Repeat
 from verifier.plan import Plan
 from verifier.records import Finding, Status
 from verifier.reference.engines import NO_DISTRIBUTION

@@ -61,10 +61,10 @@ from verifier.records import (
     TokenId,
 )
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader
 from verifier.reference.renderings.catalogue import PUBLISHED, template_ends
 from verifier.scoring.alignment import align
 from verifier.scoring.readings import published_ids, read_and_score
-from verifier.scoring.reasoning import Reader
 from verifier.scoring.score_file import digest_of, refuse_others
 
 #: Kinds of the probes that ask for long prompts and for long replies.

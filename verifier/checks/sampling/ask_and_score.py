@@ -11,23 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from verifier.checks.sampling.stored_replies import (
-    LEAST_TOKEN,
-    OTHERWISE,
-    Repeat,
-    asked_before,
-    is_repeat,
-)
-from verifier.evidence.ledger import SampledRow
+from verifier.checks.sampling.stored_replies import LEAST_TOKEN, OTHERWISE, asked_before, is_repeat
+from verifier.evidence.ledger import Repeat, SampledRow
 from verifier.evidence.samplers import Sampler
 from verifier.files.run_folder import REPEATS, SAMPLED_SCORES, append_line
 from verifier.files.stored import read_rows
 from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, ScoreRequest
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import NO_DISTRIBUTION, Engine
+from verifier.reference.reader import Reader
 from verifier.scoring.alignment import Aligned, align
 from verifier.scoring.readings import cut_to, published_ids
-from verifier.scoring.reasoning import Reader, readings
+from verifier.scoring.reasoning import readings
 from verifier.scoring.score_file import CHUNK, DECIMALS, digest_of, refuse_others
 
 #: Why a sampled reply is set aside that came without its tokens.

@@ -27,7 +27,7 @@ from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import REFERENCE, Probe, Report
 from verifier.reference.cards import Card
-from verifier.reference.loaded import Reference, read_suspects
+from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import (
     Rendering,
     catalogue,
@@ -37,6 +37,7 @@ from verifier.reference.renderings.catalogue import (
     render_probe,
 )
 from verifier.reference.weights import check_weights, fetch_weights
+from verifier.scoring.loadable import read_suspects
 from verifier.scoring.score import score_replies
 from verifier.session import ask_within_budget, open_purse
 from verifier.verdict.causes import is_rather_a_suspect

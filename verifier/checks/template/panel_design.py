@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.evidence.prompt_counts import OFFSETS
-from verifier.probes import Pool, draw
+from verifier.probes import PANEL_KIND, Pool, draw
 from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, Message, Probe, Tool, ToolCall
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import (
     PUBLISHED,
     Rendering,
@@ -28,7 +29,6 @@ from verifier.reference.renderings.catalogue import (
     render,
     render_probe,
 )
-from verifier.reference.renderings.changes import Renderer
 
 #: Candidates that a search looks at.
 CANDIDATES: Final = 96
@@ -163,10 +163,6 @@ def search(
         lengths=lengths[:, chosen],
         differing=_differing(marks[:, chosen]),
     )
-
-
-#: The kind of a panel's probes: they speak of templates, and are read only for them.
-PANEL_KIND: Final = "template"
 
 
 def separated(lengths: Lengths) -> NDArray[np.bool_]:

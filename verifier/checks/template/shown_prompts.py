@@ -21,8 +21,8 @@ from verifier.host.dialects import items, member
 from verifier.host.endpoint import SPELLED, Endpoint
 from verifier.host.exchange import asked_tokens, body_of, most_prompt
 from verifier.records import REFERENCE, Attempt, Count, Finding, Probe
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import Rendering, entries_named, refuse_unknown
-from verifier.reference.renderings.changes import Renderer
 from verifier.reference.renderings.proof import Proof, compare_ids, compare_text
 from verifier.safety import sieve
 

@@ -47,8 +47,8 @@ from verifier.prompts import make_prompt
 from verifier.records import Message, Outcome
 from verifier.reference.digests import vocabulary_sha256
 from verifier.reference.engines.load import load_engine
+from verifier.reference.reader import Suspected
 from verifier.reference.tokenizer import Tokenizer
-from verifier.scoring.other_models import Suspected
 from verifier.verdict.decide import decide
 
 PART: Final = "identity"

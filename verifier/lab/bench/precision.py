@@ -15,7 +15,6 @@ from typing import Any
 
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
 from verifier.errors import ConfigError
-from verifier.evidence.calibration import load_calibration
 from verifier.evidence.e_values import best_scale
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.host.collect import read_outcomes
@@ -43,6 +42,7 @@ from verifier.lab.corpus import (
 from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
+from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
