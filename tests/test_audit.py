@@ -41,7 +41,8 @@ from verifier.files.run_folder import (
 )
 from verifier.host.collect import read_attempts, read_outcomes
 from verifier.lab.testbed.host import create_app, running
-from verifier.plan import make_plan, read_plan, read_probes
+from verifier.plan import make_plan
+from verifier.plan_file import read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest

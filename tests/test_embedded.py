@@ -36,7 +36,7 @@ from verifier.host.endpoint import Endpoint
 from verifier.lab.derived_models import merge, prune
 from verifier.lab.testbed.host import create_app, read_fault, running
 from verifier.lab.testbed.router import create_router, read_routes
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.progress import Show
 from verifier.records import (
     REFERENCE,

@@ -20,15 +20,12 @@ from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.files.run_folder import PLAN, PROBES, RUN, write_json
 from verifier.host.budget import most_prompt_tokens
-from verifier.plan import (
-    CAPABILITY_REQUESTS,
-    CAUSE_REQUESTS,
-    NAMING_REQUESTS,
+from verifier.plan import CAPABILITY_REQUESTS, CAUSE_REQUESTS, NAMING_REQUESTS, make_plan
+from verifier.plan_file import (
     SPARE_PROBES,
     Plan,
     batch_ends,
     cost_usd,
-    make_plan,
     read_plan,
     read_probes,
     write_plan,

@@ -28,7 +28,7 @@ import verifier
 from verifier import cli
 from verifier.cli import commands
 from verifier.files.run_folder import PAGE, REPORT
-from verifier.plan import write_plan
+from verifier.plan_file import write_plan
 from verifier.records import Message, Probe
 from verifier.shipped import shipped
 

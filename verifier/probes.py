@@ -202,6 +202,12 @@ def read_pool(directory: Path) -> Pool:
     )
 
 
+def size_of(pool: Pool, kinds: Sequence[str] | None) -> int:
+    """How many conversations of these kinds there are; None: of all."""
+    wanted = pool.kinds if kinds is None else kinds
+    return sum(family.size for family in pool.families if family.kind in wanted)
+
+
 def draw(
     pool: Pool, *, seed: int, count: int, max_tokens: int, kinds: Sequence[str] | None = None
 ) -> tuple[Probe, ...]:

@@ -22,7 +22,8 @@ from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
 from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import forecast_run, read_plan, read_probes
+from verifier.plan import forecast_run
+from verifier.plan_file import read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue

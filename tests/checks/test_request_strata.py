@@ -10,18 +10,18 @@ import pytest
 from fakes_engine import FakeTokenizer
 from simulate import make_calibration, make_plan, replies, simulate_row
 from test_audit import FAULT, card, configure, make_engine, run
+from verifier.verdict.weigh import honest_scales
 
 from verifier.checks.request_strata import vary, weigh_strata
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
 from verifier.files.run_folder import REPORT
 from verifier.host.collect import read_attempts
 from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.verdict.decide import decide, decide_folder
-from verifier.verdict.weigh import honest_scales
 
 __all__ = ["card"]  # a fixture
 

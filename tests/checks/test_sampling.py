@@ -46,7 +46,7 @@ from verifier.files.run_folder import (
 )
 from verifier.host.collect import read_outcomes
 from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue

@@ -24,7 +24,7 @@ from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger, Repeat, ledger_from_json, ledger_to_json
 from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
 from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue

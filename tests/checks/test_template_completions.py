@@ -27,7 +27,7 @@ from verifier.evidence.ledger import Ledger, Row
 from verifier.files.run_folder import COMPLETIONS, EXCHANGES, PAGE, read_lines
 from verifier.host.exchange import Problem
 from verifier.lab.testbed.host import create_app, running
-from verifier.plan import Plan
+from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Message, Probe, Report
 from verifier.reference.renderings import changes
 from verifier.reference.renderings.catalogue import PUBLISHED, Rendering

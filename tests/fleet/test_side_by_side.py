@@ -38,6 +38,7 @@ from test_audit import (  # noqa: F401 - a fixture
 )
 from test_commands import call, with_fake_reference, write_run_file
 from test_junit import finding, make_report
+from verifier.verdict.weigh import weigh
 
 from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
 from verifier.errors import ConfigError, EndpointError
@@ -60,7 +61,7 @@ from verifier.files.run_folder import (
 from verifier.fleet.side_by_side import Together, audit_beside_control, audit_targets, start_targets
 from verifier.fleet.summary import read_reports, summarise, write_errors
 from verifier.host.collect import read_attempts
-from verifier.plan import read_plan, read_probes, write_plan
+from verifier.plan_file import read_plan, read_probes, write_plan
 from verifier.progress import Show
 from verifier.records import Control, Report, Summary
 from verifier.reference.loaded import Reference
@@ -68,7 +69,6 @@ from verifier.reports.junit import render_junits, render_summary
 from verifier.reports.tables import print_summary
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
-from verifier.verdict.weigh import weigh
 
 NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
 

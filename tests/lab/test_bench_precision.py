@@ -25,7 +25,7 @@ from verifier.lab.bench.precision import (
     tabulate,
 )
 from verifier.lab.corpus import Stack
-from verifier.plan import batch_ends
+from verifier.plan_file import batch_ends
 from verifier.records import Reply
 from verifier.verdict.decide import decide
 

@@ -841,8 +841,8 @@ def test_a_template_fault_is_a_best_name_and_no_departure() -> None:
     found = finding("template", "detected", "bos-doubled", 30.0)
     report = dataclasses.replace(SAMPLES["inconsistent"], findings=(found,))
 
-    assert wording.causes(report) == (found,)
-    assert wording.departures(report) == ()
+    assert findings.causes(report) == (found,)
+    assert findings.departures(report) == ()
     assert "bos-doubled" in terminal_of(report)
 
 

@@ -13,6 +13,7 @@ from simulate import VOCABULARY, make_plan, replies
 from simulate import _log_softmax as log_softmax
 from simulate import _score as score_of
 from test_score import CountingEngine, make_probes, outcomes_of, score
+from verifier.verdict.causes import is_rather_a_suspect
 
 from verifier.errors import RenderingError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, text_cells
@@ -21,7 +22,6 @@ from verifier.reference.reader import Suspected
 from verifier.scoring.alignment import Aligned
 from verifier.scoring.other_models import LOST, end_of_turn, render_for, respell
 from verifier.scoring.score_file import DECIMALS, read_scores
-from verifier.verdict.causes import is_rather_a_suspect
 from verifier.verdict.decide import decide
 
 OTHER = "fp8-channel"  # what the fake engine has in place while the suspect is scored

@@ -18,7 +18,7 @@ from verifier.checks.hidden_reasoning import turn_off
 from verifier.evidence.ledger import ledger_from_json
 from verifier.files.run_folder import LEDGER, REPORT, write_json
 from verifier.lab.testbed.host import Thoughts, create_app, running
-from verifier.plan import read_plan, read_probes
+from verifier.plan_file import read_plan, read_probes
 from verifier.records import Report
 from verifier.reference.loaded import Reference
 from verifier.report_file import report_to_json

@@ -16,7 +16,7 @@ from verifier.evidence.ledger import Ledger, Row, ledger_to_json, logprob_cells,
 from verifier.files.run_folder import EXCHANGES, LEDGER, append_lines, write_json
 from verifier.host.collect import attempt_to_json
 from verifier.host.exchange import parse
-from verifier.plan import Plan
+from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Attempt, Outcome, Reply, ReplyScore
 from verifier.scoring.score_file import digest_of
 

@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 from simulate import make_calibration, make_plan, make_reply, replies, simulate_row
+from verifier.verdict.causes import NOTHING_FITS
+from verifier.verdict.weigh import weigh
 
 from verifier.config import Policy, Prices
 from verifier.evidence.calibration import Channel
 from verifier.evidence.ledger import Ledger, Row
-from verifier.plan import Plan, batch_ends
+from verifier.plan_file import Plan, batch_ends
 from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report
-from verifier.verdict.causes import NOTHING_FITS
 from verifier.verdict.decide import decide, may_be_sampled
-from verifier.verdict.weigh import weigh
 
 
 def rows_at(scale: float, count: int, *, seed: int, **more: Any) -> list[Row]:

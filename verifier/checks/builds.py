@@ -24,8 +24,9 @@ from verifier.checks.check import (
 )
 from verifier.config import RunFile, resolve_policy
 from verifier.errors import ConfigError
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Calibration
-from verifier.evidence.e_values import Array, log_e_value
+from verifier.evidence.e_values import log_e_value
 from verifier.evidence.ledger import SAMPLER
 from verifier.evidence.noise import build_rows
 from verifier.plan_file import Plan, read_probes
@@ -67,7 +68,7 @@ def shares(plan: Plan) -> tuple[float, ...]:
 
 
 def weigh(case: Case, _kept: None) -> Weighed[Totals]:
-    """A build, served honestly, against the published weights, served honestly; 0 where unscored."""
+    """A build, served honestly, against the published weights, so served; 0 where unscored."""
     found, log_e = {}, []
     for name in case.plan.policy.builds:
         rows = build_rows(case.ordinary, name, case.plan.calibration.text)
@@ -80,9 +81,7 @@ def weigh(case: Case, _kept: None) -> Weighed[Totals]:
     return Weighed(evidence=found, log_e=tuple(log_e))
 
 
-def find(
-    case: Case, totals: Totals, account: Account, _found: Sequence[Finding]
-) -> list[Finding]:
+def find(case: Case, totals: Totals, account: Account, _found: Sequence[Finding]) -> list[Finding]:
     """Each exact build of the policy, by its own column.
 
     Detected: it explains the replies better than the published weights with noise of any scale.

@@ -14,17 +14,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
 from verifier.config import RunFile
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import Interval, confidence_sequence
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
 from verifier.evidence.noise import SAMPLED_FROM, honest_scales, noise_scale, read_text
 from verifier.evidence.posterior import Ranked
 from verifier.files.run_folder import EXCHANGES
-from verifier.host.budget import Amount, Purse
+from verifier.host.budget import NOTHING, Amount, Purse
 from verifier.host.endpoint import Endpoint
 from verifier.plan_file import Plan
 from verifier.probes import Pool
@@ -43,9 +41,6 @@ from verifier.records import (
 )
 from verifier.reference.cards import Card
 from verifier.reference.loaded import Reference
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 #: What a check keeps in the run folder, and its evidence.
 K = TypeVar("K")
@@ -82,7 +77,7 @@ SAMPLER: Final = Aspect(name="sampler", label="how it samples", place=50, requir
 CAUSE: Final = Aspect(name="cause", label="cause", place=140, role="name")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Weighed(Generic[E]):
     """One check's evidence, before any threshold.
 
@@ -139,6 +134,7 @@ class Case:
     needed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # see `Check.shares`
     deadline_s: float | None = None  # at which the last command ended; None: at none
     report: Report | None = None  # as of this reading; None before it is decided
+    log_e: float = 0.0  # of everything, against honest serving (nats)
     seeks_cause: bool = False  # whether a name is sought for weights that differ
 
     @cached_property
@@ -175,6 +171,11 @@ class Case:
     def findings(self) -> tuple[Finding, ...]:
         """Those of the report; none before there is one."""
         return () if self.report is None else self.report.findings
+
+    @property
+    def names_template(self) -> bool:
+        """Whether the report names a template fault of the catalogue."""
+        return any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in self.findings)
 
     @property
     def decision(self) -> Decision:
@@ -250,6 +251,8 @@ class Asked:
     probes: Callable[[Path], tuple[Probe, ...]]
     exchanges: str = EXCHANGES
     folder: str = ""  # within the run folder; "": the run folder itself
+    planned: bool = False  # whether they are drawn with the plan
+    in_ledger: bool = False  # whether their replies are rows of the ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,10 +270,8 @@ class Planned:
 class Forecast:
     """What a check may ask beside the ordinary probes, on top of their forecast."""
 
-    always: Amount = Amount(requests=0, prompt_tokens=0, completion_tokens=0)
-    on_cause: Amount = Amount(requests=0, prompt_tokens=0, completion_tokens=0)  # at most
-    tries: int = 1  # of each request of `always`, at most
-    expected: Amount | None = None  # where less than `always` is expected
+    expected: Amount = NOTHING
+    most: Amount = NOTHING
 
 
 def _nothing_planned(_config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
@@ -282,7 +283,7 @@ def _draws_nothing(_config: RunFile, _plan: Plan, _pool: Pool, _drawn: int) -> N
 
 
 def _nothing_reserved(_plan: Plan) -> Amount:
-    return Amount(requests=0, prompt_tokens=0, completion_tokens=0)
+    return NOTHING
 
 
 def _no_forecast(_plan: Plan) -> Forecast:
@@ -325,7 +326,7 @@ def _as_it_is(_kept: Any, endpoint: Endpoint) -> Endpoint:
     return endpoint
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Check(Generic[K, E]):
     """Everything about one check. What it leaves out has a default that does nothing."""
 

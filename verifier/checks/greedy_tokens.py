@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.checks.check import (
     SAMPLER,
@@ -30,16 +29,14 @@ from verifier.checks.check import (
     greedy_is_quiet,
     make_finding,
 )
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.e_values import log_e_value, log_mean_exp
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import read_rows
 from verifier.evidence.samplers import SINGLE_TOKENS, kind_of, name_of
 from verifier.plan_file import Plan
-from verifier.records import Finding, Outcome
+from verifier.records import Finding, Outcome, Status
 from verifier.wording import describe_replies
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 #: Share of the evidence that bets on single tokens.
 SINGLE_SHARE: Final = 0.03
@@ -148,7 +145,7 @@ def find(
             "than the endpoint reports as the likeliest"
         )
     (needed,) = case.needed[CHECK.name]
-    decision = "detected" if log_e >= needed else "undecided"
+    decision: Status = "detected" if log_e >= needed else "undecided"
     return [make_finding(SAMPLER, decision, SINGLE, log_e, detail)]
 
 

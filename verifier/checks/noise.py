@@ -9,7 +9,6 @@ stopping time. Asks the ordinary probes, in small batches.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
 from pathlib import Path
 from typing import Final
 
@@ -33,29 +32,13 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_against_scales
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import ABOVE, log_e_noise
-from verifier.plan_file import Plan, read_probes
+from verifier.plan_file import Plan, batch_ends, read_probes
 from verifier.records import Finding, Outcome
 from verifier.reference.cards import Card
 
 NOISE: Final = Aspect(
     name="noise", label="class of rounding", place=10, required=True, of_weights=True
 )
-
-#: Replies asked for between two looks at the evidence; the last size repeats. The first is a
-#: scout: it shows whether the endpoint answers at all before more is spent.
-BATCHES: Final = (1, 1, 2, 2, 4, 4, 8)
-
-
-def batch_ends(total: int) -> list[int]:
-    """How many of `total` probes have been asked at each look at the evidence."""
-    ends: list[int] = []
-    asked = 0
-    for size in chain(BATCHES, repeat(BATCHES[-1])):
-        if asked >= total:
-            return ends
-        asked = min(asked + size, total)
-        ends.append(asked)
-    return ends
 
 
 def plan(config: RunFile, _card: Card, calibration: Calibration) -> Planned:
@@ -77,7 +60,7 @@ def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
 
 
 def weigh(case: Case, _kept: None) -> Weighed[float]:
-    """Noise above the honest scale, of all ordinary replies: what all other evidence is mixed to."""
+    """Noise above the honest scale, of all ordinary replies: what other evidence is mixed to."""
     log_e = log_e_noise(case.text, TEXT_SCALES, case.plan.calibration.text)
     return Weighed(evidence=log_e, log_e=(log_e,))
 
@@ -148,5 +131,5 @@ CHECK: Final = Check[None, float](
     weigh=weigh,
     find=find,
     ask={"ordinary": ask},
-    asked=(Asked(probes=read_probes),),
+    asked=(Asked(probes=read_probes, planned=True, in_ledger=True),),
 )

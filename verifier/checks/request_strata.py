@@ -21,20 +21,17 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.checks.check import Account, Aspect, Case, Check, Planned, Weighed, make_finding
 from verifier.config import RunFile
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_value, log_mean_exp
 from verifier.plan_file import Plan
+from verifier.probes import SHORT_TOKENS, STRATA
 from verifier.records import Decision, Finding, Outcome, Probe, Status
 from verifier.reference.cards import Card
-from verifier.probes import SHORT_TOKENS, STRATA
 from verifier.wording import describe_replies
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 #: Share of the strata in the evidence of an audit that varies how it asks.
 STRATA_SHARE: Final = 0.1

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.checks.check import (
     Account,
@@ -31,6 +30,7 @@ from verifier.checks.check import (
 )
 from verifier.config import RunFile, resolve_policy
 from verifier.errors import ConfigError
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import mix_log_e, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES
@@ -53,9 +53,6 @@ from verifier.plan_file import Plan
 from verifier.records import Decision, Finding, Outcome, Substitution
 from verifier.reference.cards import Card
 from verifier.wording import BELONGS_AT, describe_percent, describe_replies, describe_share
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 ROUTING: Final = Aspect(
     name="routing", label="share of requests", place=30, required=True, greedy=True

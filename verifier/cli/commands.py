@@ -160,8 +160,8 @@ def audit(
           --out runs/first
     """
     from verifier.audit import audit as run_audit
-    from verifier.audit import make_endpoint
     from verifier.files.run_folder import working_in
+    from verifier.steps import make_endpoint
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
@@ -360,10 +360,10 @@ def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
 
     What stands against planning single targets.
     """
-    from verifier.audit import start
     from verifier.cli.trust import remember
     from verifier.files.run_folder import FLEET, PLAN, RUN
     from verifier.fleet.side_by_side import start_beside, start_targets
+    from verifier.steps import start
 
     new = {n: c.out / RUN for n, c in fleet.every_run_file.items() if not (c.out / PLAN).exists()}
     problems: dict[str, VerifierError] = {}
@@ -407,11 +407,11 @@ def plan(
     Example:
       verifier plan configs/example.yaml
     """
-    from verifier.audit import make_endpoint
     from verifier.config import load_fleet
     from verifier.files.run_folder import working_in
     from verifier.host.budget import add_up
     from verifier.plan import forecast_run, longest_waits_s
+    from verifier.steps import make_endpoint
     from verifier.wording import describe_seconds
 
     fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
@@ -486,10 +486,10 @@ def capabilities(
     Example:
       verifier capabilities configs/example.yaml
     """
-    from verifier.audit import find_capabilities, make_endpoint
     from verifier.checks.capabilities.probe import describe
     from verifier.config import Fleet, load_run_file
     from verifier.files.run_folder import working_in
+    from verifier.steps import find_capabilities, make_endpoint
 
     config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
     key = _api_key(config, out=config.out)
@@ -520,10 +520,10 @@ def collect(
     Example:
       verifier collect runs/first --probes 20
     """
-    from verifier.audit import ask
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
-    from verifier.plan import read_plan
+    from verifier.plan_file import read_plan
+    from verifier.steps import ask
 
     read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run).model_copy(update={"out": run})
@@ -567,16 +567,15 @@ def score(
       verifier score runs/first
       verifier score runs/first --anew
     """
-    from verifier.audit import NAMING_REPLIES, score_anew, score_long
-    from verifier.audit import score as score_run
     from verifier.cli.trust import refuse_foreign
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
-    from verifier.plan import read_plan
+    from verifier.plan_file import read_plan
     from verifier.reference.loaded import reference_loader
-    from verifier.scoring.loadable import nameable
+    from verifier.steps import score as score_run
+    from verifier.steps import score_anew
 
-    made = read_plan(run)
+    read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run)
     ours = _is_ours(run, trust=trust)
     if not ours:
@@ -590,9 +589,7 @@ def score(
         if anew:
             score_anew(run, loaded, builds=builds, show=show)
         else:
-            weights = nameable(made, loaded, show) if builds else ()
-            score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
-            score_long(run, loaded)
+            score_run(run, loaded, builds=builds, show=show)
     say(f"scored; the ledger is in {run}")
 
 
@@ -628,7 +625,7 @@ def report(
     Example:
       verifier report runs/first --junit junit.xml --markdown summary.md
     """
-    from verifier.audit import render_folder, write_page
+    from verifier.steps import render_folder, write_page
 
     with _to_write_in(run) as writes:
         found = write_page(run) if writes else render_folder(run)[0]

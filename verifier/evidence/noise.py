@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration, Channel, Stack
 from verifier.evidence.e_values import Interval, log_e_value, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.records import NoiseScale
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 #: Scales are compared with room for their decimal form.
 ABOVE: Final = 1 + 1e-9

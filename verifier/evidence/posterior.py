@@ -13,8 +13,9 @@ from typing import Final
 
 import numpy as np
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
-from verifier.evidence.e_values import Array, log_mean_exp
+from verifier.evidence.e_values import log_mean_exp
 from verifier.evidence.goodness_of_fit import Fit, judge_fits
 from verifier.evidence.ledger import SAMPLER, TEXT_SCALES, Ledger
 from verifier.evidence.noise import honest_scales, read_text

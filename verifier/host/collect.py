@@ -29,7 +29,7 @@ from verifier.files.run_folder import (
     append_lines,
     line_of,
 )
-from verifier.files.stored import read_rows
+from verifier.files.stored import Appended, read_rows
 from verifier.host.budget import Ceiling, Purse, most_prompt_tokens
 from verifier.host.endpoint import SPELLED, Client, Endpoint, Sent
 from verifier.host.exchange import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
@@ -73,11 +73,55 @@ _Result = Reply | NotJudged | Problem
 Sleep = Callable[[float], Awaitable[object]]
 
 
+class Record:
+    """What a run folder holds of one file of exchanges: every line is read once.
+
+    `update` takes in what has been appended since; the file is append-only.
+    """
+
+    def __init__(self, folder: Path, *, name: str = EXCHANGES) -> None:
+        self.folder, self.name = folder, name
+        self.attempts: list[Attempt] = []
+        self.results: list[_Result] = []  # what each means, parallel to the attempts
+        self._file = Appended(folder / name, Attempt, advice="restore the run folder from a copy")
+
+    def update(self) -> None:
+        """Take in new lines. Raises ConfigError for one that is not as it was written."""
+        for where, attempt in self._file.new():
+            _refuse_unknown_dialect(attempt, where=where)
+            self.attempts.append(attempt)
+            self.results.append(parse(attempt))
+
+    def outcomes(self, *, max_attempts: int) -> dict[str, Outcome]:
+        """Outcome by probe id, in the order of first attempts; unsettled probes are left out."""
+        return self.history(max_attempts=max_attempts).outcomes()
+
+    def history(self, *, max_attempts: int) -> _History:
+        """What the attempts add up to."""
+        history = _History((), max_attempts=max_attempts)
+        for attempt, result in zip(self.attempts, self.results, strict=True):
+            history.add(attempt, result)
+        return history
+
+    def book(
+        self, purse: Purse, every: Sequence[Probe], *, count: CountTokens | None = None
+    ) -> None:
+        """Take into a purse what the requests for `every` probe may have cost, as `book` does."""
+        known = {probe.id: probe for probe in every}
+        for attempt, result in zip(self.attempts, self.results, strict=True):
+            if attempt.probe_id in known:
+                probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
+                purse.book(probe, result, count=count)
+        for request in _unanswered(self.folder, self.name, self.attempts):
+            purse.book_unanswered(request)
+
+
 def collect(
     folder: Path,
     endpoint: Endpoint,
     probes: Sequence[Probe],
     *,
+    record: Record | None = None,
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -91,21 +135,21 @@ def collect(
     with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
     request could cross the `ceiling` on what the folder's requests cost, those for `every` other
     probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
-    `rng` time the retries; None draws the jitter afresh.
+    `rng` time the retries; None draws the jitter afresh. A `record` of the folder saves reading it.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
     """
     purse = None if ceiling is None else Purse(ceiling)
     known = {probe.id: probe for probe in (*every, *probes)}
+    record = Record(folder) if record is None else record
+    record.update()
     history = _History((), max_attempts=endpoint.max_attempts)
-    kept: list[Attempt] = []
-    for attempt in _each_attempt(folder):
-        kept.append(attempt)
-        result = history.add(attempt, parse(attempt, claims=False)).result
+    for attempt, read in zip(record.attempts, record.results, strict=True):
+        result = history.add(attempt, read).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result, count=endpoint.count_tokens)
-    for request in _unanswered(folder, EXCHANGES, kept):
+    for request in _unanswered(folder, EXCHANGES, record.attempts):
         history.was_sent(request)
         if purse is not None:
             purse.book_unanswered(request)
@@ -133,14 +177,9 @@ def book(
 
     Those without an answer on record are paid in full. `count` is a tokenizer's count of a text.
     """
-    known = {probe.id: probe for probe in every}
-    attempts = read_attempts(folder, name=name)
-    for attempt in attempts:
-        if attempt.probe_id in known:
-            probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
-            purse.book(probe, parse(attempt, claims=False), count=count)
-    for request in _unanswered(folder, name, attempts):
-        purse.book_unanswered(request)
+    record = Record(folder, name=name)
+    record.update()
+    record.book(purse, every, count=count)
 
 
 def read_unanswered(folder: Path) -> tuple[Request, ...]:
@@ -263,12 +302,16 @@ def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
     path = folder / name
     rows = read_rows(path, Attempt, advice="restore the run folder from a copy")
     for number, attempt in enumerate(rows, 1):
-        if attempt.dialect not in DIALECTS:
-            raise ConfigError(
-                f"{path}:{number}: dialect: {attempt.dialect[:40]!r}, but this version reads "
-                f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
-            )
+        _refuse_unknown_dialect(attempt, where=f"{path}:{number}")
         yield attempt
+
+
+def _refuse_unknown_dialect(attempt: Attempt, *, where: str) -> None:
+    if attempt.dialect not in DIALECTS:
+        raise ConfigError(
+            f"{where}: dialect: {attempt.dialect[:40]!r}, but this version reads "
+            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+        )
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:

@@ -87,6 +87,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
     render: Render | None = None  # messages to a prompt, which text completions need
     count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
+    least_max_tokens: int = 1  # the fewest tokens that it may be asked for
 
     def __post_init__(self) -> None:
         sieve.know(self.api_key)

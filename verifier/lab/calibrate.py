@@ -41,7 +41,7 @@ from verifier.lab.corpus import (
     read_stack,
     score_corpus,
 )
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import Probe
 from verifier.reference.cards import Card

@@ -19,7 +19,8 @@ from verifier.files.run_folder import PROBES
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.testbed.host import create_app, running
-from verifier.plan import read_probes, versions, write_probes
+from verifier.plan import versions
+from verifier.plan_file import read_probes, write_probes
 from verifier.probes import load_pool
 from verifier.records import (
     REFERENCE,

@@ -14,6 +14,7 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from verifier import wording
 from verifier.records import Finding, Report, Summary
+from verifier.reports import findings
 
 #: Signs that Markdown, GitHub's additions to it, or HTML may act on, and what begins a list or a
 #: line at the start of a text.
@@ -49,8 +50,8 @@ def render_junits(summary: Summary, reports: Mapping[str, Report]) -> str:
 def _suite(name: str, report: Report, said: str) -> TestSuite:
     cases = [_case("verdict", report.decision, said)]
     cases += [
-        _case(f"{wording.describe_kind(f)}: {f.name}", f.decision, f.detail)
-        for f in wording.departures(report)
+        _case(f"{findings.describe_kind(f)}: {f.name}", f.decision, f.detail)
+        for f in findings.departures(report)
     ]
     suite = TestSuite(wording.one_line(name))
     suite.add_testcases(cases)
@@ -91,9 +92,9 @@ def render_markdown(report: Report) -> str:
         "| departure | about | result | log e |",
         "|---|---|---|---|",
     ]
-    lines += [_row(finding) for finding in wording.departures(report)]
+    lines += [_row(finding) for finding in findings.departures(report)]
     facts = [
-        *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        *(("Best name", wording.describe_cause(cause)) for cause in findings.causes(report)),
         *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(report.noise_scale)),
         *wording.list_spending(report.usage),
@@ -121,7 +122,7 @@ def render_summary(summary: Summary) -> str:
 def _row(finding: Finding) -> str:
     cells = (
         _inert(finding.name),
-        _inert(wording.describe_kind(finding)),
+        _inert(findings.describe_kind(finding)),
         f"**{finding.decision}**",
         _inert(wording.describe_evidence(finding)),
     )

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from verifier import wording
 from verifier.records import Decision, Finding, Report, Status
+from verifier.reports import findings
 
 #: The style of each decision, beside its word.
 STYLES: Final[dict[Decision | Status, str]] = {
@@ -33,7 +34,7 @@ def render_terminal(report: Report, *, console: Console) -> None:
     verdict.append(f"  {wording.HEADLINES[report.decision]}", style="default not bold")
     console.print(verdict)
     console.print(_line(report.summary), end="\n\n")
-    if wording.departures(report):
+    if findings.departures(report):
         console.print(_departure_table(report))
         console.print()
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -51,10 +52,10 @@ def _departure_table(report: Report) -> Table:
     table.add_column("Result", no_wrap=True)
     table.add_column("log e", justify="right", no_wrap=True)
     table.add_column("Tokens needed", justify="right", no_wrap=True)
-    for finding in wording.departures(report):
+    for finding in findings.departures(report):
         table.add_row(
             _line(finding.name) if finding.decision != "not run" else _unrun(finding),
-            _line(wording.describe_kind(finding)),
+            _line(findings.describe_kind(finding)),
             Text(finding.decision, style=STYLES[finding.decision]),
             wording.describe_evidence(finding),
             wording.describe_need(finding),
@@ -66,8 +67,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     """What the terminal says below the table: label and one line each."""
     scale = report.noise_scale
     return [
-        ("Departures", wording.count_statuses(report)),
-        *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        ("Departures", findings.count_statuses(report)),
+        *(("Best name", wording.describe_cause(cause)) for cause in findings.causes(report)),
         *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(scale)),
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),

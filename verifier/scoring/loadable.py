@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from verifier.errors import ConfigError, VerifierError
-from verifier.plan import Plan
+from verifier.plan_file import Plan
 from verifier.progress import Show
 from verifier.reference.engines import Engine
 from verifier.reference.loaded import Reference

@@ -50,12 +50,10 @@ from verifier.host.exchange import (
     holds_thought,
     parse,
 )
-from verifier.plan import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.records import (
     Attempt,
     Candidate,
     Count,
-    Finding,
     Message,
     Nats,
     NotJudged,
@@ -90,8 +88,14 @@ _SMALLEST: Final = (0.01, 0.1)
 #: Seconds between two tries at most.
 _LONGEST_WAIT_S: Final = 20.0
 
+#: Requests that find out what an endpoint can do, at most.
+CAPABILITY_REQUESTS: Final = 16
+
+#: Tries of each at most: a host under load is asked again.
+CAPABILITY_TRIES: Final = 3
+
 #: How seldom honest numbers are called forged.
-_FORGED_ALPHA: Final = 0.001
+FORGED_ALPHA: Final = 0.001
 
 #: What the tokens beyond the alternatives have together at least.
 _LEAST_REST: Final = 1e-6
@@ -145,11 +149,6 @@ def capability_probes() -> tuple[Probe, ...]:
         Probe(id=f"capability-{n}", kind="capability", messages=question, max_tokens=_LONG)
         for n in range(1, CAPABILITY_REQUESTS + 1)
     )
-
-
-def least_tokens(known: Capabilities | None) -> int:
-    """The fewest tokens that the endpoint may be asked for."""
-    return 1 if known is None or known.least_max_tokens is None else known.least_max_tokens
 
 
 def probe_capabilities(
@@ -458,30 +457,7 @@ def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
             **({"return_token_ids": True} if capabilities.reply_ids else {}),
         },
         top_logprobs=0 if capabilities.logprobs is False else endpoint.top_logprobs,
-    )
-
-
-def judge(record: Capabilities) -> Finding | None:
-    """Whether samples follow the probabilities reported with them; None: nothing could be told.
-
-    It is no departure of a policy and decides no verdict: some publishers map the temperature that
-    is asked to another one, and their samples do not follow the reported probabilities either.
-    """
-    if record.forged_log_e is None:
-        return None
-    forged = record.forged_log_e >= math.log(1 / _FORGED_ALPHA)
-    return Finding(
-        aspect="samples",
-        decision="detected" if forged else "undecided",
-        name="samples against the reported probabilities",
-        log_e=round(record.forged_log_e, 4),
-        detail=(
-            "tokens sampled at temperature 1 do not follow the log-probabilities reported with "
-            "them: these are forged, or the temperature asked for is mapped to another"
-            if forged
-            else "nothing speaks against the log-probabilities reported with sampled tokens"
-        ),
-        tokens_needed=None,
+        least_max_tokens=capabilities.least_max_tokens or 1,
     )
 
 
@@ -532,10 +508,10 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("cost", f"{record.requests} requests, {record.completion_tokens} completion tokens"),
     ]
     if record.forged_log_e is not None:
-        needed = math.log(1 / _FORGED_ALPHA)
+        needed = math.log(1 / FORGED_ALPHA)
         said = (
             f"log e against it {record.forged_log_e:+.1f}; from {needed:.1f} on they do not "
-            f"(false-alarm rate {_FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
+            f"(false-alarm rate {FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
         )
         found.append(("samples follow the reported probabilities", said))
     shown = [(f"parameter {p.name}", f"{p.effect}: {p.detail}") for p in record.parameters]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -20,9 +20,9 @@ from typing import Annotated, Any, Final, cast
 from pydantic import Discriminator, Tag
 
 from verifier.checks.length.evidence import (
+    CONTEXT_TOKENS,
     LONG_REPLIES,
     MARKS,
-    PLACE_WORDS,
     PLACES,
     REQUESTS,
     WHOLE,
@@ -37,27 +37,23 @@ from verifier.checks.length.evidence import (
     near_best,
     next_length,
     read_cut,
-    weigh_ceiling,
     weigh_context,
 )
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TextCells, text_cells
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, append_line
 from verifier.files.stored import read_rows
-from verifier.checks.length.evidence import CONTEXT_TOKENS
 from verifier.plan_file import Plan, read_probes
 from verifier.prompts import prompt_of
 from verifier.records import (
     REFERENCE,
     Count,
     Failure,
-    Finding,
     Message,
     Outcome,
     Probe,
     Reply,
     ScoreRequest,
-    Status,
     TokenId,
 )
 from verifier.reference.engines import Engine

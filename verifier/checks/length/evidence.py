@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
 from verifier.evidence.e_values import log_mean_exp, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES
-
-Array = NDArray[np.float64]
 
 #: Where a prompt is cut. Of a kept template only what the user said is cut.
 Place = Literal["front", "front-kept", "middle", "end", "end-kept"]

@@ -100,7 +100,7 @@ def forecast(plan: Plan) -> Forecast:
     few = bool(plan.context_tokens) + bool(plan.output_tokens)
     return Forecast(
         expected=Amount(requests=few, prompt_tokens=plan.context_tokens, completion_tokens=0),
-        on_cause=Amount(
+        most=Amount(
             requests=most, prompt_tokens=REQUESTS * plan.context_tokens, completion_tokens=0
         ),
     )

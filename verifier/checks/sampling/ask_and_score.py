@@ -9,13 +9,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
 from verifier.checks.sampling.stored_replies import LEAST_TOKEN, OTHERWISE, asked_before, is_repeat
 from verifier.evidence.ledger import Repeat, SampledRow
 from verifier.evidence.samplers import Sampler
 from verifier.files.run_folder import REPEATS, SAMPLED_SCORES, append_line
-from verifier.files.stored import read_rows
 from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, ScoreRequest
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import NO_DISTRIBUTION, Engine
@@ -23,12 +21,11 @@ from verifier.reference.reader import Reader
 from verifier.scoring.alignment import Aligned, align
 from verifier.scoring.readings import cut_to, published_ids
 from verifier.scoring.reasoning import readings
+from verifier.scoring.sampled_file import read_repeats, read_sampled
 from verifier.scoring.score_file import CHUNK, DECIMALS, digest_of, refuse_others
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
-
-_ADVICE: Final = "remove the file and run `verifier score` again"
 
 
 def score_sampled(
@@ -103,11 +100,6 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
     return None
 
 
-def read_sampled(run: Path) -> tuple[SampledRow, ...]:
-    """The sampled rows of a run folder, as they were scored. Raises ConfigError for a bad line."""
-    return tuple(read_rows(run / SAMPLED_SCORES, SampledRow, advice=_ADVICE))
-
-
 def score_repeats(
     run: Path,
     probes: Sequence[Probe],
@@ -149,8 +141,3 @@ def score_repeats(
             )  # fmt: skip
             append_line(run / REPEATS, asdict(repeat))
         before.setdefault(outcome.text, outcome)
-
-
-def read_repeats(run: Path) -> tuple[Repeat, ...]:
-    """The repeats of a run folder. Raises ConfigError for a bad line."""
-    return tuple(read_rows(run / REPEATS, Repeat, advice=_ADVICE))

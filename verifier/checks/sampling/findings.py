@@ -345,5 +345,5 @@ CHECK: Final = Check[None, SamplingEvidence](
     ready=ready,
     ask={"sampled": ask},
     score=score,
-    asked=(Asked(probes=read_sampled_probes),),
+    asked=(Asked(probes=read_sampled_probes, planned=True),),
 )

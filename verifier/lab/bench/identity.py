@@ -41,7 +41,7 @@ from verifier.lab.corpus import (
     load_host,
     score_corpus,
 )
-from verifier.plan import Plan, read_probes
+from verifier.plan_file import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.prompts import make_prompt
 from verifier.records import Message, Outcome
@@ -49,6 +49,7 @@ from verifier.reference.digests import vocabulary_sha256
 from verifier.reference.engines.load import load_engine
 from verifier.reference.reader import Suspected
 from verifier.reference.tokenizer import Tokenizer
+from verifier.verdict.case import make_case
 from verifier.verdict.decide import decide
 
 PART: Final = "identity"
@@ -227,10 +228,8 @@ def sum_up_host(
 
 def _name(plan: Plan, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> str:
     """The cause that is said of these replies; in brackets where it is not said for sure."""
-    report = decide(
-        plan, Ledger(rows=tuple(rows)), engine={}, attempts=(),
-        outcomes={row.probe_id: outcomes[row.probe_id] for row in rows},
-    )  # fmt: skip
+    asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
+    report = decide(make_case(plan, Ledger(rows=tuple(rows)), outcomes=asked))
     cause = report.findings[-1]
     return cause.name if cause.decision == "detected" else f"({cause.name})"
 
