@@ -95,7 +95,7 @@ class Remark:
     """What a reader must know beside the verdict, and where among the notes it stands."""
 
     text: str
-    at: Literal["first", "evidence", "answers", "last"] = "last"
+    at: Literal["first", "evidence", "answers", "beside", "last"] = "last"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

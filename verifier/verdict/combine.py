@@ -36,8 +36,9 @@ def combine(case: Case) -> Combined:
     weighed = {check.name: check.weigh(case, case.kept[check.name]) for check in CHECKS}
     total = greedy = 0.0
     for check in CHECKS:
-        total = _mix(total, check.shares(case.plan), weighed[check.name].log_e)
-        greedy = total if _is_greedy(check) else greedy
+        shares, log_e = check.shares(case.plan), weighed[check.name].log_e
+        total = _mix(total, shares, log_e)
+        greedy = _mix(greedy, shares, log_e) if _is_greedy(check) else greedy
     return Combined(weighed=weighed, log_e_greedy=greedy, log_e=total)
 
 

@@ -34,6 +34,7 @@ def take_notes(
         *_on_answers(case, unjudged),
         *(_at("answers", remarks) if unjudged else ()),
         *_on_budget(case, usage, decision),
+        *_at("beside", remarks),
         *_at("last", remarks),
         *_on_unanswered(case),
     ]

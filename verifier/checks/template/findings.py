@@ -339,9 +339,9 @@ def remarks(
             f"{len(shown.prompts)} prompts that the endpoint shows are rendered as published; what "
             "is shown can be forged, so it acquits none"
         )
-        found.append(Remark(text=text))
+        found.append(Remark(text=text, at="beside"))
     if kept.completions is not None:
-        found.append(Remark(text=describe(kept.completions)))
+        found.append(Remark(text=describe(kept.completions), at="beside"))
     return found
 
 
