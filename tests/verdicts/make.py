@@ -549,6 +549,17 @@ def shown_fault_scored(rng: np.random.Generator) -> Made:
     )  # fmt: skip
 
 
+@folder
+def shown_hidden_prompt(rng: np.random.Generator) -> Made:
+    """A hidden prompt is shown, and the replies under it leave open what its words are."""
+    found = [
+        s.templated(rng, n, served="system-injected", scale=0.4, columns=("system-injected",),
+                    panel=False, apart=0.15, tokens=16)
+        for n in range(5)
+    ]  # fmt: skip
+    return Made(rows=found, files={"shown.json": s.shown(["system-injected"])})
+
+
 def completed(rng: np.random.Generator, scale: float, count: int = 8, **more: Any) -> Made:
     """Text completions."""
     found = [
@@ -803,6 +814,17 @@ def replies_from_a_store(rng: np.random.Generator) -> Made:
     )  # fmt: skip
 
 
+@folder
+def store_behind_unread_samples(rng: np.random.Generator) -> Made:
+    """The same of samples whose tokens are not named; no cause is sought among the weights."""
+    found = [s.unread("s00", "the endpoint does not name the tokens of its replies")]
+    return Made(
+        plan=SOME, rows=[replace(row, text=row.text | {INT4: row.text["reference"]})
+                         for row in quiet(rng)],
+        sampled=found, repeats=[s.again("s00", -40.0), s.again("s00", -35.0, otherwise=True)],
+    )  # fmt: skip
+
+
 # -- greedy replies that are not ---------------------------------------------------------------
 
 
@@ -812,6 +834,13 @@ def penalty_named(rng: np.random.Generator) -> Made:
     found = [s.penalized(rng, f"p{n:02}", penalty=1.0) for n in range(5)]
     found = [replace(row, text=row.text | {INT4: row.text["reference"]}) for row in found]
     return Made(plan={"policy": POLICY, "top_logprobs": 5}, rows=found)
+
+
+@folder
+def penalty_or_shown_fault(rng: np.random.Generator) -> Made:
+    """What the endpoint shows of its prompts comes before a penalty."""
+    found = [s.penalized(rng, f"p{n:02}", penalty=1.0, columns=(1.0,)) for n in range(5)]
+    return Made(rows=found, files={"shown.json": s.shown(["system-ignored"])})
 
 
 @folder
