@@ -40,9 +40,11 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.host.collect import read_attempts, read_outcomes
-from verifier.lab.testbed.host import create_app, running
-from verifier.plan import make_plan
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_plan, read_probes
+from verifier.plan import make_plan
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
@@ -105,10 +107,10 @@ def host(
     api_key: str | None = None,
     shows_prompts: bool = False,
 ) -> Iterator[str]:
-    app = create_app(
-        make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001,
-        rendering=served(template, catalogue()), shows_prompts=shows_prompts,
-    )  # fmt: skip
+    app = create_app(Host(
+        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", api_key=api_key,
+        window_s=0.001, rendering=served(template, catalogue()), shows_prompts=shows_prompts,
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 
@@ -648,7 +650,14 @@ def test_another_model_is_named_where_it_is_a_suspect(
 ) -> None:
     """In at most three ordinary replies; without it among the suspects nothing is."""
     out = tmp_path / "run"
-    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(
+            engine=OtherModel(serves="other"),
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+        )
+    )
     with running(app) as url:
         report = audit_other(url, card, out, suspected=suspected)
     before = (out / REPORT).read_bytes()
@@ -676,7 +685,14 @@ def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
         raise ConfigError("someone/other@main: the hub cannot be reached")
 
     told: list[str] = []
-    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(
+            engine=OtherModel(serves="other"),
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+        )
+    )
     with running(app) as url:
         report = audit_other(
             url, card, tmp_path / "run", suspected=True, read=read,
@@ -697,7 +713,14 @@ def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
     asked = {}
     for name in ("other", "reference"):
         out = tmp_path / name
-        app = create_app(OtherModel(serves=name), FakeTokenizer(), model="tiny", window_s=0.001)
+        app = create_app(
+            Host(
+                engine=OtherModel(serves=name),
+                tokenizer=FakeTokenizer(),
+                model="tiny",
+                window_s=0.001,
+            )
+        )
         with running(app) as url:
             report = audit_other(url, card, out, suspected=True)
             audit_other(url, card, out, suspected=True)

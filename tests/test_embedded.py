@@ -34,8 +34,11 @@ from verifier.fleet.summary import summarise
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.derived_models import merge, prune
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.router import create_router, read_routes
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.progress import Show
 from verifier.records import (
@@ -203,7 +206,9 @@ def run_audit(
     """
     found = read_fault(fault, layers=30, catalogue=catalogue())
     served.load_variant(found.weights)
-    app = create_app(served, tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
+    app = create_app(
+        Host(engine=served, tokenizer=tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
+    )
     settings = {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400} | changes
     with running(app) as url:
         config = RunFile.model_validate(
@@ -265,7 +270,7 @@ def test_a_host_that_serves_another_size_is_named(
     other = TransformersEngine(
         tmp_path / "half", eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
     )
-    with running(create_app(other, tokenizer, model=EMBEDDED)) as url:
+    with running(create_app(Host(engine=other, tokenizer=tokenizer, model=EMBEDDED))) as url:
         config = RunFile.model_validate(
             {
                 "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
@@ -307,8 +312,8 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     reference = Reference(engine=engine, tokenizer=tokenizer)
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
-        running(create_app(served, tokenizer, model=EMBEDDED)) as first,
-        running(create_app(other, tokenizer, model=EMBEDDED)) as second,
+        running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as first,
+        running(create_app(Host(engine=other, tokenizer=tokenizer, model=EMBEDDED))) as second,
         running(
             create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=3, log=log)
         ) as url,
@@ -360,8 +365,8 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
     shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
     found = {}
     with (
-        running(create_app(served, tokenizer, model=EMBEDDED)) as honest,
-        running(create_app(rounded, tokenizer, model=EMBEDDED)) as int4,
+        running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as honest,
+        running(create_app(Host(engine=rounded, tokenizer=tokenizer, model=EMBEDDED))) as int4,
     ):
         for name, control in (("honest", honest), ("int4", int4)):
             section = {"model": EMBEDDED, "max_attempts": 1}
@@ -456,7 +461,9 @@ def asked_at_length(
     plan = make_plan(calibration=load_calibration(EMBEDDED, card), seed=1, bank=(), **asked)
     tricks = read_fault(fault, layers=card.layers, catalogue=catalogue()).tricks
     served.load_variant(REFERENCE)
-    with running(create_app(served, tokenizer, model="m", tricks=tricks)) as url:
+    with running(
+        create_app(Host(engine=served, tokenizer=tokenizer, model="m", tricks=tricks))
+    ) as url:
         endpoint = Endpoint(base_url=url, model="m", timeout_s=3000)
 
         def collected(some: tuple[Probe, ...]) -> dict[str, Outcome]:

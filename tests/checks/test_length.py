@@ -21,9 +21,12 @@ from verifier.config import RunFile
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
-from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import forecast_run
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_plan, read_probes
+from verifier.plan import forecast_run
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
@@ -55,7 +58,15 @@ def host(fault: str, *, margin: float = 3.5) -> Iterator[str]:
     served = read_fault(fault, layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=margin, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
     engine.load_variant(served.weights)
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         yield url
 
@@ -250,7 +261,9 @@ def test_long_replies_that_come_whole_are_no_fault(card: Path, tmp_path: Path) -
 
 def test_a_model_that_ends_early_itself_is_not_accused(card: Path, tmp_path: Path) -> None:
     """Its own end is likely under the published weights."""
-    app = create_app(FakeEngine(margin=3.5), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=FakeEngine(margin=3.5), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with running(app) as url:
         out = tmp_path / "run"
         report = run(configure(url, card, out, output=200, budget_completion_tokens=1600))

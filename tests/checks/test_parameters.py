@@ -27,7 +27,10 @@ from verifier.checks.capabilities.probe import (
 )
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import Problem
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import Attempt, Reply
 from verifier.reference.renderings.catalogue import catalogue
 
@@ -40,7 +43,15 @@ def probe(folder: Path, fault: str) -> Capabilities:
     """What is found of a testbed host with a fault."""
     served = read_fault(fault, layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=5.0, script=scripted(SAID))
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         return probe_capabilities(folder, Endpoint(base_url=url, model="tiny"), purse=plenty())
 
@@ -106,7 +117,9 @@ def test_a_refusal_is_no_departure(tmp_path: Path) -> None:
 
 def test_a_dialect_without_them_is_not_asked(tmp_path: Path) -> None:
     """Messages have neither several replies nor a bias."""
-    app = create_app(FakeEngine(), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=FakeEngine(), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with running(app) as url:
         endpoint = Endpoint(base_url=url, model="tiny", dialect="messages", top_logprobs=0)
         found = probe_capabilities(tmp_path, endpoint, purse=plenty())
@@ -120,7 +133,15 @@ def test_an_audit_reports_ignored_parameters_and_decides_nothing_by_them(
     """The weights are the published ones."""
     served = read_fault("ignores:n,stop", layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=3.5)
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         report = run(configure(url, card, tmp_path / "run", capabilities=True))
 

@@ -45,7 +45,10 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.host.collect import read_outcomes
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
@@ -325,10 +328,10 @@ def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
 @contextmanager
 def host(fault: str = "none", engine: FakeEngine | None = None) -> Iterator[str]:
     found = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(
-        engine or make_engine(found.weights), FakeTokenizer(), model="tiny", window_s=0.001,
-        sampler=dict(found.sampler),
-    )  # fmt: skip
+    app = create_app(Host(
+        engine=engine or make_engine(found.weights), tokenizer=FakeTokenizer(), model="tiny",
+        window_s=0.001, sampler=dict(found.sampler),
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 

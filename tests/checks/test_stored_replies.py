@@ -23,7 +23,10 @@ from verifier.checks.sampling.stored_replies import (
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger, Repeat, ledger_from_json, ledger_to_json
 from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.reference.loaded import Reference
@@ -101,10 +104,10 @@ def reference() -> Reference:
 def audited(card: Path, out: Path, fault: str, **changes: object) -> Report:
     """An audit of a host with a fault, that asks for samples too."""
     served = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(
-        make_engine(served.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
         sampler=dict(served.sampler), tricks=served.tricks,
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         settings = {"sampler": True, "budget_completion_tokens": 2400} | changes
         config = configure(url, card, out, **settings)

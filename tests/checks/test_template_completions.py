@@ -26,7 +26,9 @@ from verifier.checks.template.completions import (
 from verifier.evidence.ledger import Ledger, Row
 from verifier.files.run_folder import COMPLETIONS, EXCHANGES, PAGE, read_lines
 from verifier.host.exchange import Problem
-from verifier.lab.testbed.host import create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Message, Probe, Report
 from verifier.reference.renderings import changes
@@ -168,10 +170,10 @@ def test_completions_decide_no_verdict(scale: float, completed: float) -> None:
 def app(
     weights: str = REFERENCE, rendering: Rendering = PUBLISHED, *, as_chat: bool = False
 ) -> Starlette:
-    return create_app(
-        make_engine(weights), FakeTokenizer(), model="tiny", window_s=0.001, rendering=rendering,
-        completes_as_chat=as_chat,
-    )  # fmt: skip
+    return create_app(Host(
+        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
+        rendering=rendering, completes_as_chat=as_chat,
+    ))  # fmt: skip
 
 
 def notes(report: Report) -> str:

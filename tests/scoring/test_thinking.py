@@ -17,7 +17,9 @@ from verifier.audit import audit
 from verifier.checks.hidden_reasoning import turn_off
 from verifier.evidence.ledger import ledger_from_json
 from verifier.files.run_folder import LEDGER, REPORT, write_json
-from verifier.lab.testbed.host import Thoughts, create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host, Thoughts
+from verifier.lab.testbed.server import running
 from verifier.plan_file import read_plan, read_probes
 from verifier.records import Report
 from verifier.reference.loaded import Reference
@@ -49,10 +51,10 @@ def make_tokenizer() -> ThinkingTokenizer:
 
 @contextmanager
 def host(shown: Shown, weights: str = "reference") -> Iterator[str]:
-    app = create_app(
-        make_engine(weights), make_tokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(weights), tokenizer=make_tokenizer(), model="tiny", window_s=0.001,
         thoughts=Thoughts(tags=THINKING, shown=shown),
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 

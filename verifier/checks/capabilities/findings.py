@@ -13,8 +13,6 @@ from typing import Final
 
 from verifier.checks.capabilities.parameters import judge_parameters
 from verifier.checks.capabilities.probe import (
-    CAPABILITY_REQUESTS,
-    CAPABILITY_TRIES,
     FORGED_ALPHA,
     Capabilities,
     apply,
@@ -22,6 +20,7 @@ from verifier.checks.capabilities.probe import (
     probe_capabilities,
     read_capabilities,
 )
+from verifier.checks.capabilities.questions import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.checks.check import (
     Account,
     Asked,

@@ -63,11 +63,11 @@ def judge_stop(plain: str, stop: str, answer: object) -> Parameter:
     return _of("stop", "not run", "the reply is another than before")
 
 
-def judge_n(attempt: Attempt, answer: object) -> Parameter:
+def judge_n(attempt: Attempt | None, answer: object) -> Parameter:
     """Whether as many replies come as were asked for."""
     if (early := _no_answer("n", answer)) is not None:
         return early
-    body = body_of(attempt)
+    body = None if attempt is None else body_of(attempt)
     if body is None:
         return _of("n", "not run", "the answer came as a stream of events")
     count = len(items(member(body, "choices")))

@@ -15,6 +15,7 @@ from verifier.host.dialects import (
     View,
     bearer,
     member,
+    plain_turns,
     sampling,
     size_of,
     text_of,
@@ -35,9 +36,7 @@ def _body(ask: Ask) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": ask.model,
         "max_tokens": ask.max_tokens,
-        "messages": [
-            {"role": m.role, "content": m.content} for m in ask.messages if m.role != "system"
-        ],
+        "messages": plain_turns([m for m in ask.messages if m.role != "system"]),
         **sampling(ask),
         "stream": ask.stream,
     }

@@ -12,6 +12,7 @@ from verifier.host.dialects import (
     bearer,
     items,
     member,
+    plain_turns,
     sampling,
     size_of,
     text_of,
@@ -28,7 +29,7 @@ _LAST: Final = ("response.completed", "response.incomplete", "response.failed")
 def _body(ask: Ask) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": ask.model,
-        "input": [{"role": m.role, "content": m.content} for m in ask.messages],
+        "input": plain_turns(ask.messages),
         "max_output_tokens": ask.max_tokens,
         **sampling(ask),
         "store": False,

@@ -41,7 +41,7 @@ from verifier.lab.corpus import (
     load_host,
     score_corpus,
 )
-from verifier.lab.testbed.host import read_fault
+from verifier.lab.testbed.faults import read_fault
 from verifier.plan_file import Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report

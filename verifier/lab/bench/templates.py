@@ -53,7 +53,7 @@ from verifier.lab.corpus import (
     collect_corpus,
     load_host,
 )
-from verifier.lab.testbed.host import Fault, read_fault
+from verifier.lab.testbed.faults import Fault, read_fault
 from verifier.plan_file import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
