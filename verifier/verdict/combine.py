@@ -57,8 +57,13 @@ def _is_greedy(check: Check[Any, Any]) -> bool:
 
 
 def needed(plan: Plan) -> dict[str, tuple[float, ...]]:
-    """The evidence (nats) that each share of a check must reach to decide the verdict alone."""
-    return {
-        check.name: tuple(math.log(1 / (plan.alpha * share)) for share in check.shares(plan))
-        for check in CHECKS
-    }
+    """The evidence (nats) that each share of a check must reach to decide the verdict alone.
+
+    Of its share of the mixture so far, later checks leave only a part: `1/(alpha x what is left)`.
+    """
+    left, found = 1.0, {}
+    for check in reversed(CHECKS):
+        shares = check.shares(plan)
+        found[check.name] = tuple(math.log(1 / (plan.alpha * share * left)) for share in shares)
+        left *= max(0.0, 1 - sum(shares))
+    return found

@@ -68,6 +68,8 @@ def decided(case: Case) -> tuple[Report, Case]:
         account = replace(account, names=None)
     found = _name(case, combined, account, found, decision)
     findings = tuple(finding for _, finding in found)
+    if decision == "consistent" and _names_a_fault(case, findings):
+        decision = "inconclusive"  # no certificate beside a fault that is named
     report = Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
@@ -129,8 +131,15 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
         and greedy_is_quiet(case, findings)
         and usage.replies >= case.plan.min_replies
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
+        and not any(f.decision == "detected" for f in findings)
     )
     return "consistent" if earned else "inconclusive"
+
+
+def _names_a_fault(case: Case, findings: Sequence[Finding]) -> bool:
+    return any(
+        f.decision == "detected" and case.aspects[f.aspect].role == "name" for f in findings
+    )
 
 
 # -- the report --------------------------------------------------------------------------------
