@@ -13,6 +13,8 @@ from verifier.checks import (
     noise,
     reported_logprobs,
     request_strata,
+    speed,
+    streaming,
     substitution,
     tokenizer,
 )
@@ -39,6 +41,8 @@ CHECKS: Final[tuple[Check[Any, Any], ...]] = (
     tokenizer.CHECK,
     cause.CHECK,
     claimed_counts.CHECK,
+    streaming.CHECK,
+    speed.CHECK,
 )
 
 #: What findings may be about, by name.

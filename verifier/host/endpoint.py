@@ -168,6 +168,7 @@ class _Response:
     headers: dict[str, str]
     retry_after_s: float | None
     exhausted_for_s: float | None
+    first_at: float | None  # by the monotonic clock
 
 
 class Client:
@@ -257,6 +258,7 @@ class Client:
                 number=number,
                 started_at=started_at.isoformat(timespec="milliseconds"),
                 elapsed_s=round(time.monotonic() - start, 6),
+                first_s=None if got.first_at is None else round(got.first_at - start, 6),
                 request=sieve.strike(request.decode()),
                 status=got.status,
                 body=got.body,
@@ -325,6 +327,7 @@ class Client:
             headers=_kept_headers(headers),
             retry_after_s=retry_after_s(headers, now=now),
             exhausted_for_s=exhausted_for_s(headers, now=now),
+            first_at=body.first_at,
         )
 
 

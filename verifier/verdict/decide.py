@@ -137,9 +137,7 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
 
 
 def _names_a_fault(case: Case, findings: Sequence[Finding]) -> bool:
-    return any(
-        f.decision == "detected" and case.aspects[f.aspect].role == "name" for f in findings
-    )
+    return any(f.decision == "detected" and case.aspects[f.aspect].role == "name" for f in findings)
 
 
 # -- the report --------------------------------------------------------------------------------

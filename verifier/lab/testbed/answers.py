@@ -48,7 +48,10 @@ def answer_batch(host: Host, store: Store, bodies: Sequence[Body]) -> list[Answe
             continue
         answer = _read_answer(request, next(found), host)
         length = len(whole.prompt_ids)
-        answer = answered(answer, host.tricks, rendered=length, asked=whole.max_tokens)
+        answer = answered(
+            answer, host.tricks, rendered=length, asked=whole.max_tokens,
+            streamed=bool(body.stream),
+        )  # fmt: skip
         answers.append(store.again(_words(body), whole.max_tokens, answer))
     return answers
 

@@ -39,6 +39,7 @@ TRICKS: Final = {
     "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
+    "streams:other": "streams count a prompt token less, and always say that the reply has ended",
 }
 
 #: Requests that a weights fault may spare.
@@ -63,6 +64,7 @@ class Tricks:
     spares: Spared | None = None  # requests that get the published weights all the same
     forges: bool = False  # whether log-probabilities are those of the published weights
     cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
+    streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
 
@@ -91,6 +93,8 @@ def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
         return replace(tricks, ignores=frozenset(value.split(",")))
     if kind == "cache" and value in ("same", "alike"):
         return replace(tricks, cache="same" if value == "same" else "alike")
+    if kind == "streams" and value == "other":
+        return replace(tricks, streams_differ=True)
     examples = ", ".join(name for name in TRICKS if name.startswith(f"{kind}:"))
     raise ConfigError(f"fault {kind}:{value}: cannot be read; give it as in {examples}")
 
@@ -110,13 +114,19 @@ def read_whole_or_cut(
     return cut(ids, Cut(place=tricks.place, window=tricks.window), head=head, tail=tail)
 
 
-def answered(answer: Answer, tricks: Tricks, *, rendered: int, asked: int) -> Answer:
+def answered(
+    answer: Answer, tricks: Tricks, *, rendered: int, asked: int, streamed: bool
+) -> Answer:
     """An answer as the host shows it; `rendered` is the whole prompt's length."""
     if tricks.counts_all:
         answer = replace(answer, prompt_tokens=rendered)
     at_ceiling = tricks.ceiling is not None and tricks.ceiling < asked
     if tricks.says_stop and at_ceiling and answer.finish_reason == "length":
         answer = replace(answer, finish_reason="stop")
+    if tricks.streams_differ and streamed:
+        answer = replace(
+            answer, finish_reason="stop", prompt_tokens=max(0, answer.prompt_tokens - 1)
+        )
     return answer
 
 
