@@ -633,7 +633,8 @@ def report(
     with _to_write_in(run) as writes:
         found = write_page(run) if writes else render_folder(run)[0]
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junit, render_markdown
+        from verifier.reports.junit import render_junit
+        from verifier.reports.markdown import render_markdown
 
         _write_for_machines(
             junit=(junit, render_junit(found)), markdown=(markdown, render_markdown(found))
@@ -667,7 +668,8 @@ def summary(
     with _to_write_in(folder, *folders_of(folder)) as writes:
         found = summarise(folder, writes=writes)
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junits, render_summary
+        from verifier.reports.junit import render_junits
+        from verifier.reports.markdown import render_summary
 
         reports = read_reports(folder, found)
         _write_for_machines(
