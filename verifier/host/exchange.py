@@ -186,7 +186,7 @@ def asked_tokens(attempt: Attempt) -> int:
 def most_prompt(attempt: Attempt) -> int:
     """The most tokens that the prompt of a request can count: no tokenizer makes more than bytes.
 
-    Of plain messages it is what `spending` pays for; of all else no less.
+    Of plain messages it is what `budget` pays for; of all else no less.
     """
     request = _load(attempt.request)
     messages = items(member(request, "messages"))

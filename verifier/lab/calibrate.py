@@ -293,7 +293,7 @@ def estimate(rows: Array, scales: Array, channel: Channel) -> Estimate | None:
 def noise_classes(stacks: Sequence[Measured]) -> tuple[NoiseClass, ...]:
     """The scale below which each class of departures is excluded: a margin of its mildest member.
 
-    The margins and their reasons are in `bank`.
+    The margins and their reasons are in `variants`.
     """
     classes = []
     for name, (families, margin) in CLASS_MARGINS.items():
