@@ -302,6 +302,73 @@ def test_each_folder_of_inputs_is_read_by_one_module() -> None:
         assert readers == {HOMES_OF_INPUTS[folder]}
 
 
+# -- functions ---------------------------------------------------------------------------------
+
+#: Lines that a function may have, and branches.
+MOST_LINES, MOST_BRANCHES = 60, 15
+
+#: Tables in the form of a function: rows of one shape, to be read one by one.
+TABLES = {
+    "cli.commands.audit",
+    "reference.renderings.catalogue._faults",
+    "reference.variants._bank",
+}
+
+#: Longer all the same, still to be mended: this list may only become shorter.
+TOO_LONG = {
+    "audit.audit",
+    "checks.sampling.ask_and_score.score_sampled",
+    "checks.template.shown_prompts.ask_for_prompts",
+    "plan.make_plan",
+    "scoring.score.score_replies",
+    "verdict.causes.name_cause",
+    "verdict.decide._notes",
+    "verdict.decide._summarise",
+    "verdict.decide.decide",
+    "verdict.weigh.weigh",
+}
+
+
+def functions(node: ast.AST, within: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every function of a module or a class by its dotted name; what is inside one is of it."""
+    for inner in ast.iter_child_nodes(node):
+        match inner:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield f"{within}.{name}", inner
+            case ast.ClassDef(name=name):
+                yield from functions(inner, f"{within}.{name}")
+
+
+def count_branches(function: ast.AST) -> int:
+    """Places at which a reader must hold two ways in mind."""
+    found = 0
+    for node in ast.walk(function):
+        match node:
+            case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While():
+                found += 1
+            case ast.ExceptHandler():
+                found += 1
+            case ast.BoolOp(values=values):
+                found += len(values) - 1
+            case ast.comprehension(ifs=ifs):
+                found += len(ifs)
+            case ast.Match(cases=cases):
+                found += len(cases)
+    return found
+
+
+def test_no_function_is_longer_than_a_reader_holds_in_mind() -> None:
+    """Within a page and some branches; what is mended leaves the list."""
+    found = {
+        name
+        for module, path in MODULES.items()
+        for name, node in functions(parsed(path), module)
+        if node.end_lineno - node.lineno >= MOST_LINES or count_branches(node) > MOST_BRANCHES
+    }
+
+    assert found == TABLES | TOO_LONG
+
+
 # -- start-up ----------------------------------------------------------------------------------
 
 WITHOUT = ("torch", "transformers", "vllm")

@@ -16,7 +16,8 @@ from verifier.evidence.ledger import Ledger
 from verifier.host.budget import charged_prompt, most_prompt_tokens
 from verifier.host.exchange import most_prompt
 from verifier.records import Attempt, Message, Outcome, Probe, Reply, Report, Request
-from verifier.reports.junit import render_junit, render_markdown
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 from verifier.verdict.decide import decide
 
 ALLOWED = 30

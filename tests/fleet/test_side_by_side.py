@@ -65,7 +65,8 @@ from verifier.plan_file import read_plan, read_probes, write_plan
 from verifier.progress import Show
 from verifier.records import Control, Report, Summary
 from verifier.reference.loaded import Reference
-from verifier.reports.junit import render_junits, render_summary
+from verifier.reports.junit import render_junits
+from verifier.reports.markdown import render_summary
 from verifier.reports.tables import print_summary
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder

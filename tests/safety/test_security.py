@@ -28,7 +28,8 @@ from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
 from verifier.records import Message, NotJudged, Probe, Reply
-from verifier.reports.junit import render_junit, render_markdown
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 
 KEY = "sk-test-0123456789abcdef"
 PROBE = Probe(id="p1", kind="open", messages=(Message(role="user", content="Hi."),), max_tokens=24)

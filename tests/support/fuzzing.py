@@ -42,7 +42,8 @@ from verifier.records import Attempt, Message, NotJudged, Probe, Prompt, Reply, 
 from verifier.reference.cards import Card, load_card
 from verifier.report_file import report_from_json, report_to_json
 from verifier.reports.html import render_page
-from verifier.reports.junit import render_junit, render_markdown
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 from verifier.verdict.decide import decide_folder
 
 ROOT = Path(__file__).resolve().parents[2]

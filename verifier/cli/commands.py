@@ -17,17 +17,22 @@ import typer
 import verifier
 from verifier.cli.common import (
     EXIT,
+    USAGE,
     AsJson,
     EngineName,
+    InSections,
     Junit,
     Markdown,
     RunFolder,
     Terminal,
     Trust,
     cache_directory,
+    complete,
     help_when_bare,
+    is_asked_by_a_shell,
     read_key,
     say,
+    sets_up_completion,
     show_report,
     show_summary,
     showing,
@@ -53,7 +58,6 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     help="Tells whether a hosting endpoint serves the open weights it claims.",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,12 +66,19 @@ app = typer.Typer(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status. Errors are left to the caller."""
+    command = typer.main.get_command(app)
+    if not arguments and is_asked_by_a_shell():
+        return complete(command)
     try:
         # not app(): that ends an interrupt and a broken pipe with the status of a verdict
-        with typer.main.get_command(app).make_context("verifier", list(arguments)) as context:
+        with command.make_context("verifier", list(arguments)) as context:
             context.command.invoke(context)
     except typer.Exit as done:
-        return done.exit_code
+        return USAGE if done.exit_code and sets_up_completion(arguments) else done.exit_code
+    except SystemExit as done:
+        if not sets_up_completion(arguments):
+            raise
+        return USAGE if done.code else 0
     except _UsageError as error:
         at = getattr(getattr(error, "ctx", None), "command_path", "verifier")
         said = getattr(error, "format_message", error.__str__)().rstrip(".")
@@ -630,7 +641,8 @@ def report(
     with _to_write_in(run) as writes:
         found = write_page(run) if writes else render_folder(run)[0]
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junit, render_markdown
+        from verifier.reports.junit import render_junit
+        from verifier.reports.markdown import render_markdown
 
         _write_for_machines(
             junit=(junit, render_junit(found)), markdown=(markdown, render_markdown(found))
@@ -664,7 +676,8 @@ def summary(
     with _to_write_in(folder, *folders_of(folder)) as writes:
         found = summarise(folder, writes=writes)
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junits, render_summary
+        from verifier.reports.junit import render_junits
+        from verifier.reports.markdown import render_summary
 
         reports = read_reports(folder, found)
         _write_for_machines(
@@ -689,6 +702,6 @@ def _write_for_machines(
 # -- the commands of other modules -------------------------------------------------------------
 
 for command in (calibrate, demo, bench, panel):
-    app.command()(command)
+    app.command(cls=InSections)(command)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(reference_app, name="reference")

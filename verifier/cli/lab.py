@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -120,6 +120,12 @@ def demo(
     say(f"run folders and HTML reports: {out}/*/report.html")
 
 
+#: Sections of the help of `bench`, by the part that reads the options.
+_OF_TEMPLATES: Final = "Options of the part templates"
+_OF_AUDITS: Final = "Options of the parts templates and tricks"
+_OF_IDENTITY: Final = "Options of the part identity"
+
+
 def bench(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
     part: Annotated[
@@ -127,14 +133,18 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
     fault: Annotated[
-        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES),
     ] = None,
     audits: Annotated[
-        int | None, typer.Option(min=1, help="Of templates and tricks, so many audits per host.")
+        int | None,
+        typer.Option(min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
     ] = None,
     family: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Of the part identity, a model of another family."),
+        typer.Option(
+            metavar="DIR", help="A model of another family.", rich_help_panel=_OF_IDENTITY
+        ),
     ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.

@@ -45,7 +45,7 @@ class Stack(_Record):
 
 
 class Channel(_Record):
-    """How the rows of one channel are read; see `stats`."""
+    """How the rows of one channel are read; see `e_values`."""
 
     honest_scale: Scale  # sigma0: the largest scale of honest serving
     spread: Annotated[float, Field(ge=0, le=10)]  # of replies around their stack's, in log scale

@@ -572,27 +572,13 @@ class _Collection:
         settled = len(wanted) - len(waiting)
         queue = iter(waiting)
 
-        def tell() -> None:
+        def tell(more: int) -> None:
+            nonlocal settled
+            settled += more
             if progress is not None:
                 progress(settled, len(wanted))
 
-        async def work(now: _Round) -> None:
-            nonlocal settled
-            while True:
-                async with now.slots.slot():
-                    probe = None if now.stopped or now.over else next(queue, None)
-                    if probe is None:
-                        return
-                    await self._ask(now, probe)
-                    unpaid = self.history.outcome(probe.id) is None
-                    dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
-                    now.stopped = now.stopped or unpaid or dead
-                    if unpaid:
-                        return
-                settled += 1
-                tell()
-
-        tell()
+        tell(0)
         if not waiting:
             return
         async with Client(self.endpoint) as client:
@@ -602,7 +588,7 @@ class _Collection:
             now = _Round(
                 client=client, log=_Log(self.folder), slots=Slots(self.endpoint.concurrency)
             )
-            workers = [asyncio.create_task(work(now)) for _ in range(count)]
+            workers = [asyncio.create_task(self._work(now, queue, tell)) for _ in range(count)]
             watch = asyncio.create_task(self._watch(workers))
             try:
                 await asyncio.gather(*workers)
@@ -617,6 +603,21 @@ class _Collection:
                     worker.cancel()
                 await asyncio.gather(watch, *workers, return_exceptions=True)
                 await now.log.finish()
+
+    async def _work(self, now: _Round, queue: Iterator[Probe], tell: Callable[[int], None]) -> None:
+        """Ask one probe of the queue after another, until there is none or nobody may ask more."""
+        while True:
+            async with now.slots.slot():
+                probe = None if now.stopped or now.over else next(queue, None)
+                if probe is None:
+                    return
+                await self._ask(now, probe)
+                unpaid = self.history.outcome(probe.id) is None
+                dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
+                now.stopped = now.stopped or unpaid or dead
+                if unpaid:
+                    return
+            tell(1)
 
     async def _finish(self, now: _Round, workers: Sequence[asyncio.Task[None]]) -> None:
         """Let the requests that are out come back, and be recorded; no other goes out."""
@@ -641,46 +642,25 @@ class _Collection:
         Raises EndpointError when the operator must act.
         """
         history, tries, clock = self.history, 0, asyncio.get_running_loop().time
-        slots, gate, client = now.slots, now.gate, now.client
         waited_until = clock()
         while True:
-            while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
-                waited_until = max(waited_until, clock()) + left_s
-                await self.sleep(left_s)
+            waited_until = await self._pass_gate(now.gate, waited_until)
             if now.over or (self.purse is not None and not self.purse.pay(probe)):
                 return
-            asked_at, number = clock(), history.next_number(probe.id)
-            sent = await client.ask(
-                probe,
-                number=number,
-                before=partial(now.note, _request(EXCHANGES, probe, number)),
-                logprobs=self.endpoint.top_logprobs > 0
-                and probe.logprobs
-                and history.asks_logprobs(probe.id),
-            )
-            attempt, result = without_excess(*without_key(keepable(sent.attempt)))
-            if self.purse is not None:
-                self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
-            now.log.add(EXCHANGES, attempt_to_json(attempt))
-            entry = history.add(attempt, result)
-            now.under_way.discard(asyncio.current_task())
+            asked_at = clock()
+            sent, result, entry = await self._send(now, probe)
             if sent.exhausted_for_s is not None:
-                gate.close(until=clock() + sent.exhausted_for_s)
+                now.gate.close(until=clock() + sent.exhausted_for_s)
             if not isinstance(result, Problem):
-                slots.more()
+                now.slots.more()
                 return
             tries += 1
             if result.rate_limited:
-                slots.fewer(asked_at=asked_at, now=clock())
-            if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+                now.slots.fewer(asked_at=asked_at, now=clock())
+            if self._is_hopeless(probe, result, entry, tries):
                 now.over = True
-                raise EndpointError(await self._what_to_do(client, result))
-            if history.outcome(probe.id) is not None:
-                if not history.answered and history.refused_in_row >= STOP_AFTER_REFUSALS:
-                    now.over = True
-                    raise EndpointError(await self._what_to_do(client, result))
-                return
-            if now.over:
+                raise EndpointError(await self._what_to_do(now.client, result))
+            if history.outcome(probe.id) is not None or now.over:
                 return
             if not entry.refused_logprobs:
                 wait_s = sent.retry_after_s
@@ -688,8 +668,46 @@ class _Collection:
                     wait_s = self._backoff_s(tries, rate_limited=result.rate_limited)
                 waited_until = clock() + wait_s
                 if sent.retry_after_s is not None:  # its wish holds for everyone
-                    gate.close(until=waited_until)
+                    now.gate.close(until=waited_until)
                 await self.sleep(wait_s)
+
+    async def _pass_gate(self, gate: Gate, waited_until: float) -> float:
+        """Wait until the gate is open; until when was waited, by the loop's clock."""
+        clock = asyncio.get_running_loop().time
+        while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
+            waited_until = max(waited_until, clock()) + left_s
+            await self.sleep(left_s)
+        return waited_until
+
+    async def _send(self, now: _Round, probe: Probe) -> tuple[Sent, _Result, _Entry]:
+        """Send one request that is paid for, and keep what came of it."""
+        number = self.history.next_number(probe.id)
+        sent = await now.client.ask(
+            probe,
+            number=number,
+            before=partial(now.note, _request(EXCHANGES, probe, number)),
+            logprobs=self.endpoint.top_logprobs > 0
+            and probe.logprobs
+            and self.history.asks_logprobs(probe.id),
+        )
+        attempt, result = without_excess(*without_key(keepable(sent.attempt)))
+        if self.purse is not None:
+            self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
+        now.log.add(EXCHANGES, attempt_to_json(attempt))
+        entry = self.history.add(attempt, result)
+        now.under_way.discard(asyncio.current_task())
+        return sent, result, entry
+
+    def _is_hopeless(self, probe: Probe, result: Problem, entry: _Entry, tries: int) -> bool:
+        """Whether the operator must act, since no request of this kind will be answered."""
+        if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+            return True
+        history = self.history
+        return (
+            history.outcome(probe.id) is not None
+            and not history.answered
+            and history.refused_in_row >= STOP_AFTER_REFUSALS
+        )
 
     @property
     def _tries_to_reach(self) -> int:

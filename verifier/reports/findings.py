@@ -38,6 +38,15 @@ def remarks(report: Report) -> tuple[Finding, ...]:
     return tuple(finding for finding in report.findings if _role(finding) == "remark")
 
 
+def list_beside(report: Report) -> list[str]:
+    """What was only seen beside the departures, in words, where no note says it already."""
+    return [
+        f"{describe_kind(found)}: {found.name}: {found.detail}"
+        for found in remarks(report)
+        if found.decision == "detected" and not any(found.detail in note for note in report.notes)
+    ]
+
+
 def _role(finding: Finding) -> str:
     """Of a finding; one that this version does not know is shown with the departures."""
     known = ASPECTS.get(finding.aspect)

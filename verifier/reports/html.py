@@ -52,6 +52,7 @@ def render_page(
         sign=wording.SIGNS[report.decision],
         departures=findings.departures(report),
         causes=findings.causes(report),
+        told=[*findings.list_beside(report), *report.notes],
         counts=findings.count_statuses(report),
         marks=dial.group_marks(report.noise_scale.marks),
         dial=Markup(dial.draw_dial(report.noise_scale)),  # noqa: S704 - its own words and numbers

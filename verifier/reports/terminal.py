@@ -76,6 +76,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *wording.list_spending(report.usage),
         *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
+        *(("Beside", told) for told in findings.list_beside(report)),
         *(("Note", note) for note in report.notes),
     ]
 
