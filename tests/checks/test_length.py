@@ -25,8 +25,8 @@ from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.faults import read_fault
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
-from verifier.plan_file import read_plan, read_probes
 from verifier.plan import forecast_run
+from verifier.plan_file import read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue

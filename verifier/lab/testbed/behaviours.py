@@ -40,7 +40,7 @@ TRICKS: Final = {
     "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
-    "streams:other": "streams count a prompt token less, and always say that the reply has ended",
+    "streams:other": "streams count a prompt token less, and never say that a reply has ended",
 }
 
 #: Requests that a weights fault may spare.
@@ -167,7 +167,7 @@ def answered(
         answer = replace(answer, finish_reason="stop")
     if tricks.streams_differ and streamed:
         answer = replace(
-            answer, finish_reason="stop", prompt_tokens=max(0, answer.prompt_tokens - 1)
+            answer, finish_reason="length", prompt_tokens=max(0, answer.prompt_tokens - 1)
         )
     return answer
 
