@@ -133,33 +133,39 @@ def name_it(
     """
     if decision != "inconsistent" or account.names not in ("part", "weights"):
         return []
-    ledger, text = case.ordinary, case.text
+    plan, ledger, text = case.plan, case.ordinary, case.text
     if account.members is not None:
         ledger = Ledger(rows=tuple(compress(case.scored, account.members)))
         text = text[account.members]
         if account.names == "part" and not ledger.rows:
             return []
-    interval = confidence_sequence(text, TEXT_SCALES, level=1 - case.plan.beta)
-    scale = scale_of(case, interval)
+    scale = scale_of(case, confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta))
     like = f"noise like {scale.equivalent}" if len(text) else "reported log-probabilities"
-    plan = case.plan
     known = scored_among(ledger, (*plan.bank, *plan.suspects))
     named = rank(ledger, known, plan.calibration.text)
     if named is None:
         return [make_finding(CAUSE, "undecided", like, None, "no build was scored")]
     if named.stands_out:
         return [_name_best(case, named)]
-    detail = f"no build of the bank fits better; the nearest is {named.column or named.second}"
-    if scale.estimate is not None and scale.estimate >= SAMPLED_FROM:
-        if all(fit.fails(plan.beta) for fit in named.fits):
-            counted = next((f.name for f in found if f.aspect == "tokenizer"), None)
-            like = NOTHING_FITS if counted is None else f"{ANOTHER_FAMILY}: {counted}"
-            detail = _how_far(named)
-        detail += "; another model, another prompt, or sampling in spite of temperature 0"
+    counted = next((f.name for f in found if f.aspect == "tokenizer"), None)
+    far = scale.estimate is not None and scale.estimate >= SAMPLED_FROM
     unread = [name for name in plan.suspects if name not in known]
+    return [_name_none(case, named, like, counted=counted, far=far, unread=unread)]
+
+
+def _name_none(
+    case: Case, named: Ranked, like: str, *, counted: str | None, far: bool, unread: Sequence[str]
+) -> Finding:
+    """What noise of no known build is like; `far` from the weights, that nothing fits."""
+    detail = f"no build of the bank fits better; the nearest is {named.column or named.second}"
+    if far and all(fit.fails(case.plan.beta) for fit in named.fits):
+        like = NOTHING_FITS if counted is None else f"{ANOTHER_FAMILY}: {counted}"
+        detail = _how_far(named)
+    if far:
+        detail += "; another model, another prompt, or sampling in spite of temperature 0"
     if unread:
         detail += f"; not compared with {', '.join(unread)}"
-    return [make_finding(CAUSE, "undecided", like, None, detail)]
+    return make_finding(CAUSE, "undecided", like, None, detail)
 
 
 def _name_best(case: Case, named: Ranked) -> Finding:

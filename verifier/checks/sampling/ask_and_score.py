@@ -6,7 +6,7 @@ Appends to files of the run folder. Needs an engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,35 +60,45 @@ def score_sampled(
         engine.load_variant(REFERENCE)
     for start in range(0, len(replies), CHUNK):
         chunk = replies[start : start + CHUNK]
-        aligned_replies = [
-            cut_to(readings(reply, probe, thinking, tokenizer)[0].aligned, probe.max_tokens)
-            for probe, reply in chunk
-        ]
-        problems = [_why_not(aligned, engine) for aligned in aligned_replies]
-        requests = [
-            SamplerRequest(
-                prompt_ids=published_ids(probe, tokenizer),
-                reply_ids=aligned.reply_ids,
-                kept=tuple(aligned.kept),
-            )
-            for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True)
-            if problem is None
-        ]
-        scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
-        for (probe, reply), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
-            cells = (
-                {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
-                if problem is None
-                else {}
-            )
-            kept = len(aligned.kept) if problem is None else 0
-            row = SampledRow(
-                probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept,
-                cells=cells, problem=problem, reply_sha256=digest_of(reply),
-            )  # fmt: skip
+        for row in _score_chunk(chunk, engine, tokenizer, samplers, thinking):
             append_line(run / SAMPLED_SCORES, asdict(row))
         if progress:
             progress(start + len(chunk), len(replies))
+
+
+def _score_chunk(
+    chunk: Sequence[tuple[Probe, Reply]],
+    engine: Engine,
+    tokenizer: Reader,
+    samplers: Mapping[str, Sampler],
+    thinking: Thinking | None,
+) -> Iterator[SampledRow]:
+    """Rows of some replies: their cells, or why they are set aside."""
+    read = [
+        cut_to(readings(reply, probe, thinking, tokenizer)[0].aligned, probe.max_tokens)
+        for probe, reply in chunk
+    ]
+    problems = [_why_not(aligned, engine) for aligned in read]
+    requests = [
+        SamplerRequest(
+            prompt_ids=published_ids(probe, tokenizer),
+            reply_ids=aligned.reply_ids,
+            kept=tuple(aligned.kept),
+        )
+        for (probe, _), aligned, problem in zip(chunk, read, problems, strict=True)
+        if problem is None
+    ]
+    scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
+    for (probe, reply), aligned, problem in zip(chunk, read, problems, strict=True):
+        cells: dict[str, float] = {}
+        if problem is None:
+            found = zip(samplers, next(scored), strict=True)
+            cells = {name: round(value, DECIMALS) for name, value in found}
+        kept = len(aligned.kept) if problem is None else 0
+        yield SampledRow(
+            probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept, cells=cells,
+            problem=problem, reply_sha256=digest_of(reply),
+        )  # fmt: skip
 
 
 def _why_not(aligned: Aligned, engine: Engine) -> str | None:

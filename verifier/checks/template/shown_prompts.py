@@ -119,7 +119,14 @@ def ask_for_prompts(
                 break
         else:
             break
-    made = Shown(
+    made = _sum_up(prompts, attempts)
+    write_json(run / SHOWN, asdict(made))
+    return made
+
+
+def _sum_up(prompts: Sequence[ShownPrompt], attempts: Sequence[Attempt]) -> Shown:
+    """What was shown, and what asking cost as far as counts are believed."""
+    return Shown(
         prompts=tuple(prompts),
         requests=len(attempts),
         prompt_tokens=sum(
@@ -131,8 +138,6 @@ def ask_for_prompts(
             for attempt in attempts
         ),
     )
-    write_json(run / SHOWN, asdict(made))
-    return made
 
 
 def read_shown(run: Path) -> Shown | None:
