@@ -8,7 +8,6 @@ the calibrated model of a row holds (`e_values`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Final
 
 from verifier.checks.check import (
@@ -30,7 +29,7 @@ from verifier.evidence.e_values import log_e_value
 from verifier.evidence.ledger import SAMPLER
 from verifier.evidence.noise import build_rows
 from verifier.plan_file import Plan, read_probes
-from verifier.records import Finding, Outcome
+from verifier.records import Finding
 from verifier.reference.cards import Card
 
 WEIGHTS: Final = Aspect(
@@ -54,11 +53,6 @@ def plan(config: RunFile, card: Card, _calibration: Calibration) -> Planned:
     return Planned(
         fields={"policy_name": name, "policy": policy.model_copy(update={"builds": builds})}
     )
-
-
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Scores are in the case."""
-    return
 
 
 def shares(plan: Plan) -> tuple[float, ...]:
@@ -118,8 +112,6 @@ def score(session: Session) -> None:
 
 CHECK: Final = Check[None, Totals](
     name="builds",
-    read=read,
-    none=None,
     aspects=(WEIGHTS,),
     plan=plan,
     shares=shares,

@@ -8,9 +8,8 @@ what is named must explain the replies as calibrated stacks explain theirs (`goo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import compress
-from pathlib import Path
 from typing import Final
 
 from verifier.checks.check import (
@@ -29,8 +28,8 @@ from verifier.evidence.ledger import SAMPLER as PENALTY
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.evidence.noise import SAMPLED_FROM
 from verifier.evidence.posterior import NO_BUILD, Ranked, rank, scored_among
-from verifier.plan_file import Plan, read_probes
-from verifier.records import REFERENCE, Decision, Finding, Outcome, Reply
+from verifier.plan_file import read_probes
+from verifier.records import REFERENCE, Decision, Finding, Reply
 from verifier.reference.variants import VARIANTS
 from verifier.scoring.loadable import nameable
 from verifier.wording import BELONGS_AT, describe_odds, describe_replies
@@ -43,11 +42,6 @@ NOTHING_FITS: Final = "not this model as published, and nothing else that we kno
 
 #: The same, where its prompts are counted by another tokenizer.
 ANOTHER_FAMILY: Final = "a model of another family"
-
-
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Scores are in the case."""
-    return
 
 
 # -- what is scored ----------------------------------------------------------------------------
@@ -203,8 +197,6 @@ def _how_far(named: Ranked) -> str:
 
 CHECK: Final = Check[None, None](
     name="cause",
-    read=read,
-    none=None,
     aspects=(SAMPLER, CAUSE),
     find=find,
     name_it=name_it,

@@ -274,6 +274,13 @@ class Forecast:
     most: Amount = NOTHING
 
 
+_NOTHING_KEPT: Final[Any] = None
+
+
+def _keeps_nothing(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> Any:
+    return _NOTHING_KEPT
+
+
 def _nothing_planned(_config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
     return Planned()
 
@@ -331,10 +338,10 @@ class Check(Generic[K, E]):
     """Everything about one check. What it leaves out has a default that does nothing."""
 
     name: str
-    read: Callable[[Path, Plan, Mapping[str, Outcome]], K]
-    # What it keeps in the run folder, checked: a folder may come from a stranger. Raises
-    # ConfigError. The outcomes are those of the run folder.
-    none: K  # what `read` gives where nothing was asked
+    read: Callable[[Path, Plan, Mapping[str, Outcome]], K] = _keeps_nothing
+    # What it keeps in the run folder beside probes, exchanges and scores, checked: a folder may
+    # come from a stranger. Raises ConfigError. The outcomes are those of the run folder.
+    none: K = _NOTHING_KEPT  # what `read` gives where nothing was asked
     aspects: tuple[Aspect, ...] = ()
 
     plan: Callable[[RunFile, Card, Calibration], Planned] = _nothing_planned

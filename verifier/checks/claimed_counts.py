@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
 from verifier.host.budget import believed_completion, believed_prompt
 from verifier.host.exchange import asked_tokens, most_prompt
-from verifier.plan_file import Plan
 from verifier.records import Attempt, Decision, Finding, NotJudged, Outcome, Reply
 
 USAGE: Final = Aspect(
@@ -94,11 +92,6 @@ def judge_claimed(claims: Mapping[str, Claim]) -> Finding | None:
     return make_finding(USAGE, "detected", BEYOND, None, detail)
 
 
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Exchanges are in the case."""
-    return
-
-
 def name_it(
     case: Case, _evidence: None, _account: Account, _found: Sequence[Finding], _decision: Decision
 ) -> list[Finding]:
@@ -116,8 +109,6 @@ def remarks(
 
 CHECK: Final = Check[None, None](
     name="claimed_counts",
-    read=read,
-    none=None,
     aspects=(USAGE,),
     name_it=name_it,
     remarks=remarks,

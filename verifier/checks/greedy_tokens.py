@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -34,8 +33,7 @@ from verifier.evidence.e_values import log_e_value, log_mean_exp
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import read_rows
 from verifier.evidence.samplers import SINGLE_TOKENS, kind_of, name_of
-from verifier.plan_file import Plan
-from verifier.records import Finding, Outcome, Status
+from verifier.records import Finding, Status
 from verifier.wording import describe_replies
 
 #: Share of the evidence that bets on single tokens.
@@ -108,11 +106,6 @@ def log_e_contradicted(contradicted: Sequence[bool]) -> float:
 # -- the check ---------------------------------------------------------------------------------
 
 
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Scores are in the case."""
-    return
-
-
 def weigh(case: Case, _kept: None) -> Weighed[SingleEvidence]:
     """Each way to change single tokens, and what the endpoint itself reports."""
     ledger, columns = case.ordinary, {}
@@ -151,8 +144,6 @@ def find(
 
 CHECK: Final = Check[None, SingleEvidence](
     name="greedy_tokens",
-    read=read,
-    none=None,
     aspects=(replace(SAMPLER, place=55),),  # behind what is said of samples
     shares=lambda _plan: (SINGLE_SHARE,),
     weigh=weigh,

@@ -65,11 +65,6 @@ def _is_hidden(reason: str | None) -> bool:
 # -- the check ---------------------------------------------------------------------------------
 
 
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Probes are in the case."""
-    return
-
-
 def _turn_off(session: Session, case: Case) -> bool:
     asked = frozenset(attempt.probe_id for attempt in case.attempts)
     turn_off(session.run, session.plan, asked=asked)
@@ -113,8 +108,6 @@ def remarks(
 
 CHECK: Final = Check[None, None](
     name="hidden_reasoning",
-    read=read,
-    none=None,
     remarks=remarks,
     ask={"before": ask_before, "ordinary": ask},
 )

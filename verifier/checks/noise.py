@@ -8,8 +8,7 @@ stopping time. Asks the ordinary probes, in small batches.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -32,8 +31,8 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_against_scales
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import ABOVE, log_e_noise
-from verifier.plan_file import Plan, batch_ends, read_probes
-from verifier.records import Finding, Outcome
+from verifier.plan_file import batch_ends, read_probes
+from verifier.records import Finding
 from verifier.reference.cards import Card
 
 NOISE: Final = Aspect(
@@ -52,11 +51,6 @@ def plan(config: RunFile, _card: Card, calibration: Calibration) -> Planned:
                 f"{', '.join(known)}"
             )
     return Planned()
-
-
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Probes and scores are in the case."""
-    return
 
 
 def weigh(case: Case, _kept: None) -> Weighed[float]:
@@ -123,8 +117,6 @@ def ask(session: Session, case: Case, _kept: None) -> bool:
 
 CHECK: Final = Check[None, float](
     name="noise",
-    read=read,
-    none=None,
     aspects=(NOISE,),
     plan=plan,
     shares=lambda _plan: (1.0,),

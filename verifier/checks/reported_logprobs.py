@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from verifier.checks.check import (
@@ -26,8 +25,7 @@ from verifier.checks.check import (
 from verifier.evidence.e_values import Interval, confidence_sequence
 from verifier.evidence.ledger import LOGPROB_SCALES
 from verifier.evidence.noise import log_e_noise, read_rows
-from verifier.plan_file import Plan
-from verifier.records import Decision, Finding, Outcome
+from verifier.records import Decision, Finding
 from verifier.wording import describe_replies
 
 LOGPROBS: Final = Aspect(name="logprobs", label="reported logprobs", place=40)
@@ -44,11 +42,6 @@ class LogprobEvidence:
     log_e: float
     rows: int
     interval: Interval | None  # of the scale (nats) by which they differ
-
-
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """They are in the case."""
-    return
 
 
 def weigh(case: Case, _kept: None) -> Weighed[LogprobEvidence]:
@@ -132,8 +125,6 @@ def _remark(case: Case, evidence: LogprobEvidence, account: Account) -> str | No
 
 CHECK: Final = Check[None, LogprobEvidence](
     name="reported_logprobs",
-    read=read,
-    none=None,
     aspects=(LOGPROBS, FORGED),
     shares=lambda plan: (0.5,) if plan.top_logprobs else (),
     weigh=weigh,

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -29,7 +28,7 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_value, log_mean_exp
 from verifier.plan_file import Plan
 from verifier.probes import SHORT_TOKENS, STRATA
-from verifier.records import Decision, Finding, Outcome, Probe, Status
+from verifier.records import Decision, Finding, Probe, Status
 from verifier.reference.cards import Card
 from verifier.wording import describe_replies
 
@@ -150,11 +149,6 @@ def arrange(plan: Plan, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
     return vary(probes, seed=plan.seed, logprobs=plan.top_logprobs > 0) if plan.varies else probes
 
 
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Labels are in the ledger."""
-    return
-
-
 def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
     """Each stratum alone; no evidence where all is asked in one way."""
     if not case.plan.varies:
@@ -206,8 +200,6 @@ def more(case: Case) -> bool:
 
 CHECK: Final = Check[None, StrataEvidence | None](
     name="request_strata",
-    read=read,
-    none=None,
     aspects=(STRATUM,),
     plan=plan,
     arrange=arrange,

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -49,8 +48,7 @@ from verifier.evidence.mixture import (
     mix,
 )
 from verifier.evidence.noise import ABOVE, build_rows
-from verifier.plan_file import Plan
-from verifier.records import Decision, Finding, Outcome, Substitution
+from verifier.records import Decision, Finding, Substitution
 from verifier.reference.cards import Card
 from verifier.wording import BELONGS_AT, describe_percent, describe_replies, describe_share
 
@@ -196,11 +194,6 @@ def _too_small(config: RunFile) -> str:
     return ""
 
 
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Scores are in the case."""
-    return
-
-
 def weigh(case: Case, _kept: None) -> Weighed[ShareEvidence]:
     """The shares of the unknown suspect, and of each build that the policy names."""
     channel = case.plan.calibration.text
@@ -302,8 +295,6 @@ def members(case: Case, shares: ShareEvidence) -> Mask | None:
 
 CHECK: Final = Check[None, ShareEvidence](
     name="substitution",
-    read=read,
-    none=None,
     aspects=(ROUTING, SUBSTITUTION),
     plan=plan,
     shares=lambda _plan: (PART_SHARE,),

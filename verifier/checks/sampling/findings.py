@@ -7,7 +7,7 @@ greedy replies exclude other weights, since noise flattens distributions as a te
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -56,7 +56,7 @@ from verifier.files.run_folder import SAMPLED
 from verifier.host.budget import Amount
 from verifier.plan_file import SPARE_PROBES, Plan, batch_ends, read_probes
 from verifier.probes import Pool, draw, size_of
-from verifier.records import Finding, Outcome, Probe
+from verifier.records import Finding, Probe
 from verifier.reference.cards import Card
 from verifier.reference.engines import NO_DISTRIBUTION
 from verifier.wording import describe_replies
@@ -142,11 +142,6 @@ def reserve(plan: Plan) -> Amount:
 
 
 # -- what is asked -----------------------------------------------------------------------------
-
-
-def read(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> None:
-    """Scores are in the ledger."""
-    return
 
 
 def read_sampled_probes(run: Path) -> tuple[Probe, ...]:
@@ -332,8 +327,6 @@ def headline(findings: Sequence[Finding]) -> str | None:
 
 CHECK: Final = Check[None, SamplingEvidence](
     name="sampling",
-    read=read,
-    none=None,
     aspects=(SAMPLER, REPEATS),
     plan=plan,
     draw=draw_sampled,
