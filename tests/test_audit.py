@@ -15,7 +15,7 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
-from verifier.audit import ask, audit, score, start, write_page
+from verifier.audit import audit
 from verifier.checks.template.panel import PANEL_PROBES, read_prompts
 from verifier.config import Prices, RunFile
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
@@ -43,8 +43,8 @@ from verifier.host.collect import read_attempts, read_outcomes
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
-from verifier.plan_file import read_plan, read_probes
 from verifier.plan import make_plan
+from verifier.plan_file import read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
@@ -53,6 +53,7 @@ from verifier.reference.loaded import Reference, reference_loader
 from verifier.reference.reader import Suspected
 from verifier.reference.renderings.catalogue import catalogue, served
 from verifier.report_file import report_from_json, report_to_json
+from verifier.steps import ask, score, start, write_page
 from verifier.verdict.decide import decide_folder
 
 KEY = "sk-invented-5f2b9c1d"
@@ -233,14 +234,14 @@ def test_words_that_stand_for_unknown_ones_are_not_shown_as_served(
 ) -> None:
     """The endpoint never wrote them."""
     with host(template="generation-prompt-missing") as url:
-        report = run(configure(url, card, tmp_path / "run"))
-    known = read_prompts(tmp_path / "run", report)
+        run(configure(url, card, tmp_path / "run"))
+    known = read_prompts(tmp_path / "run")
     assert known is not None
     write_json(tmp_path / "run" / PROMPTS, known | {"name": "system-injected"})
 
-    assert read_prompts(tmp_path / "run", report) is None
+    assert read_prompts(tmp_path / "run") is None
     (tmp_path / "run" / PROMPTS).unlink()
-    assert read_prompts(tmp_path / "run", report) is None
+    assert read_prompts(tmp_path / "run") is None
 
 
 def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:

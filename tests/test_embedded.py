@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,14 @@ import yaml
 from conftest import EMBEDDED
 from simulate import make_plan
 
-from verifier.audit import ask, audit, score
-from verifier.checks.length.ask_and_score import ask_about_context, judge, read_context
+from verifier.audit import audit
+from verifier.checks.length import findings as length
 from verifier.checks.template.panel import LEAST_BESIDE_NOISE, PANEL_PROBES
 from verifier.cli.common import cache_directory
 from verifier.config import Fleet, RunFile
 from verifier.files.run_folder import CONTEXT, PAGE, REPORT, SUMMARY
 from verifier.fleet.side_by_side import audit_targets
 from verifier.fleet.summary import summarise
-from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.derived_models import merge, prune
 from verifier.lab.testbed.app import create_app
@@ -46,8 +45,6 @@ from verifier.records import (
     Finding,
     GenerateRequest,
     Message,
-    Outcome,
-    Probe,
     ReplyScore,
     Report,
     ScoreRequest,
@@ -59,7 +56,9 @@ from verifier.reference.loaded import Reference, reference_loader
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK, VARIANTS
-from verifier.verdict.decide import decide_folder
+from verifier.session import Session
+from verifier.steps import ask, score
+from verifier.verdict.decide import decide, decide_folder
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -464,17 +463,16 @@ def asked_at_length(
     with running(
         create_app(Host(engine=served, tokenizer=tokenizer, model="m", tricks=tricks))
     ) as url:
-        endpoint = Endpoint(base_url=url, model="m", timeout_s=3000)
-
-        def collected(some: tuple[Probe, ...]) -> dict[str, Outcome]:
-            if some:
-                collect(folder, endpoint, some)
-            return read_outcomes(folder, max_attempts=4)
-
-        ask_about_context(
-            folder, plan, engine=engine, tokenizer=tokenizer, busy=nullcontext(), ask=collected
-        )
-        return judge(plan, read_context(folder, collected(())), differs=False)
+        session = Session(
+            folder, plan, QUIET,
+            endpoint=Endpoint(base_url=url, model="m", timeout_s=3000),
+            reference=Reference(engine=engine, tokenizer=tokenizer),
+        )  # fmt: skip
+        session.begin("long")
+        case = session.read()
+        while length.CHECK.ask["long"](session, case, case.kept[length.CHECK.name]):
+            case = session.read()
+        return [f for f in decide(case).findings if f.aspect in ("context", "ceiling")]
 
 
 @pytest.mark.parametrize(

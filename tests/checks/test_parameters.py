@@ -11,6 +11,7 @@ from fakes_host import Answer, Asked, FakeHost, chat, error
 from test_audit import card, configure, run
 from test_capabilities import plenty
 
+from verifier.checks.capabilities.findings import PARAMETERS
 from verifier.checks.capabilities.parameters import (
     Parameter,
     judge_bias,
@@ -68,7 +69,7 @@ def test_an_honest_host_honours_all(tmp_path: Path) -> None:
     assert list(effects(found)) == ["max_tokens", "seed", "stop", "n", "logit_bias"]
     assert found.requests == 13
     assert read_capabilities(tmp_path) == found
-    assert judge_parameters(found.parameters) is None
+    assert judge_parameters(found.parameters, PARAMETERS) is None
     assert dict(describe(found))["parameter stop"] == "honoured: the reply ends there"
 
 
@@ -92,7 +93,7 @@ def test_replies_that_came_as_events_tell_nothing_of_their_number() -> None:
 def test_a_parameter_that_is_taken_and_ignored_is_found(tmp_path: Path, name: str) -> None:
     """And no other; a seed that is not kept is no departure."""
     found = probe(tmp_path, f"ignores:{name}")
-    judged = judge_parameters(found.parameters)
+    judged = judge_parameters(found.parameters, PARAMETERS)
 
     assert [n for n, effect in effects(found).items() if effect == "ignored"] == [name]
     assert (judged is None) == (name == "seed")
@@ -112,7 +113,10 @@ def test_a_refusal_is_no_departure(tmp_path: Path) -> None:
     assert {n: effects(found)[n] for n in ("stop", "n", "logit_bias")} == dict.fromkeys(
         ("stop", "n", "logit_bias"), "refused"
     )
-    assert judge_parameters([one for one in found.parameters if one.effect == "refused"]) is None
+    assert (
+        judge_parameters([one for one in found.parameters if one.effect == "refused"], PARAMETERS)
+        is None
+    )
 
 
 def test_a_dialect_without_them_is_not_asked(tmp_path: Path) -> None:
@@ -190,4 +194,4 @@ def test_a_bias_is_told_by_its_effect() -> None:
     assert judge_bias("one two three", reply("one two")).effect == "ignored"
     assert judge_bias("one two three", reply("uno dos tres")).effect == "not run"
     told = Parameter(name="stop", effect="refused", detail="no")
-    assert judge_parameters([told]) is None
+    assert judge_parameters([told], PARAMETERS) is None

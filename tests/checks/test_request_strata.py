@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
-from simulate import make_calibration, make_plan, replies, simulate_row
+from simulate import decide, make_calibration, make_plan, replies, simulate_row
 from test_audit import FAULT, card, configure, make_engine, run
-from verifier.verdict.weigh import honest_scales
 
 from verifier.checks.request_strata import vary, weigh_strata
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
+from verifier.evidence.noise import honest_scales
 from verifier.files.run_folder import REPORT
 from verifier.host.collect import read_attempts
 from verifier.lab.testbed.app import create_app
@@ -24,7 +24,7 @@ from verifier.plan_file import read_probes
 from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
 from verifier.reference.renderings.catalogue import catalogue
-from verifier.verdict.decide import decide, decide_folder
+from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # a fixture
 
@@ -125,8 +125,7 @@ def test_a_report_names_the_stratum() -> None:
     rows = rows_of(np.random.default_rng(8), noisy="streamed")
     plans = [make_plan(varies=varies) for varies in (True, False)]
     varied, plain = (
-        decide(plan, Ledger(rows=tuple(rows)), engine={}, attempts=[], outcomes=replies(rows))
-        for plan in plans
+        decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(rows)) for plan in plans
     )
 
     assert varied.decision == "inconsistent"

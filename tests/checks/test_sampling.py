@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
-from simulate import make_calibration, make_plan, replies, simulate_row
+from simulate import decide, make_calibration, make_plan, replies, simulate_row
 from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
 
-from verifier.audit import audit, start
+from verifier.audit import audit
 from verifier.checks.sampling.evidence import (
     SamplerEvidence,
     describe_sampler,
@@ -53,7 +53,8 @@ from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
-from verifier.verdict.decide import decide, decide_folder
+from verifier.steps import start
+from verifier.verdict.decide import decide_folder
 
 COLUMNS = sampler_columns({})
 HONEST = tuple(map(name_of, honest_samplers({})))
@@ -245,7 +246,7 @@ def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 
     ledger = Ledger(
         rows=tuple(rows), sampled=tuple(sample_rows(rng, sampler, sampled, noise=noise))
     )
-    return decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+    return decide(sampler_plan(), ledger, outcomes=replies(rows))
 
 
 def of_sampler(report: Report) -> Finding:
@@ -294,7 +295,7 @@ def test_a_sampler_is_not_named_before_the_greedy_replies_are_quiet() -> None:
     rng = np.random.default_rng(5)
     rows = [simulate_row(rng, "r0", scale=0.25, tokens=4)]
     ledger = Ledger(rows=tuple(rows), sampled=tuple(sample_rows(rng, Sampler(temperature=0.7), 40)))
-    report = decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+    report = decide(sampler_plan(), ledger, outcomes=replies(rows))
 
     assert of_sampler(report).decision == "undecided"
     assert of_sampler(report).log_e > 20  # type: ignore[operator]

@@ -12,7 +12,7 @@ from fakes_engine import FakeTokenizer
 from test_audit import QUIET, card, configure, make_engine
 
 from verifier.audit import audit
-from verifier.checks.sampling.ask_and_score import read_repeats, score_repeats
+from verifier.checks.sampling.ask_and_score import score_repeats
 from verifier.checks.sampling.stored_replies import (
     LEAST_TOKEN,
     SLACK,
@@ -31,6 +31,7 @@ from verifier.plan_file import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
+from verifier.scoring.sampled_file import read_repeats
 from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # a fixture

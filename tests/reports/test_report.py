@@ -37,6 +37,7 @@ from verifier.records import (
 )
 from verifier.report_file import SCHEMA_VERSION, report_from_json, report_to_json
 from verifier.reports import noise_dial as dial
+from verifier.reports.findings import causes, departures
 from verifier.reports.html import render_page
 from verifier.reports.terminal import render_terminal
 
@@ -841,8 +842,8 @@ def test_a_template_fault_is_a_best_name_and_no_departure() -> None:
     found = finding("template", "detected", "bos-doubled", 30.0)
     report = dataclasses.replace(SAMPLES["inconsistent"], findings=(found,))
 
-    assert findings.causes(report) == (found,)
-    assert findings.departures(report) == ()
+    assert causes(report) == (found,)
+    assert departures(report) == ()
     assert "bos-doubled" in terminal_of(report)
 
 

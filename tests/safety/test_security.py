@@ -20,7 +20,6 @@ from fakes_host import Answer, Asked, FakeHost, chat
 from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
 from test_commands import call, with_fake_reference, write_run_file
 
-from verifier.audit import write_page
 from verifier.files.run_folder import PLAN, PROBES, RUN
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Client, Endpoint
@@ -30,6 +29,7 @@ from verifier.lab.testbed.server import running
 from verifier.records import Message, NotJudged, Probe, Reply
 from verifier.reports.junit import render_junit
 from verifier.reports.markdown import render_markdown
+from verifier.steps import write_page
 
 KEY = "sk-test-0123456789abcdef"
 PROBE = Probe(id="p1", kind="open", messages=(Message(role="user", content="Hi."),), max_tokens=24)

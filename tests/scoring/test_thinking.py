@@ -17,6 +17,7 @@ from verifier.audit import audit
 from verifier.checks.hidden_reasoning import turn_off
 from verifier.evidence.ledger import ledger_from_json
 from verifier.files.run_folder import LEDGER, REPORT, write_json
+from verifier.host.collect import read_attempts
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.server import running
@@ -154,5 +155,6 @@ def test_thinking_is_turned_off_once(card: Path, tmp_path: Path) -> None:
         run(url, card, out, budget_completion_tokens=400)
     before = read_probes(out)
 
-    assert turn_off(out, read_plan(out)) == before
+    asked = frozenset(attempt.probe_id for attempt in read_attempts(out))
+    assert turn_off(out, read_plan(out), asked=asked) == before
     assert all(len(dict(p.settings)) == len(p.settings) for p in before)
