@@ -13,9 +13,15 @@ from typing import Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first imported
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # A worker and all that it starts get its share of the cores. Read when torch is first imported.
+    # Nothing is bound to a core: a worker that waits leaves its own to the others. vLLM, left to
+    # itself, binds every model to the same one.
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, share)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from verifier.cli.common import cache_directory
 from verifier.reference.cards import load_card
@@ -42,6 +48,18 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_disk() -> Iterator[None]:
+    """Nothing waits for the disk: it loses power in no test. Commands that are started do wait."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", _is_open)
+        yield
+
+
+def _is_open(file: int) -> None:
+    os.fstat(file)  # raises for what cannot be synced either
 
 
 def save_tokenizer(directory: Path, *, merges: tuple[tuple[str, str], ...] = MERGES) -> None:

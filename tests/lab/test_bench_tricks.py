@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_machine import finding, make_report
+from test_junit import finding, make_report
 
 from verifier.config import AuditSection
 from verifier.files.run_folder import read_json
