@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import typer
+from httpx import create_ssl_context
 
 if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     # A worker and all that it starts get its share of the cores. Read when torch is first imported.
@@ -83,10 +87,21 @@ def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _quick_disk() -> Iterator[None]:
-    """Nothing waits for the disk: it loses power in no test. Commands that are started do wait."""
+def _nothing_twice() -> Iterator[None]:
+    """What takes a while and comes out the same each time is done once; a command that is started
+    as a process of its own does all of it.
+
+    Nothing waits for the disk, which loses power in no test.
+    """
+    certificates = cache(lambda *_variables: create_ssl_context())
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(os, "fsync", _is_open)
+        patched.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        patched.setattr(
+            httpx,
+            "create_ssl_context",
+            lambda: certificates(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))),
+        )
         yield
 
 

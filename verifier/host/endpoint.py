@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import lru_cache
 from itertools import cycle
 from types import TracebackType
 from typing import Any, Final, cast
@@ -33,9 +32,6 @@ from verifier.host.response_body import ACCEPTED, Body, BodyTooLarge, Unreadable
 from verifier.prompts import wire_extras
 from verifier.records import Attempt, CountTokens, Message, Probe
 from verifier.safety import sieve
-
-#: Variables that say which certificates are trusted, and where secrets of lines are logged.
-_CERTIFICATES: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")
 
 #: Why an answer is not kept.
 SPELLED: Final = "the answer spells the API key: struck out"
@@ -177,13 +173,6 @@ class _Response:
     exhausted_for_s: float | None
 
 
-@lru_cache(maxsize=8)
-def _trusted(*_variables: str | None) -> ssl.SSLContext:
-    """The certificates that are trusted, read once for what the variables say: it takes a while,
-    and an audit opens a client for every batch."""
-    return httpx.create_ssl_context()
-
-
 class Client:
     """Open connections to one endpoint; use as `async with Client(endpoint) as client`."""
 
@@ -198,7 +187,7 @@ class Client:
         if endpoint.api_key is not None:
             headers |= DIALECTS[endpoint.dialect].key_headers(endpoint.api_key)
         try:
-            trusted = _trusted(*map(os.environ.get, _CERTIFICATES))
+            trusted = httpx.create_ssl_context()
             self._lanes = [
                 httpx.AsyncClient(
                     headers=headers,

@@ -103,7 +103,7 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     """
     if len(attempt.body) > _LONGEST_KEPT:
         return _parse(attempt, claims)
-    return _parse_or_recall(_Read(attempt), claims)
+    return recalled(_Read(attempt), claims)
 
 
 class _Read:
@@ -123,7 +123,8 @@ class _Read:
 
 
 @lru_cache(maxsize=1024)
-def _parse_or_recall(read: _Read, claims: bool) -> Reply | NotJudged | Problem:
+def recalled(read: _Read, claims: bool) -> Reply | NotJudged | Problem:
+    """What came of an attempt, read once."""
     return _parse(read.attempt, claims)
 
 
