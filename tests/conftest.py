@@ -8,14 +8,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import typer
+from httpx import create_ssl_context
 
-if "PYTEST_XDIST_WORKER_COUNT" in os.environ:  # read when torch is first imported
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    # A worker and all that it starts get its share of the cores. Read when torch is first imported.
+    # Nothing is bound to a core: a worker that waits leaves its own to the others. vLLM, left to
+    # itself, binds every model to the same one.
     share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, str(max(1, share)))
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from verifier.cli.common import cache_directory
 from verifier.reference.cards import load_card
@@ -36,12 +46,67 @@ EOS_ID = 2
 MERGES = (("t", "h"), ("th", "e"), ("o", "u"), ("i", "n"), ("a", "n"))
 
 
+#: Files of tests that take longest, in seconds on one idle core: with `--dist loadfile` the workers
+#: begin with these, and the short ones at the end even them out.
+LONGEST = {
+    "reference/test_vllm_engine.py": 300,
+    "test_embedded.py": 250,
+    "scoring/test_thinking_embedded.py": 80,
+    "test_audit.py": 60,
+    "checks/test_length.py": 40,
+    "checks/test_sampling.py": 40,
+    "checks/test_template_completions.py": 30,
+    "checks/test_request_strata.py": 30,
+    "checks/test_stored_replies.py": 30,
+    "safety/test_keys.py": 30,
+    "files/test_malformed.py": 30,
+    "fleet/test_side_by_side.py": 20,
+    "scoring/test_reasoning.py": 20,
+    "scoring/test_thinking.py": 20,
+    "cli/test_commands.py": 20,
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep the order of `pytest_collection_modifyitems`, where several workers share the files."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest first; a file's tests stay together and in their order."""
+    here = Path(__file__).parent
+    items.sort(key=lambda item: -LONGEST.get(item.path.relative_to(here).as_posix(), 0))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What the command line notes of its run files goes nowhere near the user's own notes."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_twice() -> Iterator[None]:
+    """What takes a while and comes out the same each time is done once; a command that is started
+    as a process of its own does all of it.
+
+    Nothing waits for the disk, which loses power in no test.
+    """
+    certificates = cache(lambda *_variables: create_ssl_context())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "fsync", _is_open)
+        patched.setattr(typer.main, "get_command", cache(typer.main.get_command))
+        patched.setattr(
+            httpx,
+            "create_ssl_context",
+            lambda: certificates(*map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))),
+        )
+        yield
+
+
+def _is_open(file: int) -> None:
+    os.fstat(file)  # raises for what cannot be synced either
 
 
 def save_tokenizer(directory: Path, *, merges: tuple[tuple[str, str], ...] = MERGES) -> None:

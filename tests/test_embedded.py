@@ -181,7 +181,7 @@ def test_after_all_faults_the_reference_is_taken_back_whole(
 
 
 def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
-    """The shipped card with a bank of two, so that naming a cause takes seconds."""
+    """The shipped card with a bank of a few, so that naming a cause takes seconds."""
     raw = yaml.safe_load(find_card(EMBEDDED).read_text())
     card = tmp_path / "card.yaml"
     card.write_text(yaml.safe_dump(raw | {"bank": bank}))

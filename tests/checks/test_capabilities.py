@@ -192,7 +192,7 @@ def test_how_a_host_shows_thoughts_is_found(
     body["choices"][0]["message"] |= message
     with FakeHost(lambda _asked: body) as host:
         endpoint = Endpoint(base_url=host.url, model="m")
-        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=lambda _s: None)
 
     assert found.reasoning == reasoning
 
@@ -202,7 +202,7 @@ def test_how_far_a_host_repeats_itself_is_said(tmp_path: Path) -> None:
     texts = iter(["abcd", "abXYZWVU"])
     with FakeHost(lambda _asked: chat(next(texts, "other"))) as host:
         endpoint = Endpoint(base_url=host.url, model="m")
-        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=lambda _s: None)
 
     assert (found.repeatable, found.alike) == (False, 0.25)
     assert ("the same twice", "no: the first 25% alike") in describe(found)
@@ -228,7 +228,7 @@ def test_a_host_that_refuses_everything_is_not_asked_everything(tmp_path: Path) 
     """A wrong key costs three requests."""
     with FakeHost(lambda _asked: error(401)) as host:
         endpoint = Endpoint(base_url=host.url, model="m")
-        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=lambda _s: None)
 
     assert found.requests == len(host.asked) == 3
 

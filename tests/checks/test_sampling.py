@@ -93,6 +93,13 @@ def cells() -> np.ndarray:
     )  # fmt: skip
 
 
+@cache
+def chances(at: int, sampler: Sampler) -> np.ndarray:
+    """What an honest host with a sampler draws from in a context."""
+    logits, prompt, before = contexts()[at]
+    return probabilities(logits, prompt_ids=prompt, reply_ids=before, sampler=sampler)
+
+
 def sample_rows(
     rng: np.random.Generator, sampler: Sampler, count: int, *, noise: float = 0.0
 ) -> list[SampledRow]:
@@ -101,9 +108,11 @@ def sample_rows(
     for n in range(count):
         total = np.zeros(len(COLUMNS))
         for at in rng.integers(0, CONTEXTS, TOKENS).tolist():
-            logits, prompt, before = contexts()[at]
-            served = logits + rng.gumbel(0, noise, VOCABULARY) if noise else logits
-            p = probabilities(served, prompt_ids=prompt, reply_ids=before, sampler=sampler)
+            p = chances(at, sampler)
+            if noise:
+                logits, prompt, before = contexts()[at]
+                served = logits + rng.gumbel(0, noise, VOCABULARY)
+                p = probabilities(served, prompt_ids=prompt, reply_ids=before, sampler=sampler)
             total += cells()[at, rng.choice(VOCABULARY, p=p)]
         rows.append(make_row(f"s{n}", dict(zip(COLUMNS, total.tolist(), strict=True))))
     return rows

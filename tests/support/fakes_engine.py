@@ -13,6 +13,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -38,6 +39,11 @@ WORDS = (
     " says", " more", " or", " less", " now", " yes", " no", " few", " é", " ü", "日本",
 )  # fmt: skip
 
+#: One token, the longest first.
+_PIECE = re.compile(
+    b"|".join(sorted((w.encode() for w in WORDS), key=len, reverse=True)) + b"|.", re.DOTALL
+)
+
 Script = Callable[[tuple[int, ...]], Sequence[int]]
 
 
@@ -51,7 +57,6 @@ class FakeTokenizer:
         for token_id, raw in enumerate(pieces):
             if raw:
                 self._ids[raw] = (token_id,)
-        self._longest = max(map(len, pieces))
         self._encoded: dict[str, tuple[int, ...]] = {}
 
     @property
@@ -106,18 +111,11 @@ class FakeTokenizer:
         """Longest token first."""
         if text in self._encoded:  # renderings of one conversation share most of their pieces
             return self._encoded[text]
-        raw, ids, at = text.encode(), [], 0
-        while at < len(raw):
-            sizes = range(min(self._longest, len(raw) - at), 0, -1)
-            size = next(n for n in sizes if raw[at : at + n] in self._ids)
-            ids.append(self._ids[raw[at : at + size]][0])
-            at += size
-        return self._encoded.setdefault(text, tuple(ids))
+        ids = tuple(self._ids[raw][0] for raw in _PIECE.findall(text.encode()))
+        return self._encoded.setdefault(text, ids)
 
     def decode_prompt(self, ids: Sequence[int]) -> str:
-        names = {EOS: "<eos>", TURN: "<turn>"}
-        known = [n for n in ids if n < len(self._bytes)]
-        return "".join(names.get(n, self._bytes[n].decode("utf-8", "replace")) for n in known)
+        return _shown(tuple(ids))
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(self._bytes[n] for n in ids).decode("utf-8", "replace")
@@ -130,6 +128,14 @@ class FakeTokenizer:
 
     def special_id(self, token: str) -> int | None:
         return {"<eos>": EOS, "<turn>": TURN}.get(token)
+
+
+_SHOWN = [bytes([n]).decode("utf-8", "replace") for n in range(256)] + ["<eos>", "<turn>", *WORDS]
+
+
+@lru_cache(maxsize=64)  # the same prompt is asked about at each token of its reply
+def _shown(ids: tuple[int, ...]) -> str:
+    return "".join([_SHOWN[n] for n in ids if n < len(_SHOWN)])
 
 
 def wordy_script(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
@@ -236,7 +242,7 @@ class FakeEngine:
         """Log-probabilities [V] of the token after these, at temperature 1 (nats)."""
         script = (*self._script(prompt_ids), EOS)
         done = len(reply_ids)
-        seed = _digest((*prompt_ids, -1, done, *reply_ids[-3:]))
+        seed = _digest((-1, done, *reply_ids[-3:]), after=prompt_ids)
         size = self._tokenizer.vocabulary_size
         logits = np.random.default_rng(seed).normal(size=size)
         logits[script[min(done, len(script) - 1)]] = self._margin
@@ -302,9 +308,16 @@ class FakeEngine:
                 )
 
 
-def _digest(ids: tuple[int, ...]) -> int:
-    raw = ",".join(map(str, ids)).encode()
-    return int.from_bytes(hashlib.blake2b(raw, digest_size=8).digest(), "big")
+def _digest(ids: tuple[int, ...], *, after: tuple[int, ...] = ()) -> int:
+    """A number made of some ids, or of these after others, which often come again."""
+    digest = _beginning(after).copy() if after else hashlib.blake2b(digest_size=8)
+    digest.update(",".join(map(str, ids)).encode())
+    return int.from_bytes(digest.digest(), "big")
+
+
+@lru_cache(maxsize=64)
+def _beginning(ids: tuple[int, ...]) -> hashlib.blake2b:
+    return hashlib.blake2b("".join(f"{n}," for n in ids).encode(), digest_size=8)
 
 
 def _sample(

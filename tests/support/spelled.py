@@ -69,11 +69,19 @@ def _bare(text: str) -> str:
     """A text as it reads: one form of each letter, nothing that is not seen."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(
-        sign
-        for sign in unicodedata.normalize("NFKC", text)
-        if sign in "\n\t " or unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Mn")
-    )
+    return unicodedata.normalize("NFKC", text).translate(_SEEN)
+
+
+class _Seen(dict[int, int | None]):
+    """What `str.translate` takes for each sign: the sign itself, or nothing."""
+
+    def __missing__(self, number: int) -> int | None:
+        unseen = unicodedata.category(chr(number)) in ("Cc", "Cf", "Cs", "Co", "Cn", "Mn")
+        self[number] = None if unseen and chr(number) not in "\n\t " else number
+        return self[number]
+
+
+_SEEN = _Seen()
 
 
 def _undo(text: str) -> str:
