@@ -9,7 +9,6 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
@@ -80,9 +79,6 @@ _FOR_TOOLS: Final = 1024
 
 _NOT_JSON: Final = object()
 
-#: What came of a longer body is not kept, in characters.
-_LONGEST_KEPT: Final = 2**16
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -98,37 +94,8 @@ class Problem:
 def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
     """What came of one attempt; without what the host claims of its tokens unless `claims`.
 
-    Most of the work is in the claims, and whoever only asks has no use for them. A folder is read
-    back for every batch, so that what came of its latest attempts is kept.
+    Most of the work is in the claims, and whoever only asks has no use for them.
     """
-    if len(attempt.body) > _LONGEST_KEPT:
-        return _parse(attempt, claims)
-    return recalled(_Read(attempt), claims)
-
-
-class _Read:
-    """An attempt that has been read: equal to any that came alike."""
-
-    __slots__ = ("_hash", "attempt")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self._hash = hash((attempt.probe_id, attempt.number, attempt.body))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Read) and self.attempt == other.attempt
-
-
-@lru_cache(maxsize=1024)
-def recalled(read: _Read, claims: bool) -> Reply | NotJudged | Problem:
-    """What came of an attempt, read once."""
-    return _parse(read.attempt, claims)
-
-
-def _parse(attempt: Attempt, claims: bool) -> Reply | NotJudged | Problem:
     status = attempt.status
     if attempt.error is not None or status is None:
         broken = status is None or 200 <= status <= 299
