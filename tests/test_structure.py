@@ -11,11 +11,13 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any
 
+import aspects
 import numpy as np
 import pytest
 import tree
@@ -28,9 +30,21 @@ import verifier
 from verifier import cli
 from verifier.checks import ASPECTS, CHECKS
 from verifier.cli import commands
+from verifier.evidence.ledger import LedgerFile, Repeat, Row, SampledRow
+from verifier.files import run_folder
 from verifier.files.run_folder import PAGE, REPORT
 from verifier.plan_file import write_plan
-from verifier.records import Message, Probe
+from verifier.records import (
+    Attempt,
+    Control,
+    Finding,
+    Message,
+    NoiseScale,
+    Probe,
+    Report,
+    Substitution,
+    Usage,
+)
 from verifier.shipped import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -482,6 +496,12 @@ def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], 
 
 # -- help and documents ------------------------------------------------------------------------
 
+#: Lines of the README at most: what is longer has a page of its own.
+LONGEST_README = 220
+
+#: How the names of modules begin in which checks name what they keep.
+CHECKS_FROM = "verifier.checks."
+
 
 def each_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that does something, by the words that call it."""
@@ -538,6 +558,71 @@ def test_the_readme_and_the_help_name_the_example_run_file() -> None:
     assert "configs/example.yaml" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert "configs/example.yaml" in COMMANDS["audit"].help
     assert (ROOT / "configs" / "example.yaml").is_file()
+
+
+def test_the_readme_is_short_and_has_the_commands_to_paste() -> None:
+    """A page of two screens first; CI takes the line of the tests from it."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (demo,) = (line for line in lines if re.search("^python3 .*verifier demo$", line))
+    (tests,) = (line for line in lines if re.search("^python3 .*pytest", line))
+
+    assert len(lines) <= LONGEST_README
+    assert lines.index(demo) < lines.index(tests)
+    assert "grep -m 1 -E '^python3 .*pytest' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_page_of_the_checks_shows_their_aspects() -> None:
+    """As they are declared. Else: python tests/support/aspects.py."""
+    page = aspects.PAGE.read_text(encoding="utf-8")
+
+    assert page == aspects.written(page)
+
+
+def test_the_page_of_the_checks_has_a_part_on_each() -> None:
+    """And on none that is not there; every switch of the run file stands with one."""
+    page = aspects.PAGE.read_text(encoding="utf-8")
+    told = re.findall("^### (.+)$", page, re.MULTILINE)
+    switches = ("capabilities", "sampler", "vary", "context", "output", "streaming", "speed")
+
+    assert sorted(told) == sorted(check.name for check in CHECKS)
+    assert [name for name in switches if f"`audit.{name}`" not in page] == []
+
+
+def test_the_page_of_the_package_names_every_file_of_a_run_folder() -> None:
+    """Those of the run folder itself, and those that checks keep there."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    modules = [run_folder, *(sys.modules[n] for n in sys.modules if n.startswith(CHECKS_FROM))]
+    named = {
+        value for module in modules for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str)
+        and re.fullmatch(r"[\w.]+\.(jsonl?|yaml|html)", value)
+    }  # fmt: skip
+    folders = {f"{run_folder.COMPLETIONS}/", f"{run_folder.CONTROL}/", run_folder.LOCK}
+
+    assert len(named) >= 20
+    assert [name for name in sorted(named | folders) if f"`{name}`" not in page] == []
+
+
+def test_the_page_of_the_package_names_every_key_that_is_written() -> None:
+    """Of the report, the ledger and the exchanges."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    kinds = (
+        Report, Finding, NoiseScale, Usage, Substitution, Control, LedgerFile, Row, SampledRow,
+        Repeat, Attempt,
+    )  # fmt: skip
+    keys = {field.name for kind in kinds for field in fields(kind)}
+
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+def test_the_page_of_the_package_draws_the_wings() -> None:
+    """Row by row, as they are held to."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    drawn = page.partition("<!-- begin wings -->")[2].partition("<!-- end wings -->")[0]
+    rows = [tuple(line[:34].split()) for line in drawn.strip("`\n").splitlines()]
+    held = [tuple(wing for wing in row if wing not in ("__main__", "verifier")) for row in WINGS]
+
+    assert rows == [row for row in held if row]
 
 
 def test_the_page_of_the_package_shows_its_tree() -> None:
