@@ -289,14 +289,7 @@ class Generation:
 class Finding:
     """What the evidence says of one departure that the policy names, or of the best name."""
 
-    #: "noise" (a class of rounding), "weights" (one build), "routing" (a share of the requests),
-    #: "logprobs", "samples" (against the probabilities reported with them), "sampler" (how samples
-    #: are drawn), "repeats" (whether they are drawn anew), "context" and "ceiling" (whether long
-    #: prompts and long replies are cut), "template", "substitution" (a part of the replies),
-    #: "tokenizer" (that prompts are counted with), "strata" (which way of asking differs), "cause",
-    #: "shown prompt", "forged" (log-probabilities of something else), "parameters" (taken and
-    #: ignored) or "usage" (counts beyond what was asked).
-    aspect: str
+    aspect: str  # the name of one of `checks.ASPECTS`
     decision: Status
     name: str
     log_e: Nats | None  # natural log of the e-value for the departure; None: not run

@@ -28,8 +28,12 @@ from verifier.verdict.combine import needed
 from verifier.verdict.decide import decided, publish
 from verifier.wording import describe_replies
 
-#: Stages whose checks keep a part of the budget for themselves, in this order.
-_RESERVED: Final[tuple[Stage, ...]] = ("sampled", "long")
+#: In these stages what was kept for the checks of so many stages is theirs.
+_BEGUN: Final[Mapping[Stage, frozenset[Stage]]] = {
+    "sampled": frozenset({"sampled"}),
+    "long": frozenset({"sampled", "long"}),
+    "beside": frozenset({"beside"}),
+}
 
 
 class Session:
@@ -198,7 +202,7 @@ class Session:
 
     def _tell(self, report: Report, attempts: int) -> None:
         """Where the audit stands, in one line, once more has been asked."""
-        if attempts == self._told or self._stage not in ("ordinary", *_RESERVED):
+        if attempts == self._told or self._stage not in ("ordinary", "sampled", "long"):
             return
         self._told = attempts
         counts = [
@@ -238,9 +242,9 @@ class Session:
 
     def _less_reserved(self, ceiling: Ceiling) -> Ceiling:
         """The same without what is kept for checks whose stage is still to come."""
-        begun = _RESERVED[: _RESERVED.index(self._stage) + 1] if self._stage in _RESERVED else ()
+        begun = _BEGUN.get(self._stage, frozenset())
         for check in CHECKS:
-            if not check.ask.keys() & set(begun):
+            if not check.ask.keys() & begun:
                 kept = check.reserve(self.plan)
                 ceiling = ceiling.less(kept.completion_tokens, prompt_tokens=kept.prompt_tokens)
         return ceiling

@@ -245,7 +245,7 @@ class Session(Protocol):
 class Asked:
     """Requests of a check: the probes that a run folder holds, and the file that has the answers.
 
-    Budget, usage, page and forecast know by it what was asked.
+    Budget and page know by it what was asked, and the forecast what is planned.
     """
 
     probes: Callable[[Path], tuple[Probe, ...]]

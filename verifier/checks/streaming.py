@@ -13,10 +13,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from verifier.checks.check import Account, Asked, Aspect, Case, Check, Session, make_finding
+from verifier.checks.check import (
+    Account,
+    Asked,
+    Aspect,
+    Case,
+    Check,
+    Forecast,
+    Planned,
+    Session,
+    make_finding,
+)
+from verifier.config import RunFile
+from verifier.evidence.calibration import Calibration
+from verifier.host.budget import Amount
 from verifier.host.dialects import member
 from verifier.plan_file import Plan, read_probes, write_probes
 from verifier.records import Decision, Failure, Finding, Outcome, Probe, Reply
+from verifier.reference.cards import Card
 
 PARITY: Final = Aspect(
     name="streaming", label="streams against whole replies", place=200, role="remark",
@@ -57,8 +71,7 @@ def read_streaming_probes(run: Path) -> tuple[Probe, ...]:
 
 def ask(session: Session, case: Case, _kept: Kept) -> bool:
     """Ask a few answered questions again, the same way and the other."""
-    wished = member(session.plan.configuration.get("audit"), "streaming") is True
-    if not wished or not session.finish(CHECK.name):
+    if not _tokens(session.plan) or not session.finish(CHECK.name):
         return False
     probes = read_streaming_probes(session.run) or tuple(_again(case))
     if not probes:
@@ -142,11 +155,38 @@ def _shown(value: object) -> str:
     return "none" if value is None else f"{value}"[:40]
 
 
+def _tokens(plan: Plan) -> int:
+    """Completion tokens that its questions may take; 0 where it is not wished for."""
+    wished = member(plan.configuration.get("audit"), "streaming") is True
+    return 2 * PAIRS * plan.max_tokens if wished else 0
+
+
+def plan(config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+    """What is kept of the budget."""
+    tokens = 2 * PAIRS * config.audit.max_tokens if config.audit.streaming else 0
+    return Planned(tokens=tokens, beside=f"the {tokens} that audit.streaming asks for")
+
+
+def reserve(plan: Plan) -> Amount:
+    """Kept until all else is asked."""
+    return Amount(requests=0, prompt_tokens=0, completion_tokens=_tokens(plan))
+
+
+def forecast(plan: Plan) -> Forecast:
+    """Its requests, whose completion tokens are a part of the budget's already."""
+    requests = 2 * PAIRS if _tokens(plan) else 0
+    asked = Amount(requests=requests, prompt_tokens=1024 * requests, completion_tokens=0)
+    return Forecast(expected=asked, most=asked)
+
+
 CHECK: Final = Check[Kept, None](
     name="streaming",
     read=read,
     none=Kept(of={}),
     aspects=(PARITY,),
+    plan=plan,
+    reserve=reserve,
+    forecast=forecast,
     name_it=name_it,
     ask={"beside": ask},
     asked=(Asked(probes=read_streaming_probes),),

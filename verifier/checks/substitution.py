@@ -4,8 +4,8 @@ Null: the published weights make every reply, at an honest noise scale. Suspects
 the policy names, served with that same noise, and an unknown one: noise above the honest scale, of
 a scale that every reply may have for itself, evenly over the grid (a mixture with a heavy tail).
 Assumptions: which request goes to a substitute does not depend on the replies, and the calibrated
-model of a row holds (`stats`). How the unknown suspect's intervals cover the shares of real
-substitutes is measured (`bench_routing`), not assumed. Pure arithmetic.
+model of a row holds (`e_values`). How the unknown suspect's intervals cover the shares of real
+substitutes is measured (`lab.bench.routing`), not assumed. Pure arithmetic.
 """
 
 from __future__ import annotations

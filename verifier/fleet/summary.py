@@ -145,7 +145,7 @@ def _summarise(
 ) -> Summary:
     """Null of each target: its endpoint serves the published weights honestly.
 
-    Its e-value is that of its own audit at the reply where that stopped (`weigh`), so e-BH keeps
+    Its e-value is that of its own audit at the reply where that stopped (`combine`), so e-BH keeps
     the false-discovery rate of the accusations that stand at alpha, whatever the targets have in
     common: the probes, the reference, the host behind a router (Wang and Ramdas 2022). Assumes
     what each audit assumes. A target that was not judged counts as no evidence, log e 0, and so

@@ -421,7 +421,7 @@ class WholeScore:
     reply_ids: tuple[TokenId, ...]
     kept: tuple[Count, ...]  # positions that are scored
     whole: TextCells
-    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
+    reply_sha256: str | None = None  # of the reply, see `score_file`; None: an older version's line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -125,11 +125,11 @@ def _read_cache(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, cache="same" if value == "same" else "alike")
 
 
-#: What reads each kind of trick; None: it cannot be read.
 def _read_streams(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, streams_differ=True) if value == "other" else None
 
 
+#: What reads each kind of trick; None: it cannot be read.
 _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "context": _read_context,
     "ceiling": _read_ceiling,
