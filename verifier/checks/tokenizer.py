@@ -4,8 +4,8 @@ A few strings are asked, one token each, on which known tokenizers differ (`refe
 `usage.prompt_tokens` is compared with what each makes of them. Templates and hosts add a constant
 to every count, which is free here: only differences between strings speak. Hosts may count with a
 tokenizer that they do not serve, so the counts name and never convict: no verdict rests on them,
-and their weight is bounded as `prompt_counts` bounds it. Asked once the replies are far from the published
-weights.
+and their weight is bounded as `prompt_counts` bounds it. Asked once the replies are far from the
+published weights.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ def judge_counting(counting: Counting, outcomes: Mapping[str, Outcome]) -> Findi
 
     Null: the host counts with the published tokenizer, and adds one constant; a single count is
     off with probability 1 in 100, and one host in 100 counts with a tokenizer of the table although
-    it serves the published weights (`prompt_counts`). None: the counts are the published tokenizer's, or
-    say nothing.
+    it serves the published weights (`prompt_counts`). None: the counts are the published
+    tokenizer's, or say nothing.
     """
     told = [_count(outcomes.get(name)) for name in counting.strings]
     odds = _posterior(told, counting.counts)

@@ -6,8 +6,8 @@ weights do, and chats otherwise, has its fault in how chats are rendered or rout
 
 Null of `fits`, for each class of noise that the policy names: the completions come from weights
 with at least that noise; it is rejected at the policy's beta. Null of `differs`: they come from the
-published weights served honestly; rejected at its alpha. Both by the e-values of `e_values`, valid at
-any stopping time. Assumes what the audit of a chat does. A prompt that was silently made into a
+published weights served honestly; rejected at its alpha. Both by the e-values of `e_values`, valid
+at any stopping time. Assumes what the audit of a chat does. A prompt that was silently made into a
 chat looks like noise, so `differs` also needs counts of prompt tokens that show the prompts arrived
 as they were sent; `fits` does not, since no such noise hides. Neither decides a verdict.
 """

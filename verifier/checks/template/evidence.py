@@ -5,9 +5,9 @@ neither precision nor the template can be blamed for the other. Evidence is the 
 channels, the replies and the counts of prompt tokens (`prompt_counts`).
 
 Null of the e-value: the host renders in one of the valid ways, with logit noise of any scale of the
-grid, and counts as `prompt_counts` says. The alternative is the even mixture of all faults, noise free.
-Faults that were scored on the first replies only keep their share of the mixture, so leaving them
-off loses power, never the level. Pure arithmetic.
+grid, and counts as `prompt_counts` says. The alternative is the even mixture of all faults, noise
+free. Faults that were scored on the first replies only keep their share of the mixture, so leaving
+them off loses power, never the level. Pure arithmetic.
 """
 
 from __future__ import annotations
