@@ -23,6 +23,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row, write_scored
+from source import MODULES, PACKAGE, ROOT, parsed
 
 import verifier
 from verifier import cli
@@ -33,8 +34,6 @@ from verifier.plan_file import write_plan
 from verifier.records import Message, Probe
 from verifier.shipped import shipped
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "verifier"
 FOLDERS = ("probes", "reference", "configs")
 
 #: What of them the wheel carries: results and recipes stay in the checkout.
@@ -109,20 +108,6 @@ HOMES = {
     "ruamel": {"reference.pin"},
     "huggingface_hub": {"reference.hub"},
 }
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    parts = parts[:-1] if parts[-1] == "__init__" else parts
-    return ".".join(parts) or "verifier"
-
-
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache
