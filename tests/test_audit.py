@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from audits import CARD, FAULT, KEY, QUIET, configure, host, load_reference, run
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
@@ -51,88 +51,9 @@ from verifier.records import GenerateRequest, Generation, ReplyScore, Report, Sc
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import Reference, reference_loader
 from verifier.reference.reader import Suspected
-from verifier.reference.renderings.catalogue import catalogue, served
 from verifier.report_file import report_from_json, report_to_json
 from verifier.steps import ask, score, start, write_page
 from verifier.verdict.decide import decide_folder
-
-KEY = "sk-invented-5f2b9c1d"
-FAULT = "int4-sym-g64"
-QUIET = Show(tell=lambda _line: None, step=lambda _name, _done, _of: None)
-CARD = {
-    "name": "tiny",
-    "model": "tiny",
-    "publisher": "nobody",
-    "licence": {"name": "none", "hosting": "allowed"},
-    "precision": "float32",
-    "layers": 2,
-    "source": {"kind": "directory", "path": "weights"},
-    "digests": {
-        "rules": 2,
-        "tensors_sha256": "0" * 64,
-        "config_sha256": "0" * 64,
-        "tokenizer_sha256": "0" * 64,
-        "template_sha256": "0" * 64,
-    },
-    "bank": [FAULT, "fp8-channel"],
-    "calibration_stacks": ["float32-batch1"],
-    "held_out_stacks": [],
-}
-
-
-def make_engine(weights: str = "reference") -> FakeEngine:
-    engine = FakeEngine(margin=3.5, noise={FAULT: 1.5, "fp8-channel": 1.5})
-    engine.load_variant(weights)
-    return engine
-
-
-def load_reference() -> Reference:
-    return Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-
-
-@pytest.fixture
-def card(tmp_path: Path) -> Path:
-    """A calibrated card of the tiny model."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CARD))
-    calibration = make_calibration().model_dump(mode="json")
-    write_json(tmp_path / "tiny.calibration.json", calibration)
-    return path
-
-
-@contextmanager
-def host(
-    weights: str = "reference",
-    *,
-    template: str = "reference",
-    api_key: str | None = None,
-    shows_prompts: bool = False,
-) -> Iterator[str]:
-    app = create_app(Host(
-        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", api_key=api_key,
-        window_s=0.001, rendering=served(template, catalogue()), shows_prompts=shows_prompts,
-    ))  # fmt: skip
-    with running(app) as url:
-        yield url
-
-
-def configure(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
-    """A run file; `changes` go into its audit section, `endpoint` into that one."""
-    endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1} | changes.pop("endpoint", {})
-    settings = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 1200} | changes
-    policy = {"noise": ["4-bit-class rounding", "another model"]}
-    return RunFile.model_validate(
-        {
-            "endpoint": endpoint,
-            "reference": {"card": str(card)},
-            "audit": {"policy": policy} | settings,
-            "out": out,
-        }
-    )
-
-
-def run(config: RunFile, *, key: str | None = None, show: Show = QUIET) -> Report:
-    return audit(config, api_key=key, load_reference=load_reference, show=show)
 
 
 def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(

@@ -20,7 +20,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import EMBEDDED
+from audits import QUIET
+from engines import card_with_bank, score_replies
+from models import EMBEDDED
 from simulate import make_plan
 
 from verifier.audit import audit
@@ -39,15 +41,12 @@ from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.router import create_router, read_routes
 from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
-from verifier.progress import Show
 from verifier.records import (
     REFERENCE,
     Finding,
     GenerateRequest,
     Message,
-    ReplyScore,
     Report,
-    ScoreRequest,
 )
 from verifier.reference.calibrations import calibration_path, load_calibration
 from verifier.reference.cards import find_card, load_card
@@ -68,18 +67,6 @@ FAULTS = list(VARIANTS)
 #: Mean absolute shift of log-probabilities that a fault must exceed (nats). The mildest of them,
 #: int8-channel, shifts these replies by 0.08; another order of summation shifts them by 1e-5.
 LEAST_SHIFT = 0.03
-
-#: Replies that leave the model in some doubt at most positions, by question.
-REPLIES = {
-    "Why is the sky blue?": (
-        "Sunlight holds every colour, and air scatters the short waves of blue light far more "
-        "than the long waves of red, so blue reaches our eyes from all over the sky."
-    ),
-    "Name three things to take on a hike.": (
-        "Water, a map of the trail, and warm clothes: the weather in the hills changes quickly."
-    ),
-}
-QUIET = Show(tell=lambda _line: None, step=lambda _name, _done, _of: None)
 
 
 @pytest.fixture(scope="module")
@@ -118,18 +105,6 @@ def test_the_model_knows_the_capital_of_france(
 
 
 # -- faults ------------------------------------------------------------------------------------
-
-
-def score_replies(engine: TransformersEngine, tokenizer: Tokenizer) -> list[ReplyScore]:
-    return engine.score(
-        [
-            ScoreRequest(
-                prompt_ids=tokenizer.render([Message(role="user", content=question)]),
-                reply_ids=tokenizer.encode(reply),
-            )
-            for question, reply in REPLIES.items()
-        ]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -178,15 +153,6 @@ def test_after_all_faults_the_reference_is_taken_back_whole(
 
 
 # -- audits over HTTP --------------------------------------------------------------------------
-
-
-def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
-    """The shipped card with a bank of a few, so that naming a cause takes seconds."""
-    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
-    card = tmp_path / "card.yaml"
-    card.write_text(yaml.safe_dump(raw | {"bank": bank}))
-    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
-    return str(card)
 
 
 def run_audit(

@@ -25,6 +25,7 @@ import typer
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row, write_scored
+from source import MODULES, PACKAGE, ROOT, parsed
 
 import verifier
 from verifier import cli
@@ -47,8 +48,6 @@ from verifier.records import (
 )
 from verifier.shipped import shipped
 
-ROOT = Path(__file__).resolve().parent.parent
-PACKAGE = ROOT / "verifier"
 FOLDERS = ("probes", "reference", "configs")
 
 #: What of them the wheel carries: results and recipes stay in the checkout.
@@ -123,20 +122,6 @@ HOMES = {
     "ruamel": {"reference.pin"},
     "huggingface_hub": {"reference.hub"},
 }
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
-    parts = parts[:-1] if parts[-1] == "__init__" else parts
-    return ".".join(parts) or "verifier"
-
-
-MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-
-
-@cache
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache

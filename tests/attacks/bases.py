@@ -6,9 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from audits import FAULT, make_engine, write_run_file
 from fakes_engine import FakeTokenizer
 
-from attacks.lab import FAULT, Ended, Lab, make_engine, run, warm, write_run_file
+from attacks.lab import Ended, Lab, run, warm
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running

@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import NOWHERE, write_run_file
 
 from attacks.bases import make_base
-from attacks.lab import (
-    NOWHERE,
-    Lab,
-    Tally,
-    refused,
-    run,
-    sound,
-    start_child,
-    write_run_file,
-)
+from attacks.lab import Lab, Tally, refused, run, sound, start_child
 
 MOST_S = 15.0
 MOST_MB = 1500.0

@@ -18,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from audits import FAULT, NOWHERE, write_run_file
 
 from attacks.bases import make_base
 from attacks.lab import (
-    FAULT,
-    NOWHERE,
     Answer,
     Asked,
     FakeHost,
@@ -41,7 +40,6 @@ from attacks.lab import (
     spent_tokens,
     start,
     start_child,
-    write_run_file,
 )
 from verifier.files.run_folder import append_line, read_lines
 from verifier.host.collect import collect

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import CARD, NOWHERE, write_card, write_run_file
 
 from attacks.bases import make_base
-from attacks.lab import CARD, NOWHERE, Lab, Tally, run, sound, write_card, write_run_file
+from attacks.lab import Lab, Tally, run, sound
 from attacks.mutate import spoil, spoil_bytes, to_json, to_yaml
 
 HANG_S = 25.0

@@ -11,8 +11,9 @@ from typing import Any
 from urllib.parse import quote
 from zlib import crc32
 
+from audits import NOWHERE, write_run_file
+
 from attacks.lab import (
-    NOWHERE,
     Answer,
     Asked,
     FakeHost,
@@ -27,7 +28,6 @@ from attacks.lab import (
     refused,
     run,
     told,
-    write_run_file,
 )
 
 VARIABLE = "SOME_KEY"

@@ -31,31 +31,15 @@ from pathlib import Path
 from typing import Any
 
 import typer.main
-import yaml
-from fakes_engine import EOS, FakeEngine, FakeTokenizer
+from audits import make_engine
+from fakes_engine import EOS, FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat
-from simulate import SHA, make_calibration
 
 import verifier
 from verifier import cli
 from verifier.records import GenerateRequest, Message
 from verifier.reference.loaded import Reference
 
-FAULT = "int4-sym-g64"
-NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
-CARD: dict[str, Any] = {
-    "name": "tiny",
-    "model": "tiny",
-    "publisher": "nobody",
-    "licence": {"name": "none", "hosting": "allowed"},
-    "precision": "float32",
-    "layers": 2,
-    "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA, "tokenizer_sha256": SHA, "template_sha256": SHA},
-    "bank": [FAULT, "fp8-channel"],
-    "calibration_stacks": ["float32-batch1"],
-    "held_out_stacks": [],
-}
 KEPT_EXAMPLES = 5
 CUT = 400  # characters of an example
 
@@ -306,12 +290,6 @@ def told(ended: Ended, *words: str) -> str | None:
 # -- a fake model ------------------------------------------------------------------------------
 
 
-def make_engine(weights: str = "reference") -> FakeEngine:
-    engine = FakeEngine(margin=3.5, noise={FAULT: 1.5, "fp8-channel": 1.5})
-    engine.load_variant(weights)
-    return engine
-
-
 class Model:
     """Answers chats as the fake model would, one at a time; `costs` of each, by its number."""
 
@@ -335,34 +313,6 @@ class Model:
         answer["choices"][0]["finish_reason"] = made.finish_reason
         answer["usage"] = {"prompt_tokens": len(ids), "completion_tokens": len(made.token_ids)}
         return answer
-
-
-def write_card(folder: Path, **changes: Any) -> Path:
-    """A calibrated card of the fake model."""
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CARD | changes))
-    made = make_calibration().model_dump(mode="json")
-    (folder / "tiny.calibration.json").write_text(json.dumps(made, indent=2) + "\n")
-    return path
-
-
-def write_run_file(folder: Path, url: str, *, name: str = "file.yaml", **changes: Any) -> Path:
-    """A run file beside its card; `changes` go into its audit section, `endpoint` into that one."""
-    endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1}
-    audit = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 240, "top_logprobs": 0}
-    policy = {"noise": ["4-bit-class rounding", "another model"]}
-    content: dict[str, Any] = {
-        "endpoint": endpoint | changes.pop("endpoint", {}),
-        "reference": {"card": str(write_card(folder))} | changes.pop("reference", {}),
-        "prices": {"prompt": 1.0, "completion": 2.0},
-        "out": str(folder / "run"),
-    } | changes.pop("top", {})
-    content["audit"] = {"policy": policy} | audit | changes
-    if "targets" in content:
-        del content["endpoint"]
-    path = folder / name
-    path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    return path
 
 
 # -- hosts -------------------------------------------------------------------------------------
@@ -504,8 +454,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 
 __all__ = [
-    "CARD", "CUT", "FAULT", "NOWHERE", "Answer", "Asked", "Ended", "FakeHost", "Lab", "Model",
-    "RawHost", "Running", "Tally", "bare", "canary", "chat", "every_file", "full_answer", "lines_of",
-    "make_engine", "paid_tokens", "refused", "run", "sound", "spent_tokens", "start", "start_child", "told", "warm",
-    "write_card", "write_run_file",
+    "CUT", "Answer", "Asked", "Ended", "FakeHost", "Lab", "Model", "RawHost", "Running", "Tally",
+    "bare", "canary", "chat", "every_file", "full_answer", "lines_of", "paid_tokens", "refused",
+    "run", "sound", "spent_tokens", "start", "start_child", "told", "warm",
 ]  # fmt: skip

@@ -21,25 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import CARD, NOWHERE, write_run_file
 from markdown_it import MarkdownIt
 from rich.console import Console
 
 from attacks.bases import make_base
-from attacks.lab import (
-    CARD,
-    NOWHERE,
-    Answer,
-    Asked,
-    FakeHost,
-    Lab,
-    Model,
-    RawHost,
-    Tally,
-    chat,
-    run,
-    sound,
-    write_run_file,
-)
+from attacks.lab import Answer, Asked, FakeHost, Lab, Model, RawHost, Tally, chat, run, sound
 from verifier.files.run_folder import read_lines
 from verifier.records import Attempt, Report
 from verifier.report_file import report_from_json

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import CARD, write_run_file
 
 from attacks.bases import make_base
 from attacks.lab import (
-    CARD,
     Ended,
     FakeHost,
     Lab,
@@ -26,7 +26,6 @@ from attacks.lab import (
     sound,
     told,
     warm,
-    write_run_file,
 )
 
 SECRET = "sk-secret-of-the-environment"

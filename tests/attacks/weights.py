@@ -11,18 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from audits import CARD, UNPINNED, write_run_file
 
-from attacks.lab import (
-    CARD,
-    FakeHost,
-    Lab,
-    Model,
-    Tally,
-    refused,
-    run,
-    warm,
-    write_run_file,
-)
+from attacks.lab import FakeHost, Lab, Model, Tally, refused, run, warm
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
@@ -45,7 +36,7 @@ def _scorable(folder: Path) -> Path:
     path = write_run_file(folder, "http://127.0.0.1:1/v1", budget_completion_tokens=120)
     card = folder / "tiny.yaml"
     open_card = CARD | {"digests": {}, "layers": 3}
-    card.write_text(yaml.safe_dump(open_card | {"digests": dict.fromkeys(CARD["digests"])}))
+    card.write_text(yaml.safe_dump(open_card | {"digests": UNPINNED}))
     pinned = run("reference", "pin", card, "--weights", folder / "weights", fake=False, seconds=120)
     if pinned.status:
         raise RuntimeError(f"pin: {pinned.last}")
@@ -245,9 +236,7 @@ def _code(lab: Lab, folder: Path, run_: Path) -> Tally:
                     if not pinned:
                         card = copy / "tiny.yaml"
                         content = yaml.safe_load(card.read_text())
-                        card.write_text(
-                            yaml.safe_dump(content | {"digests": dict.fromkeys(CARD["digests"])})
-                        )
+                        card.write_text(yaml.safe_dump(content | {"digests": UNPINNED}))
                     ended = run(
                         "score", copy / "run", "--trust", fake=False, seconds=90, stdin=answer
                     )
@@ -327,9 +316,7 @@ def _malformed(lab: Lab, folder: Path, run_: Path) -> Iterator[Tally]:
                 copy = _copied(lab, folder, MALFORMED[name])
                 card = copy / "tiny.yaml"
                 content = yaml.safe_load(card.read_text())
-                card.write_text(
-                    yaml.safe_dump(content | {"digests": dict.fromkeys(CARD["digests"])})
-                )
+                card.write_text(yaml.safe_dump(content | {"digests": UNPINNED}))
                 argv: tuple[Any, ...] = ("score", copy / "run", "--trust")
                 if what == "pin":
                     argv = ("reference", "pin", card, "--weights", copy / "weights")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes_host import Answer, Asked, FakeHost, chat, error
+from purses import plenty
 
 from verifier.checks.capabilities.findings import judge_samples
 from verifier.checks.capabilities.probe import (
@@ -21,10 +22,8 @@ from verifier.checks.capabilities.probe import (
     probe_capabilities,
     read_capabilities,
 )
-from verifier.config import Prices
 from verifier.errors import ConfigError
 from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, read_lines
-from verifier.host.budget import Ceiling, Purse
 from verifier.host.endpoint import Endpoint
 from verifier.records import Candidate, ReportedToken
 
@@ -75,12 +74,6 @@ def answer(host: dict[str, Any], asked: Asked) -> Answer | dict[str, Any]:
         found["choices"][0]["token_ids"] = [1, 2, 3]
         found["prompt_logprobs"] = [None, {"5": {"logprob": -0.5}}]
     return found | {"usage": {"prompt_tokens": 9, "completion_tokens": len(rows)}}
-
-
-def plenty(tokens: int = 10_000, usd: float | None = None) -> Purse:
-    """A purse that pays for everything, unless told otherwise."""
-    prices = Prices(prompt=1.0, completion=1.0)
-    return Purse(Ceiling(completion_tokens=tokens, usd=usd, prices=prices))
 
 
 def probe(tmp_path: Path, **habits: Any) -> Capabilities:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
+from audits import QUIET, configure
+from fakes_engine import FakeEngine, FakeTokenizer
+from long_audits import asked_of, long_host, run_long, script
 from simulate import decide, make_plan
-from test_audit import QUIET, card, configure
 
 from verifier.audit import audit
 from verifier.checks.length import findings as length
 from verifier.checks.length.ask_and_score import Context, add_room
 from verifier.checks.length.evidence import PLACES, LongRow
-from verifier.config import RunFile
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
@@ -31,61 +29,13 @@ from verifier.plan_file import read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
-from verifier.reference.variants import VARIANTS
 from verifier.steps import score
 from verifier.verdict.decide import decide_folder
-
-__all__ = ["card"]  # a fixture
-
-ENDLESS = tuple(258 + n % len(WORDS) for n in range(0, 7000, 7))
-
-
-def script(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Short replies, but for who asks for a long one; to a register, by what is left of it.
-
-    As a model's, they hardly change where a few tokens more of it are cut.
-    """
-    asked = FakeTokenizer().decode_prompt(prompt_ids)
-    if "Write down the numbers" in asked or "Tell a story" in asked:
-        return ENDLESS
-    parts = ("<turn>user", "Here is a list of rooms", "with their numbers", "<turn>assistant")
-    left = tuple(part in asked for part in parts)
-    if "Room " in asked:
-        return wordy_script((*left, len(prompt_ids) // 40))
-    return wordy_script(prompt_ids)
-
-
-@contextmanager
-def host(fault: str, *, margin: float = 3.5) -> Iterator[str]:
-    served = read_fault(fault, layers=2, catalogue=catalogue())
-    engine = FakeEngine(margin=margin, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
-    engine.load_variant(served.weights)
-    app = create_app(
-        Host(
-            engine=engine,
-            tokenizer=FakeTokenizer(),
-            model="tiny",
-            window_s=0.001,
-            tricks=served.tricks,
-        )
-    )
-    with running(app) as url:
-        yield url
 
 
 def sure() -> Reference:
     """A reference that seldom ends where its script goes on, as trained models do."""
     return Reference(engine=FakeEngine(margin=12, script=script), tokenizer=FakeTokenizer())
-
-
-def asked_of() -> Reference:
-    """The reference of these audits."""
-    engine = FakeEngine(margin=3.5, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
-    return Reference(engine=engine, tokenizer=FakeTokenizer())
-
-
-def run(config: RunFile) -> Report:
-    return audit(config, api_key=None, load_reference=asked_of, show=QUIET)
 
 
 def finding(report: Report, aspect: str) -> Finding:
@@ -111,8 +61,8 @@ def test_a_cut_is_named_with_its_place_and_window(
 ) -> None:
     """Whatever the endpoint counts, within eight requests, and the weights are not accused."""
     out = tmp_path / "run"
-    with host(f"context:1700,{fault}") as url:
-        report = run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    with long_host(f"context:1700,{fault}") as url:
+        report = run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
 
     found = finding(report, "context")
     assert (report.decision, found.decision) == ("inconsistent", "detected")
@@ -135,8 +85,8 @@ def test_scores_of_long_prompts_that_are_lost_are_made_again(
 ) -> None:
     """All of them or some, without asking: the same lines, and the same report."""
     out = tmp_path / "run"
-    with host(f"context:1700,{fault}") as url:
-        run(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
+    with long_host(f"context:1700,{fault}") as url:
+        run_long(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
     scores, report = out / CONTEXT_SCORES, out / REPORT
     before, said = scores.read_bytes().splitlines(keepends=True), report.read_bytes()
     assert len(before) > 5
@@ -157,8 +107,8 @@ def test_malformed_scores_of_long_prompts_are_refused(
 ) -> None:
     """In one line that names the file."""
     out = tmp_path / "run"
-    with host("none") as url:
-        run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    with long_host("none") as url:
+        run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
     (out / CONTEXT_SCORES).write_text(line + "\n")
 
     with pytest.raises(ConfigError, match=r"context_scores\.jsonl:\d+: .*remove the file"):
@@ -168,8 +118,8 @@ def test_malformed_scores_of_long_prompts_are_refused(
 def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
     """Nothing is scored where nothing was asked."""
     out = tmp_path / "run"
-    with host("none") as url:
-        run(configure(url, card, out, budget_completion_tokens=1600))
+    with long_host("none") as url:
+        run_long(configure(url, card, out, budget_completion_tokens=1600))
     score(out, asked_of(), show=QUIET)
 
     assert not (out / CONTEXT_SCORES).exists()
@@ -178,8 +128,8 @@ def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Pat
 def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_path: Path) -> None:
     """One long prompt tells; its price is in the plan."""
     out = tmp_path / "run"
-    with host("none") as url:
-        report = run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    with long_host("none") as url:
+        report = run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
 
     assert (report.decision, finding(report, "context").decision) == ("consistent", "excluded")
     assert len(read_probes(out, name=CONTEXT)) == 1
@@ -230,8 +180,8 @@ def test_a_register_never_runs_out_of_names() -> None:
 def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) -> None:
     """The endpoint is held to the limit that it names, and the report says which."""
     out = tmp_path / "run"
-    with host("context:1700,refused") as url:
-        report = run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    with long_host("context:1700,refused") as url:
+        report = run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
 
     found = finding(report, "context")
     assert (report.decision, found.decision) == ("consistent", "excluded")
@@ -244,7 +194,7 @@ def test_a_ceiling_is_named_whatever_is_said_of_the_end(
     card: Path, tmp_path: Path, said: str
 ) -> None:
     """The published weights go on where the reply ends."""
-    with host(f"ceiling:90{said}", margin=12) as url:
+    with long_host(f"ceiling:90{said}", margin=12) as url:
         config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
         report = audit(config, api_key=None, load_reference=sure, show=QUIET)
 
@@ -255,9 +205,9 @@ def test_a_ceiling_is_named_whatever_is_said_of_the_end(
 
 def test_long_replies_that_come_whole_are_no_fault(card: Path, tmp_path: Path) -> None:
     """One is enough."""
-    with host("none") as url:
+    with long_host("none") as url:
         config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
-        report = run(config)
+        report = run_long(config)
 
     assert (report.decision, finding(report, "ceiling").decision) == ("consistent", "excluded")
 
@@ -269,7 +219,7 @@ def test_a_model_that_ends_early_itself_is_not_accused(card: Path, tmp_path: Pat
     )
     with running(app) as url:
         out = tmp_path / "run"
-        report = run(configure(url, card, out, output=200, budget_completion_tokens=1600))
+        report = run_long(configure(url, card, out, output=200, budget_completion_tokens=1600))
 
     assert (report.decision, finding(report, "ceiling").decision) == ("inconclusive", "undecided")
 
@@ -277,8 +227,8 @@ def test_a_model_that_ends_early_itself_is_not_accused(card: Path, tmp_path: Pat
 def test_weights_that_differ_are_no_cut(card: Path, tmp_path: Path) -> None:
     """Nothing long is asked then."""
     out = tmp_path / "run"
-    with host("int4-sym-g64") as url:
-        report = run(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    with long_host("int4-sym-g64") as url:
+        report = run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
 
     assert (report.decision, finding(report, "context").decision) == ("inconsistent", "not run")
     assert read_probes(out, name=CONTEXT) == ()
@@ -289,7 +239,7 @@ def test_a_budget_that_cannot_pay_for_what_is_long_is_refused(card: Path, tmp_pa
     config = configure("http://127.0.0.1:9/v1", card, tmp_path / "run", output=2000)
 
     with pytest.raises(ConfigError, match=r"audit.context and audit.output ask for; allow 4120"):
-        run(config)
+        run_long(config)
 
 
 @pytest.mark.parametrize("fault", ["context:0,front", "context:9,back", "ceiling:x", "context:9"])

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from audits import configure, run
 from fakes_engine import FakeEngine, FakeTokenizer, scripted
 from fakes_host import Answer, Asked, FakeHost, chat, error
-from test_audit import card, configure, run
-from test_capabilities import plenty
+from purses import plenty
 
 from verifier.checks.capabilities.findings import PARAMETERS
 from verifier.checks.capabilities.parameters import (
@@ -34,8 +34,6 @@ from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
 from verifier.records import Attempt, Reply
 from verifier.reference.renderings.catalogue import catalogue
-
-__all__ = ["card"]  # a fixture
 
 SAID = "the host says yes now or less and a few more"
 

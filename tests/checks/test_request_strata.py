@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audits import FAULT, configure, make_engine, run
 from fakes_engine import FakeTokenizer
 from simulate import decide, make_calibration, make_plan, replies, simulate_row
-from test_audit import FAULT, card, configure, make_engine, run
 
 from verifier.checks.request_strata import vary, weigh_strata
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
@@ -25,8 +25,6 @@ from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.verdict.decide import decide_folder
-
-__all__ = ["card"]  # a fixture
 
 HONEST = honest_scales(TEXT_SCALES, make_calibration().text)
 PROBES = tuple(

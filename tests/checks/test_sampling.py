@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from audits import CARD, FAULT, QUIET, configure, load_reference, make_engine
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
-from simulate import decide, make_calibration, make_plan, replies, simulate_row
-from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
+from samples import COLUMNS, HONEST, TOKENS, sample_rows, sampled_row, sampler_plan
+from simulate import decide, make_calibration, replies, simulate_row
 
 from verifier.audit import audit
 from verifier.checks.sampling.evidence import (
@@ -28,12 +28,7 @@ from verifier.evidence.ledger import Ledger, SampledRow, ledger_from_json, ledge
 from verifier.evidence.samplers import (
     Sampler,
     changed,
-    honest_samplers,
-    name_of,
-    probabilities,
     read_sampler,
-    row_cells,
-    sampler_columns,
 )
 from verifier.files.run_folder import (
     LEDGER,
@@ -56,71 +51,6 @@ from verifier.reference.renderings.catalogue import catalogue
 from verifier.steps import start
 from verifier.verdict.decide import decide_folder
 
-COLUMNS = sampler_columns({})
-HONEST = tuple(map(name_of, honest_samplers({})))
-
-#: The simulated model: contexts that differ in doubt, each with a prompt and what was said before.
-CONTEXTS, VOCABULARY, TOKENS = 36, 100, 20
-
-
-@cache
-def contexts() -> tuple[tuple[np.ndarray, tuple[int, ...], tuple[int, ...]], ...]:
-    rng = np.random.default_rng(7)
-    found = []
-    for _ in range(CONTEXTS):
-        logits = rng.normal(0, rng.uniform(1, 4), VOCABULARY)
-        likely = np.argsort(-logits)[:12]
-        before = tuple(rng.choice(likely, 6).tolist())
-        found.append((logits, tuple(rng.integers(0, VOCABULARY, 4).tolist()), before))
-    return tuple(found)
-
-
-@cache
-def cells() -> np.ndarray:
-    """Cells [contexts, V, H] of every token that may follow."""
-    return np.array(
-        [
-            [
-                row_cells(
-                    np.broadcast_to(logits, (len(before) + 1, VOCABULARY)), prompt_ids=prompt,
-                    reply_ids=(*before, token), kept=(len(before),),
-                    samplers=tuple(COLUMNS.values()),
-                )
-                for token in range(VOCABULARY)
-            ]
-            for logits, prompt, before in contexts()
-        ]
-    )  # fmt: skip
-
-
-@cache
-def chances(at: int, sampler: Sampler) -> np.ndarray:
-    """What an honest host with a sampler draws from in a context."""
-    logits, prompt, before = contexts()[at]
-    return probabilities(logits, prompt_ids=prompt, reply_ids=before, sampler=sampler)
-
-
-def sample_rows(
-    rng: np.random.Generator, sampler: Sampler, count: int, *, noise: float = 0.0
-) -> list[SampledRow]:
-    """Replies drawn from the published weights, with Gumbel noise on their logits, by a sampler."""
-    rows = []
-    for n in range(count):
-        total = np.zeros(len(COLUMNS))
-        for at in rng.integers(0, CONTEXTS, TOKENS).tolist():
-            p = chances(at, sampler)
-            if noise:
-                logits, prompt, before = contexts()[at]
-                served = logits + rng.gumbel(0, noise, VOCABULARY)
-                p = probabilities(served, prompt_ids=prompt, reply_ids=before, sampler=sampler)
-            total += cells()[at, rng.choice(VOCABULARY, p=p)]
-        rows.append(make_row(f"s{n}", dict(zip(COLUMNS, total.tolist(), strict=True))))
-    return rows
-
-
-def make_row(name: str, row: dict[str, float], problem: str | None = None) -> SampledRow:
-    return SampledRow(probe_id=name, tokens=TOKENS, left_out=0, cells=row, problem=problem)
-
 
 def weighed(rows: list[SampledRow], *, noise: float | None = 0.1) -> SamplerEvidence:
     return weigh_samplers(rows, COLUMNS, HONEST, noise=noise, level=0.999)
@@ -138,7 +68,7 @@ def test_the_evidence_by_hand() -> None:
     }  # fmt: skip
     totals = dict(zip(samplers, (-10.0, -9.0, -5.0, -30.0, -4.0), strict=True))
     found = weigh_samplers(
-        [make_row("a", {n: v / 2 for n, v in totals.items()})] * 2, samplers,
+        [sampled_row("a", {n: v / 2 for n, v in totals.items()})] * 2, samplers,
         ("temperature 1", "temperature 0.98"), noise=0.0, level=0.999,
     )  # fmt: skip
     others = 0.25 * math.exp(-5) + 0.25 * math.exp(-30) + 0.5 * math.exp(-4)
@@ -172,7 +102,7 @@ def test_marks_lie_outwards() -> None:
 
 def test_no_rows_are_no_evidence() -> None:
     """For or against; why rows were set aside is counted."""
-    found = weighed([make_row("a", {}, "no tokens named")] * 2)
+    found = weighed([sampled_row("a", {}, "no tokens named")] * 2)
 
     assert (found.rows, found.log_e, found.log_e_honest) == (0, 0.0, 0.0)
     assert found.set_aside == {"no tokens named": 2}
@@ -241,13 +171,6 @@ def test_a_sampler_is_found_and_named(setting: str, said: str) -> None:
 # -- the verdict -------------------------------------------------------------------------------
 
 
-def sampler_plan() -> Any:
-    return make_plan(
-        samplers={n: changed(s) for n, s in COLUMNS.items()}, honest_samplers=HONEST,
-        budget_sampled_tokens=1000,
-    )  # fmt: skip
-
-
 def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 0.0) -> Report:
     """The verdict on a host whose greedy replies have a noise scale."""
     rng = np.random.default_rng(5)
@@ -312,7 +235,9 @@ def test_a_sampler_is_not_named_before_the_greedy_replies_are_quiet() -> None:
 
 def test_sampled_rows_survive_the_ledger_file() -> None:
     """And a ledger without any is as it always was."""
-    ledger = Ledger(rows=(), sampled=(make_row("a", {"top-k 40": -1.5}), make_row("b", {}, "no")))
+    ledger = Ledger(
+        rows=(), sampled=(sampled_row("a", {"top-k 40": -1.5}), sampled_row("b", {}, "no"))
+    )
 
     assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
     assert "sampled" not in ledger_to_json(Ledger(rows=()))

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from audits import configure, host, run
 from simulate import make_plan, make_reply
-from test_audit import card, configure, host, run
 
 from verifier.checks.speed import CHECK, SHOWN_TOKENS, ShownTokens
 from verifier.evidence.ledger import Ledger
@@ -16,8 +16,6 @@ from verifier.files.run_folder import read_lines
 from verifier.records import Attempt, Finding, Outcome, Report
 from verifier.verdict.case import make_case
 from verifier.verdict.decide import decide
-
-__all__ = ["card"]  # a fixture
 
 WISHED = make_plan(configuration={"audit": {"speed": True}})
 

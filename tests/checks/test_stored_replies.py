@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audits import QUIET, configure, make_engine
 from fakes_engine import FakeTokenizer
-from test_audit import QUIET, card, configure, make_engine
 
 from verifier.audit import audit
 from verifier.checks.sampling.ask_and_score import score_repeats
@@ -33,8 +33,6 @@ from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.scoring.sampled_file import read_repeats
 from verifier.verdict.decide import decide_folder
-
-__all__ = ["card"]  # a fixture
 
 
 def repeat(came_again: bool, log_p: float) -> Repeat:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from audits import configure, make_engine, run
 from fakes_engine import FakeTokenizer
 from simulate import make_plan, make_reply
-from test_audit import card, configure, make_engine, run
 
 from verifier.checks.streaming import CHECK, PAIRS, Kept, read_streaming_probes
 from verifier.evidence.ledger import Ledger
@@ -22,8 +22,6 @@ from verifier.records import Failure, Finding, Outcome, Reply, Report
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.verdict.case import make_case
 from verifier.verdict.decide import decide
-
-__all__ = ["card"]  # a fixture
 
 
 def audit(card: Path, out: Path, fault: str = "none", **changes: Any) -> Report:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from audits import FAULT, QUIET, configure, load_reference, make_engine, run
 from fakes_engine import FakeTokenizer
 from simulate import decide, make_plan, make_reply, replies, simulate_row
 from starlette.applications import Starlette
-from test_audit import FAULT, QUIET, card, configure, load_reference, make_engine, run
 
 from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.completions import (
@@ -34,8 +34,6 @@ from verifier.reference.renderings import changes
 from verifier.reference.renderings.catalogue import PUBLISHED, Rendering
 from verifier.steps import score
 from verifier.verdict.decide import decide_folder
-
-__all__ = ["card"]  # the fixture
 
 #: A way to render that no catalogue has.
 ODD = Rendering(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import re
@@ -13,19 +12,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
 import yaml
-from fakes_engine import FakeEngine, FakeTokenizer
+from audits import CARD, FAULT, KEY, NOWHERE, make_engine, write_run_file
+from command_line import Ended, Finished, _plain_surroundings, call, faulty, honest
+from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat, error
-from simulate import SHA, make_calibration
+from simulate import make_calibration
 
 import verifier
-from verifier import cli
 from verifier.cli import commands
 from verifier.config import load_policies
 from verifier.errors import EndpointError
@@ -49,151 +48,9 @@ from verifier.records import GenerateRequest, Message
 from verifier.reference.loaded import Reference
 from verifier.reference.variants import VARIANTS
 
-KEY = "sk-invented-5f2b9c1d"
-FAULT = "int4-sym-g64"
-NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
-CARD = {
-    "name": "tiny",
-    "model": "tiny",
-    "publisher": "nobody",
-    "licence": {"name": "none", "hosting": "allowed"},
-    "precision": "float32",
-    "layers": 2,
-    "source": {"kind": "directory", "path": "weights"},
-    "digests": {"tensors_sha256": SHA},
-    "bank": [FAULT, "fp8-channel"],
-    "calibration_stacks": ["float32-batch1"],
-    "held_out_stacks": [],
-}
+__all__ = ["_plain_surroundings", "faulty", "honest"]  # fixtures
 
 Script = Callable[[Asked], "Answer | dict[str, Any]"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ended:
-    """How one call of the command line ended."""
-
-    status: object
-    out: str
-    err: str
-
-    @property
-    def complaint(self) -> str:
-        """The one line that an error gives, less its beginning."""
-        assert "Traceback" not in self.out + self.err
-        lines = self.err.splitlines()
-        assert [line.startswith("verifier: ") for line in lines].count(True) == 1, self.err
-        assert lines[-1].startswith("verifier: "), self.err
-        assert lines[-1].isprintable()
-        return lines[-1].removeprefix("verifier: ")
-
-
-class Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
-
-
-def call(
-    *arguments: object, terminal: bool = False, encoding: str = "utf-8", **environment: str
-) -> Ended:
-    """Run the command line in this process."""
-    kind = Terminal if terminal else io.TextIOWrapper
-    raw = [io.BytesIO(), io.BytesIO()]
-    out, err = (kind(stream, encoding=encoding, write_through=True) for stream in raw)
-    with pytest.MonkeyPatch.context() as patched:
-        for name, value in environment.items():
-            patched.setenv(name, value)
-        patched.setattr(sys, "argv", ["verifier", *map(str, arguments)])
-        patched.setattr(sys, "stdout", out)
-        patched.setattr(sys, "stderr", err)
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-    said = [stream.getvalue().decode(encoding) for stream in raw]
-    return Ended(status=end.value.code, out=said[0], err=said[1])
-
-
-def make_engine(weights: str = "reference") -> FakeEngine:
-    engine = FakeEngine(margin=3.5, noise={FAULT: 1.5, "fp8-channel": 1.5})
-    engine.load_variant(weights)
-    return engine
-
-
-def write_card(folder: Path) -> Path:
-    """A calibrated card of the tiny model."""
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CARD))
-    write_json(folder / "tiny.calibration.json", make_calibration().model_dump(mode="json"))
-    return path
-
-
-def write_run_file(folder: Path, url: str, **changes: Any) -> Path:
-    """A run file beside its card; `changes` go into its audit section, `endpoint` into that one."""
-    endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1}
-    settings = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 240, "top_logprobs": 0}
-    policy = {"noise": ["4-bit-class rounding", "another model"]}
-    content = {
-        "endpoint": endpoint | changes.pop("endpoint", {}),
-        "reference": {"card": str(write_card(folder))},
-        "audit": {"policy": policy} | settings | changes,
-        "prices": {"prompt": 1.0, "completion": 2.0},
-        "out": str(folder / "run"),
-    }
-    path = folder / "file.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def with_fake_reference(patched: pytest.MonkeyPatch) -> None:
-    reference = Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-    patched.setattr(
-        "verifier.reference.loaded.reference_loader", lambda _config, **_where: lambda: reference
-    )
-
-
-@pytest.fixture(autouse=True)
-def _plain_surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    proxies = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
-    colours = ("NO_COLOR", "FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "COLUMNS")
-    for name in (*proxies, *map(str.upper, proxies), *colours, "SOME_KEY", "VERIFIER_TRACEBACK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.chdir(tmp_path)
-    with_fake_reference(monkeypatch)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """A finished audit and how its command ended."""
-
-    folder: Path
-    run_file: Path
-    ended: Ended
-
-    def copied(self, to: Path) -> Path:
-        """The run folder, free to be damaged."""
-        return Path(shutil.copytree(self.folder, to / "copy"))
-
-
-def finish(tmp_path_factory: pytest.TempPathFactory, weights: str) -> Finished:
-    folder = tmp_path_factory.mktemp("audit")
-    app = create_app(
-        Host(engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
-    )
-    with pytest.MonkeyPatch.context() as patched, running(app) as url:
-        with_fake_reference(patched)
-        run_file = write_run_file(folder, url, top_logprobs=5)
-        ended = call("audit", run_file)
-    return Finished(folder=folder / "run", run_file=run_file, ended=ended)
-
-
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return finish(tmp_path_factory, "reference")
-
-
-@pytest.fixture(scope="module")
-def faulty(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    return finish(tmp_path_factory, FAULT)
 
 
 def everything_in(folder: Path) -> bytes:

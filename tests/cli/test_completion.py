@@ -7,7 +7,8 @@ from typing import NoReturn
 
 import pytest
 import shellingham
-from test_commands import NOWHERE, call
+from audits import NOWHERE
+from command_line import call
 
 ASKED = "_VERIFIER_COMPLETE"
 

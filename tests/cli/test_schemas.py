@@ -9,8 +9,8 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from test_audit import card, configure, host, run  # noqa: F401 - a fixture among them
-from test_side_by_side import make_folders
+from audits import configure, host, run
+from fleets import make_folders
 
 from verifier.errors import ConfigError
 from verifier.files.run_folder import EXCHANGES, LEDGER, PLAN, REPORT, SCORES, SUMMARY
@@ -64,7 +64,7 @@ def test_the_example_names_its_schema_for_editors() -> None:
     assert (ROOT / "configs" / name).is_file()
 
 
-def test_what_an_audit_writes_is_as_the_schemas_say(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_what_an_audit_writes_is_as_the_schemas_say(card: Path, tmp_path: Path) -> None:
     """Every file that has a schema."""
     with host() as url:
         run(configure(url, card, tmp_path / "run", budget_completion_tokens=240))

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import yaml
+from audits import NOWHERE, write_run_file
+from command_line import Finished, _plain_surroundings, call, honest
 from fakes_card import write_card
 from fakes_host import FakeHost, chat
 from rich.table import Table
 from rich.text import Text
-from test_commands import NOWHERE, Finished, _plain_surroundings, call, honest, write_run_file
-from test_structure import MODULES, parsed
+from source import MODULES, parsed
 
 from verifier import wording
 from verifier.cli.common import Terminal, say, showing

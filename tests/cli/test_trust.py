@@ -12,14 +12,17 @@ from typing import Any
 
 import pytest
 import yaml
+from audits import NOWHERE, write_run_file
+from command_line import _plain_surroundings, call
 from fakes_card import write_card as write_plain_card
 from fakes_host import Answer, FakeHost, chat
-from test_commands import NOWHERE, _plain_surroundings, call, write_run_file  # noqa: F401 - a fixture
 
 from verifier.cli.trust import MADE_HERE, is_made_here, refuse_foreign, remember
 from verifier.config import Hardware, ReferenceSection, Suspect, load_run_file
 from verifier.errors import ConfigError
 from verifier.files.run_folder import FLEET, PLAN, PROBES, RUN
+
+__all__ = ["_plain_surroundings"]  # fixtures
 
 KEY = "sk-test-0123456789abcdef"
 REFUSAL = Answer(status=401, body={"error": {"message": "no"}})  # which ends an audit at once

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_length as test_context
 import yaml
+from audits import CARD, NOWHERE, configure, host, run
+from command_line import Ended, call
+from fleets import endpoint, make_folders
+from long_audits import long_host, run_long
 from simulate import make_calibration
-from test_audit import CARD, configure, host, run
-from test_commands import Ended, call
-from test_side_by_side import NOWHERE, endpoint, make_folders
 
 from verifier.checks.tokenizer import Counting
 from verifier.errors import ConfigError
@@ -39,9 +39,9 @@ def build_folders(base: Path) -> dict[str, Path]:
     write_json(base / "tiny.calibration.json", make_calibration().model_dump(mode="json"))
     with host(template="generation-prompt-missing", shows_prompts=True) as url:
         run(configure(url, card, base / "one", capabilities=True))
-    with test_context.host("context:1700,front") as url:
+    with long_host("context:1700,front") as url:
         settings = {"context": 3000, "output": 64, "budget_completion_tokens": 1600}
-        test_context.run(configure(url, card, base / "long", **settings))
+        run_long(configure(url, card, base / "long", **settings))
     one = base / "one"
     (one / folder.COMPLETIONS).mkdir(exist_ok=True)
     for name in (folder.PROBES, folder.EXCHANGES, folder.LEDGER, folder.SCORES):

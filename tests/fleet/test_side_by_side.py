@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -20,26 +20,28 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from fakes_engine import FakeTokenizer
-from fakes_host import Asked, FakeHost, chat, error
-from junitparser import JUnitXml
-from rich.console import Console
-from scipy.stats import binom
-from simulate import case_of, make_plan, simulate_row, write_scored
-from test_audit import (  # noqa: F401 - a fixture
+from audits import (
     FAULT,
+    NOWHERE,
     QUIET,
-    card,
     configure,
     host,
     load_reference,
     make_engine,
     run,
+    write_run_file,
 )
-from test_commands import call, with_fake_reference, write_run_file
-from test_junit import finding, make_report
+from command_line import call, with_fake_reference
+from fakes_engine import FakeTokenizer
+from fakes_host import Asked, FakeHost, chat, error
+from fleets import endpoint, make_folders, write_folder
+from junitparser import JUnitXml
+from reports import make_report, plain_finding
+from rich.console import Console
+from scipy.stats import binom
+from simulate import case_of, make_plan, simulate_row
 
-from verifier.config import Fleet, Prices, RunFile, dump_run_file, load_fleet, load_run_file
+from verifier.config import Fleet, RunFile, load_fleet, load_run_file
 from verifier.errors import ConfigError, EndpointError
 from verifier.evidence.e_values import e_bh
 from verifier.evidence.ledger import Ledger
@@ -60,7 +62,7 @@ from verifier.files.run_folder import (
 from verifier.fleet.side_by_side import Together, audit_beside_control, audit_targets, start_targets
 from verifier.fleet.summary import read_reports, summarise, write_errors
 from verifier.host.collect import read_attempts
-from verifier.plan_file import read_plan, read_probes, write_plan
+from verifier.plan_file import read_plan, read_probes
 from verifier.progress import Show
 from verifier.records import Control, Report, Summary
 from verifier.reference.loaded import Reference
@@ -71,14 +73,8 @@ from verifier.verdict.combine import combine
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
 
-NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
 
-
-def endpoint(url: str, **changes: Any) -> dict[str, Any]:
-    return {"base_url": url, "model": "tiny", "max_attempts": 1} | changes
-
-
-def make_fleet(card: Path, out: Path, **sections: Any) -> Fleet:  # noqa: F811
+def make_fleet(card: Path, out: Path, **sections: Any) -> Fleet:
     """A run file of `targets` or an `endpoint`, and perhaps a `control`; `audit` changes that."""
     single = configure(NOWHERE, card, out).model_dump()
     changed = single["audit"] | sections.pop("audit", {})
@@ -114,7 +110,7 @@ def every_file(folder: Path) -> dict[str, bytes]:
 # -- several targets ---------------------------------------------------------------------------
 
 
-def test_a_dead_target_harms_no_other(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_dead_target_harms_no_other(card: Path, tmp_path: Path) -> None:
     """The verdicts of the others are those of audits alone; the dead one is on record, unjudged."""
     out = tmp_path / "hosts"
     with host() as honest, host(FAULT) as faulty:
@@ -140,7 +136,7 @@ def test_a_dead_target_harms_no_other(card: Path, tmp_path: Path) -> None:  # no
     assert not (out / "dead" / REPORT).exists()
 
 
-def test_each_run_folder_is_one_of_a_single_endpoint(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_each_run_folder_is_one_of_a_single_endpoint(card: Path, tmp_path: Path) -> None:
     """Its run file is taken by itself, and goes on with the same plan."""
     out = tmp_path / "hosts"
     with host() as honest, host() as other:
@@ -160,7 +156,7 @@ def test_each_run_folder_is_one_of_a_single_endpoint(card: Path, tmp_path: Path)
     assert every_file(out) == before
 
 
-def test_the_same_command_on_finished_targets_sends_nothing(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_same_command_on_finished_targets_sends_nothing(card: Path, tmp_path: Path) -> None:
     """And every byte stays."""
     out = tmp_path / "hosts"
     with host() as one, host(FAULT) as two, host() as control:
@@ -175,7 +171,7 @@ def test_the_same_command_on_finished_targets_sends_nothing(card: Path, tmp_path
     assert every_file(out) == before
 
 
-def test_the_summary_is_made_anew_from_the_folders(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_summary_is_made_anew_from_the_folders(card: Path, tmp_path: Path) -> None:
     """The same bytes, elsewhere, without card, hosts and model."""
     out = tmp_path / "hosts"
     with host() as one, host(FAULT) as two, host() as control:
@@ -192,7 +188,7 @@ def test_the_summary_is_made_anew_from_the_folders(card: Path, tmp_path: Path) -
     assert every_file(moved) == before
 
 
-def test_other_targets_in_the_same_folder_are_refused(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_other_targets_in_the_same_folder_are_refused(card: Path, tmp_path: Path) -> None:
     """So are files of something else; nothing is written over."""
     out = tmp_path / "hosts"
     start_targets(make_fleet(card, out, targets={"a": endpoint(NOWHERE)}))
@@ -204,7 +200,7 @@ def test_other_targets_in_the_same_folder_are_refused(card: Path, tmp_path: Path
         start_targets(make_fleet(card, tmp_path / "mine", targets={"a": endpoint(NOWHERE)}))
 
 
-def test_a_target_that_cannot_be_planned_is_on_record(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_target_that_cannot_be_planned_is_on_record(card: Path, tmp_path: Path) -> None:
     """The others are audited; when none can be planned the reason is the operator's."""
     settings = {"template_settings": {"enable_thinking": False}}
     bad = endpoint(NOWHERE, dialect="messages")
@@ -218,7 +214,7 @@ def test_a_target_that_cannot_be_planned_is_on_record(card: Path, tmp_path: Path
     assert "the dialect messages cannot carry them" in summary.targets[1].summary
 
 
-def test_a_defect_is_raised_once_the_others_are_done(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_defect_is_raised_once_the_others_are_done(card: Path, tmp_path: Path) -> None:
     """It is on record, and never a verdict."""
     out = tmp_path / "hosts"
 
@@ -237,7 +233,7 @@ def test_a_defect_is_raised_once_the_others_are_done(card: Path, tmp_path: Path)
     assert b["summary"] == "defect in the verifier (ZeroDivisionError: a defect)"
 
 
-def test_an_interrupt_stops_all_and_the_same_command_goes_on(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_interrupt_stops_all_and_the_same_command_goes_on(card: Path, tmp_path: Path) -> None:
     """Also where a host hangs; what had arrived stays, and no probe is asked twice."""
     out, hanging, ended = tmp_path / "hosts", threading.Event(), []
 
@@ -278,7 +274,7 @@ def test_an_interrupt_stops_all_and_the_same_command_goes_on(card: Path, tmp_pat
     assert [target.decision for target in summary.targets] == ["consistent", "inconclusive"]
 
 
-def test_one_reference_is_never_used_by_two_at_once(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_one_reference_is_never_used_by_two_at_once(card: Path, tmp_path: Path) -> None:
     """Each scoring step has it alone: its weights change in place."""
     engine, busy, met = make_engine(), threading.Lock(), []
     plain, loads = engine.score, []
@@ -314,7 +310,7 @@ def test_one_reference_is_never_used_by_two_at_once(card: Path, tmp_path: Path) 
 # -- a control ---------------------------------------------------------------------------------
 
 
-def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None:
     """But that the report names it."""
     for name, weights in (("honest", "reference"), ("faulty", FAULT)):
         with host(weights) as url, host() as trusted:
@@ -335,7 +331,7 @@ def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None: 
 @pytest.mark.parametrize("weights", ["reference", FAULT])
 @pytest.mark.parametrize("several", [False, True])
 def test_beside_an_inconsistent_control_nothing_is_called_inconsistent(
-    card: Path,  # noqa: F811
+    card: Path,
     tmp_path: Path,
     weights: str,
     several: bool,
@@ -366,7 +362,7 @@ def test_beside_an_inconsistent_control_nothing_is_called_inconsistent(
     assert (target / REPORT).read_bytes() == written
 
 
-def test_a_control_that_was_judged_is_not_in_doubt_again(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_control_that_was_judged_is_not_in_doubt_again(card: Path, tmp_path: Path) -> None:
     """Going on with a finished run leaves its finding in place; one that failed is tried again."""
     out, seen = tmp_path / "run", []
 
@@ -388,7 +384,7 @@ def test_a_control_that_was_judged_is_not_in_doubt_again(card: Path, tmp_path: P
 
 @pytest.mark.parametrize("weights", ["reference", FAULT])
 def test_a_dead_control_vouches_for_nothing_and_the_verdict_stands(
-    card: Path,  # noqa: F811
+    card: Path,
     tmp_path: Path,
     weights: str,
 ) -> None:
@@ -407,7 +403,7 @@ def test_a_dead_control_vouches_for_nothing_and_the_verdict_stands(
     assert (out / REPORT).read_bytes() == written
 
 
-def test_before_the_control_is_judged_nobody_is_accused(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_before_the_control_is_judged_nobody_is_accused(card: Path, tmp_path: Path) -> None:
     """A run that was killed in between says so, and the same command says what it found."""
     out = tmp_path / "run"
 
@@ -459,12 +455,12 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
     control = Control(
         base_url=NOWHERE, model="m", finding="inconsistent", summary="it differs", usage=None
     )
-    detected = finding("detected")
+    detected = plain_finding("detected")
     report = replace(
         make_report("inconsistent"),
         findings=(
             detected, replace(detected, aspect="samples"), replace(detected, aspect="template"),
-            finding("excluded"),
+            plain_finding("excluded"),
         ),
     )  # fmt: skip
     beside = judge_beside(report, control)
@@ -475,7 +471,7 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
     assert beside.decision == "inconclusive"
 
 
-def test_a_target_that_cannot_be_asked_is_the_operators(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_target_that_cannot_be_asked_is_the_operators(card: Path, tmp_path: Path) -> None:
     """Whatever its control says."""
     with host() as control, pytest.raises(EndpointError, match="cannot reach"):
         audit_one(
@@ -494,7 +490,7 @@ def spans(run_: Path) -> list[tuple[datetime, datetime]]:
     return found
 
 
-def test_the_control_is_asked_the_same_at_the_same_time(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_control_is_asked_the_same_at_the_same_time(card: Path, tmp_path: Path) -> None:
     """Each of the two hosts answers a question only when the other has been asked it, too."""
     out, both = tmp_path / "run", threading.Barrier(2, timeout=20)
 
@@ -574,7 +570,7 @@ def test_nobody_waits_beyond_the_deadline() -> None:
 
 
 def test_a_target_that_another_process_works_in_is_left_alone(
-    card: Path,  # noqa: F811
+    card: Path,
     tmp_path: Path,
 ) -> None:
     """Before anything is asked or written there."""
@@ -590,7 +586,7 @@ def test_a_target_that_another_process_works_in_is_left_alone(
         assert host.asked == []
 
 
-def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None:
     """With targets, prices of their own, and a control."""
     prices = {"prompt": 1.0, "completion": 2.0}
     fleet = make_fleet(
@@ -608,30 +604,6 @@ def test_run_files_come_back_from_their_dump(card: Path, tmp_path: Path) -> None
 
 
 # -- which accusations stand -------------------------------------------------------------------
-
-
-def make_folders(out: Path, hosts: Mapping[str, tuple[float, int]], **sections: Any) -> Fleet:
-    """Decided run folders without an audit: replies of hosts of a known noise scale and count."""
-    fleet = Fleet.model_validate(
-        {
-            "targets": {name: endpoint(NOWHERE) for name in hosts},
-            "reference": {"card": "tiny"},
-            "out": out,
-        }
-        | sections
-    )
-    out.mkdir()
-    (out / FLEET).write_text(dump_run_file(fleet))
-    for name, (scale, count) in hosts.items():
-        write_folder(out / name, scale=scale, count=count)
-    return fleet
-
-
-def write_folder(run_: Path, *, scale: float, count: int) -> None:
-    rng = np.random.default_rng(7)
-    rows = [simulate_row(rng, f"p{n}", scale=scale) for n in range(count)]
-    write_plan(run_, "", make_plan(prices=Prices(prompt=1.0, completion=2.0)), ())
-    write_scored(run_, rows)
 
 
 #: A host whose evidence ends just above the 6.9 that one endpoint needs (`simulate`, seed 7).

@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EOS_ID, save_model, save_tokenizer
+from engines import furthest, save_transformed, score_replies
+from models import EOS_ID, save_model, save_tokenizer
 from safetensors.torch import load_file, save_file
-from test_embedded import score_replies
-from test_vllm_engine import furthest, save_transformed
 
 from verifier.records import REFERENCE, ScoreRequest
 from verifier.reference.engines.transformers import TransformersEngine

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EOS_ID
+from models import EOS_ID
 from simulate import make_plan, replies, simulate_row
 
 from verifier.evidence.ledger import Ledger

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from samples import sample_rows, sampler_plan
 from simulate import replies, simulate_row
-from test_sampling import Sampler, sample_rows, sampler_plan
 
 from verifier.evidence.ledger import Ledger
+from verifier.evidence.samplers import Sampler
 from verifier.files.run_folder import read_json
 from verifier.lab.bench.samplers import (
     AUDITS,

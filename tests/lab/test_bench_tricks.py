@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_junit import finding, make_report
+from reports import make_report, plain_finding
 
 from verifier.config import AuditSection
 from verifier.files.run_folder import read_json
@@ -39,8 +39,8 @@ def made(fault: str, wanted: str | None, *detected: str, number: int = 0) -> dic
     report = replace(
         make_report("inconsistent"),
         findings=(
-            finding("excluded"),
-            *(replace(finding("detected"), aspect=aspect) for aspect in detected),
+            plain_finding("excluded"),
+            *(replace(plain_finding("detected"), aspect=aspect) for aspect in detected),
         ),
     )
     return describe_audit(Trick(fault=fault, aspect=wanted), number, report)

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import EOS_ID
 from fakes_engine import FakeEngine
+from models import EOS_ID
+from scored import CountingEngine
 from simulate import SHA, simulate_row
 
 from verifier.errors import ConfigError, ReferenceMismatch
@@ -319,8 +320,6 @@ def test_builds_without_an_estimate_make_no_class() -> None:
 
 def test_a_remembering_engine_scores_no_reply_twice() -> None:
     """What was scored with candidates serves without them; under other weights it is new."""
-    from test_score import CountingEngine
-
     engine = CountingEngine()
     remembering = RememberingEngine(engine)
     plain = ScoreRequest(prompt_ids=(65, 66), reply_ids=(67, 68))

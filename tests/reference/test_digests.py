@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEMPLATE
 from fakes_card import CARD, write_card
+from models import TEMPLATE
 from safetensors.torch import load_file, save_file
 
 from verifier.errors import ConfigError, ReferenceMismatch, VerifierError

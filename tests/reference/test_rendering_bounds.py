@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import TEMPLATE
 from families import FAMILIES, make_family, talk, tool_talk
+from models import TEMPLATE
 
 from verifier.errors import RenderingError
 from verifier.prompts import make_prompt, prompt_of

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import transformers
-from conftest import EOS_ID, SPECIALS, TEMPLATE, save_tokenizer
 from jinja2 import Environment
+from models import EOS_ID, SPECIALS, TEMPLATE, save_tokenizer
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Backend
 

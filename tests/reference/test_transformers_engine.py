@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import EOS_ID, save_model
+from models import EOS_ID, save_model
 from scipy import stats
 from transformers import AutoModelForCausalLM
 

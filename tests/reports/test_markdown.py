@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 from markdown_it import MarkdownIt
-from test_junit import HOSTILE, finding, make_report
+from reports import HOSTILE, make_report, plain_finding
 
 from verifier.records import Standing, Summary
 from verifier.reports.markdown import render_markdown, render_summary
@@ -20,7 +20,7 @@ def test_no_words_of_a_host_act_in_markdown(text: str) -> None:
             replace(
                 make_report("inconsistent"),
                 summary=words,
-                findings=(finding("detected", name=words, detail=words),),
+                findings=(plain_finding("detected", name=words, detail=words),),
                 notes=(words,),
             )
         )

@@ -15,11 +15,12 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from audits import write_run_file
+from command_line import call, with_fake_reference
 from fakes_host import Answer, Asked, FakeHost, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spelled import find_spelled, read_all
-from test_commands import call, with_fake_reference, write_run_file
 
 from verifier.checks.capabilities.probe import probe_capabilities
 from verifier.errors import ConfigError, EndpointError

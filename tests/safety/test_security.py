@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from audits import configure, make_engine, run, write_run_file
+from command_line import call, with_fake_reference
 from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat
-from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
-from test_commands import call, with_fake_reference, write_run_file
 
 from verifier.files.run_folder import PLAN, PROBES, RUN
 from verifier.host.collect import collect, read_outcomes
@@ -87,7 +87,7 @@ def test_a_key_that_a_host_spells_in_pieces_is_in_nothing_written(
     assert "sk-te" not in text
 
 
-def test_the_key_of_an_audit_is_in_no_artefact(card: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_key_of_an_audit_is_in_no_artefact(card: Path, tmp_path: Path) -> None:
     """Run folder, pages, summaries: every byte that one whole audit writes."""
     app = create_app(
         Host(

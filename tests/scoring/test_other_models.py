@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes_engine import EOS, TURN, FakeTokenizer
+from scored import CountingEngine, make_probes, outcomes_of, score
 from simulate import VOCABULARY, decide, make_calibration, make_plan, replies
 from simulate import _log_softmax as log_softmax
 from simulate import _score as score_of
-from test_score import CountingEngine, make_probes, outcomes_of, score
 
 from verifier.errors import RenderingError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, text_cells

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import save_tokenizer
 from fakes_engine import EOS, TURN
 from fakes_thinker import PARSERS, THINKING, ThinkingEngine, ThinkingTokenizer
+from models import save_tokenizer
 from simulate import case_of, make_plan
 
 from verifier.evidence.ledger import Ledger

@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer
+from fakes_engine import EOS, TURN, WORDS, FakeEngine
+from scored import (
+    TOKENIZER,
+    CountingEngine,
+    generate,
+    honest,
+    make_probes,
+    make_reply,
+    outcomes_of,
+    score,
+)
 
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import ledger_from_json, logprob_cells, text_cells
@@ -19,13 +29,9 @@ from verifier.records import (
     REFERENCE,
     Candidate,
     Failure,
-    GenerateRequest,
-    Generation,
-    Message,
     NotJudged,
     Outcome,
     Probe,
-    Reply,
     ReplyScore,
     ReportedToken,
     ScoreRequest,
@@ -33,7 +39,7 @@ from verifier.records import (
 from verifier.reference.renderings.catalogue import catalogue, render_probe
 from verifier.scoring.alignment import Aligned
 from verifier.scoring.readings import MAX_READINGS
-from verifier.scoring.score import build_ledger, score_replies
+from verifier.scoring.score import build_ledger
 from verifier.scoring.score_file import (
     CHUNK,
     DECIMALS,
@@ -43,7 +49,6 @@ from verifier.scoring.score_file import (
     read_scores,
 )
 
-TOKENIZER = FakeTokenizer()
 BUILD = "int4-sym-g64"
 OTHER = "fp8-channel"
 COUNTS = {f"p{n}": 9 for n in range(9)}
@@ -53,92 +58,6 @@ COUNTS = {f"p{n}": 9 for n in range(9)}
 def no_lengths(_probe: Probe) -> dict[str, int]:
     """Without a catalogue no rendering has a length."""
     return {}
-
-
-class CountingEngine(FakeEngine):
-    """Keeps every request it scored, with the weights in place."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.scored: list[tuple[str, ScoreRequest]] = []
-        self.stop_after: int | None = None  # calls of `score` before the process is killed
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
-        if self.stop_after is not None:
-            self.stop_after -= 1
-            if self.stop_after < 0:
-                raise KeyboardInterrupt
-        self.scored += [(self.loaded, request) for request in requests]
-        return super().score(requests)
-
-
-def make_probes(count: int, max_tokens: int = 8) -> list[Probe]:
-    return [
-        Probe(
-            id=f"p{n}",
-            kind="test",
-            messages=(Message(role="user", content=f"question {n}"),),
-            max_tokens=max_tokens,
-        )
-        for n in range(count)
-    ]
-
-
-def make_reply(probe: Probe, text: str, **changes: Any) -> Reply:
-    values: dict[str, Any] = {
-        "probe_id": probe.id, "text": text, "finish_reason": "stop", "prompt_tokens": 9,
-        "completion_tokens": 5, "logprobs": None, "logprobs_problem": "none were asked for",
-    }  # fmt: skip
-    return Reply(**values | changes)
-
-
-def generate(probe: Probe) -> Generation:
-    """What an honest host would say, with alternatives."""
-    request = GenerateRequest(
-        prompt_ids=TOKENIZER.render(probe.messages), max_tokens=probe.max_tokens, top_logprobs=3
-    )
-    return FakeEngine().generate([request])[0]
-
-
-def honest(probe: Probe, *, logprobs: bool = False) -> Reply:
-    """The reply of a host that serves the reference."""
-    made = generate(probe)
-    told = None
-    if logprobs:
-        told = tuple(
-            ReportedToken(chosen=name(token, logprob), top=tuple(name(*pair) for pair in top))
-            for token, logprob, top in zip(made.token_ids, made.logprobs, made.top, strict=True)
-            if token != EOS
-        )
-    return make_reply(
-        probe,
-        TOKENIZER.decode(made.token_ids),
-        finish_reason=made.finish_reason,
-        logprobs=told,
-    )
-
-
-def name(token_id: int, logprob: float) -> Candidate:
-    raw = TOKENIZER.token_bytes(token_id)
-    return Candidate(token=raw.decode("utf-8", "replace"), bytes=raw, logprob=logprob)
-
-
-def outcomes_of(probes: Sequence[Probe], **settings: Any) -> dict[str, Outcome]:
-    return {probe.id: honest(probe, **settings) for probe in probes}
-
-
-def score(
-    run: Path,
-    probes: Sequence[Probe],
-    outcomes: dict[str, Outcome],
-    *,
-    engine: FakeEngine | None = None,
-    **settings: Any,
-) -> Any:
-    run.mkdir(exist_ok=True)
-    return score_replies(
-        run, probes, outcomes, engine=engine or CountingEngine(), tokenizer=TOKENIZER, **settings
-    )
 
 
 def book_of(run: Path, scores: Sequence[Scored]) -> ScoreBook:

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pytest
 import yaml
+from audits import CARD, FAULT, QUIET, configure
 from fakes_thinker import THINKING, ThinkingEngine, ThinkingTokenizer
 from simulate import make_calibration
-from test_audit import CARD, FAULT, QUIET, configure
 
 from verifier.audit import audit
 from verifier.checks.hidden_reasoning import turn_off

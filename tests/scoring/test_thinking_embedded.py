@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from conftest import EMBEDDED
+from models import EMBEDDED
 
 from verifier.audit import audit
 from verifier.config import RunFile

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from conftest import save_tokenizer
+from models import save_tokenizer
 
 from verifier.records import Message, Probe, Tool, ToolCall
 from verifier.reference.renderings.catalogue import family_template

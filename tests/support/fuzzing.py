@@ -24,10 +24,12 @@ from typing import Any
 import yaml
 from attacks import bodies, mutate, shown
 from attacks.lab import bare
+from audits import configure, run
+from audits import write_card as write_audited_card
 from fakes_card import CARD
 from fakes_host import Answer, FakeHost, chat
 from hypothesis import strategies as st
-from test_report import consistent, inconsistent
+from reports import consistent, inconsistent
 
 from verifier.config import load_fleet
 from verifier.errors import ConfigError, RenderingError, VerifierError
@@ -251,14 +253,10 @@ def check_bytes_of_a_file(raw: bytes) -> None:
 def _base_folder() -> Path:
     """A finished run folder."""
     from attacks.lab import Model
-    from test_audit import CARD as AUDITED
-    from test_audit import configure, make_calibration, run
 
     folder = scratch() / "base"
     folder.mkdir()
-    path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(AUDITED))
-    write_json(folder / "tiny.calibration.json", make_calibration().model_dump(mode="json"))
+    path = write_audited_card(folder)
     with FakeHost(Model()) as host:
         run(configure(host.url, path, folder / "run", budget_completion_tokens=240, top_logprobs=0))
     return folder / "run"

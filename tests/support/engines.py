@@ -1,0 +1,92 @@
+"""Replies to be scored by real engines, and checkpoints under a variant; needs torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from models import EMBEDDED
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from verifier.records import Message, ReplyScore, ScoreRequest
+from verifier.reference.calibrations import calibration_path
+from verifier.reference.cards import find_card
+from verifier.reference.checkpoint import read_layout, transformed
+from verifier.reference.engines import Engine
+from verifier.reference.tokenizer import Tokenizer
+from verifier.reference.variants import find_variant
+
+#: Replies that leave the model in some doubt at most positions, by question.
+REPLIES = {
+    "Why is the sky blue?": (
+        "Sunlight holds every colour, and air scatters the short waves of blue light far more "
+        "than the long waves of red, so blue reaches our eyes from all over the sky."
+    ),
+    "Name three things to take on a hike.": (
+        "Water, a map of the trail, and warm clothes: the weather in the hills changes quickly."
+    ),
+}
+
+
+def score_replies(engine: Engine, tokenizer: Tokenizer) -> list[ReplyScore]:
+    """What an engine says of these replies."""
+    return engine.score(
+        [
+            ScoreRequest(
+                prompt_ids=tokenizer.render([Message(role="user", content=question)]),
+                reply_ids=tokenizer.encode(reply),
+            )
+            for question, reply in REPLIES.items()
+        ]
+    )
+
+
+Scores = Sequence[ReplyScore]
+
+
+def save_transformed(weights: Path, name: str, directory: Path) -> None:
+    """Write a checkpoint as it is under a variant, for a server to load."""
+    shutil.copytree(weights, directory)
+    config = transformers_config(weights)
+    layout = read_layout(config)
+    transform = find_variant(name, layers=layout.layers).build(layout.layers)
+    for shard in directory.glob("*.safetensors"):
+        streamed = transformed(tensors_of(weights / shard.name), transform, layout)
+        save_file({s.name: s.tensor.contiguous() for s in streamed}, shard, {"format": "pt"})
+
+
+def transformers_config(weights: Path) -> Any:
+    """The configuration of a checkpoint."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(weights, local_files_only=True)
+
+
+def tensors_of(shard: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a file, by name."""
+    with safe_open(shard, framework="pt") as tensors:
+        for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+            yield key, tensors.get_tensor(key)
+
+
+def furthest(one: Scores, other: Scores, field: str = "logprobs") -> float:
+    """The largest absolute difference of one field over all positions."""
+    pairs = zip(one, other, strict=True)
+    return max(
+        float(np.abs(np.subtract(getattr(a, field), getattr(b, field))).max()) for a, b in pairs
+    )
+
+
+def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
+    """The shipped card with a bank of a few, so that naming a cause takes seconds."""
+    raw = yaml.safe_load(find_card(EMBEDDED).read_text())
+    card = tmp_path / "card.yaml"
+    card.write_text(yaml.safe_dump(raw | {"bank": bank}))
+    shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
+    return str(card)
