@@ -53,7 +53,7 @@ from verifier.records import (
 from verifier.reference.cards import find_card, load_card
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.loaded import Reference, reference_loader
-from verifier.reference.renderings.catalogue import catalogue
+from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK, VARIANTS
 from verifier.verdict.decide import decide_folder
@@ -187,6 +187,20 @@ def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
     return str(card)
 
 
+#: Faults of the template that audits here look for, one of a sort: where replies are bad, they are
+#: scored under every one, and for longest under those that change little. The demo looks for all.
+SOUGHT = (
+    "generation-prompt-missing", "default-system-dropped", "system-injected", "no-template",
+    "last-turn-only", "family-chatml",
+)  # fmt: skip
+
+
+def few_renderings() -> dict[str, Rendering]:
+    """Every valid rendering, and the faults sought."""
+    entries = catalogue().items()
+    return {name: e for name, e in entries if e.kind == "valid" or name in SOUGHT}
+
+
 def run_audit(
     card: str,
     out: Path,
@@ -217,7 +231,9 @@ def run_audit(
         return audit(
             config,
             api_key=None,
-            load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+            load_reference=lambda: Reference(
+                engine=engine, tokenizer=tokenizer, catalogue=few_renderings()
+            ),
             show=QUIET,
         )
 
@@ -304,7 +320,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
-    reference = Reference(engine=engine, tokenizer=tokenizer)
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
         running(create_app(served, tokenizer, model=EMBEDDED)) as first,
@@ -380,7 +396,9 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
             found[name] = audit_targets(
                 fleet,
                 keys=dict.fromkeys(fleet.every_run_file),
-                load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+                load_reference=lambda: Reference(
+                    engine=engine, tokenizer=tokenizer, catalogue=few_renderings()
+                ),
                 show=QUIET,
             )
 

@@ -23,7 +23,7 @@ import torch
 from conftest import EOS_ID, save_tokenizer
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_embedded import QUIET, REPLIES, card_with_bank, score_replies
+from test_embedded import QUIET, REPLIES, card_with_bank, few_renderings, score_replies
 
 from verifier.audit import audit
 from verifier.config import RunFile
@@ -562,7 +562,7 @@ def audited(url: str, engine: VllmEngine, tokenizer: Tokenizer, folder: Path) ->
             "out": folder / "run",
         }
     )
-    reference = Reference(engine=engine, tokenizer=tokenizer)
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     return audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 import pytest
 import yaml
 from conftest import EMBEDDED
+from test_embedded import few_renderings
 
 from verifier.audit import audit
 from verifier.config import RunFile
@@ -65,7 +66,7 @@ def reference(thinker: Path) -> Reference:
     """In float32."""
     tokenizer = Tokenizer(thinker)
     engine = TransformersEngine(thinker, eos_ids=(tokenizer.eos_id,))
-    return Reference(engine=engine, tokenizer=tokenizer)
+    return Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
 
 
 @pytest.fixture(scope="module")
