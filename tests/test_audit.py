@@ -15,7 +15,7 @@ from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
-from verifier.audit import ask, audit, score, start, write_page
+from verifier.audit import audit
 from verifier.checks.template.panel import PANEL_PROBES, read_prompts
 from verifier.config import Prices, RunFile
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
@@ -40,16 +40,20 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.host.collect import read_attempts, read_outcomes
-from verifier.lab.testbed.host import create_app, running
-from verifier.plan import make_plan, read_plan, read_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan import make_plan
+from verifier.plan_file import read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import Reference, reference_loader
+from verifier.reference.reader import Suspected
 from verifier.reference.renderings.catalogue import catalogue, served
-from verifier.reports.terminal import report_from_json, report_to_json
-from verifier.scoring.other_models import Suspected
+from verifier.report_file import report_from_json, report_to_json
+from verifier.steps import ask, score, start, write_page
 from verifier.verdict.decide import decide_folder
 
 KEY = "sk-invented-5f2b9c1d"
@@ -104,10 +108,10 @@ def host(
     api_key: str | None = None,
     shows_prompts: bool = False,
 ) -> Iterator[str]:
-    app = create_app(
-        make_engine(weights), FakeTokenizer(), model="tiny", api_key=api_key, window_s=0.001,
-        rendering=served(template, catalogue()), shows_prompts=shows_prompts,
-    )  # fmt: skip
+    app = create_app(Host(
+        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", api_key=api_key,
+        window_s=0.001, rendering=served(template, catalogue()), shows_prompts=shows_prompts,
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 
@@ -230,14 +234,14 @@ def test_words_that_stand_for_unknown_ones_are_not_shown_as_served(
 ) -> None:
     """The endpoint never wrote them."""
     with host(template="generation-prompt-missing") as url:
-        report = run(configure(url, card, tmp_path / "run"))
-    known = read_prompts(tmp_path / "run", report)
+        run(configure(url, card, tmp_path / "run"))
+    known = read_prompts(tmp_path / "run")
     assert known is not None
     write_json(tmp_path / "run" / PROMPTS, known | {"name": "system-injected"})
 
-    assert read_prompts(tmp_path / "run", report) is None
+    assert read_prompts(tmp_path / "run") is None
     (tmp_path / "run" / PROMPTS).unlink()
-    assert read_prompts(tmp_path / "run", report) is None
+    assert read_prompts(tmp_path / "run") is None
 
 
 def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:
@@ -647,7 +651,14 @@ def test_another_model_is_named_where_it_is_a_suspect(
 ) -> None:
     """In at most three ordinary replies; without it among the suspects nothing is."""
     out = tmp_path / "run"
-    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(
+            engine=OtherModel(serves="other"),
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+        )
+    )
     with running(app) as url:
         report = audit_other(url, card, out, suspected=suspected)
     before = (out / REPORT).read_bytes()
@@ -675,7 +686,14 @@ def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
         raise ConfigError("someone/other@main: the hub cannot be reached")
 
     told: list[str] = []
-    app = create_app(OtherModel(serves="other"), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(
+            engine=OtherModel(serves="other"),
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+        )
+    )
     with running(app) as url:
         report = audit_other(
             url, card, tmp_path / "run", suspected=True, read=read,
@@ -696,7 +714,14 @@ def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
     asked = {}
     for name in ("other", "reference"):
         out = tmp_path / name
-        app = create_app(OtherModel(serves=name), FakeTokenizer(), model="tiny", window_s=0.001)
+        app = create_app(
+            Host(
+                engine=OtherModel(serves=name),
+                tokenizer=FakeTokenizer(),
+                model="tiny",
+                window_s=0.001,
+            )
+        )
         with running(app) as url:
             report = audit_other(url, card, out, suspected=True)
             audit_other(url, card, out, suspected=True)

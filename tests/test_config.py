@@ -12,7 +12,6 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from verifier.audit import make_endpoint
 from verifier.config import (
     AuditSection,
     EndpointSection,
@@ -34,6 +33,7 @@ from verifier.config import (
 )
 from verifier.errors import ConfigError
 from verifier.shipped import shipped
+from verifier.steps import make_endpoint
 
 KEY = "sk-invented-5f2b9c1d"
 LEAST: dict[str, Any] = {

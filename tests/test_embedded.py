@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,40 +23,42 @@ import yaml
 from conftest import EMBEDDED
 from simulate import make_plan
 
-from verifier.audit import ask, audit, score
-from verifier.checks.length.ask_and_score import ask_about_context, judge, read_context
+from verifier.audit import audit
+from verifier.checks.length import findings as length
 from verifier.checks.template.panel import LEAST_BESIDE_NOISE, PANEL_PROBES
 from verifier.cli.common import cache_directory
 from verifier.config import Fleet, RunFile
-from verifier.evidence.calibration import calibration_path, load_calibration
 from verifier.files.run_folder import CONTEXT, PAGE, REPORT, SUMMARY
 from verifier.fleet.side_by_side import audit_targets
 from verifier.fleet.summary import summarise
-from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.derived_models import merge, prune
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.router import create_router, read_routes
-from verifier.plan import read_probes
+from verifier.lab.testbed.server import running
+from verifier.plan_file import read_probes
 from verifier.progress import Show
 from verifier.records import (
     REFERENCE,
     Finding,
     GenerateRequest,
     Message,
-    Outcome,
-    Probe,
     ReplyScore,
     Report,
     ScoreRequest,
 )
+from verifier.reference.calibrations import calibration_path, load_calibration
 from verifier.reference.cards import find_card, load_card
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.loaded import Reference, reference_loader
 from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK, VARIANTS
-from verifier.verdict.decide import decide_folder
+from verifier.session import Session
+from verifier.steps import ask, score
+from verifier.verdict.decide import decide, decide_folder
 
 #: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
@@ -217,7 +219,9 @@ def run_audit(
     """
     found = read_fault(fault, layers=30, catalogue=catalogue())
     served.load_variant(found.weights)
-    app = create_app(served, tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
+    app = create_app(
+        Host(engine=served, tokenizer=tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
+    )
     settings = {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400} | changes
     with running(app) as url:
         config = RunFile.model_validate(
@@ -281,7 +285,7 @@ def test_a_host_that_serves_another_size_is_named(
     other = TransformersEngine(
         tmp_path / "half", eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
     )
-    with running(create_app(other, tokenizer, model=EMBEDDED)) as url:
+    with running(create_app(Host(engine=other, tokenizer=tokenizer, model=EMBEDDED))) as url:
         config = RunFile.model_validate(
             {
                 "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
@@ -323,8 +327,8 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
-        running(create_app(served, tokenizer, model=EMBEDDED)) as first,
-        running(create_app(other, tokenizer, model=EMBEDDED)) as second,
+        running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as first,
+        running(create_app(Host(engine=other, tokenizer=tokenizer, model=EMBEDDED))) as second,
         running(
             create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=3, log=log)
         ) as url,
@@ -376,8 +380,8 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
     shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
     found = {}
     with (
-        running(create_app(served, tokenizer, model=EMBEDDED)) as honest,
-        running(create_app(rounded, tokenizer, model=EMBEDDED)) as int4,
+        running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as honest,
+        running(create_app(Host(engine=rounded, tokenizer=tokenizer, model=EMBEDDED))) as int4,
     ):
         for name, control in (("honest", honest), ("int4", int4)):
             section = {"model": EMBEDDED, "max_attempts": 1}
@@ -474,18 +478,19 @@ def asked_at_length(
     plan = make_plan(calibration=load_calibration(EMBEDDED, card), seed=1, bank=(), **asked)
     tricks = read_fault(fault, layers=card.layers, catalogue=catalogue()).tricks
     served.load_variant(REFERENCE)
-    with running(create_app(served, tokenizer, model="m", tricks=tricks)) as url:
-        endpoint = Endpoint(base_url=url, model="m", timeout_s=3000)
-
-        def collected(some: tuple[Probe, ...]) -> dict[str, Outcome]:
-            if some:
-                collect(folder, endpoint, some)
-            return read_outcomes(folder, max_attempts=4)
-
-        ask_about_context(
-            folder, plan, engine=engine, tokenizer=tokenizer, busy=nullcontext(), ask=collected
-        )
-        return judge(plan, read_context(folder, collected(())), differs=False)
+    with running(
+        create_app(Host(engine=served, tokenizer=tokenizer, model="m", tricks=tricks))
+    ) as url:
+        session = Session(
+            folder, plan, QUIET,
+            endpoint=Endpoint(base_url=url, model="m", timeout_s=3000),
+            reference=Reference(engine=engine, tokenizer=tokenizer),
+        )  # fmt: skip
+        session.begin("long")
+        case = session.read()
+        while length.CHECK.ask["long"](session, case, case.kept[length.CHECK.name]):
+            case = session.read()
+        return [f for f in decide(case).findings if f.aspect in ("context", "ceiling")]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,10 @@ from simulate import SHA, make_calibration
 from simulate import make_plan as make_simulated_plan
 
 import verifier
+from verifier.checks import tokenizer
+from verifier.checks.capabilities import findings as capabilities
 from verifier.checks.capabilities.probe import capability_probes
+from verifier.checks.template import findings as template
 from verifier.checks.template.completions import ROUNDS
 from verifier.checks.template.panel import PANEL_PROBES
 from verifier.checks.template.shown_prompts import PROBES as SHOWN_PROBES
@@ -20,15 +23,12 @@ from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.files.run_folder import PLAN, PROBES, RUN, write_json
 from verifier.host.budget import most_prompt_tokens
-from verifier.plan import (
-    CAPABILITY_REQUESTS,
-    CAUSE_REQUESTS,
-    NAMING_REQUESTS,
+from verifier.plan import make_plan
+from verifier.plan_file import (
     SPARE_PROBES,
     Plan,
     batch_ends,
     cost_usd,
-    make_plan,
     read_plan,
     read_probes,
     write_plan,
@@ -84,7 +84,8 @@ def configure(**audit: Any) -> RunFile:
 
 
 def plan(pool: Pool, **audit: Any) -> tuple[Plan, tuple[Probe, ...]]:
-    return make_plan(configure(**audit), make_card(), make_calibration(), pool)
+    made, probes, _ = make_plan(configure(**audit), make_card(), make_calibration(), pool)
+    return made, probes
 
 
 @pytest.mark.parametrize(
@@ -123,7 +124,7 @@ def test_a_plan_carries_what_nobody_has_checked_of_its_card(pool: Pool) -> None:
     """And says that nothing is pinned, so that the report can be made without the card."""
     digests = {"tensors_sha256": None, "tokenizer_sha256": None, "template_sha256": None}
     card = make_card(digests=digests, unchecked=["sampling"])
-    made, _ = make_plan(configure(), card, make_calibration(), pool)
+    made, *_ = make_plan(configure(), card, make_calibration(), pool)
 
     assert made.card_notes == card_notes(card)
     assert len(made.card_notes) == 2
@@ -402,7 +403,7 @@ def test_suspects_of_card_and_run_file_are_planned_with_what_they_are(pool: Pool
     reference = config.reference.model_copy(
         update={"suspects": tuple(map(Suspect.model_validate, suspects))}
     )
-    plan, _ = make_plan(
+    plan, *_ = make_plan(
         config.model_copy(update={"reference": reference}), card, make_calibration(), pool
     )
 
@@ -426,7 +427,10 @@ def test_a_suspect_with_a_name_that_is_taken_is_refused(pool: Pool, name: str) -
 
 def test_a_forecast_knows_what_may_be_asked_beside_the_probes() -> None:
     """As many requests as the steps that send them make."""
-    assert CAUSE_REQUESTS == PANEL_PROBES + SHOWN_PROBES + 2  # ways to show that fail first
-    assert ROUNDS[-1] + len(load_tokenizers().strings) == NAMING_REQUESTS
-    assert len(capability_probes()) == CAPABILITY_REQUESTS
+    plan = make_simulated_plan(configuration={"audit": {"capabilities": True}})
+    looked = PANEL_PROBES + SHOWN_PROBES + 2  # ways to show that fail first
+
+    assert template.CHECK.forecast(plan).most.requests == looked + ROUNDS[-1]
+    assert tokenizer.CHECK.forecast(plan).most.requests == len(load_tokenizers().strings)
+    assert capabilities.CHECK.forecast(plan).expected.requests == len(capability_probes())
     assert max(map(most_prompt_tokens, capability_probes())) <= 256

@@ -11,11 +11,13 @@ import sys
 import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from dataclasses import fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, entry_points, requires, version
 from pathlib import Path
 from typing import Any
 
+import aspects
 import numpy as np
 import pytest
 import tree
@@ -26,10 +28,23 @@ from simulate import make_plan, simulate_row, write_scored
 
 import verifier
 from verifier import cli
+from verifier.checks import ASPECTS, CHECKS
 from verifier.cli import commands
+from verifier.evidence.ledger import LedgerFile, Repeat, Row, SampledRow
+from verifier.files import run_folder
 from verifier.files.run_folder import PAGE, REPORT
-from verifier.plan import write_plan
-from verifier.records import Message, Probe
+from verifier.plan_file import write_plan
+from verifier.records import (
+    Attempt,
+    Control,
+    Finding,
+    Message,
+    NoiseScale,
+    Probe,
+    Report,
+    Substitution,
+    Usage,
+)
 from verifier.shipped import shipped
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,46 +62,20 @@ WINGS = (
     ("schemas",),
     ("lab", "fleet"),
     ("audit",),
-    ("session",),
+    ("steps",),
     ("reports",),
+    ("session", "plan"),
     ("verdict",),
     ("checks",),
     ("scoring",),
-    ("plan",),
+    ("plan_file",),
     ("host", "reference"),
     ("evidence",),
-    ("config",),
+    ("config", "report_file"),
     ("probes", "wording", "prompts"),
     ("files",),
     ("safety",),
     ("records", "errors", "progress", "shipped", "verifier"),
-)
-
-#: Imports that point up all the same, still to be mended: this list may only become shorter.
-POINTING_UP: frozenset[tuple[str, str]] = frozenset(
-    {
-        ("checks.template.panel", "session"),
-        ("checks.length.ask_and_score", "verdict.weigh"),
-        ("checks.template.completions", "verdict.weigh"),
-        ("checks.template.panel", "verdict.causes"),
-        ("checks.template.panel", "verdict.decide"),
-        ("checks.template.panel", "verdict.departures"),
-        ("checks.template.panel", "verdict.weigh"),
-        ("evidence.ledger", "checks.sampling.stored_replies"),
-        ("evidence.calibration", "reference.cards"),
-        ("reference.loaded", "host.endpoint"),
-        ("reference.loaded", "scoring.other_models"),
-        ("reference.loaded", "scoring.reasoning"),
-        ("reference.loaded", "plan"),
-        ("scoring.score", "checks.request_strata"),
-        ("scoring.score", "checks.sampling.ask_and_score"),
-        ("scoring.score", "checks.template.panel_design"),
-        ("plan", "checks.length.evidence"),
-        ("plan", "checks.request_strata"),
-        ("plan", "checks.sampling.stored_replies"),
-        ("verdict.control", "reports.terminal"),
-        ("verdict.decide", "reports.terminal"),
-    }
 )
 
 #: Packages that are slow to load or reach outside, and the modules that may import them.
@@ -125,8 +114,8 @@ HOMES = {
     "matplotlib": {"reports.noise_dial"},
     "psutil": {"lab.bench.engine"},
     "scipy": {"evidence.e_values"},
-    "starlette": {"lab.testbed.host", "lab.testbed.router"},
-    "uvicorn": {"lab.testbed.host"},
+    "starlette": {"lab.testbed.app", "lab.testbed.router", "lab.testbed.server"},
+    "uvicorn": {"lab.testbed.server"},
     "typer": {"cli.commands", "cli.lab", "cli.reference", "cli.common"},
     "rich": {"reports.terminal", "reports.tables", "cli.common"},
     "jinja2": {"reports.html"},
@@ -197,19 +186,17 @@ def test_imports_point_downward(name: str) -> None:
     depth = {wing: n for n, row in enumerate(WINGS) for wing in row}
     own = wing_of(name)
     up = {
-        (name, other)
+        other
         for other in siblings(MODULES[name])
         if wing_of(other) != own and depth[wing_of(other)] <= depth[own]
     }
 
-    assert up <= POINTING_UP
+    assert up == set()
 
 
-def test_what_points_up_is_there() -> None:
-    """What is mended leaves the list."""
-    found = {(name, other) for name, path in MODULES.items() for other in siblings(path)}
-
-    assert found >= POINTING_UP
+def test_the_top_of_the_package_can_be_overlooked() -> None:
+    """What is more than a file or two is a wing."""
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= 19
 
 
 def test_files_import_each_other_in_no_circle() -> None:
@@ -219,6 +206,62 @@ def test_files_import_each_other_in_no_circle() -> None:
         waiting = {n: others - ready for n, others in waiting.items() if n not in ready}
 
     assert waiting == {}
+
+
+# -- the checks --------------------------------------------------------------------------------
+
+
+def check_of(name: str) -> str | None:
+    """The check that a module is of; None: it is of none, or the seam between all of them."""
+    wing, *rest = name.split(".")
+    return rest[0] if wing == "checks" and rest and rest[0] != "check" else None
+
+
+CHECK_FILES = {name: check_of(name) for name in MODULES if check_of(name)}
+
+
+def test_every_check_is_named_once() -> None:
+    """As its file or folder, in the one list that all others read."""
+    assert {check.name for check in CHECKS} == set(CHECK_FILES.values())
+    assert len({check.name for check in CHECKS}) == len(CHECKS)
+
+
+@pytest.mark.parametrize("name", sorted(CHECK_FILES))
+def test_no_check_knows_another(name: str) -> None:
+    """Nor what asks, decides or shows: what it needs of others is in the case and the account."""
+    others = siblings(MODULES[name])
+    known = {check_of(other) for other in others} - {None, CHECK_FILES[name]}
+
+    assert known == set()
+    assert not {"session", "verdict", "reports"} & {wing_of(other) for other in others}
+    assert "checks" not in others  # the list of all
+
+
+def test_all_checks_are_named_in_one_place() -> None:
+    """Whoever else goes through them has them from there."""
+    named = {name: {check_of(o) for o in siblings(path)} for name, path in MODULES.items()}
+
+    assert [name for name, some in named.items() if some >= set(CHECK_FILES.values())] == ["checks"]
+
+
+def test_an_aspect_means_the_same_in_every_check() -> None:
+    """One label and one role for each name, so that a reader may look it up."""
+    said = {(one.name, one.label, one.role) for check in CHECKS for one in check.aspects}
+
+    assert said == {(one.name, one.label, one.role) for one in ASPECTS.values()}
+    assert len(said) == len(ASPECTS)
+
+
+def test_findings_are_about_known_aspects() -> None:
+    """All that the committed run folders were found to show."""
+    reports = sorted((ROOT / "tests" / "verdicts").rglob("expected-report.json"))
+    found = {f["aspect"] for path in reports for f in json.loads(path.read_text())["findings"]}
+
+    assert len(reports) >= 30
+    assert found <= ASPECTS.keys()
+
+
+# -- packages ----------------------------------------------------------------------------------
 
 
 def test_the_lowest_row_needs_the_standard_library_only() -> None:
@@ -312,6 +355,59 @@ def test_each_folder_of_inputs_is_read_by_one_module() -> None:
         assert readers == {HOMES_OF_INPUTS[folder]}
 
 
+# -- functions ---------------------------------------------------------------------------------
+
+#: Lines that a function may have, and branches.
+MOST_LINES, MOST_BRANCHES = 60, 15
+
+#: Tables in the form of a function: rows of one shape, to be read one by one.
+TABLES = {
+    "cli.commands.audit",
+    "reference.renderings.catalogue._faults",
+    "reference.variants._bank",
+}
+
+
+def functions(node: ast.AST, within: str) -> Iterator[tuple[str, ast.AST]]:
+    """Every function of a module or a class by its dotted name; what is inside one is of it."""
+    for inner in ast.iter_child_nodes(node):
+        match inner:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                yield f"{within}.{name}", inner
+            case ast.ClassDef(name=name):
+                yield from functions(inner, f"{within}.{name}")
+
+
+def count_branches(function: ast.AST) -> int:
+    """Places at which a reader must hold two ways in mind."""
+    found = 0
+    for node in ast.walk(function):
+        match node:
+            case ast.If() | ast.IfExp() | ast.For() | ast.AsyncFor() | ast.While():
+                found += 1
+            case ast.ExceptHandler():
+                found += 1
+            case ast.BoolOp(values=values):
+                found += len(values) - 1
+            case ast.comprehension(ifs=ifs):
+                found += len(ifs)
+            case ast.Match(cases=cases):
+                found += len(cases)
+    return found
+
+
+def test_no_function_is_longer_than_a_reader_holds_in_mind() -> None:
+    """Within a page and some branches."""
+    found = {
+        name
+        for module, path in MODULES.items()
+        for name, node in functions(parsed(path), module)
+        if node.end_lineno - node.lineno >= MOST_LINES or count_branches(node) > MOST_BRANCHES
+    }
+
+    assert found == TABLES
+
+
 # -- start-up ----------------------------------------------------------------------------------
 
 WITHOUT = ("torch", "transformers", "vllm")
@@ -400,6 +496,12 @@ def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], 
 
 # -- help and documents ------------------------------------------------------------------------
 
+#: Lines of the README at most: what is longer has a page of its own.
+LONGEST_README = 220
+
+#: How the names of modules begin in which checks name what they keep.
+CHECKS_FROM = "verifier.checks."
+
 
 def each_command(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
     """Every command that does something, by the words that call it."""
@@ -456,6 +558,71 @@ def test_the_readme_and_the_help_name_the_example_run_file() -> None:
     assert "configs/example.yaml" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert "configs/example.yaml" in COMMANDS["audit"].help
     assert (ROOT / "configs" / "example.yaml").is_file()
+
+
+def test_the_readme_is_short_and_has_the_commands_to_paste() -> None:
+    """A page of two screens first; CI takes the line of the tests from it."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (demo,) = (line for line in lines if re.search("^python3 .*verifier demo$", line))
+    (tests,) = (line for line in lines if re.search("^python3 .*pytest", line))
+
+    assert len(lines) <= LONGEST_README
+    assert lines.index(demo) < lines.index(tests)
+    assert "grep -m 1 -E '^python3 .*pytest' README.md" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_the_page_of_the_checks_shows_their_aspects() -> None:
+    """As they are declared. Else: python tests/support/aspects.py."""
+    page = aspects.PAGE.read_text(encoding="utf-8")
+
+    assert page == aspects.written(page)
+
+
+def test_the_page_of_the_checks_has_a_part_on_each() -> None:
+    """And on none that is not there; every switch of the run file stands with one."""
+    page = aspects.PAGE.read_text(encoding="utf-8")
+    told = re.findall("^### (.+)$", page, re.MULTILINE)
+    switches = ("capabilities", "sampler", "vary", "context", "output", "streaming", "speed")
+
+    assert sorted(told) == sorted(check.name for check in CHECKS)
+    assert [name for name in switches if f"`audit.{name}`" not in page] == []
+
+
+def test_the_page_of_the_package_names_every_file_of_a_run_folder() -> None:
+    """Those of the run folder itself, and those that checks keep there."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    modules = [run_folder, *(sys.modules[n] for n in sys.modules if n.startswith(CHECKS_FROM))]
+    named = {
+        value for module in modules for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str)
+        and re.fullmatch(r"[\w.]+\.(jsonl?|yaml|html)", value)
+    }  # fmt: skip
+    folders = {f"{run_folder.COMPLETIONS}/", f"{run_folder.CONTROL}/", run_folder.LOCK}
+
+    assert len(named) >= 20
+    assert [name for name in sorted(named | folders) if f"`{name}`" not in page] == []
+
+
+def test_the_page_of_the_package_names_every_key_that_is_written() -> None:
+    """Of the report, the ledger and the exchanges."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    kinds = (
+        Report, Finding, NoiseScale, Usage, Substitution, Control, LedgerFile, Row, SampledRow,
+        Repeat, Attempt,
+    )  # fmt: skip
+    keys = {field.name for kind in kinds for field in fields(kind)}
+
+    assert [key for key in sorted(keys) if f"`{key}`" not in page] == []
+
+
+def test_the_page_of_the_package_draws_the_wings() -> None:
+    """Row by row, as they are held to."""
+    page = tree.PAGE.read_text(encoding="utf-8")
+    drawn = page.partition("<!-- begin wings -->")[2].partition("<!-- end wings -->")[0]
+    rows = [tuple(line[:34].split()) for line in drawn.strip("`\n").splitlines()]
+    held = [tuple(wing for wing in row if wing not in ("__main__", "verifier")) for row in WINGS]
+
+    assert rows == [row for row in held if row]
 
 
 def test_the_page_of_the_package_shows_its_tree() -> None:
@@ -543,7 +710,7 @@ def test_nothing_names_the_machine_it_was_written_on() -> None:
     """No absolute path of a home or a workspace, no package index of someone's own."""
     hosts = ("pypi" + ".org", "pythonhosted" + ".org", "index" + "-url")
     telling = re.compile(rf"(?<![\w.])/(?:work|root|home)/\w|{'|'.join(map(re.escape, hosts))}")
-    tops = [path for path in ROOT.iterdir() if path.is_file()]
+    tops = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
     folders = [ROOT / name for name in (*FOLDERS, "verifier", "tests", ".ci")]
     files = [*tops, *(path for folder in folders for path in folder.rglob("*") if path.is_file())]
     found = {}

@@ -409,6 +409,8 @@ class AuditSection(_Section):
     vary: bool = False  # ask with and without log-probabilities, streams, short and long, at random
     context: Annotated[int, Field(ge=256, le=2_000_000)] | None = None  # window held to, in tokens
     output: Annotated[int, Field(ge=64, le=100_000)] | None = None  # tokens of a reply held to
+    streaming: bool = False  # ask a few questions as streams and whole, and compare the answers
+    speed: bool = False  # tell how fast the endpoint answered, and what it billed
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
     #: The longest that one command may take, in seconds, or as text such as 6h.
     deadline: Annotated[

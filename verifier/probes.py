@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,23 @@ from verifier.errors import ConfigError
 from verifier.files.strict_yaml import MAX_BYTES, parse_yaml, read_bounded
 from verifier.records import Message, Probe, Role
 from verifier.shipped import shipped
+
+#: The kind of a panel's probes: they speak of templates, and are read only for them.
+PANEL_KIND: Final = "template"
+
+#: Labels of how a probe is asked, and what the others are called.
+STRATA: Final = {
+    "without log-probabilities": "with log-probabilities",
+    "streamed": "not streamed",
+    "short": "long",
+    "late": "early",
+}
+
+#: Probes at the beginning that are early.
+EARLY: Final = 8
+
+#: Tokens of a short reply.
+SHORT_TOKENS: Final = 8
 
 #: {slot}, or {slot.form} for a filler that has several grammatical forms.
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
@@ -183,6 +200,12 @@ def read_pool(directory: Path) -> Pool:
         size=sum(family.size for family in families),
         kinds=tuple(sorted({family.kind for family in families})),
     )
+
+
+def size_of(pool: Pool, kinds: Sequence[str] | None) -> int:
+    """How many conversations of these kinds there are; None: of all."""
+    wanted = pool.kinds if kinds is None else kinds
+    return sum(family.size for family in pool.families if family.kind in wanted)
 
 
 def draw(
@@ -400,3 +423,11 @@ def _exchange(turns: Sequence[tuple[Role, Lines]]) -> Variant:
         style="verbatim",
         size=math.prod(map(len, choices)),
     )
+
+
+def labels_of(probe: Probe, number: int) -> tuple[str, ...]:
+    """The labels of the probe that is asked as the `number`-th, counted from 0."""
+    marks = (
+        not probe.logprobs, probe.stream, probe.max_tokens <= SHORT_TOKENS, number >= EARLY,
+    )  # fmt: skip
+    return tuple(label for label, marked in zip(STRATA, marks, strict=True) if marked)

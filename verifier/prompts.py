@@ -7,10 +7,13 @@ text, in a template an object.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from verifier.records import Message, Probe, Prompt, Tool
+
+#: A whole conversation to the prompt that the reference's template makes of it.
+Render = Callable[[tuple[Message, ...]], str | tuple[int, ...]]
 
 
 def prompt_of(probe: Probe) -> Prompt:

@@ -151,6 +151,7 @@ class Attempt:
     error: str | None  # the transport error, when there was no whole response
     headers: Mapping[str, str] = field(default_factory=dict)  # response headers that tell something
     dialect: str = "chat"  # how it was asked, see `dialects`
+    first_s: Seconds | None = None  # until the first bytes of the body came; None: none did
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, TypeAdapter
 from verifier.config import Fleet
 from verifier.evidence.ledger import LedgerFile
 from verifier.files.run_folder import write_whole
-from verifier.plan import Plan
+from verifier.plan_file import Plan
 from verifier.records import Attempt, Report, Summary
 from verifier.scoring.score_file import Scored
 

@@ -1,90 +1,246 @@
-"""Asking within the budget: what is spent, what is kept for later, and whether to go on."""
+"""An audit under way: asks within the budget, scores what comes, reads the case."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
-from verifier.checks.capabilities.probe import capability_probes
-from verifier.checks.tokenizer import counting_probes, read_counting
-from verifier.files.run_folder import (
-    CAPABILITY_EXCHANGES,
-    COMPLETIONS,
-    CONTEXT,
-    PANEL,
-    PROBES,
-    SAMPLED,
-    SHOWN_EXCHANGES,
-)
+from verifier.checks import CHECKS
+from verifier.checks.check import STAGES, Case, Check, Stage
+from verifier.config import RunFile
+from verifier.evidence.ledger import Ledger
+from verifier.evidence.samplers import penalty_columns
+from verifier.files.run_folder import DEADLINE, EXCHANGES, LEDGER, write_json
 from verifier.host.budget import Ceiling, Purse
-from verifier.host.collect import STOP_AFTER_FAILURES, book, collect, read_outcomes
+from verifier.host.collect import STOP_AFTER_FAILURES, Record, collect
 from verifier.host.endpoint import Endpoint
-from verifier.plan import CONTEXT_KIND, OUTPUT_KIND, Plan, read_probes
+from verifier.plan_file import Plan
 from verifier.progress import ALONE, Pace, Show
-from verifier.records import Failure, Probe
+from verifier.records import Failure, Outcome, Probe, Report
+from verifier.reference.loaded import Reference
+from verifier.scoring.loadable import read_suspects
+from verifier.scoring.score import score_replies
+from verifier.scoring.score_file import Digests, ScoreBook
+from verifier.verdict.case import read_case
+from verifier.verdict.combine import needed
+from verifier.verdict.decide import decided, publish
+from verifier.wording import describe_replies
 
-#: Kinds of probes that are asked last, out of a part of the budget of their own.
-LONG = (CONTEXT_KIND, OUTPUT_KIND)
+#: Stages whose checks keep a part of the budget for themselves, in this order.
+_RESERVED: Final[tuple[Stage, ...]] = ("sampled", "long")
 
 
-def ask_within_budget(
-    run: Path,
-    plan: Plan,
-    endpoint: Endpoint,
-    probes: tuple[Probe, ...],
-    show: Show,
-    pace: Pace = ALONE,
-    *,
-    folder: Path | None = None,
-) -> None:
-    """Ask as many of `probes` as the budget pays for; short replies leave room for more.
+class Session:
+    """One command on a run folder; `Session` of `checks.check` says what checks use of it."""
 
-    The exchanges go into the run folder, or into `folder` within it.
-    """
-    folder, before = folder or run, -1
-    every, ceiling = _probes_of(folder), _ceiling_beside(run, plan, folder, endpoint)
-    if not any(probe.temperature or probe.kind in LONG for probe in probes):
-        ceiling = ceiling.less(plan.budget_sampled_tokens)  # a share is kept for samples
-    if not any(probe.kind in LONG for probe in probes):
-        ceiling = ceiling.less(plan.budget_long_tokens, prompt_tokens=plan.context_tokens)
-    while (settled := len(read_outcomes(folder, max_attempts=plan.max_attempts))) != before:
-        collect(
-            folder, endpoint, probes, ceiling=ceiling, every=every,
-            progress=lambda done, of: show.step("asking", done, of), stopped=pace.stopped,
+    def __init__(
+        self,
+        run: Path,
+        plan: Plan,
+        show: Show,
+        *,
+        config: RunFile | None = None,
+        endpoint: Endpoint | None = None,
+        reference: Reference | None = None,
+        pace: Pace = ALONE,
+    ) -> None:
+        """Without an endpoint nothing can be asked, without a reference nothing scored."""
+        self.run, self.plan, self.show, self.pace = run, plan, show, pace
+        self._config = config
+        self._endpoint, self._reference = endpoint, reference
+        self._case: Case | None = None
+        self._records: dict[tuple[str, str], Record] = {}
+        self._digests = Digests()
+        self._book: ScoreBook | None = None
+        self._ledger: Ledger | None = None
+        self._finished: set[str] = set()
+        self._stage: Stage = STAGES[0]
+        self._told = -1
+
+    # -- what checks use -----------------------------------------------------------------------
+
+    @property
+    def config(self) -> RunFile:
+        """What was asked for."""
+        assert self._config is not None
+        return self._config
+
+    @property
+    def reference(self) -> Reference:
+        """The local weights, loaded."""
+        assert self._reference is not None
+        return self._reference
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where to ask, and only for what works there."""
+        assert self._endpoint is not None
+        endpoint = self._endpoint
+        for check in CHECKS if self._case is not None else ():
+            endpoint = check.tune(self._kept(check), endpoint)
+        return endpoint
+
+    def _kept(self, check: Check[object, object]) -> object:
+        return check.none if self._case is None else self._case.kept[check.name]
+
+    def ask(
+        self, probes: tuple[Probe, ...], *, direct: Endpoint | None = None, folder: str = ""
+    ) -> bool:
+        """Ask as many of `probes` as the budget pays for; short replies leave room for more.
+
+        Whether to ask more: not when probes were left unasked, or all fail of late.
+        """
+        endpoint = self.endpoint if direct is None else direct
+        every, record = self._probes_of(folder), self._record(folder)
+        ceiling = self._less_reserved(self._ceiling_beside(folder))
+        before = -1
+        while (settled := len(self.outcomes(folder))) != before:
+            collect(
+                self.run / folder, endpoint, probes, record=record, ceiling=ceiling, every=every,
+                progress=lambda done, of: self.show.step("asking", done, of),
+                stopped=self.pace.stopped,
+            )  # fmt: skip
+            before = settled
+        outcomes = self.outcomes(folder)
+        latest = list(outcomes.values())[-STOP_AFTER_FAILURES:]
+        dead = len(latest) == STOP_AFTER_FAILURES and all(isinstance(o, Failure) for o in latest)
+        return not dead and all(probe.id in outcomes for probe in probes)
+
+    def outcomes(self, folder: str = "") -> Mapping[str, Outcome]:
+        """What has come of each probe so far."""
+        return self._record(folder).outcomes(max_attempts=self.plan.max_attempts)
+
+    def purse(self) -> Purse:
+        """What is left after every request so far, less what is kept for later."""
+        purse = Purse(self._less_reserved(self._ceiling_beside("")))
+        probes, count = self._probes_of(""), self.endpoint.count_tokens
+        self._record("").book(purse, probes, count=count)
+        return purse
+
+    def score(self) -> None:
+        """Score what has arrived, as every check does, and write the ledger."""
+        for check in CHECKS:
+            check.score(self)
+        self.score_columns(())
+
+    def score_columns(
+        self,
+        probes: Sequence[Probe],
+        *,
+        weights: Sequence[str] = (),
+        templates: Sequence[str] = (),
+        penalties: bool = False,
+    ) -> Ledger:
+        """Score the replies to some probes under these columns, and write the ledger."""
+        reference, plan = self.reference, self.plan
+        every = tuple(
+            probe for check in CHECKS for asked in check.asked if asked.in_ledger
+            for probe in asked.probes(self.run)
         )  # fmt: skip
-        before = settled
+        others = set(weights) & set(plan.suspects)
+        suspects = read_suspects(plan, reference, self.show) if others else {}
+        if self._book is None:
+            self._book = ScoreBook(self.run, digest=self._digests)
+        with reference.busy:
+            self._ledger = score_replies(
+                self.run, probes, self.outcomes(), every=every, engine=reference.engine,
+                tokenizer=reference.tokenizer, weights=weights, templates=templates,
+                catalogue=reference.catalogue, thinking=plan.thinking, book=self._book,
+                suspects={name: one for name, one in suspects.items() if name in others},
+                penalties=penalty_columns() if penalties else {},
+                progress=lambda done, of: self.show.step("scoring", done, of),
+            )  # fmt: skip
+        return self._ledger
 
+    def finish(self, what: str) -> bool:
+        """Mark something as done in this command; False where it has been already."""
+        new = what not in self._finished
+        self._finished.add(what)
+        return new
 
-def _ceiling_beside(run: Path, plan: Plan, folder: Path, endpoint: Endpoint) -> Ceiling:
-    """What is left for the probes of `folder` after everything that was asked beside them."""
-    purse, count = Purse(plan.ceiling), endpoint.count_tokens
-    book(run, purse, capability_probes(), name=CAPABILITY_EXCHANGES, count=count)
-    book(run, purse, read_probes(run, name=PANEL), name=SHOWN_EXCHANGES, count=count)
-    for other in (run, run / COMPLETIONS):
-        if other != folder:
-            book(other, purse, _probes_of(other), count=count)
-    spent = purse.spent
-    return plan.ceiling.less(spent.completion_tokens, prompt_tokens=spent.prompt_tokens)
+    def finished(self, what: str) -> bool:
+        """Whether something has been marked as done in this command."""
+        return what in self._finished
 
+    def needed(self, check: str) -> tuple[float, ...]:
+        """The evidence (nats) that each share of a check must reach by itself."""
+        return needed(self.plan)[check]
 
-def _probes_of(folder: Path) -> tuple[Probe, ...]:
-    """Every probe of a folder."""
-    names, counted = (PROBES, PANEL, SAMPLED, CONTEXT), read_counting(folder)
-    planned = tuple(probe for name in names for probe in read_probes(folder, name=name))
-    return planned if counted is None else (*planned, *counting_probes(counted, like=planned[0]))
+    def wants_ordinary(self, case: Case) -> bool:
+        """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
+        come, or a check wants more of them."""
+        ended = case.decision != "inconclusive" and not any(c.more(case) for c in CHECKS)
+        return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 
+    # -- what the audit uses -------------------------------------------------------------------
 
-def open_purse(run: Path, plan: Plan, endpoint: Endpoint) -> Purse:
-    """What is left after every request so far, less what is kept for samples and long prompts."""
-    kept = plan.budget_sampled_tokens + plan.budget_long_tokens
-    ceiling = _ceiling_beside(run, plan, run, endpoint)
-    purse = Purse(ceiling.less(kept, prompt_tokens=plan.context_tokens))
-    book(run, purse, _probes_of(run), count=endpoint.count_tokens)
-    return purse
+    def begin(self, stage: Stage) -> None:
+        """Come to a stage."""
+        self._stage = stage
 
+    def read(self) -> Case:
+        """Read the run folder, decide and publish it, once anything is scored."""
+        scored = (self.run / LEDGER).exists()
+        case = read_case(
+            self.run, plan=self.plan, record=self._record(""), digest=self._digests,
+            ledger=self._ledger if scored else Ledger(rows=()),
+        )  # fmt: skip
+        if scored:
+            report, case = decided(case)
+            if self.pace.late() and case.decision == "inconclusive" and case.deadline_s is None:
+                write_json(self.run / DEADLINE, {"deadline_s": self.pace.deadline_s})
+                report, case = decided(replace(case, deadline_s=self.pace.deadline_s))
+            self._tell(publish(self.run, report), len(case.attempts))
+        self._case = case
+        return case
 
-def goes_on(run: Path, plan: Plan, probes: tuple[Probe, ...]) -> bool:
-    """Whether to ask the next batch: not when probes were left unasked, or all fail of late."""
-    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
-    latest = list(outcomes.values())[-STOP_AFTER_FAILURES:]
-    dead = len(latest) == STOP_AFTER_FAILURES and all(isinstance(o, Failure) for o in latest)
-    return not dead and all(probe.id in outcomes for probe in probes)
+    def _tell(self, report: Report, attempts: int) -> None:
+        """Where the audit stands, in one line, once more has been asked."""
+        if attempts == self._told or self._stage not in ("ordinary", *_RESERVED):
+            return
+        self._told = attempts
+        counts = [
+            f"{sum(f.decision == status for f in report.findings)} {status}"
+            for status in ("detected", "excluded", "undecided")
+        ]
+        replies = describe_replies(report.usage.replies)
+        tokens = report.usage.completion_tokens
+        self.show.tell(f"{replies}, {tokens} tokens: {', '.join(counts)}")
+
+    # -- the budget ----------------------------------------------------------------------------
+
+    def _record(self, folder: str, name: str = EXCHANGES) -> Record:
+        """A file of exchanges as it is now."""
+        record = self._records.setdefault((folder, name), Record(self.run / folder, name=name))
+        record.update()
+        return record
+
+    def _probes_of(self, folder: str, name: str = EXCHANGES) -> tuple[Probe, ...]:
+        """Every probe whose attempts lie in one file of exchanges."""
+        return tuple(
+            probe for check in CHECKS for asked in check.asked
+            if (asked.folder, asked.exchanges) == (folder, name)
+            for probe in asked.probes(self.run / folder)
+        )  # fmt: skip
+
+    def _ceiling_beside(self, folder: str) -> Ceiling:
+        """What is left for the probes of `folder` after everything that was asked beside them."""
+        purse, count = Purse(self.plan.ceiling), self.endpoint.count_tokens
+        every = dict.fromkeys((a.folder, a.exchanges) for check in CHECKS for a in check.asked)
+        for where, name in every:
+            if (where, name) != (folder, EXCHANGES):
+                probes = self._probes_of(where, name)
+                self._record(where, name).book(purse, probes, count=count)
+        spent = purse.spent
+        return self.plan.ceiling.less(spent.completion_tokens, prompt_tokens=spent.prompt_tokens)
+
+    def _less_reserved(self, ceiling: Ceiling) -> Ceiling:
+        """The same without what is kept for checks whose stage is still to come."""
+        begun = _RESERVED[: _RESERVED.index(self._stage) + 1] if self._stage in _RESERVED else ()
+        for check in CHECKS:
+            if not check.ask.keys() & set(begun):
+                kept = check.reserve(self.plan)
+                ceiling = ceiling.less(kept.completion_tokens, prompt_tokens=kept.prompt_tokens)
+        return ceiling

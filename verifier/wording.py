@@ -6,6 +6,7 @@ Knows nothing of layout. Text from a host is untrusted: `visible` disarms it.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Sequence
 from typing import Final
@@ -16,7 +17,6 @@ from verifier.records import (
     NoiseScale,
     Report,
     Standing,
-    Status,
     Substitution,
     Summary,
     Usage,
@@ -30,7 +30,6 @@ HEADLINES: Final[dict[Decision, str]] = {
 }
 #: A sign beside each decision, so that colour is never the only signal.
 SIGNS: Final[dict[Decision, str]] = {"consistent": "=", "inconsistent": "≠", "inconclusive": "?"}
-_STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "not run")
 
 #: A reply is told to come from something else from this probability on.
 BELONGS_AT: Final = 0.5
@@ -40,22 +39,6 @@ _COMPARED: Final = 200
 
 #: Replies named in one line.
 SHOWN: Final = 8
-
-#: What a finding is about, by its aspect. One build excluded tells nothing of others.
-_KINDS: Final = {
-    "noise": "class of rounding",
-    "weights": "one exact build",
-    "logprobs": "reported logprobs",
-    "routing": "share of requests",
-    "sampler": "how it samples",
-    "repeats": "asked again",
-    "context": "long prompts",
-    "ceiling": "long replies",
-}
-#: The aspects of the best names, which are no departures of the policy.
-CAUSES: Final = ("template", "substitution", "tokenizer", "cause", "strata")
-#: What was seen beside them, and decides nothing.
-_BESIDE: Final = ("samples", "parameters", "forged", "usage")
 
 # Signs that act on a screen or a parser instead of showing: C0 except \n and \t, DEL, C1, line
 # separators, direction marks, isolates and overrides, interlinear and tag characters, byte order
@@ -95,28 +78,6 @@ def inert_json(text: str) -> str:
         return found[1] or "".join(rf"\u{units[n : n + 4]}" for n in range(0, len(units), 4))
 
     return _ACTING.sub(escape, text)
-
-
-def departures(report: Report) -> tuple[Finding, ...]:
-    """The findings on departures: without the best name, and what is only seen beside them."""
-    return tuple(f for f in report.findings if f.aspect not in (*CAUSES, *_BESIDE))
-
-
-def causes(report: Report) -> tuple[Finding, ...]:
-    """The findings that give the best name for what was found."""
-    return tuple(finding for finding in report.findings if finding.aspect in CAUSES)
-
-
-def count_statuses(report: Report) -> str:
-    """How many departures ended in each status, in words; every status that occurs is named."""
-    found = [finding.decision for finding in departures(report)]
-    counts = (f"{found.count(status)} {status}" for status in _STATUSES if status in found)
-    return ", ".join(counts) or "none named"
-
-
-def describe_kind(finding: Finding) -> str:
-    """What a finding is about, in words."""
-    return _KINDS.get(finding.aspect, finding.aspect)
 
 
 def describe_cause(finding: Finding) -> str:
@@ -262,6 +223,11 @@ def list_belongings(report: Report) -> list[tuple[str, str]]:
         more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
         lines.append(("Which", ", ".join(others[:SHOWN]) + more))
     return lines
+
+
+def describe_odds(log_odds: float) -> str:
+    """Odds to one, from their natural logarithm."""
+    return f"{math.exp(log_odds):,.0f}" if log_odds < math.log(1e6) else "over a million"
 
 
 def describe_number(scale: float) -> str:

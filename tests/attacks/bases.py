@@ -9,7 +9,9 @@ from typing import Any
 from fakes_engine import FakeTokenizer
 
 from attacks.lab import FAULT, Ended, Lab, make_engine, run, warm, write_run_file
-from verifier.lab.testbed.host import create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.reference.renderings.catalogue import catalogue, served
 
 
@@ -19,10 +21,10 @@ def make_base(lab: Lab, name: str) -> Path:
     with ExitStack() as stack:
 
         def host(weights: str = "reference", template: str = "reference", **more: Any) -> str:
-            app = create_app(
-                make_engine(weights), FakeTokenizer(), model="tiny", window_s=0.001,
+            app = create_app(Host(
+                engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
                 rendering=served(template, catalogue()), **more,
-            )  # fmt: skip
+            ))  # fmt: skip
             return stack.enter_context(running(app))
 
         match name:

@@ -42,8 +42,11 @@ from attacks.lab import (
 )
 from verifier.files.run_folder import read_lines
 from verifier.records import Attempt, Report
-from verifier.reports.junit import render_junit, render_markdown
-from verifier.reports.terminal import render_page, render_terminal, report_from_json
+from verifier.report_file import report_from_json
+from verifier.reports.html import render_page
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
+from verifier.reports.terminal import render_terminal
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTILE = (

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from fakes_host import Answer, Asked, FakeHost, chat, error
 
+from verifier.checks.capabilities.findings import judge_samples
 from verifier.checks.capabilities.probe import (
     Capabilities,
     apply,
     describe,
     find_grid,
-    judge,
     log_e_forged,
     probe_capabilities,
     read_capabilities,
@@ -328,7 +328,7 @@ def test_forging_is_a_finding_from_one_in_a_thousand_on(
     tmp_path: Path, log_e: float, decision: str
 ) -> None:
     """Below that it is never acquitted either: numbers that agree can be copied."""
-    finding = judge(replace(probe(tmp_path), forged_log_e=log_e))
+    finding = judge_samples(replace(probe(tmp_path), forged_log_e=log_e))
 
     assert finding is not None
     assert (finding.aspect, finding.decision) == ("samples", decision)
@@ -336,7 +336,7 @@ def test_forging_is_a_finding_from_one_in_a_thousand_on(
 
 def test_without_sampled_log_probabilities_nothing_is_said_of_forging(tmp_path: Path) -> None:
     """Missing data is no information."""
-    assert judge(probe(tmp_path, logprobs=False)) is None
+    assert judge_samples(probe(tmp_path, logprobs=False)) is None
 
 
 def test_a_factor_has_mean_one_under_the_null() -> None:

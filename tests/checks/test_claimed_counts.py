@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulate import make_plan, simulate_row
+from simulate import decide, make_plan, simulate_row
 
 from verifier.checks.claimed_counts import judge_claimed, read_claimed
 from verifier.config import Prices
@@ -16,8 +16,8 @@ from verifier.evidence.ledger import Ledger
 from verifier.host.budget import charged_prompt, most_prompt_tokens
 from verifier.host.exchange import most_prompt
 from verifier.records import Attempt, Message, Outcome, Probe, Reply, Report, Request
-from verifier.reports.junit import render_junit, render_markdown
-from verifier.verdict.decide import decide
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 
 ALLOWED = 30
 
@@ -82,7 +82,7 @@ def decided(*, unanswered: tuple[Request, ...] = (), **counts: Any) -> Report:
     outcomes: dict[str, Outcome] = {row.probe_id: reply(row.probe_id) for row in rows}
     outcomes["p3"] = reply("p3", **counts)
     return decide(
-        make_plan(prices=Prices(prompt=1.0, completion=2.0)), Ledger(rows=rows), engine={},
+        make_plan(prices=Prices(prompt=1.0, completion=2.0)), Ledger(rows=rows),
         attempts=[attempt(row.probe_id) for row in rows], outcomes=outcomes, unanswered=unanswered,
     )  # fmt: skip
 

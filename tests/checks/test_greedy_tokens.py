@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import pytest
-from simulate import VOCABULARY, _score, make_plan, replies, simulate_row
+from simulate import VOCABULARY, _score, case_of, decide, make_plan, replies, simulate_row
 
+from verifier.checks import greedy_tokens
+from verifier.checks.check import SINGLE
 from verifier.checks.greedy_tokens import GLITCHES, log_e_contradicted, weigh_single
 from verifier.evidence.ledger import (
     SAMPLER,
@@ -23,9 +26,7 @@ from verifier.evidence.ledger import (
 from verifier.evidence.ledger import VOCABULARY as TOKENS
 from verifier.evidence.samplers import DROPPED, RARE
 from verifier.records import REFERENCE, ReplyScore, Report
-from verifier.verdict.decide import decide, finds_single
-from verifier.verdict.departures import SINGLE
-from verifier.verdict.weigh import weigh
+from verifier.verdict.combine import Combined, combine
 
 RARE_NAMES = [f"rare token put in {share:g}" for share in RARE]
 
@@ -67,10 +68,11 @@ def judged(seed: int, *, count: int = 24, **truth: object) -> Report:
 
 
 def decided(rows: list[Row]) -> Report:
-    return decide(
-        make_plan(bank=()), Ledger(rows=tuple(rows)), engine={}, attempts=[],
-        outcomes=replies(rows),
-    )  # fmt: skip
+    return decide(make_plan(bank=()), Ledger(rows=tuple(rows)), outcomes=replies(rows))
+
+
+def weigh(rows: Iterable[Row]) -> Combined:
+    return combine(case_of(make_plan(bank=()), Ledger(rows=tuple(rows))))
 
 
 def named(report: Report) -> str:
@@ -107,11 +109,8 @@ def test_a_text_whose_tokens_are_not_named_says_nothing_of_rare_ones() -> None:
     """It may have been tokenized in another way: the blind spot is stated."""
     rng = np.random.default_rng(5)
     rows = [row(rng, f"p{n}", scale=0.05, kind="rare", share=0.03) for n in range(24)]
-    plan = make_plan(bank=())
 
-    told, read = (
-        weigh(plan, Ledger(rows=tuple(some))).log_e for some in (rows, list(map(unnamed, rows)))
-    )
+    told, read = (weigh(some).log_e for some in (rows, map(unnamed, rows)))
     assert told > math.log(1000) > read
 
 
@@ -146,9 +145,7 @@ def test_one_strange_reply_decides_nothing_and_three_do() -> None:
         for one in honest
     ]
 
-    one, three = (
-        weigh(make_plan(bank=()), Ledger(rows=(*strange[:n], *honest[n:]))).log_e for n in (1, 3)
-    )
+    one, three = (weigh([*strange[:n], *honest[n:]]).log_e for n in (1, 3))
     assert one < math.log(1000) < three
 
 
@@ -192,9 +189,9 @@ def test_suspected_tokens_withhold_the_verdict_until_more_replies_settle_them() 
     suspected, settled = decided(rows[:12]), decided(rows)
 
     assert suspected.decision == "inconclusive"
-    assert finds_single(suspected, "undecided")
+    assert "undecided" in [f.decision for f in suspected.findings if f.name == SINGLE]
     assert settled.decision == "consistent"
-    assert not finds_single(settled, "undecided")
+    assert "undecided" not in [f.decision for f in settled.findings if f.name == SINGLE]
 
 
 @pytest.mark.parametrize("scale", [0.12, 0.2, 0.3])
@@ -215,7 +212,7 @@ def test_honest_hosts_reach_the_evidence_at_most_as_often_as_promised() -> None:
             replace(row(rng, f"p{n}", scale=0.07), outranked=int(rng.random() < GLITCHES))
             for n in range(12)
         ]
-        reached += weigh(make_plan(bank=()), Ledger(rows=tuple(rows))).single.log_e >= math.log(20)
+        reached += weigh(rows).of(greedy_tokens.CHECK).log_e >= math.log(20)
     told = rng.random((4000, 60)) < GLITCHES
     crossed = [
         max(log_e_contradicted(one[:n]) for n in range(0, 61, 4)) >= math.log(20)

@@ -11,22 +11,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes_engine import WORDS, FakeEngine, FakeTokenizer, wordy_script
-from simulate import make_plan
+from simulate import decide, make_plan
 from test_audit import QUIET, card, configure
 
-from verifier.audit import audit, score_long
-from verifier.checks.length.ask_and_score import Context, add_room, judge
+from verifier.audit import audit
+from verifier.checks.length import findings as length
+from verifier.checks.length.ask_and_score import Context, add_room
 from verifier.checks.length.evidence import PLACES, LongRow
 from verifier.config import RunFile
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import TEXT_SCALES
+from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
-from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import forecast_run, read_plan, read_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan import forecast_run
+from verifier.plan_file import read_plan, read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.variants import VARIANTS
+from verifier.steps import score
 from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # a fixture
@@ -54,7 +60,15 @@ def host(fault: str, *, margin: float = 3.5) -> Iterator[str]:
     served = read_fault(fault, layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=margin, noise=dict.fromkeys(VARIANTS, 1.5), script=script)
     engine.load_variant(served.weights)
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         yield url
 
@@ -128,7 +142,7 @@ def test_scores_of_long_prompts_that_are_lost_are_made_again(
     assert len(before) > 5
 
     scores.write_bytes(b"".join(before[:left]))
-    score_long(out, asked_of())
+    score(out, asked_of(), show=QUIET)
     decide_folder(out)
 
     assert sorted(scores.read_bytes().splitlines(keepends=True)) == sorted(before)
@@ -148,7 +162,7 @@ def test_malformed_scores_of_long_prompts_are_refused(
     (out / CONTEXT_SCORES).write_text(line + "\n")
 
     with pytest.raises(ConfigError, match=r"context_scores\.jsonl:\d+: .*remove the file"):
-        score_long(out, asked_of())
+        score(out, asked_of(), show=QUIET)
 
 
 def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
@@ -156,7 +170,7 @@ def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Pat
     out = tmp_path / "run"
     with host("none") as url:
         run(configure(url, card, out, budget_completion_tokens=1600))
-    score_long(out, asked_of())
+    score(out, asked_of(), show=QUIET)
 
     assert not (out / CONTEXT_SCORES).exists()
 
@@ -172,7 +186,7 @@ def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_p
     expected, most = forecast_run(out)
     assert expected.amount.prompt_tokens > 3000
     assert most.amount.prompt_tokens > 24_000
-    assert read_plan(out).budget_long_tokens == 8 * 48
+    assert length.CHECK.reserve(read_plan(out)).completion_tokens == 8 * 48
 
 
 @pytest.mark.parametrize(
@@ -195,8 +209,9 @@ def test_long_prompts_that_nothing_explains_stay_undecided(
         )
         for length in lengths
     )  # fmt: skip
-    plan = make_plan(context_tokens=900)
-    (found,) = judge(plan, Context(prompts=rows, replies=(), refusals=()), differs=False)
+    brought = Context(prompts=rows, replies=(), refusals=())
+    report = decide(make_plan(context_tokens=900), Ledger(rows=()), length=brought)
+    found = finding(report, "context")
 
     assert found.decision == "undecided"
     assert said in found.detail
@@ -249,7 +264,9 @@ def test_long_replies_that_come_whole_are_no_fault(card: Path, tmp_path: Path) -
 
 def test_a_model_that_ends_early_itself_is_not_accused(card: Path, tmp_path: Path) -> None:
     """Its own end is likely under the published weights."""
-    app = create_app(FakeEngine(margin=3.5), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=FakeEngine(margin=3.5), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with running(app) as url:
         out = tmp_path / "run"
         report = run(configure(url, card, out, output=200, budget_completion_tokens=1600))

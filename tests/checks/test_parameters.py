@@ -11,6 +11,7 @@ from fakes_host import Answer, Asked, FakeHost, chat, error
 from test_audit import card, configure, run
 from test_capabilities import plenty
 
+from verifier.checks.capabilities.findings import PARAMETERS
 from verifier.checks.capabilities.parameters import (
     Parameter,
     judge_bias,
@@ -27,7 +28,10 @@ from verifier.checks.capabilities.probe import (
 )
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import Problem
-from verifier.lab.testbed.host import create_app, read_fault, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import Attempt, Reply
 from verifier.reference.renderings.catalogue import catalogue
 
@@ -40,7 +44,15 @@ def probe(folder: Path, fault: str) -> Capabilities:
     """What is found of a testbed host with a fault."""
     served = read_fault(fault, layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=5.0, script=scripted(SAID))
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         return probe_capabilities(folder, Endpoint(base_url=url, model="tiny"), purse=plenty())
 
@@ -57,7 +69,7 @@ def test_an_honest_host_honours_all(tmp_path: Path) -> None:
     assert list(effects(found)) == ["max_tokens", "seed", "stop", "n", "logit_bias"]
     assert found.requests == 13
     assert read_capabilities(tmp_path) == found
-    assert judge_parameters(found.parameters) is None
+    assert judge_parameters(found.parameters, PARAMETERS) is None
     assert dict(describe(found))["parameter stop"] == "honoured: the reply ends there"
 
 
@@ -81,7 +93,7 @@ def test_replies_that_came_as_events_tell_nothing_of_their_number() -> None:
 def test_a_parameter_that_is_taken_and_ignored_is_found(tmp_path: Path, name: str) -> None:
     """And no other; a seed that is not kept is no departure."""
     found = probe(tmp_path, f"ignores:{name}")
-    judged = judge_parameters(found.parameters)
+    judged = judge_parameters(found.parameters, PARAMETERS)
 
     assert [n for n, effect in effects(found).items() if effect == "ignored"] == [name]
     assert (judged is None) == (name == "seed")
@@ -101,12 +113,17 @@ def test_a_refusal_is_no_departure(tmp_path: Path) -> None:
     assert {n: effects(found)[n] for n in ("stop", "n", "logit_bias")} == dict.fromkeys(
         ("stop", "n", "logit_bias"), "refused"
     )
-    assert judge_parameters([one for one in found.parameters if one.effect == "refused"]) is None
+    assert (
+        judge_parameters([one for one in found.parameters if one.effect == "refused"], PARAMETERS)
+        is None
+    )
 
 
 def test_a_dialect_without_them_is_not_asked(tmp_path: Path) -> None:
     """Messages have neither several replies nor a bias."""
-    app = create_app(FakeEngine(), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=FakeEngine(), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with running(app) as url:
         endpoint = Endpoint(base_url=url, model="tiny", dialect="messages", top_logprobs=0)
         found = probe_capabilities(tmp_path, endpoint, purse=plenty())
@@ -120,7 +137,15 @@ def test_an_audit_reports_ignored_parameters_and_decides_nothing_by_them(
     """The weights are the published ones."""
     served = read_fault("ignores:n,stop", layers=2, catalogue=catalogue())
     engine = FakeEngine(margin=3.5)
-    app = create_app(engine, FakeTokenizer(), model="tiny", window_s=0.001, tricks=served.tricks)
+    app = create_app(
+        Host(
+            engine=engine,
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            window_s=0.001,
+            tricks=served.tricks,
+        )
+    )
     with running(app) as url:
         report = run(configure(url, card, tmp_path / "run", capabilities=True))
 
@@ -169,4 +194,4 @@ def test_a_bias_is_told_by_its_effect() -> None:
     assert judge_bias("one two three", reply("one two")).effect == "ignored"
     assert judge_bias("one two three", reply("uno dos tres")).effect == "not run"
     told = Parameter(name="stop", effect="refused", detail="no")
-    assert judge_parameters([told]) is None
+    assert judge_parameters([told], PARAMETERS) is None

@@ -8,19 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
-from simulate import make_calibration, make_plan, replies, simulate_row
+from simulate import decide, make_calibration, make_plan, replies, simulate_row
 from test_audit import FAULT, card, configure, make_engine, run
 
-from verifier.checks.request_strata import SHORT_TOKENS, STRATA, labels_of, vary, weigh_strata
+from verifier.checks.request_strata import vary, weigh_strata
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
+from verifier.evidence.noise import honest_scales
 from verifier.files.run_folder import REPORT
 from verifier.host.collect import read_attempts
-from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan_file import read_probes
+from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
 from verifier.reference.renderings.catalogue import catalogue
-from verifier.verdict.decide import decide, decide_folder
-from verifier.verdict.weigh import honest_scales
+from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # a fixture
 
@@ -121,8 +125,7 @@ def test_a_report_names_the_stratum() -> None:
     rows = rows_of(np.random.default_rng(8), noisy="streamed")
     plans = [make_plan(varies=varies) for varies in (True, False)]
     varied, plain = (
-        decide(plan, Ledger(rows=tuple(rows)), engine={}, attempts=[], outcomes=replies(rows))
-        for plan in plans
+        decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(rows)) for plan in plans
     )
 
     assert varied.decision == "inconsistent"
@@ -136,10 +139,10 @@ def test_a_report_names_the_stratum() -> None:
 
 def audited(card: Path, out: Path, fault: str) -> Report:
     served = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(
-        make_engine(served.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
         sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights,
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         one_by_one = {"concurrency": 1}  # who comes first is then no matter of luck
         return run(configure(url, card, out, vary=True, max_tokens=20, endpoint=one_by_one))
@@ -183,10 +186,10 @@ def test_a_host_that_spares_some_ways_of_asking_is_found(
 def test_forged_log_probabilities_contradict_the_replies(card: Path, tmp_path: Path) -> None:
     """They are those of the published weights; the text is not."""
     served = read_fault(f"{FAULT}+forges:logprobs", layers=2, catalogue=catalogue())
-    app = create_app(
-        make_engine(served.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
         tricks=served.tricks, weights=served.weights,
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         report = run(configure(url, card, tmp_path / "run"))
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import yaml
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
-from simulate import make_calibration, make_plan, replies, simulate_row
+from simulate import decide, make_calibration, make_plan, replies, simulate_row
 from test_audit import CARD, FAULT, QUIET, configure, load_reference, make_engine
 
-from verifier.audit import audit, start
+from verifier.audit import audit
 from verifier.checks.sampling.evidence import (
     SamplerEvidence,
     describe_sampler,
@@ -45,12 +45,16 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.host.collect import read_outcomes
-from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
-from verifier.verdict.decide import decide, decide_folder
+from verifier.steps import start
+from verifier.verdict.decide import decide_folder
 
 COLUMNS = sampler_columns({})
 HONEST = tuple(map(name_of, honest_samplers({})))
@@ -251,7 +255,7 @@ def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 
     ledger = Ledger(
         rows=tuple(rows), sampled=tuple(sample_rows(rng, sampler, sampled, noise=noise))
     )
-    return decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+    return decide(sampler_plan(), ledger, outcomes=replies(rows))
 
 
 def of_sampler(report: Report) -> Finding:
@@ -300,7 +304,7 @@ def test_a_sampler_is_not_named_before_the_greedy_replies_are_quiet() -> None:
     rng = np.random.default_rng(5)
     rows = [simulate_row(rng, "r0", scale=0.25, tokens=4)]
     ledger = Ledger(rows=tuple(rows), sampled=tuple(sample_rows(rng, Sampler(temperature=0.7), 40)))
-    report = decide(sampler_plan(), ledger, engine={}, attempts=(), outcomes=replies(rows))
+    report = decide(sampler_plan(), ledger, outcomes=replies(rows))
 
     assert of_sampler(report).decision == "undecided"
     assert of_sampler(report).log_e > 20  # type: ignore[operator]
@@ -334,10 +338,10 @@ def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
 @contextmanager
 def host(fault: str = "none", engine: FakeEngine | None = None) -> Iterator[str]:
     found = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(
-        engine or make_engine(found.weights), FakeTokenizer(), model="tiny", window_s=0.001,
-        sampler=dict(found.sampler),
-    )  # fmt: skip
+    app = create_app(Host(
+        engine=engine or make_engine(found.weights), tokenizer=FakeTokenizer(), model="tiny",
+        window_s=0.001, sampler=dict(found.sampler),
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat, error
-from simulate import make_plan, replies, simulate_row
+from simulate import decide, make_plan, replies, simulate_row
 
 from verifier.checks.template.shown_prompts import (
     PROBES,
     Shown,
     ShownPrompt,
     ask_for_prompts,
-    judge,
     read_shown,
 )
 from verifier.errors import ConfigError
@@ -27,9 +26,8 @@ from verifier.evidence.ledger import Ledger
 from verifier.files.run_folder import SHOWN, SHOWN_EXCHANGES, read_lines, write_json
 from verifier.host.budget import Ceiling, Purse
 from verifier.host.endpoint import Endpoint
-from verifier.records import REFERENCE, Message, Outcome, Probe
+from verifier.records import REFERENCE, Finding, Message, Outcome, Probe
 from verifier.reference.renderings.catalogue import catalogue, render_probe
-from verifier.verdict.decide import decide
 
 ENTRIES = catalogue()
 TOKENIZER = FakeTokenizer()
@@ -72,6 +70,13 @@ def ask(url: str, run: Path, **settings: Any) -> Shown:
         **{"purse": make_purse()} | settings,
     )  # fmt: skip
     assert found is not None
+    return found
+
+
+def judge(shown: Shown) -> Finding:
+    """What is said of prompts that differ, beside replies that say nothing."""
+    report = decide(make_plan(), Ledger(rows=()), shown=shown)
+    (found,) = [finding for finding in report.findings if finding.aspect == "shown prompt"]
     return found
 
 
@@ -178,10 +183,8 @@ def shown_as(*names: str) -> Shown:
 def test_what_is_shown_decides_no_verdict(scale: float) -> None:
     """Honest replies stay honest; replies that differ get the name that the prompts show."""
     plan, ledger, outcomes = make_plan(), *simulate(scale)
-    before = decide(plan, ledger, engine={}, attempts=(), outcomes=outcomes)
-    after = decide(
-        plan, ledger, engine={}, attempts=(), outcomes=outcomes, shown=shown_as("system-ignored")
-    )
+    before = decide(plan, ledger, outcomes=outcomes)
+    after = decide(plan, ledger, outcomes=outcomes, shown=shown_as("system-ignored"))
 
     assert after.decision == before.decision
     assert after.decision == ("consistent" if scale == 0.02 else "inconsistent")
@@ -196,7 +199,7 @@ def test_a_published_prompt_is_a_note_that_acquits_nothing() -> None:
     """Since it can be forged."""
     plan, ledger, outcomes = make_plan(), *simulate(0.8)
     shown = replace(shown_as(REFERENCE), prompts=shown_as(REFERENCE).prompts * 4)
-    report = decide(plan, ledger, engine={}, attempts=(), outcomes=outcomes, shown=shown)
+    report = decide(plan, ledger, outcomes=outcomes, shown=shown)
 
     assert report.decision == "inconsistent"
     assert not any(f.aspect == "shown prompt" for f in report.findings)

@@ -12,23 +12,26 @@ from fakes_engine import FakeTokenizer
 from test_audit import QUIET, card, configure, make_engine
 
 from verifier.audit import audit
-from verifier.checks.sampling.ask_and_score import read_repeats, score_repeats
+from verifier.checks.sampling.ask_and_score import score_repeats
 from verifier.checks.sampling.stored_replies import (
     LEAST_TOKEN,
     SLACK,
-    Repeat,
     asked_before,
     is_repeat,
     weigh_repeats,
 )
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import Ledger, ledger_from_json, ledger_to_json
+from verifier.evidence.ledger import Ledger, Repeat, ledger_from_json, ledger_to_json
 from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
-from verifier.lab.testbed.host import create_app, read_fault, running
-from verifier.plan import read_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan_file import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
 from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import catalogue
+from verifier.scoring.sampled_file import read_repeats
 from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # a fixture
@@ -102,10 +105,10 @@ def reference() -> Reference:
 def audited(card: Path, out: Path, fault: str, **changes: object) -> Report:
     """An audit of a host with a fault, that asks for samples too."""
     served = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(
-        make_engine(served.weights), FakeTokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
         sampler=dict(served.sampler), tricks=served.tricks,
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         settings = {"sampler": True, "budget_completion_tokens": 2400} | changes
         config = configure(url, card, out, **settings)

@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulate import make_plan, replies
+from simulate import decide, make_calibration, make_plan, replies
 
-from verifier.checks.template.evidence import BEHIND, is_settled, still_likely, weigh_templates
+from verifier.checks.template.evidence import (
+    BEHIND,
+    TemplateEvidence,
+    is_settled,
+    still_likely,
+    weigh_templates,
+)
+from verifier.checks.template.naming import TEMPLATE_SHARE, named_template, needed_to_name
 from verifier.checks.template.panel import (
     IN_STEP,
     LEAST_BESIDE_NOISE,
@@ -30,11 +37,11 @@ from verifier.evidence.ledger import (
 )
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.reference.renderings.catalogue import catalogue, entries_named
-from verifier.verdict.decide import decide
-from verifier.verdict.weigh import TEMPLATE_SHARE, named_template, needed_to_name
 
 ENTRIES = catalogue()
 CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
+CALIBRATION = make_calibration()
+NEEDED = math.log(1 / (0.001 * TEMPLATE_SHARE))
 NAMES = ("bos-doubled", "system-ignored", "no-template", "space-added", "history-cut-front")
 LENGTHS = {REFERENCE: 40, "bos-doubled": 41, "system-ignored": 28, "no-template": 19,
            "space-added": 43, "history-cut-front": 25}  # fmt: skip
@@ -140,14 +147,16 @@ def test_beside_weights_that_differ_a_name_takes_twice_the_evidence() -> None:
     """Their noise is not quite the model's, and may look like another prompt now and then."""
     found = weigh_templates(make_ledger(3, served="no-template", scale=0.5), ENTRIES, CHANNEL)
     assert found is not None
-    plan, needed = make_plan(), math.log(1 / (0.001 * TEMPLATE_SHARE))
     quiet = replace(found, scale=0.05)
 
+    def named(evidence: TemplateEvidence, log_e: float) -> str | None:
+        return named_template(replace(evidence, log_e=log_e), CALIBRATION, needed=NEEDED)
+
     assert found.scale == pytest.approx(0.5, rel=0.5)
-    assert named_template(plan, replace(quiet, log_e=needed - 0.1)) is None
-    assert named_template(plan, replace(quiet, log_e=needed + 0.1)) == "template:no-template"
-    assert named_template(plan, replace(found, log_e=2 * needed - 0.1)) is None
-    assert named_template(plan, replace(found, log_e=2 * needed + 0.1)) == "template:no-template"
+    assert named(quiet, NEEDED - 0.1) is None
+    assert named(quiet, NEEDED + 0.1) == "template:no-template"
+    assert named(found, 2 * NEEDED - 0.1) is None
+    assert named(found, 2 * NEEDED + 0.1) == "template:no-template"
 
 
 def test_one_row_has_the_evidence_written_out() -> None:
@@ -288,59 +297,61 @@ def test_of_texts_that_stand_for_one_prompt_those_far_behind_are_left() -> None:
     assert kept == (REFERENCE, "system-injected", "system-injected-2")
 
 
+def is_open(evidence: TemplateEvidence, *, ordinary: int) -> bool:
+    """Whether more replies may yet name a fault, for a verdict at alpha 0.001."""
+    return leaves_a_fault_open(evidence, CALIBRATION, ordinary=ordinary, needed=NEEDED)
+
+
 def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
     """More than once: they are not scored under its texts, so they could not name it."""
-    plan = make_plan()
     hidden = weigh_templates(standing_in(**{"system-injected": 1.0}), ENTRIES, CHANNEL)
     known = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
     assert hidden is not None
     assert known is not None
 
     assert (hidden.ranked[0], known.ranked[0]) == ("system-injected", "system-merged")
-    assert leaves_a_fault_open(plan, hidden, ordinary=0)
-    assert not leaves_a_fault_open(plan, hidden, ordinary=8)
-    assert leaves_a_fault_open(plan, known, ordinary=8)
+    assert is_open(hidden, ordinary=0)
+    assert not is_open(hidden, ordinary=8)
+    assert is_open(known, ordinary=8)
 
 
 def test_ordinary_replies_must_keep_step_with_what_a_name_needs() -> None:
     """Other weights alone look like faults of a template for a while."""
-    plan = make_plan()
     ahead = weigh_templates(standing_in(**{"system-merged": 1.0}), ENTRIES, CHANNEL)
     assert ahead is not None
-    needed = IN_STEP * needed_to_name(plan, ahead) / 2
+    needed = IN_STEP * needed_to_name(ahead, CALIBRATION, needed=NEEDED) / 2
     short, enough = (
         replace(ahead, log_e=0.0, behind=ahead.behind | {REFERENCE: needed + more})
         for more in (-0.1, 0.1)
     )
 
-    assert [leaves_a_fault_open(plan, short, ordinary=n) for n in (0, 8, 24)] == [True, True, False]
-    assert leaves_a_fault_open(plan, enough, ordinary=24)
+    assert [is_open(short, ordinary=n) for n in (0, 8, 24)] == [True, True, False]
+    assert is_open(enough, ordinary=24)
 
 
 def test_a_panel_beside_weights_that_differ_settles_nothing() -> None:
     """Though the published rendering leads; behind quiet weights it does."""
-    plan = make_plan()
     found = weigh_templates(make_ledger(6, served=REFERENCE, scale=0.05), ENTRIES, CHANNEL)
     assert found is not None
     quiet, noisy = (replace(found, scale=scale) for scale in (0.05, 0.6))
 
     assert found.ranked[0] == REFERENCE
-    assert not leaves_a_fault_open(plan, quiet, ordinary=0)
-    assert leaves_a_fault_open(plan, noisy, ordinary=8)
-    assert not leaves_a_fault_open(plan, noisy, ordinary=LEAST_BESIDE_NOISE)
-    assert not leaves_a_fault_open(plan, replace(found, scale=1.0), ordinary=0)
+    assert not is_open(quiet, ordinary=0)
+    assert is_open(noisy, ordinary=8)
+    assert not is_open(noisy, ordinary=LEAST_BESIDE_NOISE)
+    assert not is_open(replace(found, scale=1.0), ordinary=0)
 
 
 def test_beside_weights_that_differ_a_rendering_falls_behind_by_chance() -> None:
     """So more is kept to go on with, as long as there is noise beyond honest serving."""
-    plan = make_plan()
     found = weigh_templates(make_ledger(2, served="no-template", scale=0.05), ENTRIES, CHANNEL)
     assert found is not None
     far = replace(found, behind=found.behind | {"system-ignored": BEHIND + 5})
-    names, noisy = (REFERENCE, *NAMES), replace(far, scale=0.6)
+    names = (REFERENCE, *NAMES)
+    quiet, noisy = (replace(far, scale=scale) for scale in (0.05, 0.6))
 
-    assert "system-ignored" not in likely_after(plan, replace(far, scale=0.05), names, ENTRIES)
-    assert "system-ignored" in likely_after(plan, noisy, names, ENTRIES)
+    assert "system-ignored" not in likely_after(quiet, names, ENTRIES, CALIBRATION)
+    assert "system-ignored" in likely_after(noisy, names, ENTRIES, CALIBRATION)
 
 
 def test_a_ledger_without_renderings_says_nothing() -> None:
@@ -385,7 +396,7 @@ def test_a_ledger_keeps_counts_and_renderings() -> None:
 
 def verdict(ledger: Ledger, **changes: Any) -> Report:
     rows = list(ledger.rows)
-    return decide(make_plan(**changes), ledger, engine={}, attempts=(), outcomes=replies(rows))
+    return decide(make_plan(**changes), ledger, outcomes=replies(rows))
 
 
 def test_a_fault_is_reported_with_odds_and_advice_and_no_noise_is_accused() -> None:

@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
-from simulate import make_plan, make_reply, replies, simulate_row
+from simulate import decide, make_plan, make_reply, replies, simulate_row
 from starlette.applications import Starlette
 from test_audit import FAULT, QUIET, card, configure, load_reference, make_engine, run
 
-from verifier.audit import score
+from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.completions import (
     ROUNDS,
-    UNKNOWN_RENDERING,
     Bypass,
     describe,
     judge_completions,
@@ -26,12 +25,15 @@ from verifier.checks.template.completions import (
 from verifier.evidence.ledger import Ledger, Row
 from verifier.files.run_folder import COMPLETIONS, EXCHANGES, PAGE, read_lines
 from verifier.host.exchange import Problem
-from verifier.lab.testbed.host import create_app, running
-from verifier.plan import Plan
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Message, Probe, Report
 from verifier.reference.renderings import changes
 from verifier.reference.renderings.catalogue import PUBLISHED, Rendering
-from verifier.verdict.decide import decide, decide_folder
+from verifier.steps import score
+from verifier.verdict.decide import decide_folder
 
 __all__ = ["card"]  # the fixture
 
@@ -149,7 +151,7 @@ def test_completions_decide_no_verdict(scale: float, completed: float) -> None:
 
     def decided(bypass: Bypass | None) -> Report:
         ledger = Ledger(rows=tuple(chats))
-        return decide(plan, ledger, engine={}, attempts=(), outcomes=replies(chats), bypass=bypass)
+        return decide(plan, ledger, outcomes=replies(chats), completions=bypass)
 
     before, after = decided(None), decided(found)
     assert after.decision == before.decision
@@ -168,10 +170,10 @@ def test_completions_decide_no_verdict(scale: float, completed: float) -> None:
 def app(
     weights: str = REFERENCE, rendering: Rendering = PUBLISHED, *, as_chat: bool = False
 ) -> Starlette:
-    return create_app(
-        make_engine(weights), FakeTokenizer(), model="tiny", window_s=0.001, rendering=rendering,
-        completes_as_chat=as_chat,
-    )  # fmt: skip
+    return create_app(Host(
+        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
+        rendering=rendering, completes_as_chat=as_chat,
+    ))  # fmt: skip
 
 
 def notes(report: Report) -> str:
@@ -265,8 +267,8 @@ def test_weights_that_differ_without_a_template_are_no_hidden_prompt() -> None:
 
     def said(bypass: Bypass | None) -> list[str]:
         report = decide(
-            make_plan(), Ledger(rows=tuple(chats)), engine={}, attempts=(),
-            outcomes=replies(chats), bypass=bypass,
+            make_plan(), Ledger(rows=tuple(chats)),
+            outcomes=replies(chats), completions=bypass,
         )  # fmt: skip
         return [f.aspect for f in report.findings if f.aspect in ("template", "cause")]
 
@@ -288,8 +290,6 @@ def test_noise_of_another_model_names_no_template() -> None:
         near.append(replace(row, rendered=rendered))
 
     for some, named in ((near, ["family-llama3"]), (far, [])):
-        report = decide(
-            make_plan(), Ledger(rows=tuple(some)), engine={}, attempts=(), outcomes=replies(some)
-        )
+        report = decide(make_plan(), Ledger(rows=tuple(some)), outcomes=replies(some))
         assert report.decision == "inconsistent"
         assert [f.name for f in report.findings if f.aspect == "template"] == named

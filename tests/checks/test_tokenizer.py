@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
 from scipy.stats import binom
-from simulate import make_plan, make_reply, replies, simulate_row
+from simulate import decide, make_plan, make_reply, replies, simulate_row
 
+from verifier.checks.cause import ANOTHER_FAMILY, NOTHING_FITS
 from verifier.checks.tokenizer import (
     Counting,
     counting_probes,
@@ -27,8 +28,6 @@ from verifier.evidence.prompt_counts import BORROWED
 from verifier.files.run_folder import COUNTED
 from verifier.records import REFERENCE, Failure, Message, Outcome, Probe, Reply
 from verifier.reference.cards import load_tokenizers
-from verifier.verdict.causes import ANOTHER_FAMILY, NOTHING_FITS
-from verifier.verdict.decide import decide
 
 TABLE = load_tokenizers()
 #: What the embedded model's tokenizer makes of the table's strings.
@@ -132,7 +131,7 @@ def test_counts_name_beside_a_verdict_and_never_make_one() -> None:
     borrowed = told(TABLE.tokenizers[0].counts)
     verdicts = {
         name: decide(
-            make_plan(), Ledger(rows=tuple(rows)), engine={}, attempts=(),
+            make_plan(), Ledger(rows=tuple(rows)),
             outcomes=replies(rows) | borrowed, counting=counting(),
         )
         for name, rows in (("far", far), ("near", near))
@@ -153,7 +152,7 @@ def test_another_family_is_told_from_a_rounding_that_nobody_knows() -> None:
     rows = [replace(row, text=row.text | {"int4-sym-g64": row.text[REFERENCE]}) for row in rows]
     names = {
         whose: decide(
-            make_plan(), Ledger(rows=tuple(rows)), engine={}, attempts=(),
+            make_plan(), Ledger(rows=tuple(rows)),
             outcomes=replies(rows) | told(counts), counting=counting(),
         ).findings[-1].name
         for whose, counts in (("own", OWN), ("another", TABLE.tokenizers[0].counts))

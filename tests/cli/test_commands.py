@@ -42,7 +42,9 @@ from verifier.files.run_folder import (
     working_in,
     write_json,
 )
-from verifier.lab.testbed.host import create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import GenerateRequest, Message
 from verifier.reference.loaded import Reference
 from verifier.reference.variants import VARIANTS
@@ -174,7 +176,9 @@ class Finished:
 
 def finish(tmp_path_factory: pytest.TempPathFactory, weights: str) -> Finished:
     folder = tmp_path_factory.mktemp("audit")
-    app = create_app(make_engine(weights), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with pytest.MonkeyPatch.context() as patched, running(app) as url:
         with_fake_reference(patched)
         run_file = write_run_file(folder, url, top_logprobs=5)
@@ -680,7 +684,9 @@ def test_pinning_says_what_it_wrote_and_refuses_a_mismatch(tiny: Path, tmp_path:
 
 def test_steps_alone_give_what_an_audit_gives(honest: Finished, tmp_path: Path) -> None:
     """Plan, collect, score, decide, report: the same replies, the same verdict."""
-    app = create_app(make_engine(), FakeTokenizer(), model="tiny", window_s=0.001)
+    app = create_app(
+        Host(engine=make_engine(), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
     with running(app) as url:
         run, run_file = tmp_path / "run", write_run_file(tmp_path, url, top_logprobs=5)
         asked = len((honest.folder / EXCHANGES).read_bytes().splitlines())

@@ -241,12 +241,12 @@ def test_a_megabyte_is_made_visible_at_once(text: str) -> None:
 
 #: What writes to a stream past `say`, `say_json` and `Terminal`; and who may.
 _WRITERS = {
-    "typer.echo": {"shell"},
+    "typer.echo": {"cli.common"},
     "print": {"cli"},  # the last line of a command that failed, made visible; a trace asked for
-    "Console": {"shell"},
-    "Terminal": {"commands", "cli_lab", "cli_reference", "shell"},
-    "Progress": {"shell"},
-    "os.write": {"template_process", "trust"},  # to a pipe and to a file of their own
+    "Console": {"cli.common"},
+    "Terminal": {"cli.commands", "cli.lab", "cli.reference", "cli.common"},
+    "Progress": {"cli.common"},
+    "os.write": {"reference.template_process", "cli.trust"},  # to a pipe and to a file of their own
 }
 _NEVER = re.compile(
     r"typer\.(secho|prompt|confirm|style|progressbar|launch|echo_via_pager)|click\..*"
@@ -275,7 +275,7 @@ def test_the_one_way_makes_everything_visible() -> None:
     """What is handed to the streams is made so in the same call, or holds bytes that were."""
     handed = [
         ast.unparse(node.args[0])
-        for name in ("shell", "cli")
+        for name in ("cli.common", "cli")
         for what, node in called(MODULES[name])
         if what in ("typer.echo", "print")
     ]

@@ -426,7 +426,7 @@ def test_a_key_that_would_go_in_clear_is_warned_of(
 ) -> None:
     """Before anything is sent, and never with the key."""
     monkeypatch.setenv("SOME_KEY", KEY)
-    monkeypatch.setattr("verifier.audit.ask", lambda *_what, **_how: 0)
+    monkeypatch.setattr("verifier.steps.ask", lambda *_what, **_how: 0)
     plan(tmp_path, url, endpoint={"api_key_env": "SOME_KEY"})
     ended = call("collect", tmp_path / "run")
 

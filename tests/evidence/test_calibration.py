@@ -10,8 +10,8 @@ from fakes_card import write_card
 from simulate import make_calibration
 
 from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.evidence.calibration import load_calibration, write_calibration
 from verifier.files.run_folder import write_json
+from verifier.reference.calibrations import load_calibration, write_calibration
 from verifier.reference.cards import load_card
 
 

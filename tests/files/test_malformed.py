@@ -19,14 +19,13 @@ from test_audit import CARD, configure, host, run
 from test_commands import Ended, call
 from test_side_by_side import NOWHERE, endpoint, make_folders
 
-from verifier.checks.sampling.ask_and_score import read_repeats, read_sampled
-from verifier.checks.sampling.stored_replies import Repeat
 from verifier.checks.tokenizer import Counting
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import SampledRow
+from verifier.evidence.ledger import Repeat, SampledRow
 from verifier.files import run_folder as folder
 from verifier.files.run_folder import write_json
 from verifier.records import Control
+from verifier.scoring.sampled_file import read_repeats, read_sampled
 from verifier.scoring.score_file import read_scores
 
 #: Seconds that no command may take for one folder, on a machine under load.

@@ -25,7 +25,7 @@ from fakes_host import Asked, FakeHost, chat, error
 from junitparser import JUnitXml
 from rich.console import Console
 from scipy.stats import binom
-from simulate import make_plan, simulate_row, write_scored
+from simulate import case_of, make_plan, simulate_row, write_scored
 from test_audit import (  # noqa: F401 - a fixture
     FAULT,
     QUIET,
@@ -60,15 +60,16 @@ from verifier.files.run_folder import (
 from verifier.fleet.side_by_side import Together, audit_beside_control, audit_targets, start_targets
 from verifier.fleet.summary import read_reports, summarise, write_errors
 from verifier.host.collect import read_attempts
-from verifier.plan import read_plan, read_probes, write_plan
+from verifier.plan_file import read_plan, read_probes, write_plan
 from verifier.progress import Show
 from verifier.records import Control, Report, Summary
 from verifier.reference.loaded import Reference
-from verifier.reports.junit import render_junits, render_summary
+from verifier.reports.junit import render_junits
+from verifier.reports.markdown import render_summary
 from verifier.reports.tables import print_summary
+from verifier.verdict.combine import combine
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
-from verifier.verdict.weigh import weigh
 
 NOWHERE = "http://127.0.0.1:1/v1"  # port 1 of the loopback refuses connections
 
@@ -709,12 +710,13 @@ def test_accusations_that_stand_are_seldom_false(tmp_path: Path, count: int) -> 
     trials, alpha, wrong = 60, 0.1, 0
     rng = np.random.default_rng(21)
     plan = make_plan(alpha=alpha)
+
+    def honest(rng: np.random.Generator) -> Ledger:
+        return Ledger(rows=tuple(simulate_row(rng, f"p{n}", scale=0.1) for n in range(10)))
+
     for _ in range(trials):
         log_e = [
-            weigh(
-                plan, Ledger(rows=tuple(simulate_row(rng, f"p{n}", scale=0.1) for n in range(10)))
-            ).log_e
-            for _ in range(count)
+            combine(case_of(plan, ledger)).log_e for ledger in (honest(rng) for _ in range(count))
         ]
         wrong += bool(e_bh(log_e, alpha))
 

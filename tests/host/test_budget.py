@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from verifier.config import Prices
 from verifier.host.budget import (
+    NOTHING,
     Amount,
     Ceiling,
     Purse,
@@ -166,7 +167,10 @@ def test_what_the_folder_has_spent_counts(tmp_path: Path) -> None:
 
 def test_a_forecast_says_the_expected_and_the_most() -> None:
     """100 tokens pay for ten replies of ten; short ones let all twenty probes be asked."""
-    expected, most = forecast([probe(n) for n in range(20)], max_tokens=10, ceiling=ceiling(100))
+    expected, most = forecast(
+        [probe(n) for n in range(20)], max_tokens=10, ceiling=ceiling(100), expected=NOTHING,
+        most=NOTHING,
+    )  # fmt: skip
 
     assert (expected.requests, expected.completion_tokens) == (10, 100)
     assert expected.prompt_tokens == 10 * usual_prompt_tokens(probe())
@@ -179,17 +183,17 @@ def test_a_forecast_says_the_expected_and_the_most() -> None:
 def test_what_is_asked_beside_the_probes_is_forecast_too() -> None:
     """Requests and prompts; their completions come out of the same budget."""
     probes = [probe(n) for n in range(20)]
-    plain = forecast(probes, max_tokens=10, ceiling=ceiling(100))
+    plain = forecast(probes, max_tokens=10, ceiling=ceiling(100), expected=NOTHING, most=NOTHING)
     expected, most = forecast(
         probes, max_tokens=10, ceiling=ceiling(100),
-        at_first=Amount(requests=3, prompt_tokens=30, completion_tokens=0),
-        with_cause=Amount(requests=2, prompt_tokens=200, completion_tokens=0), tries=3,
+        expected=Amount(requests=3, prompt_tokens=30, completion_tokens=0),
+        most=Amount(requests=11, prompt_tokens=290, completion_tokens=0),
     )  # fmt: skip
 
     assert expected.requests - plain[0].requests == 3
     assert expected.prompt_tokens - plain[0].prompt_tokens == 30
-    assert most.requests - plain[1].requests == 3 * 3 + 2
-    assert most.prompt_tokens - plain[1].prompt_tokens == 3 * 30 + 200
+    assert most.requests - plain[1].requests == 11
+    assert most.prompt_tokens - plain[1].prompt_tokens == 290
     assert most.completion_tokens == 100
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulate import make_plan, make_reply, replies, simulate_row
+from simulate import decide, make_plan, make_reply, replies, simulate_row
 
 from verifier.config import Policy
 from verifier.errors import ConfigError
@@ -25,9 +25,8 @@ from verifier.lab.bench.precision import (
     tabulate,
 )
 from verifier.lab.corpus import Stack
-from verifier.plan import batch_ends
+from verifier.plan_file import batch_ends
 from verifier.records import Reply
-from verifier.verdict.decide import decide
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "reference" / "benchmarks" / "smollm2-135m-instruct.benchmark.json"
@@ -140,10 +139,7 @@ def test_an_audit_stops_at_the_first_look_that_decides(scale: float) -> None:
 
     for audit in replayed(rows):
         slices = [rows[audit.first : audit.first + end] for end in batch_ends(audit.replies)]
-        looks = [
-            decide(plan, Ledger(rows=tuple(some)), engine={}, attempts=(), outcomes=outcomes)
-            for some in slices
-        ]
+        looks = [decide(plan, Ledger(rows=tuple(some)), outcomes=outcomes) for some in slices]
         assert [look.decision for look in looks[:-1]] == ["inconclusive"] * (len(looks) - 1)
         assert looks[-1].decision == audit.decision != "inconclusive"
         assert looks[-1].noise_scale.upper == audit.upper
@@ -175,7 +171,7 @@ def test_a_batch_that_the_corpus_cuts_short_is_no_look() -> None:
     """These replies decide from the twelfth on, but an audit looks after 10 and 14 only."""
     rows = make_rows(14, tokens=3)
     plan, twelve = make_plan(), Ledger(rows=tuple(rows[:12]))
-    then = decide(plan, twelve, engine={}, attempts=(), outcomes=replies(rows))
+    then = decide(plan, twelve, outcomes=replies(rows))
 
     assert then.decision == "consistent"
     assert replayed(rows[:12]) == replayed(rows[:13]) == []

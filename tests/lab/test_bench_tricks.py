@@ -19,7 +19,7 @@ from verifier.lab.bench.tricks import (
     sum_up,
     tabulate_tricks,
 )
-from verifier.lab.testbed.host import read_fault
+from verifier.lab.testbed.faults import read_fault
 from verifier.reference.cards import load_card
 from verifier.reference.renderings.catalogue import catalogue
 

@@ -12,7 +12,9 @@ from fakes_engine import FakeEngine, FakeTokenizer
 
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
-from verifier.lab.testbed.host import create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import GenerateRequest, Message, Probe, Reply
 
 MODEL, KEY = "toy", "letmein"
@@ -22,7 +24,9 @@ QUESTION = "Hello"
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    app = create_app(FakeEngine(), TOKENIZER, model=MODEL, api_key=KEY, window_s=0.0)
+    app = create_app(
+        Host(engine=FakeEngine(), tokenizer=TOKENIZER, model=MODEL, api_key=KEY, window_s=0.0)
+    )
     with running(app) as url:
         yield url
 

@@ -1,4 +1,4 @@
-"""The pages of `reference/`: no figure in them is written by hand."""
+"""Pages: no figure of `reference/` is written by hand, and every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from verifier.lab.pages import TABLES, fill, make_pages
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "reference/README.md", "reference/benchmarks/README.md")
+#: Those without tables of results.
+OTHERS = ("verifier/README.md", "verifier/checks/README.md", "probes/README.md")
 
 
 def test_the_pages_are_those_that_cards_and_results_make() -> None:
@@ -29,14 +31,35 @@ def test_every_file_of_results_has_its_tables() -> None:
     assert kept == {f"{part}.benchmark.json" for part in TABLES}
 
 
-@pytest.mark.parametrize("page", PAGES[1:])
-def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
-    """From where it lies."""
-    text = (ROOT / page).read_text(encoding="utf-8")
-    links = re.findall(r"\]\(([^)#]+)[^)]*\)", text)
+def headings(page: Path) -> set[str]:
+    """What links may name of a page, as GitHub makes it of the headings."""
+    text = page.read_text(encoding="utf-8")
+    found = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in found}
 
-    assert links
-    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS])
+def test_the_links_of_a_page_lead_somewhere(page: str) -> None:
+    """From where it lies, and to a heading that is there."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    links = [
+        link.partition("#") for link in re.findall(r"\]\(([^)]+)\)", text)
+        if not link.startswith("https://")
+    ]  # fmt: skip
+    there = (ROOT / page).parent
+
+    assert [path for path, _, _ in links if not there.joinpath(path).exists()] == []
+    for path, _, heading in links:
+        if heading:
+            assert heading in headings(there / path if path else ROOT / page), (page, heading)
+
+
+def test_every_page_is_held_to_its_links() -> None:
+    """None is forgotten."""
+    folders = ("configs", "probes", "reference", "tests", "verifier")
+    found = {path for folder in folders for path in (ROOT / folder).rglob("README.md")}
+
+    assert {str(path.relative_to(ROOT)) for path in found} == {*PAGES, *OTHERS} - {"README.md"}
 
 
 def test_only_what_is_between_marks_is_made() -> None:

@@ -23,7 +23,10 @@ from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer, scripted
 from families import tool_talk
 
 from verifier.errors import ConfigError, RenderingError
-from verifier.lab.testbed.host import create_app, list_faults, read_fault, running, serve
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import list_faults, read_fault
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running, serve
 from verifier.prompts import prompt_of, wire_extras, wire_message
 from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
 from verifier.reference.renderings.catalogue import catalogue
@@ -35,7 +38,9 @@ TOKENIZER = FakeTokenizer()
 
 @contextmanager
 def hosting(engine: FakeEngine, **settings: Any) -> Iterator[httpx.Client]:
-    app = create_app(engine, settings.pop("tokenizer", TOKENIZER), model=MODEL, **settings)
+    app = create_app(
+        Host(engine=engine, tokenizer=settings.pop("tokenizer", TOKENIZER), model=MODEL, **settings)
+    )
     with running(app) as url, httpx.Client(base_url=url, timeout=30) as client:
         yield client
 
@@ -642,7 +647,7 @@ def test_template_refusal_is_400() -> None:
 def test_server_and_its_threads_are_gone_after_exit() -> None:
     """Leaving the block frees the port and leaves no thread, open connections or not."""
     before = {thread.name for thread in threading.enumerate()}
-    app = create_app(FakeEngine(), TOKENIZER, model=MODEL)
+    app = create_app(Host(engine=FakeEngine(), tokenizer=TOKENIZER, model=MODEL))
     client = httpx.Client(timeout=30)
     with client, running(app) as url:
         assert url.startswith("http://127.0.0.1:")
@@ -656,7 +661,7 @@ def test_server_and_its_threads_are_gone_after_exit() -> None:
 
 def test_app_can_be_served_again() -> None:
     """One app, two lives: nothing is left over from the first."""
-    app = create_app(FakeEngine(), TOKENIZER, model=MODEL)
+    app = create_app(Host(engine=FakeEngine(), tokenizer=TOKENIZER, model=MODEL))
     for _ in range(2):
         with running(app) as url:
             assert httpx.post(f"{url}/chat/completions", json=chat_body()).status_code == 200
@@ -680,8 +685,11 @@ def test_serve_returns_on_a_signal() -> None:
     script = textwrap.dedent(
         f"""
         from fakes_engine import FakeEngine, FakeTokenizer
-        from verifier.lab.testbed.host import create_app, serve
-        app = create_app(FakeEngine(), FakeTokenizer(), model={MODEL!r})
+        from verifier.lab.testbed.app import create_app
+        from verifier.lab.testbed.host import Host
+        from verifier.lab.testbed.server import serve
+        host = Host(engine=FakeEngine(), tokenizer=FakeTokenizer(), model={MODEL!r})
+        app = create_app(host)
         serve(app, port=0, announce=lambda url: print(url, flush=True))
         print("returned")
         """
@@ -711,7 +719,7 @@ def test_serve_refuses_a_taken_port() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        app = create_app(FakeEngine(), TOKENIZER, model=MODEL)
+        app = create_app(Host(engine=FakeEngine(), tokenizer=TOKENIZER, model=MODEL))
         with pytest.raises(ConfigError, match=f"127.0.0.1:{port} cannot be listened on"):
             serve(app, port=port, announce=lambda _url: None)
     with pytest.raises(ConfigError, match="0-65535"):
@@ -847,7 +855,7 @@ def test_malformed_tool_messages_are_400(message: dict[str, Any], said: str) -> 
 def test_importing_the_testbed_loads_no_model_library() -> None:
     """The app itself needs neither torch nor transformers."""
     script = (
-        "import sys, verifier.lab.testbed.host; "
+        "import sys, verifier.lab.testbed.app; "
         "sys.exit(bool({'torch', 'transformers', 'vllm'} & sys.modules.keys()))"
     )
     root = Path(__file__).parents[2]

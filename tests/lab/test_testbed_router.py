@@ -13,7 +13,6 @@ from fakes_host import Answer, FakeHost, chat, error
 from scipy.stats import binom
 
 from verifier.errors import ConfigError
-from verifier.lab.testbed.host import running
 from verifier.lab.testbed.router import (
     BURST,
     Chooser,
@@ -22,6 +21,7 @@ from verifier.lab.testbed.router import (
     create_router,
     read_routes,
 )
+from verifier.lab.testbed.server import running
 
 TWO = read_routes("http://a/v1", ["0.3:http://b/v1"])
 

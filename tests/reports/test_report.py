@@ -35,14 +35,11 @@ from verifier.records import (
     Substitution,
     Usage,
 )
+from verifier.report_file import SCHEMA_VERSION, report_from_json, report_to_json
 from verifier.reports import noise_dial as dial
-from verifier.reports.terminal import (
-    SCHEMA_VERSION,
-    render_page,
-    render_terminal,
-    report_from_json,
-    report_to_json,
-)
+from verifier.reports.findings import causes, departures
+from verifier.reports.html import render_page
+from verifier.reports.terminal import render_terminal
 
 GOLDEN = Path(__file__).with_name("golden")
 
@@ -845,8 +842,8 @@ def test_a_template_fault_is_a_best_name_and_no_departure() -> None:
     found = finding("template", "detected", "bos-doubled", 30.0)
     report = dataclasses.replace(SAMPLES["inconsistent"], findings=(found,))
 
-    assert wording.causes(report) == (found,)
-    assert wording.departures(report) == ()
+    assert causes(report) == (found,)
+    assert departures(report) == ()
     assert "bos-doubled" in terminal_of(report)
 
 

@@ -20,13 +20,16 @@ from fakes_host import Answer, Asked, FakeHost, chat
 from test_audit import card, configure, load_reference, make_engine, run  # noqa: F401 - a fixture
 from test_commands import call, with_fake_reference, write_run_file
 
-from verifier.audit import write_page
 from verifier.files.run_folder import PLAN, PROBES, RUN
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Client, Endpoint
-from verifier.lab.testbed.host import create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import Message, NotJudged, Probe, Reply
-from verifier.reports.junit import render_junit, render_markdown
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
+from verifier.steps import write_page
 
 KEY = "sk-test-0123456789abcdef"
 PROBE = Probe(id="p1", kind="open", messages=(Message(role="user", content="Hi."),), max_tokens=24)
@@ -86,7 +89,15 @@ def test_a_key_that_a_host_spells_in_pieces_is_in_nothing_written(
 
 def test_the_key_of_an_audit_is_in_no_artefact(card: Path, tmp_path: Path) -> None:  # noqa: F811
     """Run folder, pages, summaries: every byte that one whole audit writes."""
-    app = create_app(make_engine(), FakeTokenizer(), model="tiny", api_key=KEY, window_s=0.001)
+    app = create_app(
+        Host(
+            engine=make_engine(),
+            tokenizer=FakeTokenizer(),
+            model="tiny",
+            api_key=KEY,
+            window_s=0.001,
+        )
+    )
     out = tmp_path / "run"
     with running(app) as url:
         report = run(configure(url, card, out), key=KEY)

@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes_engine import EOS, TURN, FakeTokenizer
-from simulate import VOCABULARY, make_plan, replies
+from simulate import VOCABULARY, decide, make_calibration, make_plan, replies
 from simulate import _log_softmax as log_softmax
 from simulate import _score as score_of
 from test_score import CountingEngine, make_probes, outcomes_of, score
 
 from verifier.errors import RenderingError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, text_cells
+from verifier.evidence.posterior import is_rather_a_suspect
 from verifier.records import REFERENCE, Finding, Prompt
+from verifier.reference.reader import Suspected
 from verifier.scoring.alignment import Aligned
-from verifier.scoring.other_models import LOST, Suspected, end_of_turn, render_for, respell
+from verifier.scoring.other_models import LOST, end_of_turn, render_for, respell
 from verifier.scoring.score_file import DECIMALS, read_scores
-from verifier.verdict.causes import is_rather_a_suspect
-from verifier.verdict.decide import decide
 
 OTHER = "fp8-channel"  # what the fake engine has in place while the suspect is scored
 PUBLISHED = FakeTokenizer()
@@ -231,9 +231,7 @@ def simulate(
 
 def cause(rows: Sequence[Row]) -> Finding:
     plan = make_plan(suspects={"sibling": "another size"})
-    report = decide(
-        plan, Ledger(rows=tuple(rows)), engine={}, attempts=(), outcomes=replies(list(rows))
-    )
+    report = decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(list(rows)))
     assert report.decision == "inconsistent"
     return report.findings[-1]
 
@@ -301,6 +299,14 @@ def test_a_text_likelihood_is_that_of_its_spelling() -> None:
 COLUMN = "template:family-llama3"
 
 
+def is_rather(ledger: Ledger) -> bool:
+    """As at the simulated plan's beta."""
+    return is_rather_a_suspect(
+        ledger, COLUMN, make_calibration().text, bank=make_plan().bank, suspects=("sibling",),
+        error=0.001,
+    )  # fmt: skip
+
+
 def judged(*, served: str, seed: int, left: float = 0.5) -> bool:
     """Whether a suspect is taken for the cause, of a host that serves it or has the template fault.
 
@@ -325,8 +331,7 @@ def judged(*, served: str, seed: int, left: float = 0.5) -> bool:
                 logprob_problem=None, rendered={REFERENCE: 20, "family-llama3": 24},
             )
         )  # fmt: skip
-    plan = make_plan(suspects={"sibling": "another size"})
-    return is_rather_a_suspect(plan, Ledger(rows=tuple(rows)), COLUMN)
+    return is_rather(Ledger(rows=tuple(rows)))
 
 
 def test_a_suspect_comes_before_a_template_that_leaves_noise() -> None:
@@ -347,8 +352,7 @@ def test_a_template_comes_first_where_a_suspect_explains_the_replies_no_better()
 
 def test_without_a_suspect_scored_on_the_same_replies_the_template_stays() -> None:
     """Missing is no information."""
-    plan = make_plan(suspects={"sibling": "another size"})
     row = rows_of(1, noise=2.0, near=0.0)[0]
 
-    assert not is_rather_a_suspect(plan, Ledger(rows=(row,)), COLUMN)
-    assert not is_rather_a_suspect(plan, Ledger(rows=()), COLUMN)
+    assert not is_rather(Ledger(rows=(row,)))
+    assert not is_rather(Ledger(rows=()))

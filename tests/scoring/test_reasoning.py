@@ -12,7 +12,7 @@ import pytest
 from conftest import save_tokenizer
 from fakes_engine import EOS, TURN
 from fakes_thinker import PARSERS, THINKING, ThinkingEngine, ThinkingTokenizer
-from simulate import make_plan
+from simulate import case_of, make_plan
 
 from verifier.evidence.ledger import Ledger
 from verifier.prompts import prompt_of
@@ -30,7 +30,7 @@ from verifier.reference.cards import Thinking
 from verifier.scoring.reasoning import spelling_of
 from verifier.scoring.score import score_replies
 from verifier.scoring.score_file import read_scores
-from verifier.verdict.weigh import Evidence, weigh
+from verifier.verdict.combine import combine
 
 THOUGHT = "the host says more of the model weights now and a token is less."
 STREAMS = {
@@ -345,8 +345,8 @@ HONEST, ROUNDED = "fp8-channel", "int4-sym-g64"
 def audit_of(
     run: Path, parser: str, weights: str, *, inside: bool, count: int,
     parsed: Callable[[str], tuple[str, str]] | None = None,
-) -> Evidence:  # fmt: skip
-    """The evidence of a host that serves these weights and shows its thoughts through a parser."""
+) -> tuple[int, float]:  # fmt: skip
+    """How many replies are judged, and the evidence, where a parser shows what a host thinks."""
     tokenizer = make_tokenizer(inside=inside)
     noise = {HONEST: 0.05, ROUNDED: 1.5}
     served, reference = (ThinkingEngine(tokenizer, margin=3.5, noise=noise) for _ in range(2))
@@ -372,7 +372,8 @@ def audit_of(
     ledger = score_replies(
         run, probes, outcomes, engine=reference, tokenizer=tokenizer, thinking=THINKING
     )
-    return weigh(make_plan(top_logprobs=0), ledger)
+    case = case_of(make_plan(top_logprobs=0), ledger)
+    return len(case.text), combine(case).log_e
 
 
 @pytest.mark.parametrize("parser", PARSERS)
@@ -382,18 +383,18 @@ def test_honest_thoughts_keep_the_level(tmp_path: Path, parser: str, inside: boo
 
     The e-value exceeds 20 in at most one of twenty such audits; here all end far below.
     """
-    evidence = audit_of(tmp_path, parser, HONEST, inside=inside, count=60)
+    judged, log_e = audit_of(tmp_path, parser, HONEST, inside=inside, count=60)
 
-    assert evidence.rows >= 50
-    assert evidence.log_e < math.log(20)
+    assert judged >= 50
+    assert log_e < math.log(20)
 
 
 @pytest.mark.parametrize("parser", PARSERS)
 def test_rounded_weights_are_found_through_every_parser(tmp_path: Path, parser: str) -> None:
     """A dozen replies suffice, though answers behind doubtful seams are left out."""
-    evidence = audit_of(tmp_path, parser, ROUNDED, inside=True, count=12)
+    _, log_e = audit_of(tmp_path, parser, ROUNDED, inside=True, count=12)
 
-    assert evidence.log_e >= math.log(1000)
+    assert log_e >= math.log(1000)
 
 
 # -- the parsers that vLLM ships ---------------------------------------------------------------
@@ -448,9 +449,9 @@ def test_parsers_that_vllm_ships_harm_no_honest_host(
         thought, answer = parsers(name).extract_reasoning(text, _Request())
         return thought or "", answer or ""
 
-    honest = audit_of(tmp_path / "a", name, HONEST, inside=True, count=60, parsed=parsed)
-    rounded = audit_of(tmp_path / "b", name, ROUNDED, inside=True, count=20, parsed=parsed)
+    judged, honest = audit_of(tmp_path / "a", name, HONEST, inside=True, count=60, parsed=parsed)
+    _, rounded = audit_of(tmp_path / "b", name, ROUNDED, inside=True, count=20, parsed=parsed)
 
-    assert honest.rows >= 50
-    assert honest.log_e < math.log(20)
-    assert rounded.log_e >= math.log(1000)
+    assert judged >= 50
+    assert honest < math.log(20)
+    assert rounded >= math.log(1000)

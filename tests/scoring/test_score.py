@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from fakes_engine import EOS, TURN, WORDS, FakeEngine, FakeTokenizer
 
-from verifier.checks.template.panel_design import PANEL_KIND
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import ledger_from_json, logprob_cells, text_cells
 from verifier.files.run_folder import LEDGER, SCORES, read_json
+from verifier.probes import PANEL_KIND
 from verifier.records import (
     REFERENCE,
     Candidate,
@@ -34,7 +34,14 @@ from verifier.reference.renderings.catalogue import catalogue, render_probe
 from verifier.scoring.alignment import Aligned
 from verifier.scoring.readings import MAX_READINGS
 from verifier.scoring.score import build_ledger, score_replies
-from verifier.scoring.score_file import CHUNK, DECIMALS, Scored, read_scores
+from verifier.scoring.score_file import (
+    CHUNK,
+    DECIMALS,
+    ScoreBook,
+    Scored,
+    append_score,
+    read_scores,
+)
 
 TOKENIZER = FakeTokenizer()
 BUILD = "int4-sym-g64"
@@ -132,6 +139,14 @@ def score(
     return score_replies(
         run, probes, outcomes, engine=engine or CountingEngine(), tokenizer=TOKENIZER, **settings
     )
+
+
+def book_of(run: Path, scores: Sequence[Scored]) -> ScoreBook:
+    """The scores, in this order, as a book of a run folder."""
+    run.mkdir()
+    for scored in scores:
+        append_score(run, scored)
+    return ScoreBook(run)
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -359,8 +374,10 @@ def test_the_ledger_is_a_function_of_the_scores_alone(tmp_path: Path) -> None:
     ledger = score(tmp_path, probes, outcomes_of(probes, logprobs=True), weights=(BUILD,))
     scores = read_scores(tmp_path)
 
-    assert build_ledger(probes, scores, counts=COUNTS, lengths=no_lengths) == ledger
-    assert build_ledger(probes, scores[::-1], counts=COUNTS, lengths=no_lengths) == ledger
+    for n, some in enumerate((scores, scores[::-1])):
+        book = book_of(tmp_path / f"copy{n}", some)
+        made = build_ledger(probes, book, counts=COUNTS, lengths=no_lengths)
+        assert made == replace(ledger, engine={})
 
 
 def test_rows_are_in_the_order_of_the_probes(tmp_path: Path) -> None:
@@ -375,14 +392,15 @@ def test_rows_are_in_the_order_of_the_probes(tmp_path: Path) -> None:
     assert [row.probe_id for row in all_.rows] == ["p0", "p2", "p3"]
 
 
-def test_a_score_without_its_reference_is_no_row() -> None:
+def test_a_score_without_its_reference_is_no_row(tmp_path: Path) -> None:
     """Builds are read against the reference, never alone."""
     probes = make_probes(1)
     alone = Scored(
         probe_id="p0", weights=BUILD, aligned=make_aligned(), score=make_score((-0.5,) * 2)
     )
 
-    assert build_ledger(probes, [alone], counts=COUNTS, lengths=no_lengths).rows == ()
+    book = book_of(tmp_path / "run", [alone])
+    assert build_ledger(probes, book, counts=COUNTS, lengths=no_lengths).rows == ()
 
 
 def make_aligned(**changes: Any) -> Aligned:
@@ -404,7 +422,7 @@ def make_score(logprobs: tuple[float, ...]) -> ReplyScore:
     )
 
 
-def test_positions_left_out_are_counted_and_not_scored() -> None:
+def test_positions_left_out_are_counted_and_not_scored(tmp_path: Path) -> None:
     """The cells are those of the positions that are kept."""
     numbers = make_score((-0.1, -9.0))
     scored = Scored(
@@ -413,7 +431,8 @@ def test_positions_left_out_are_counted_and_not_scored() -> None:
         aligned=make_aligned(left_out=frozenset({1})),
         score=numbers,
     )
-    (row,) = build_ledger(make_probes(1), [scored], counts=COUNTS, lengths=no_lengths).rows
+    book = book_of(tmp_path / "run", [scored])
+    (row,) = build_ledger(make_probes(1), book, counts=COUNTS, lengths=no_lengths).rows
 
     assert (row.tokens, row.left_out) == (1, 1)
     assert row.text[REFERENCE] == text_cells(numbers, [0])

@@ -17,11 +17,14 @@ from verifier.audit import audit
 from verifier.checks.hidden_reasoning import turn_off
 from verifier.evidence.ledger import ledger_from_json
 from verifier.files.run_folder import LEDGER, REPORT, write_json
-from verifier.lab.testbed.host import Thoughts, create_app, running
-from verifier.plan import read_plan, read_probes
+from verifier.host.collect import read_attempts
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host, Thoughts
+from verifier.lab.testbed.server import running
+from verifier.plan_file import read_plan, read_probes
 from verifier.records import Report
 from verifier.reference.loaded import Reference
-from verifier.reports.terminal import report_to_json
+from verifier.report_file import report_to_json
 from verifier.verdict.decide import decide_folder
 
 Shown = Literal["apart", "inline", "stripped", "hidden"]
@@ -49,10 +52,10 @@ def make_tokenizer() -> ThinkingTokenizer:
 
 @contextmanager
 def host(shown: Shown, weights: str = "reference") -> Iterator[str]:
-    app = create_app(
-        make_engine(weights), make_tokenizer(), model="tiny", window_s=0.001,
+    app = create_app(Host(
+        engine=make_engine(weights), tokenizer=make_tokenizer(), model="tiny", window_s=0.001,
         thoughts=Thoughts(tags=THINKING, shown=shown),
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         yield url
 
@@ -152,5 +155,6 @@ def test_thinking_is_turned_off_once(card: Path, tmp_path: Path) -> None:
         run(url, card, out, budget_completion_tokens=400)
     before = read_probes(out)
 
-    assert turn_off(out, read_plan(out)) == before
+    asked = frozenset(attempt.probe_id for attempt in read_attempts(out))
+    assert turn_off(out, read_plan(out), asked=asked) == before
     assert all(len(dict(p.settings)) == len(p.settings) for p in before)

@@ -13,10 +13,12 @@ from test_embedded import few_renderings
 
 from verifier.audit import audit
 from verifier.config import RunFile
-from verifier.evidence.calibration import calibration_path
-from verifier.lab.testbed.host import Thoughts, create_app, running
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host, Thoughts
+from verifier.lab.testbed.server import running
 from verifier.progress import Show
 from verifier.records import Report
+from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import Thinking, find_card
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.loaded import Reference
@@ -99,10 +101,10 @@ def test_an_audit_by_thoughts(
 ) -> None:
     """An honest host is never accused, 4 bits are found, and hidden thoughts are said to be so."""
     served.load_variant(weights)
-    app = create_app(
-        served, Tokenizer(thinker), model=EMBEDDED,
+    app = create_app(Host(
+        engine=served, tokenizer=Tokenizer(thinker), model=EMBEDDED,
         thoughts=Thoughts(tags=TAGS, shown=shown),
-    )  # fmt: skip
+    ))  # fmt: skip
     with running(app) as url:
         report: Report = audit(
             RunFile.model_validate(

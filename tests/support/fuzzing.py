@@ -35,13 +35,15 @@ from verifier.files.run_folder import append_lines, read_json, read_lines, write
 from verifier.files.stored import check
 from verifier.host.collect import attempt_to_json, collect, read_outcomes
 from verifier.host.endpoint import Endpoint
-from verifier.host.exchange import DIALECTS, Problem, parse, recalled
+from verifier.host.exchange import DIALECTS, Problem, parse
 from verifier.host.rate_limits import exhausted_for_s, retry_after_s
 from verifier.host.response_body import Body, BodyTooLarge, UnreadableBody
 from verifier.records import Attempt, Message, NotJudged, Probe, Prompt, Reply, Report
 from verifier.reference.cards import Card, load_card
-from verifier.reports.junit import render_junit, render_markdown
-from verifier.reports.terminal import render_page, report_from_json, report_to_json
+from verifier.report_file import report_from_json, report_to_json
+from verifier.reports.html import render_page
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 from verifier.verdict.decide import decide_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,7 +99,6 @@ def check_attempt(attempt: Attempt) -> None:
     line = json.dumps(attempt_to_json(attempt), ensure_ascii=False, allow_nan=False)
     again = check(line.encode("utf-8", "surrogatepass"), Attempt, where="x", advice="none")
     assert again == attempt
-    recalled.cache_clear()
     assert repr(parse(again)) == repr(result)
 
 

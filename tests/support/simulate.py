@@ -10,15 +10,24 @@ from typing import Any
 
 import numpy as np
 
+from verifier.checks.capabilities.probe import Capabilities
+from verifier.checks.check import Case
+from verifier.checks.length.ask_and_score import Context
+from verifier.checks.template.completions import Bypass
+from verifier.checks.template.findings import Kept
+from verifier.checks.template.shown_prompts import Shown
+from verifier.checks.tokenizer import Counting
 from verifier.config import Policy
 from verifier.evidence.calibration import Calibration, Channel, Estimate, NoiseClass, Stack
 from verifier.evidence.ledger import Ledger, Row, ledger_to_json, logprob_cells, text_cells
 from verifier.files.run_folder import EXCHANGES, LEDGER, append_lines, write_json
 from verifier.host.collect import attempt_to_json
 from verifier.host.exchange import parse
-from verifier.plan import Plan
-from verifier.records import REFERENCE, Attempt, Outcome, Reply, ReplyScore
+from verifier.plan_file import Plan
+from verifier.records import REFERENCE, Attempt, Outcome, Reply, ReplyScore, Report
 from verifier.scoring.score_file import digest_of
+from verifier.verdict import decide as verdict
+from verifier.verdict.case import make_case
 
 VOCABULARY = 40
 SHA = "0" * 64
@@ -90,6 +99,32 @@ def make_reply(probe_id: str, tokens: int = 30) -> Reply:
 def replies(rows: list[Row]) -> dict[str, Outcome]:
     """Outcomes that fit simulated rows."""
     return {row.probe_id: make_reply(row.probe_id, row.tokens) for row in rows}
+
+
+def case_of(
+    plan: Plan,
+    ledger: Ledger,
+    *,
+    capabilities: Capabilities | None = None,
+    shown: Shown | None = None,
+    completions: Bypass | None = None,
+    counting: Counting | None = None,
+    length: Context | None = None,
+    **at_hand: Any,
+) -> Case:
+    """A case of simulated evidence: what checks keep by name, all else as `make_case` has it."""
+    kept: dict[str, Any] = {
+        "capabilities": capabilities,
+        "template": Kept(shown=shown, completions=completions),
+        "tokenizer": counting,
+    }
+    kept |= {} if length is None else {"length": length}
+    return make_case(plan, ledger, kept=kept, **at_hand)
+
+
+def decide(plan: Plan, ledger: Ledger, **at_hand: Any) -> Report:
+    """The verdict on simulated evidence."""
+    return verdict.decide(case_of(plan, ledger, **at_hand))
 
 
 def write_scored(run: Path, rows: Sequence[Row]) -> None:

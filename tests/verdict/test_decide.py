@@ -7,16 +7,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from simulate import make_calibration, make_plan, make_reply, replies, simulate_row
+from simulate import (
+    case_of,
+    decide,
+    make_calibration,
+    make_plan,
+    make_reply,
+    replies,
+    simulate_row,
+)
 
+from verifier.checks.cause import NOTHING_FITS
+from verifier.checks.check import greedy_is_settled
 from verifier.config import Policy, Prices
 from verifier.evidence.calibration import Channel
 from verifier.evidence.ledger import Ledger, Row
-from verifier.plan import Plan, batch_ends
+from verifier.plan_file import Plan, batch_ends
 from verifier.records import REFERENCE, Failure, Finding, NotJudged, Outcome, Report
-from verifier.verdict.causes import NOTHING_FITS
-from verifier.verdict.decide import decide, may_be_sampled
-from verifier.verdict.weigh import weigh
+from verifier.verdict.combine import combine
+from verifier.verdict.decide import decided
 
 
 def rows_at(scale: float, count: int, *, seed: int, **more: Any) -> list[Row]:
@@ -29,9 +38,7 @@ def judge(
 ) -> Report:
     return decide(
         plan or make_plan(),
-        Ledger(rows=tuple(rows)),
-        engine={"engine": "simulated"},
-        attempts=(),
+        Ledger(rows=tuple(rows), engine={"engine": "simulated"}),
         outcomes=replies(rows) | (more or {}),
     )
 
@@ -263,7 +270,7 @@ def test_spread_and_learning_rate_of_the_calibration_are_applied() -> None:
     def read(spread: float, rate: float) -> float:
         channel = Channel(honest_scale=0.1, spread=spread, learning_rate=rate)
         plan = make_plan(calibration=make_calibration(text=channel))
-        return weigh(plan, Ledger(rows=rows)).log_e
+        return combine(case_of(plan, Ledger(rows=rows))).log_e
 
     assert read(0.0, 0.5) == pytest.approx(0.5 * read(0.0, 1.0), rel=0.1)
     assert read(0.2, 1.0) < 0.9 * read(0.0, 1.0)
@@ -434,6 +441,6 @@ def test_samples_wait_for_a_share_that_the_policy_bounds(count: int, ready: bool
         policy=Policy(noise=("4-bit-class rounding",), routed={"4-bit-class rounding": 0.05})
     )
     rows = [simulate_row(rng, f"p{n}", scale=0.02) for n in range(count)]
-    report = decide(plan, Ledger(rows=tuple(rows)), engine={}, attempts=(), outcomes=replies(rows))
+    _, case = decided(case_of(plan, Ledger(rows=tuple(rows)), outcomes=replies(rows)))
 
-    assert may_be_sampled(plan, report) is ready
+    assert greedy_is_settled(case) is ready

@@ -154,7 +154,7 @@ def all_within_the_floor(rng: np.random.Generator) -> Made:
 def build_named(rng: np.random.Generator) -> Made:
     """A build that the policy names is served."""
     policy = POLICY | {"routed": {FOUR_BIT: 0.05}}
-    return Made(plan={"policy": policy}, rows=rows(rng, 10, scale=0.6, served=[INT4], other=[FP8]))
+    return Made(plan={"policy": policy}, rows=rows(rng, 6, scale=0.6, served=[INT4], other=[FP8]))
 
 
 @folder
@@ -162,7 +162,7 @@ def build_of_the_bank(rng: np.random.Generator) -> Made:
     """A build that the policy does not name is served, beside the one that it names."""
     return Made(
         plan={"policy": POLICY | {"builds": [FP8]}},
-        rows=rows(rng, 8, scale=0.5, served=["drop-1"], other=[FP8]),
+        rows=rows(rng, 5, scale=0.5, served=["drop-1"], other=[FP8]),
     )
 
 
@@ -185,7 +185,7 @@ def no_build_scored(rng: np.random.Generator) -> Made:
 @folder
 def noise_of_no_build(rng: np.random.Generator) -> Made:
     """Noise that no build of the bank explains; it is near none of another model."""
-    return Made(plan={"policy": POLICY}, rows=rows(rng, 8, scale=0.35, other=[INT4, FP8]))
+    return Made(plan={"policy": POLICY}, rows=rows(rng, 5, scale=0.35, other=[INT4, FP8]))
 
 
 @folder
@@ -193,7 +193,7 @@ def nothing_fits(rng: np.random.Generator) -> Made:
     """As far as another model, and no build or suspect fits; one was not compared."""
     return Made(
         plan={"suspects": {"sibling": "a sibling", "unread": "one that was not scored"}},
-        rows=rows(rng, 6, scale=1.0, same=[INT4], other=["sibling"]),
+        rows=rows(rng, 4, scale=1.0, same=[INT4], other=["sibling"]),
         answers=s.count_answers(s.PUBLISHED),
         files={"counted.json": s.counted()},
     )
@@ -203,7 +203,7 @@ def nothing_fits(rng: np.random.Generator) -> Made:
 def another_family(rng: np.random.Generator) -> Made:
     """The same, whose prompts are counted by tokenizers that no string tells apart."""
     return Made(
-        rows=rows(rng, 6, scale=1.0, same=[INT4]), answers=s.count_answers("llama3"),
+        rows=rows(rng, 4, scale=1.0, same=[INT4]), answers=s.count_answers("llama3"),
         files={"counted.json": s.counted()},
     )  # fmt: skip
 
@@ -213,7 +213,7 @@ def counted_otherwise(rng: np.random.Generator) -> Made:
     """A tokenizer by its counts where no build was scored; one count is missing."""
     answers = s.count_answers("claude")
     answers["k03"] = {"status": 422, "said": "no"}
-    return Made(rows=rows(rng, 6, scale=1.0), answers=answers, files={"counted.json": s.counted()})
+    return Made(rows=rows(rng, 4, scale=1.0), answers=answers, files={"counted.json": s.counted()})
 
 
 @folder
@@ -221,7 +221,7 @@ def suspect_named(rng: np.random.Generator) -> Made:
     """The replies are those of another model that is known."""
     return Made(
         plan={"suspects": {"sibling": "a sibling of it"}},
-        rows=rows(rng, 6, scale=0.9, served=["sibling"], other=[INT4]),
+        rows=rows(rng, 4, scale=0.9, served=["sibling"], other=[INT4]),
     )
 
 
@@ -230,14 +230,14 @@ def near_a_suspect(rng: np.random.Generator) -> Made:
     """They are nearest to it, and not its own."""
     return Made(
         plan={"suspects": {"sibling": "a sibling of it"}},
-        rows=rows(rng, 8, scale=1.0, near=["sibling"], other=[INT4]),
+        rows=rows(rng, 5, scale=1.0, near=["sibling"], other=[INT4]),
     )
 
 
 @folder
 def near_a_build(rng: np.random.Generator) -> Made:
     """A build explains the replies best, and noise is left under it."""
-    return Made(plan={"policy": POLICY}, rows=rows(rng, 8, scale=0.8, near=[INT4]))
+    return Made(plan={"policy": POLICY}, rows=rows(rng, 6, scale=0.8, near=[INT4]))
 
 
 @folder
@@ -246,7 +246,7 @@ def a_part(rng: np.random.Generator) -> Made:
     theirs: dict[str, Any] = {"scale": 0.7, "served": [INT4], "outranked": 2}
     ours: dict[str, Any] = {"scale": 0.05, "other": [INT4], "outranked": 0}
     found = [
-        s.greedy(rng, f"p{n:02}", tokens=20, **(theirs if n % 3 == 1 else ours)) for n in range(21)
+        s.greedy(rng, f"p{n:02}", tokens=20, **(theirs if n % 3 == 1 else ours)) for n in range(15)
     ]
     return Made(plan={"policy": POLICY | {"routed": {FOUR_BIT: 0.1, OTHER: 0.05}}}, rows=found)
 
@@ -272,7 +272,7 @@ def logprobs_differ(rng: np.random.Generator) -> Made:
     """The text fits, what is reported with it does not."""
     return Made(
         plan={"policy": POLICY, "top_logprobs": 5},
-        rows=rows(rng, 12, scale=0.03, logprob_scale=0.8, other=[INT4]),
+        rows=rows(rng, 7, scale=0.03, logprob_scale=0.8, other=[INT4]),
     )
 
 
@@ -288,7 +288,7 @@ def logprobs_forged(rng: np.random.Generator) -> Made:
     """A build behind log-probabilities of the published weights, beside a control in doubt."""
     found = [
         s.greedy(rng, f"p{n:02}", scale=0.6, served=[INT4], logprob_scale=0.9, outranked=n % 3)
-        for n in range(8)
+        for n in range(5)
     ]
     return Made(
         plan={"policy": POLICY, "top_logprobs": 5}, rows=found,
@@ -375,6 +375,18 @@ def thinking_off(rng: np.random.Generator) -> Made:
 
 
 @folder
+def thinking_wished_off(rng: np.random.Generator) -> Made:
+    """The run file asked for it, so there is nothing to say."""
+    found, wished = quiet(rng), {"enable_thinking": False}
+    audit = {"template_settings": wished}
+    return Made(
+        plan={"thinking": THINKING,
+              "configuration": {"endpoint": {"dialect": "chat"}, "audit": audit}},
+        rows=found, settings={row.probe_id: wished for row in found},
+    )  # fmt: skip
+
+
+@folder
 def control_pending(rng: np.random.Generator) -> Made:
     """A named build and its share, of which nothing is said before the control is judged."""
     return Made(
@@ -439,6 +451,13 @@ def template_and_noise(rng: np.random.Generator) -> Made:
 
 
 @folder
+def template_and_little_noise(rng: np.random.Generator) -> Made:
+    """A fault, and noise under it that may be honest: the weights are not named."""
+    found = panel(rng, "no-template", count=7, scale=0.15, columns=("no-template",), tokens=9)
+    return Made(plan={"policy": ONLY_NOISE}, rows=found)
+
+
+@folder
 def template_of_unknown_words(rng: np.random.Generator) -> Made:
     """A hidden prompt."""
     return Made(
@@ -479,6 +498,29 @@ def template_or_other_weights(rng: np.random.Generator) -> Made:
 
 
 @folder
+def template_rather_than_two_suspects(rng: np.random.Generator) -> Made:
+    """One of two suspects leads by almost enough to be named instead of the template."""
+    return Made(plan=TWO, rows=between_two(rng, LEAD))
+
+
+#: By how much a template column leads, at which suspects fall short of being named by a third of a
+#: nat: less than the price of there being two.
+LEAD = -1.1
+TWO = {"suspects": {"sibling": "a sibling of it", "cousin": "a cousin of it"}}
+
+
+def between_two(rng: np.random.Generator, lead: float) -> list[Any]:
+    """Replies of a suspect, which a rendering explains almost as well."""
+    found = []
+    for n in range(6):
+        row = s.greedy(rng, f"p{n:02}", scale=0.6, served=["sibling"], other=["cousin"])
+        leads = s.rounded(cell + lead for cell in row.text["sibling"])
+        found.append(replace(row, text=row.text | {"template:family-llama3": leads},
+                             rendered={"reference": 20, "family-llama3": 30}))  # fmt: skip
+    return found
+
+
+@folder
 def shown_alone(rng: np.random.Generator) -> Made:
     """A prompt of no known rendering is shown, and the replies are honest: nobody is accused."""
     return Made(rows=quiet(rng), files={"shown.json": s.shown([], [s.PUBLISHED])})
@@ -507,6 +549,17 @@ def shown_fault_scored(rng: np.random.Generator) -> Made:
     )  # fmt: skip
 
 
+@folder
+def shown_hidden_prompt(rng: np.random.Generator) -> Made:
+    """A hidden prompt is shown, and the replies under it leave open what its words are."""
+    found = [
+        s.templated(rng, n, served="system-injected", scale=0.4, columns=("system-injected",),
+                    panel=False, apart=0.15, tokens=16)
+        for n in range(5)
+    ]  # fmt: skip
+    return Made(rows=found, files={"shown.json": s.shown(["system-injected"])})
+
+
 def completed(rng: np.random.Generator, scale: float, count: int = 8, **more: Any) -> Made:
     """Text completions."""
     found = [
@@ -531,9 +584,9 @@ def completions_differ(rng: np.random.Generator) -> Made:
     found = [
         replace(s.greedy(rng, f"p{n:02}", scale=0.5, served=["template:system-injected"]),
                   rendered={"reference": 20, "system-injected": 30})
-        for n in range(8)
+        for n in range(5)
     ]  # fmt: skip
-    return Made(rows=found, completions=completed(rng, 0.6))
+    return Made(rows=found, completions=completed(rng, 0.6, 4))
 
 
 @folder
@@ -561,7 +614,7 @@ def completions_made_into_chats(rng: np.random.Generator) -> Made:
     """The prompts arrived longer than they were sent."""
     made = completed(rng, 0.03, 4)
     made.rows[1] = replace(made.rows[1], prompt_tokens=34)
-    return Made(rows=rows(rng, 6, scale=0.7), completions=made)
+    return Made(rows=rows(rng, 4, scale=0.7), completions=made)
 
 
 @folder
@@ -569,7 +622,7 @@ def completions_refused(rng: np.random.Generator) -> Made:
     """There is no such endpoint, and the chats are honest."""
     refused = {"status": 404, "said": "no such path"}
     return Made(
-        rows=rows(rng, 6, scale=0.7),
+        rows=rows(rng, 4, scale=0.7),
         completions=Made(answers={f"p{n:02}": refused for n in range(4)}),
         lines={"sent.jsonl": s.unanswered("c01", of="capabilities.jsonl")},
     )
@@ -599,12 +652,20 @@ def varied(
     return found
 
 
+def no_stratum(rng: np.random.Generator) -> list[Any]:
+    """Replies that all differ a little; drawn so that the leading one falls just short."""
+    return [
+        replace(row, strata=LABELS[n % 4])
+        for n, row in enumerate(rows(rng, 5, scale=0.25, tokens=20))
+    ]
+
+
 @folder
 def streams_differ(rng: np.random.Generator) -> Made:
     """One way of asking stands out, and its own replies have a cause by name."""
     return Made(
         plan={"varies": True, "policy": POLICY},
-        rows=varied(rng, 20, "streamed", 0.7, build=True),
+        rows=varied(rng, 16, "streamed", 0.7, build=True),
     )
 
 
@@ -612,6 +673,12 @@ def streams_differ(rng: np.random.Generator) -> Made:
 def a_stratum_is_open(rng: np.random.Generator) -> Made:
     """One way of asking leads, and a random labelling does as well now and then."""
     return Made(plan={"varies": True}, rows=varied(rng, 9, "without log-probabilities", 0.5))
+
+
+@folder
+def no_stratum_stands_out(_: np.random.Generator) -> Made:
+    """One leads, and no noise apart from the others explains the replies as one for all does."""
+    return Made(plan={"varies": True}, rows=no_stratum(np.random.default_rng(56)))
 
 
 @folder
@@ -639,7 +706,7 @@ def samples(rng: np.random.Generator, count: int, **truth: Any) -> list[Any]:
 def sampled_as_asked(rng: np.random.Generator) -> Made:
     """All marks are excluded, repeats are open."""
     return Made(
-        plan=SOME, rows=quiet(rng), sampled=samples(rng, 12, tokens=300),
+        plan=SOME, rows=quiet(rng), sampled=samples(rng, 6, tokens=600),
         repeats=[s.again("s00", -1.5), s.again("s00", -30.0, came=False, otherwise=True)],
     )  # fmt: skip
 
@@ -647,7 +714,7 @@ def sampled_as_asked(rng: np.random.Generator) -> Made:
 @folder
 def sampled_too_little(rng: np.random.Generator) -> Made:
     """A few samples leave milder settings open."""
-    return Made(plan=SOME, rows=quiet(rng), sampled=samples(rng, 8))
+    return Made(plan=SOME, rows=quiet(rng), sampled=samples(rng, 4, tokens=50))
 
 
 @folder
@@ -683,7 +750,7 @@ def top_k_forced(rng: np.random.Generator) -> Made:
     """A truncation by name."""
     return Made(
         plan=SOME, rows=quiet(rng),
-        sampled=samples(rng, 14, sampler={"top_k": 4}),
+        sampled=samples(rng, 6, sampler={"top_k": 4}, tokens=60),
         repeats=[s.again(f"s{n:02}", -40.0) for n in range(2)],
     )  # fmt: skip
 
@@ -693,7 +760,7 @@ def temperature_forced(rng: np.random.Generator) -> Made:
     """A temperature with its interval."""
     return Made(
         plan=SOME, rows=quiet(rng),
-        sampled=samples(rng, 16, sampler={"temperature": 0.7}, tokens=40),
+        sampled=samples(rng, 6, sampler={"temperature": 0.7}, tokens=100),
     )  # fmt: skip
 
 
@@ -702,7 +769,7 @@ def settings_forced(rng: np.random.Generator) -> Made:
     """Several at once."""
     return Made(
         plan=SOME, rows=quiet(rng),
-        sampled=samples(rng, 16, sampler={"temperature": 0.7, "top_p": 0.8}, tokens=40),
+        sampled=samples(rng, 6, sampler={"temperature": 0.7, "top_p": 0.8}, tokens=100),
     )  # fmt: skip
 
 
@@ -711,7 +778,7 @@ def hot_or_noisy(rng: np.random.Generator) -> Made:
     """Samples that noise of the weights may explain, while replies leave that open."""
     return Made(
         plan=SOME, rows=rows(rng, 2, scale=0.05, tokens=6),
-        sampled=samples(rng, 16, sampler={"top_k": 4}),
+        sampled=samples(rng, 6, sampler={"top_k": 4}, tokens=60),
     )  # fmt: skip
 
 
@@ -747,22 +814,40 @@ def replies_from_a_store(rng: np.random.Generator) -> Made:
     )  # fmt: skip
 
 
+@folder
+def store_behind_unread_samples(rng: np.random.Generator) -> Made:
+    """The same of samples whose tokens are not named; no cause is sought among the weights."""
+    found = [s.unread("s00", "the endpoint does not name the tokens of its replies")]
+    return Made(
+        plan=SOME, rows=[replace(row, text=row.text | {INT4: row.text["reference"]})
+                         for row in quiet(rng)],
+        sampled=found, repeats=[s.again("s00", -40.0), s.again("s00", -35.0, otherwise=True)],
+    )  # fmt: skip
+
+
 # -- greedy replies that are not ---------------------------------------------------------------
 
 
 @folder
 def penalty_named(rng: np.random.Generator) -> Made:
     """A penalty on greedy replies; builds are not judged before it is mended."""
-    found = [s.penalized(rng, f"p{n:02}", penalty=1.0) for n in range(8)]
+    found = [s.penalized(rng, f"p{n:02}", penalty=1.0) for n in range(5)]
     found = [replace(row, text=row.text | {INT4: row.text["reference"]}) for row in found]
     return Made(plan={"policy": POLICY, "top_logprobs": 5}, rows=found)
+
+
+@folder
+def penalty_or_shown_fault(rng: np.random.Generator) -> Made:
+    """What the endpoint shows of its prompts comes before a penalty."""
+    found = [s.penalized(rng, f"p{n:02}", penalty=1.0, columns=(1.0,)) for n in range(5)]
+    return Made(rows=found, files={"shown.json": s.shown(["system-ignored"])})
 
 
 @folder
 def penalty_of_two(rng: np.random.Generator) -> Made:
     """Two settings of it that nothing tells apart, in samples as well."""
     found = [
-        s.penalized(rng, f"p{n:02}", penalty=1.0, columns=(1.0, 1.02), tokens=20) for n in range(8)
+        s.penalized(rng, f"p{n:02}", penalty=1.0, columns=(1.0, 1.02), tokens=20) for n in range(5)
     ]
     return Made(plan={"bank": []} | SOME, rows=found, sampled=samples(rng, 3))
 
@@ -770,7 +855,7 @@ def penalty_of_two(rng: np.random.Generator) -> Made:
 @folder
 def tokens_dropped(rng: np.random.Generator) -> Made:
     """By name, once the replies were scored under it."""
-    found = [s.single(rng, f"p{n:02}", share=0.06, named=True) for n in range(9)]
+    found = [s.single(rng, f"p{n:02}", share=0.06, named=True) for n in range(7)]
     return Made(plan={"bank": []}, rows=found)
 
 

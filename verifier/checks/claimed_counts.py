@@ -9,10 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
+from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
 from verifier.host.budget import believed_completion, believed_prompt
 from verifier.host.exchange import asked_tokens, most_prompt
-from verifier.records import Attempt, Finding, NotJudged, Outcome, Reply
+from verifier.records import Attempt, Decision, Finding, NotJudged, Outcome, Reply
+
+USAGE: Final = Aspect(
+    name="usage", label="counts of tokens", place=190, role="remark", without_reference=True
+)
 
 #: What the finding is called.
 BEYOND = "counts beyond what was asked"
@@ -82,7 +88,28 @@ def judge_claimed(claims: Mapping[str, Claim]) -> Finding | None:
             f"hold, {worst.prompt:,} tokens where {worst.most_prompt:,} are the most for "
             f"{worst.probe_id}: a long prompt of the host's own, or a wrong count"
         )
-    return Finding(
-        aspect="usage", decision="detected", name=BEYOND, log_e=None, tokens_needed=None,
-        detail="; ".join(told) + "; what was asked is reported as spent in their place",
-    )  # fmt: skip
+    detail = "; ".join(told) + "; what was asked is reported as spent in their place"
+    return make_finding(USAGE, "detected", BEYOND, None, detail)
+
+
+def name_it(
+    case: Case, _evidence: None, _account: Account, _found: Sequence[Finding], _decision: Decision
+) -> list[Finding]:
+    """Counts beyond what was asked."""
+    found = judge_claimed(read_claimed(case.attempts, case.outcomes))
+    return [] if found is None else [found]
+
+
+def remarks(
+    _case: Case, _evidence: None, _account: Account, found: Sequence[Finding]
+) -> list[Remark]:
+    """The same in words."""
+    return [Remark(text=f"{f.name}: {f.detail}") for f in found if f.aspect == USAGE.name]
+
+
+CHECK: Final = Check[None, None](
+    name="claimed_counts",
+    aspects=(USAGE,),
+    name_it=name_it,
+    remarks=remarks,
+)

@@ -13,16 +13,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.checks.check import (
+    SAMPLER,
+    SINGLE,
+    Account,
+    Case,
+    Check,
+    Weighed,
+    greedy_is_quiet,
+    make_finding,
+)
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.e_values import log_e_value, log_mean_exp
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from verifier.evidence.ledger import TEXT_SCALES
+from verifier.evidence.noise import read_rows
+from verifier.evidence.samplers import SINGLE_TOKENS, kind_of, name_of
+from verifier.records import Finding, Status
+from verifier.wording import describe_replies
 
 #: Share of the evidence that bets on single tokens.
 SINGLE_SHARE: Final = 0.03
@@ -89,3 +101,51 @@ def log_e_contradicted(contradicted: Sequence[bool]) -> float:
     count, told = sum(contradicted), len(contradicted)
     bets = count * np.log(_BETS / GLITCHES) + (told - count) * np.log((1 - _BETS) / (1 - GLITCHES))
     return log_mean_exp(bets)
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+def weigh(case: Case, _kept: None) -> Weighed[SingleEvidence]:
+    """Each way to change single tokens, and what the endpoint itself reports."""
+    ledger, columns = case.ordinary, {}
+    for name in map(name_of, SINGLE_TOKENS):
+        changed, plain = (
+            read_rows(some, TEXT_SCALES, case.plan.calibration.text) for some in ledger.single(name)
+        )
+        columns[name] = (changed, plain)
+    kinds = {name_of(sampler): kind_of(sampler) for sampler in SINGLE_TOKENS}
+    told = [row.outranked > 0 for row in ledger.rows if row.outranked is not None]
+    single = weigh_single(columns, kinds, case.honest, told)
+    return Weighed(evidence=single, log_e=(single.log_e,))
+
+
+def find(
+    case: Case, single: SingleEvidence, account: Account, found: Sequence[Finding]
+) -> list[Finding]:
+    """That greedy replies hold tokens which greedy decoding does not give.
+
+    Not where the greedy replies leave noise of the weights open, or show it: that comes first.
+    Suspected tokens keep an audit going: most often a few more replies settle what they were.
+    """
+    log_e = min(single.log_e, single.log_e_named)
+    if account.column is not None or log_e < SUSPICION or not greedy_is_quiet(case, found):
+        return []
+    detail = "the greedy replies fit the weights, but for single tokens"
+    if single.contradicted:
+        detail += (
+            f"; in {single.contradicted} of {describe_replies(single.told)} another token is given "
+            "than the endpoint reports as the likeliest"
+        )
+    (needed,) = case.needed[CHECK.name]
+    decision: Status = "detected" if log_e >= needed else "undecided"
+    return [make_finding(SAMPLER, decision, SINGLE, log_e, detail)]
+
+
+CHECK: Final = Check[None, SingleEvidence](
+    name="greedy_tokens",
+    aspects=(replace(SAMPLER, place=55),),  # behind what is said of samples
+    shares=lambda _plan: (SINGLE_SHARE,),
+    weigh=weigh,
+    find=find,
+)

@@ -6,16 +6,17 @@ counts: an answer that comes with more tokens than it shows is set aside as befo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
+from verifier.checks.check import Account, Case, Check, Remark, Session
 from verifier.evidence.ledger import Ledger
-from verifier.host.collect import read_attempts
 from verifier.host.dialects import member
 from verifier.host.exchange import HIDDEN, UNSHOWN
-from verifier.plan import Plan, read_probes, write_probes
-from verifier.records import NotJudged, Outcome, Probe
+from verifier.plan_file import Plan, read_probes, write_probes
+from verifier.records import Finding, NotJudged, Outcome, Probe
 
 
 def hides_thoughts(
@@ -36,10 +37,9 @@ def can_turn_off(plan: Plan, probes: tuple[Probe, ...]) -> bool:
     return in_chat and not any(map(_names(plan), probes))
 
 
-def turn_off(run: Path, plan: Plan) -> tuple[Probe, ...]:
-    """Ask what has not been asked with thinking off; all probes as they stand then."""
+def turn_off(run: Path, plan: Plan, *, asked: frozenset[str]) -> tuple[Probe, ...]:
+    """Ask what has not been `asked` with thinking off; all probes as they stand then."""
     assert plan.thinking is not None
-    asked = {attempt.probe_id for attempt in read_attempts(run)}
     off = plan.thinking.switch_off
     probes = tuple(
         probe
@@ -51,23 +51,6 @@ def turn_off(run: Path, plan: Plan) -> tuple[Probe, ...]:
     return probes
 
 
-def describe(run: Path, plan: Plan) -> list[str]:
-    """What a reader must know of it; nothing where thinking was left as it was asked for."""
-    if plan.thinking is None:
-        return []
-    wished = member(plan.configuration.get("audit"), "template_settings")
-    if any(member(wished, name) is not None for name in plan.thinking.switch_off):
-        return []
-    if not any(map(_names(plan), read_probes(run))):
-        return []
-    settings = ", ".join(f"{name}: {value}" for name, value in plan.thinking.switch_off.items())
-    note = (
-        "the endpoint hides what the model thinks, so further probes were asked with thinking off "
-        f"({settings}): the verdict speaks of replies without thoughts"
-    )
-    return [note]
-
-
 def _names(plan: Plan) -> Callable[[Probe], bool]:
     """Whether a probe says how to think."""
     assert plan.thinking is not None
@@ -77,3 +60,54 @@ def _names(plan: Plan) -> Callable[[Probe], bool]:
 
 def _is_hidden(reason: str | None) -> bool:
     return reason is not None and reason.startswith((HIDDEN, UNSHOWN))
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+def _turn_off(session: Session, case: Case) -> bool:
+    asked = frozenset(attempt.probe_id for attempt in case.attempts)
+    turn_off(session.run, session.plan, asked=asked)
+    return True
+
+
+def ask_before(session: Session, case: Case, _kept: None) -> bool:
+    """Turn thinking off before anything is asked, where the endpoint was found to hide it."""
+    known = case.kept.get("capabilities")  # its check says how thoughts show
+    hidden = getattr(known, "reasoning", None) == "hidden"
+    return hidden and can_turn_off(session.plan, case.probes) and _turn_off(session, case)
+
+
+def ask(session: Session, case: Case, _kept: None) -> bool:
+    """Turn thinking off, where every answer so far came without the thought that it follows."""
+    if not hides_thoughts(case.plan, case.probes, case.ledger, case.outcomes):
+        return False
+    session.show.tell("the endpoint hides thoughts: going on with thinking off")
+    return _turn_off(session, case)
+
+
+def remarks(
+    case: Case, _evidence: None, _account: Account, _found: Sequence[Finding]
+) -> list[Remark]:
+    """That thinking was turned off; nothing where it was left as it was asked for."""
+    plan = case.plan
+    if plan.thinking is None:
+        return []
+    wished = member(plan.configuration.get("audit"), "template_settings")
+    if any(member(wished, name) is not None for name in plan.thinking.switch_off):
+        return []
+    if not any(map(_names(plan), case.probes)):
+        return []
+    settings = ", ".join(f"{name}: {value}" for name, value in plan.thinking.switch_off.items())
+    text = (
+        "the endpoint hides what the model thinks, so further probes were asked with thinking off "
+        f"({settings}): the verdict speaks of replies without thoughts"
+    )
+    return [Remark(text=text, at="first")]
+
+
+CHECK: Final = Check[None, None](
+    name="hidden_reasoning",
+    remarks=remarks,
+    ask={"before": ask_before, "ordinary": ask},
+)

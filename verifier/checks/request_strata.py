@@ -13,37 +13,39 @@ asked, a part of whose replies may come from anywhere, labels can be exchanged (
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.checks.check import Account, Aspect, Case, Check, Planned, Weighed, make_finding
+from verifier.config import RunFile
+from verifier.evidence.arrays import Array, Mask
+from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_value, log_mean_exp
-from verifier.records import Probe
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+from verifier.plan_file import Plan
+from verifier.probes import SHORT_TOKENS, STRATA
+from verifier.records import Decision, Finding, Probe, Status
+from verifier.reference.cards import Card
+from verifier.wording import describe_replies
 
 #: Share of the strata in the evidence of an audit that varies how it asks.
 STRATA_SHARE: Final = 0.1
 
-#: Labels of how a probe is asked, and what the others are called.
-STRATA: Final = {
-    "without log-probabilities": "with log-probabilities",
-    "streamed": "not streamed",
-    "short": "long",
-    "late": "early",
-}
+STRATUM: Final = Aspect(name="strata", label="way of asking", place=150, role="name")
 
-#: Probes at the beginning that are early.
-EARLY: Final = 8
-
-#: Tokens of a short reply, and the share of the probes that ask for one: short ones tell less.
-SHORT_TOKENS: Final = 8
+#: The share of the probes that ask for a short reply: these tell less.
 SHORT_SHARE: Final = 0.25
+
+#: Strata of which one says that requests *are* so.
+_STATES: Final = ("streamed", "not streamed", "short", "long", "late", "early")
+
+#: Probes asked at least, and at most, to tell which way of asking it is, once something is wrong.
+LEAST: Final = 16
+MOST: Final = 48
 
 #: A stratum is named when a random labelling does as well at most so often.
 NAMED_AT: Final = 0.01
@@ -74,14 +76,6 @@ def vary(probes: Sequence[Probe], *, seed: int, logprobs: bool) -> tuple[Probe, 
             )
         )  # fmt: skip
     return tuple(found)
-
-
-def labels_of(probe: Probe, number: int) -> tuple[str, ...]:
-    """The labels of the probe that is asked as the `number`-th, counted from 0."""
-    marks = (
-        not probe.logprobs, probe.stream, probe.max_tokens <= SHORT_TOKENS, number >= EARLY,
-    )  # fmt: skip
-    return tuple(label for label, marked in zip(STRATA, marks, strict=True) if marked)
 
 
 def is_of(labels: Sequence[str], stratum: str) -> bool:
@@ -140,3 +134,77 @@ def _apart(rows: Array, members: Mask, honest: Mask) -> Array:
     )  # fmt: skip
     sizes = members.sum(axis=0)
     return np.where((sizes > 0) & (sizes < len(rows)), values, -np.inf)
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+def plan(config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+    """Whether requests are asked in ways drawn at random."""
+    return Planned(fields={"varies": config.audit.vary})
+
+
+def arrange(plan: Plan, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
+    """The ordinary probes, asked in such ways."""
+    return vary(probes, seed=plan.seed, logprobs=plan.top_logprobs > 0) if plan.varies else probes
+
+
+def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
+    """Each stratum alone; no evidence where all is asked in one way."""
+    if not case.plan.varies:
+        return Weighed(evidence=None)
+    labels = [row.strata for row in case.scored]
+    strata = weigh_strata(case.text, labels, case.honest, seed=case.plan.seed)
+    return Weighed(evidence=strata, log_e=(strata.log_e,))
+
+
+def stands_apart(case: Case, strata: StrataEvidence) -> bool:
+    """Whether the replies of one stratum differ, and no others."""
+    return strata.p_value <= NAMED_AT and strata.log_e_apart >= math.log(1 / case.plan.beta)
+
+
+def members(case: Case, strata: StrataEvidence | None) -> Mask | None:
+    """The replies of the stratum that differs alone; None: none does."""
+    if strata is None or not strata.best or not stands_apart(case, strata):
+        return None
+    return np.array([is_of(row.strata, strata.best) for row in case.scored])
+
+
+def name_it(
+    case: Case, strata: StrataEvidence | None, _account: Account, _found: Sequence[Finding],
+    decision: Decision,
+) -> list[Finding]:  # fmt: skip
+    """The way of asking whose replies alone differ, where one stands out."""
+    if decision != "inconsistent" or strata is None:
+        return []
+    if not strata.best or strata.log_e_apart <= 0:
+        return []
+    name = f"requests {strata.best}"
+    if strata.best in _STATES:
+        name = f"requests that are {strata.best}"
+    told = f"{describe_replies(strata.replies)} asked so differ, others do not"
+    chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
+    said: Status = "detected" if stands_apart(case, strata) else "undecided"
+    return [make_finding(STRATUM, said, name, strata.log_e_apart, f"{told}; {chance}")]
+
+
+def more(case: Case) -> bool:
+    """Whether more replies may tell which way of asking it is whose replies differ."""
+    if not case.plan.varies or case.decision != "inconsistent":
+        return False
+    found = [f.decision for f in case.findings if f.aspect == STRATUM.name]
+    most = MOST if "undecided" in found else LEAST
+    asked = sum(probe.id in case.outcomes for probe in case.probes)
+    return "detected" not in found and asked < most
+
+
+CHECK: Final = Check[None, StrataEvidence | None](
+    name="request_strata",
+    aspects=(STRATUM,),
+    plan=plan,
+    arrange=arrange,
+    shares=lambda plan: (STRATA_SHARE,) if plan.varies else (),
+    weigh=weigh,
+    name_it=name_it,
+    more=more,
+)

@@ -11,13 +11,28 @@ substitutes is measured (`bench_routing`), not assumed. Pure arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.checks.check import (
+    Account,
+    Aspect,
+    Case,
+    Check,
+    Planned,
+    Weighed,
+    make_finding,
+    make_weighed,
+)
+from verifier.config import RunFile, resolve_policy
+from verifier.errors import ConfigError
+from verifier.evidence.arrays import Array, Mask
+from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import mix_log_e, spread_rows
+from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.mixture import (
     SHARES,
     Mixture,
@@ -25,15 +40,27 @@ from verifier.evidence.mixture import (
     belongings,
     best_likelihood,
     estimate_share,
+    least_replies,
     log_e_against_at_least,
     log_e_against_honest,
     log_e_against_shares,
     log_e_against_whole,
     mix,
 )
+from verifier.evidence.noise import ABOVE, build_rows
+from verifier.records import Decision, Finding, Substitution
+from verifier.reference.cards import Card
+from verifier.wording import BELONGS_AT, describe_percent, describe_replies, describe_share
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
+ROUTING: Final = Aspect(
+    name="routing", label="share of requests", place=30, required=True, greedy=True
+)
+SUBSTITUTION: Final = Aspect(
+    name="substitution", label="a part of the replies", place=120, role="name"
+)
+
+#: Share of the evidence that bets on a part of the replies.
+PART_SHARE: Final = 0.1
 
 #: The name of the suspect of which only its noise is known.
 UNKNOWN = "unknown"
@@ -133,3 +160,145 @@ def _whole(
     own = [[_any_scale(text[:, ~honest]).sum()]]
     build = [] if suspect == UNKNOWN else [builds[suspect][0].sum(axis=0)]
     return np.concatenate([*spread, *own, *build])
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+def plan(config: RunFile, _card: Card, calibration: Calibration) -> Planned:
+    """Refuses a class of noise that is not calibrated, and shares that no budget excludes."""
+    audit = config.audit
+    _, policy = resolve_policy(audit.policy)
+    known = [known.name for known in calibration.classes]
+    for wanted in policy.routed:
+        if wanted not in known:
+            raise ConfigError(
+                f"audit.policy: routed: the card's calibration has no class {wanted!r}; it has "
+                f"{', '.join(known)}"
+            )
+    return Planned(problem=_too_small(config))
+
+
+def _too_small(config: RunFile) -> str:
+    """Which share that the policy names no audit of this budget excludes; "": none."""
+    audit = config.audit
+    for wanted, share in resolve_policy(audit.policy)[1].routed.items():
+        replies = least_replies(share, error=audit.beta)
+        if audit.budget_completion_tokens < replies * audit.max_tokens:
+            return (
+                f"audit.budget_completion_tokens: {audit.budget_completion_tokens} cannot exclude "
+                f"that {share:g} of the requests meet {wanted}: that takes {replies} replies of "
+                f"{audit.max_tokens} tokens at the very least; allow "
+                f"{replies * audit.max_tokens} or, better, half as many again"
+            )
+    return ""
+
+
+def weigh(case: Case, _kept: None) -> Weighed[ShareEvidence]:
+    """The shares of the unknown suspect, and of each build that the policy names."""
+    channel = case.plan.calibration.text
+    scored = {n: build_rows(case.ordinary, n, channel) for n in case.plan.policy.builds}
+    known = {name: rows for name, rows in scored.items() if rows is not None}
+    shares = weigh_shares(case.text, TEXT_SCALES, case.honest, known)
+    return Weighed(evidence=shares, log_e=(shares.log_e,))
+
+
+def find(
+    case: Case, shares: ShareEvidence, account: Account, _found: Sequence[Finding]
+) -> list[Finding]:
+    """Each share of requests of the policy, by the confidence sequence of the share.
+
+    Excluded: neither this share nor a larger one fits, for a model of any noise from the class's
+    own upwards. Detected: no smaller share fits.
+    """
+    return [
+        _find_share(case, shares, account, of, share)
+        for of, share in case.plan.policy.routed.items()
+    ]
+
+
+def _find_share(
+    case: Case, shares: ShareEvidence, account: Account, of: str, share: float
+) -> Finding:
+    (scale,) = (known.scale for known in case.plan.calibration.classes if known.name == of)
+    name = f"{describe_percent(share)} of requests to {of} or worse"
+    if account.by != "published":
+        detail = "the replies are to another rendering of the prompts; mend the template first"
+        return make_finding(ROUTING, "not run", name, None, detail)
+    if scale <= case.plan.calibration.text.honest_scale * ABOVE:
+        detail = f"its scale {scale:.2g} is within honest serving on this card"
+        return make_finding(ROUTING, "not run", name, None, detail)
+    if len(account.text) == 0:
+        return make_finding(ROUTING, "undecided", name, 0.0, "no reply was scored")
+    suspects = np.asarray(scale <= TEXT_SCALES * ABOVE) & ~case.honest
+    shown = describe_percent(share)
+    return make_weighed(
+        case, ROUTING, name,
+        towards=log_e_for_routing(shares, share),
+        against=log_e_against_routing(shares, suspects, case.honest, share),
+        excluded=f"fewer than {shown} of the replies come from such a model",
+        detected=f"{shown} or more of the replies come from something else",
+        undecided=f"the share of other replies is not yet bounded below {shown}",
+    )  # fmt: skip
+
+
+def name_it(
+    case: Case, shares: ShareEvidence, account: Account, _found: Sequence[Finding],
+    decision: Decision,
+) -> list[Finding]:  # fmt: skip
+    """That a part of the replies comes from something else, and how large it is."""
+    found = describe(case, shares, account, decision)
+    if account.names != "part" or found is None:
+        return []
+    told = sum(chance >= BELONGS_AT for _, chance in found.replies)
+    detail = (
+        f"{describe_share(found)} of the replies come from something else: {told} of "
+        f"{describe_replies(len(found.replies))} so far"
+    )
+    name = "a part of the replies"
+    return [make_finding(SUBSTITUTION, "detected", name, shares.log_e_part, detail)]
+
+
+def describe(
+    case: Case, shares: ShareEvidence, account: Account, decision: Decision
+) -> Substitution | None:
+    """The share of replies from something else, where the policy asks or something is wrong."""
+    if account.by != "published" or shares.share is None:
+        return None
+    if decision != "inconsistent" and not case.plan.policy.routed:
+        return None
+    return Substitution(
+        suspect=shares.suspect,
+        share=shares.share.estimate,
+        lower=shares.share.lower,
+        upper=shares.share.upper,
+        level=shares.share.level,
+        replies=tuple(
+            (row.probe_id, round(float(chance), 4))
+            for row, chance in zip(case.scored, shares.belongs, strict=True)
+        ),
+        suspects=tuple(
+            (name, own.estimate, own.lower, own.upper) for name, own in shares.shares.items()
+        ),
+    )
+
+
+def members(case: Case, shares: ShareEvidence) -> Mask | None:
+    """The replies that likelier than not come from something else, where only a part of all does.
+
+    None: no reply was scored, or it is not only some of them.
+    """
+    if shares.share is None or shares.log_e_part < math.log(1 / case.plan.beta):
+        return None
+    return np.asarray(shares.belongs.round(4) >= BELONGS_AT)
+
+
+CHECK: Final = Check[None, ShareEvidence](
+    name="substitution",
+    aspects=(ROUTING, SUBSTITUTION),
+    plan=plan,
+    shares=lambda _plan: (PART_SHARE,),
+    weigh=weigh,
+    find=find,
+    name_it=name_it,
+)

@@ -16,13 +16,40 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from verifier.checks.check import (
+    Account,
+    Asked,
+    Aspect,
+    Case,
+    Check,
+    Forecast,
+    Session,
+    is_far,
+    make_finding,
+)
 from verifier.errors import ConfigError
 from verifier.evidence.prompt_counts import count_log_likelihoods
 from verifier.files.run_folder import COUNTED, write_json
 from verifier.files.stored import read_record
-from verifier.records import REFERENCE, Count, Finding, Message, NotJudged, Outcome, Probe, Reply
-from verifier.reference.cards import TokenizerTable
-from verifier.scoring.alignment import Vocabulary
+from verifier.host.budget import Amount
+from verifier.plan_file import Plan, read_probes
+from verifier.records import (
+    REFERENCE,
+    Count,
+    Decision,
+    Finding,
+    Message,
+    NotJudged,
+    Outcome,
+    Probe,
+    Reply,
+)
+from verifier.reference.cards import TokenizerTable, load_tokenizers
+from verifier.reference.reader import Vocabulary
+
+TOKENIZER: Final = Aspect(
+    name="tokenizer", label="tokenizer that prompts are counted with", place=130, role="name"
+)
 
 #: The kind of its probes.
 KIND: Final = "tokenizer"
@@ -105,15 +132,12 @@ def judge_counting(counting: Counting, outcomes: Mapping[str, Outcome]) -> Findi
     matched = _matched(told, counting.counts[group[0]])
     own = _matched(told, counting.counts[REFERENCE])
     log_odds = math.log(sum(odds[name] for name in group)) - math.log(odds[REFERENCE])
-    return Finding(
-        aspect="tokenizer",
-        decision="detected",
-        name=f"prompts are counted as by {names}",
-        log_e=round(log_odds, 4),
-        detail=f"{whose}. {matched} of {len(told)} counts fit, one constant aside, of those of the "
-        f"published tokenizer {own}; hosts may count with a tokenizer that they do not serve",
-        tokens_needed=None,
+    detail = (
+        f"{whose}. {matched} of {len(told)} counts fit, one constant aside, of those of the "
+        f"published tokenizer {own}; hosts may count with a tokenizer that they do not serve"
     )
+    said = f"prompts are counted as by {names}"
+    return make_finding(TOKENIZER, "detected", said, log_odds, detail)
 
 
 def _count(outcome: Outcome | None) -> int | None:
@@ -145,3 +169,57 @@ def _matched(told: Sequence[int | None], counts: Sequence[int]) -> int:
     """How many counts agree on one constant."""
     gaps = [count - own for count, own in zip(told, counts, strict=True) if count is not None]
     return max(map(gaps.count, gaps), default=0)
+
+
+# -- the check ---------------------------------------------------------------------------------
+
+
+def read(run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> Counting | None:
+    """What was asked of the host's counts."""
+    return read_counting(run)
+
+
+def read_strings(run: Path) -> tuple[Probe, ...]:
+    """The strings that tell tokenizers apart, once they are asked."""
+    counting = read_counting(run)
+    return () if counting is None else counting_probes(counting, like=read_probes(run)[0])
+
+
+def ask(session: Session, case: Case, kept: Counting | None) -> bool:
+    """Ask the strings, one token each, once the replies are far from the published weights."""
+    sought = case.decision == "inconsistent" and case.seeks_cause and not case.names_template
+    if not sought or not is_far(case) or not session.finish(CHECK.name):
+        return False
+    like = case.probes[0]
+    if kept is None:
+        own = session.reference.tokenizer
+        asked = plan_counting(session.run, load_tokenizers(), own, like=like)
+    else:
+        asked = counting_probes(kept, like=like)
+    session.ask(asked)
+    return True
+
+
+def name_it(
+    case: Case, _evidence: None, account: Account, _found: Sequence[Finding], decision: Decision
+) -> list[Finding]:
+    """The tokenizer by its counts, where a name for other weights is sought."""
+    counting = case.kept[CHECK.name]
+    if decision != "inconsistent" or account.names != "weights" or counting is None:
+        return []
+    found = judge_counting(counting, case.outcomes)
+    return [] if found is None else [found]
+
+
+CHECK: Final = Check[Counting | None, None](
+    name="tokenizer",
+    read=read,
+    none=None,
+    aspects=(TOKENIZER,),
+    forecast=lambda _plan: Forecast(
+        most=Amount(requests=8, prompt_tokens=8 * 1024, completion_tokens=0)
+    ),
+    name_it=name_it,
+    ask={"naming": ask},
+    asked=(Asked(probes=read_strings),),
+)

@@ -1,5 +1,5 @@
-"""Where the program starts, and the only place that decides how it ends. With `shell` and `cli_lab`
-alone it prints, exits, and reads the environment.
+"""Where the program starts, and the only place that decides how it ends. With `common` alone
+it prints, exits, and reads the environment.
 
 Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
 inconclusive, 4 a defect of this program or of what is installed, 130 interrupted, 141 nobody read

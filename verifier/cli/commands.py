@@ -17,17 +17,22 @@ import typer
 import verifier
 from verifier.cli.common import (
     EXIT,
+    USAGE,
     AsJson,
     EngineName,
+    InSections,
     Junit,
     Markdown,
     RunFolder,
     Terminal,
     Trust,
     cache_directory,
+    complete,
     help_when_bare,
+    is_asked_by_a_shell,
     read_key,
     say,
+    sets_up_completion,
     show_report,
     show_summary,
     showing,
@@ -53,7 +58,6 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 app = typer.Typer(
     help="Tells whether a hosting endpoint serves the open weights it claims.",
     invoke_without_command=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -62,12 +66,19 @@ app = typer.Typer(
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status. Errors are left to the caller."""
+    command = typer.main.get_command(app)
+    if not arguments and is_asked_by_a_shell():
+        return complete(command)
     try:
         # not app(): that ends an interrupt and a broken pipe with the status of a verdict
-        with typer.main.get_command(app).make_context("verifier", list(arguments)) as context:
+        with command.make_context("verifier", list(arguments)) as context:
             context.command.invoke(context)
     except typer.Exit as done:
-        return done.exit_code
+        return USAGE if done.exit_code and sets_up_completion(arguments) else done.exit_code
+    except SystemExit as done:
+        if not sets_up_completion(arguments):
+            raise
+        return USAGE if done.code else 0
     except _UsageError as error:
         at = getattr(getattr(error, "ctx", None), "command_path", "verifier")
         said = getattr(error, "format_message", error.__str__)().rstrip(".")
@@ -160,8 +171,8 @@ def audit(
           --out runs/first
     """
     from verifier.audit import audit as run_audit
-    from verifier.audit import make_endpoint
     from verifier.files.run_folder import working_in
+    from verifier.steps import make_endpoint
 
     flags = {
         "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
@@ -360,10 +371,10 @@ def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
 
     What stands against planning single targets.
     """
-    from verifier.audit import start
     from verifier.cli.trust import remember
     from verifier.files.run_folder import FLEET, PLAN, RUN
     from verifier.fleet.side_by_side import start_beside, start_targets
+    from verifier.steps import start
 
     new = {n: c.out / RUN for n, c in fleet.every_run_file.items() if not (c.out / PLAN).exists()}
     problems: dict[str, VerifierError] = {}
@@ -407,11 +418,11 @@ def plan(
     Example:
       verifier plan configs/example.yaml
     """
-    from verifier.audit import make_endpoint
     from verifier.config import load_fleet
     from verifier.files.run_folder import working_in
     from verifier.host.budget import add_up
     from verifier.plan import forecast_run, longest_waits_s
+    from verifier.steps import make_endpoint
     from verifier.wording import describe_seconds
 
     fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
@@ -486,10 +497,10 @@ def capabilities(
     Example:
       verifier capabilities configs/example.yaml
     """
-    from verifier.audit import find_capabilities, make_endpoint
     from verifier.checks.capabilities.probe import describe
     from verifier.config import Fleet, load_run_file
     from verifier.files.run_folder import working_in
+    from verifier.steps import find_capabilities, make_endpoint
 
     config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
     key = _api_key(config, out=config.out)
@@ -520,10 +531,10 @@ def collect(
     Example:
       verifier collect runs/first --probes 20
     """
-    from verifier.audit import ask
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
-    from verifier.plan import read_plan
+    from verifier.plan_file import read_plan
+    from verifier.steps import ask
 
     read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run).model_copy(update={"out": run})
@@ -567,15 +578,15 @@ def score(
       verifier score runs/first
       verifier score runs/first --anew
     """
-    from verifier.audit import NAMING_REPLIES, score_anew, score_long
-    from verifier.audit import score as score_run
     from verifier.cli.trust import refuse_foreign
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
-    from verifier.plan import read_plan
-    from verifier.reference.loaded import nameable, reference_loader
+    from verifier.plan_file import read_plan
+    from verifier.reference.loaded import reference_loader
+    from verifier.steps import score as score_run
+    from verifier.steps import score_anew
 
-    made = read_plan(run)
+    read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run)
     ours = _is_ours(run, trust=trust)
     if not ours:
@@ -589,9 +600,7 @@ def score(
         if anew:
             score_anew(run, loaded, builds=builds, show=show)
         else:
-            weights = nameable(made, loaded, show) if builds else ()
-            score_run(run, loaded, weights=weights, limit=NAMING_REPLIES, show=show)
-            score_long(run, loaded)
+            score_run(run, loaded, builds=builds, show=show)
     say(f"scored; the ledger is in {run}")
 
 
@@ -627,12 +636,13 @@ def report(
     Example:
       verifier report runs/first --junit junit.xml --markdown summary.md
     """
-    from verifier.audit import render_folder, write_page
+    from verifier.steps import render_folder, write_page
 
     with _to_write_in(run) as writes:
         found = write_page(run) if writes else render_folder(run)[0]
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junit, render_markdown
+        from verifier.reports.junit import render_junit
+        from verifier.reports.markdown import render_markdown
 
         _write_for_machines(
             junit=(junit, render_junit(found)), markdown=(markdown, render_markdown(found))
@@ -666,7 +676,8 @@ def summary(
     with _to_write_in(folder, *folders_of(folder)) as writes:
         found = summarise(folder, writes=writes)
     if junit is not None or markdown is not None:
-        from verifier.reports.junit import render_junits, render_summary
+        from verifier.reports.junit import render_junits
+        from verifier.reports.markdown import render_summary
 
         reports = read_reports(folder, found)
         _write_for_machines(
@@ -691,6 +702,6 @@ def _write_for_machines(
 # -- the commands of other modules -------------------------------------------------------------
 
 for command in (calibrate, demo, bench, panel):
-    app.command()(command)
+    app.command(cls=InSections)(command)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(reference_app, name="reference")

@@ -10,14 +10,15 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typer.core import TyperCommand
 
 from verifier.errors import ConfigError
 from verifier.safety import sieve
@@ -58,6 +59,54 @@ def help_when_bare(context: typer.Context) -> None:
         for line in context.get_help().splitlines():
             say(line, err=True)
         raise typer.Exit(USAGE)
+
+
+class InSections(TyperCommand):
+    """A command whose help shows options in sections, by their panels; those of none come first.
+
+    typer has panels for rich alone, which would read markup in what is shown.
+    """
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Arguments, options of no panel, and each panel's, in the order of the command."""
+        sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
+            panel = getattr(parameter, "rich_help_panel", None) or kind
+            if record is not None:
+                sections.setdefault(panel, []).append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+# -- completion --------------------------------------------------------------------------------
+
+#: What a shell sets to have a word completed, as typer names it.
+_COMPLETED: Final = "_VERIFIER_COMPLETE"
+
+
+def is_asked_by_a_shell() -> bool:
+    """Whether a shell wants words to complete another; it then gives no arguments.
+
+    With some, a variable that was left set would end a command as if its verdict were consistent.
+    """
+    return bool(os.environ.get(_COMPLETED))
+
+
+def complete(command: Any) -> int:
+    """Print what may stand where the shell asks; the exit status."""
+    from typer.completion import shell_complete
+
+    asked = os.environ[_COMPLETED]
+    return USAGE if shell_complete(command, {}, "verifier", _COMPLETED, asked) else 0
+
+
+def sets_up_completion(arguments: Sequence[str]) -> bool:
+    """Whether typer's own options are used, which end with statuses that are no verdict."""
+    return list(arguments[:1]) in (["--install-completion"], ["--show-completion"])
 
 
 # -- the environment ---------------------------------------------------------------------------
@@ -155,7 +204,8 @@ def showing() -> Iterator[Show]:
 
 
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
-    from verifier.reports.terminal import render_terminal, report_to_json
+    from verifier.report_file import report_to_json
+    from verifier.reports.terminal import render_terminal
 
     found = sieve.strike_all(found)
     if as_json:
@@ -168,8 +218,8 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
+    from verifier.report_file import plain
     from verifier.reports.tables import print_summary
-    from verifier.reports.terminal import plain
 
     found = sieve.strike_all(found)
     if as_json:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
@@ -22,6 +23,7 @@ from verifier.cli.common import (
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from verifier.lab.testbed.host import Host
     from verifier.progress import Show
     from verifier.reference.loaded import LoadReference
 
@@ -58,8 +60,8 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
-    from verifier.evidence.calibration import write_calibration
     from verifier.plan import versions
+    from verifier.reference.calibrations import write_calibration
     from verifier.reference.cards import load_card
     from verifier.reference.weights import check_weights, fetch_weights
 
@@ -118,6 +120,12 @@ def demo(
     say(f"run folders and HTML reports: {out}/*/report.html")
 
 
+#: Sections of the help of `bench`, by the part that reads the options.
+_OF_TEMPLATES: Final = "Options of the part templates"
+_OF_AUDITS: Final = "Options of the parts templates and tricks"
+_OF_IDENTITY: Final = "Options of the part identity"
+
+
 def bench(
     out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
     part: Annotated[
@@ -125,14 +133,18 @@ def bench(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
     fault: Annotated[
-        list[str] | None, typer.Option(help="Of the part templates, only these faults; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES),
     ] = None,
     audits: Annotated[
-        int | None, typer.Option(min=1, help="Of templates and tricks, so many audits per host.")
+        int | None,
+        typer.Option(min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
     ] = None,
     family: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Of the part identity, a model of another family."),
+        typer.Option(
+            metavar="DIR", help="A model of another family.", rich_help_panel=_OF_IDENTITY
+        ),
     ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
@@ -151,51 +163,61 @@ def bench(
     from verifier.files.run_folder import read_json
 
     with showing() as show:
-        given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
-        audited: dict[str, Any] = {"seed": seed, "load_reference": _embedded(show), "show": show}
-        replies = partial(show.step, "replies")
-        match part:
-            case ["engine"]:
-                from verifier.lab.bench.engine import run_engine_bench
-                from verifier.lab.bench.engine import tabulate_engine as tabulate
-
-                path = run_engine_bench(out, **given)
-            case ["identity"]:
-                from verifier.lab.bench.identity import run_identity_bench
-                from verifier.lab.bench.identity import tabulate_identity as tabulate
-
-                path = run_identity_bench(out, family=family, progress=replies, **given)
-            case ["routing"]:
-                from verifier.lab.bench.routing import run_routing_bench
-                from verifier.lab.bench.routing import tabulate_routing as tabulate
-
-                path = run_routing_bench(out, progress=replies, **given)
-            case ["samplers"]:
-                from verifier.lab.bench.samplers import run_sampler_bench
-                from verifier.lab.bench.samplers import tabulate_samplers as tabulate
-
-                path = run_sampler_bench(out, **given)
-            case ["templates"]:
-                from verifier.lab.bench.templates import run_template_bench
-                from verifier.lab.bench.templates import tabulate_templates as tabulate
-
-                path = run_template_bench(out, faults=tuple(fault or ()), audits=audits, **given)
-            case ["tricks"]:
-                from verifier.lab.bench.tricks import AUDITS, run_trick_bench
-                from verifier.lab.bench.tricks import tabulate_tricks as tabulate
-
-                path = run_trick_bench(out, audits=audits or AUDITS, **audited)
-            case ["wire"]:
-                from verifier.lab.bench.wire import run_bench_wire, tabulate
-
-                path = run_bench_wire(out, **audited)
-            case _:
-                from verifier.lab.bench.precision import run_bench, tabulate
-
-                path = run_bench(out, parts=tuple(part or ()), progress=replies, **given)
+        path, tabulate = _measure(
+            out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family, show=show
+        )
     for line in tabulate(read_json(path)).splitlines():
         say(line)
     say(f"results: {path}")
+
+
+def _measure(
+    out: Path, part: list[str] | None, *, seed: int, faults: tuple[str, ...], audits: int | None,
+    family: Path | None, show: Show,
+) -> tuple[Path, Callable[[Any], str]]:  # fmt: skip
+    """Measure parts of the benchmark: the file of results, and what makes a table of it."""
+    given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
+    audited: dict[str, Any] = {"seed": seed, "load_reference": _embedded(show), "show": show}
+    replies = partial(show.step, "replies")
+    match part:
+        case ["engine"]:
+            from verifier.lab.bench.engine import run_engine_bench
+            from verifier.lab.bench.engine import tabulate_engine as tabulate
+
+            return run_engine_bench(out, **given), tabulate
+        case ["identity"]:
+            from verifier.lab.bench.identity import run_identity_bench
+            from verifier.lab.bench.identity import tabulate_identity as tabulate
+
+            return run_identity_bench(out, family=family, progress=replies, **given), tabulate
+        case ["routing"]:
+            from verifier.lab.bench.routing import run_routing_bench
+            from verifier.lab.bench.routing import tabulate_routing as tabulate
+
+            return run_routing_bench(out, progress=replies, **given), tabulate
+        case ["samplers"]:
+            from verifier.lab.bench.samplers import run_sampler_bench
+            from verifier.lab.bench.samplers import tabulate_samplers as tabulate
+
+            return run_sampler_bench(out, **given), tabulate
+        case ["templates"]:
+            from verifier.lab.bench.templates import run_template_bench
+            from verifier.lab.bench.templates import tabulate_templates as tabulate
+
+            return run_template_bench(out, faults=faults, audits=audits, **given), tabulate
+        case ["tricks"]:
+            from verifier.lab.bench.tricks import AUDITS, run_trick_bench
+            from verifier.lab.bench.tricks import tabulate_tricks as tabulate
+
+            return run_trick_bench(out, audits=audits or AUDITS, **audited), tabulate
+        case ["wire"]:
+            from verifier.lab.bench.wire import run_bench_wire, tabulate
+
+            return run_bench_wire(out, **audited), tabulate
+        case _:
+            from verifier.lab.bench.precision import run_bench, tabulate
+
+            return run_bench(out, parts=tuple(part or ()), progress=replies, **given), tabulate
 
 
 def _embedded(show: Show) -> LoadReference:
@@ -223,7 +245,7 @@ def list_testbed_faults() -> None:
     Example:
       verifier testbed list
     """
-    from verifier.lab.testbed.host import list_faults
+    from verifier.lab.testbed.faults import list_faults
 
     for name, summary in list_faults():
         say(f"{name:20} {summary}")
@@ -264,7 +286,27 @@ def serve_testbed(
       verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
       verifier testbed serve --fault weights:models/another
     """
-    from verifier.lab.testbed.host import create_app, read_fault, serve
+    from dataclasses import replace
+
+    from verifier.lab.testbed.app import create_app
+    from verifier.lab.testbed.server import serve
+
+    key = None if api_key_env is None else read_key(api_key_env, where="--api-key-env")
+    host = replace(
+        _load_host(card, fault, engine=engine, dtype=dtype), api_key=key, max_batch=max_batch,
+        shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
+    )  # fmt: skip
+    serve(
+        create_app(host),
+        port=port,
+        announce=lambda url: say(f"serving {host.model} with fault {fault} at {url}"),
+    )
+
+
+def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Host:
+    """A host of a card's weights with a fault of that name, the weights checked and loaded."""
+    from verifier.lab.testbed.faults import read_fault
+    from verifier.lab.testbed.host import Host
     from verifier.reference.cards import load_card, load_templates
     from verifier.reference.renderings.catalogue import catalogue
     from verifier.reference.weights import check_weights, fetch_weights
@@ -273,12 +315,10 @@ def serve_testbed(
     earlier, valid = load_templates(card, found)
     entries = catalogue(earlier=earlier, valid=valid)
     served = read_fault(fault, layers=found.layers, catalogue=entries)
-    key = None if api_key_env is None else read_key(api_key_env, where="--api-key-env")
-    with showing() as show:
-        directory = served.directory or fetch_weights(
-            found, cache=cache_directory(), tell=show.tell
-        )
-        if served.directory is None:
+    directory = served.directory
+    if directory is None:
+        with showing() as show:
+            directory = fetch_weights(found, cache=cache_directory(), tell=show.tell)
             check_weights(found, directory)
     from verifier.reference.engines.load import load_engine
     from verifier.reference.tokenizer import Tokenizer
@@ -286,16 +326,10 @@ def serve_testbed(
     tokenizer = Tokenizer(directory)
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
     loaded.load_variant(served.weights)
-    host = create_app(
-        loaded, tokenizer, model=found.name, rendering=served.rendering,
-        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights, api_key=key,
-        max_batch=max_batch, shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
+    return Host(
+        engine=loaded, tokenizer=tokenizer, model=found.name, rendering=served.rendering,
+        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights,
     )  # fmt: skip
-    serve(
-        host,
-        port=port,
-        announce=lambda url: say(f"serving {found.name} with fault {fault} at {url}"),
-    )
 
 
 @testbed_app.command("route")
@@ -326,8 +360,8 @@ def route_testbed(
       verifier testbed route --base-url http://127.0.0.1:8000/v1 \\
           --route 0.3:http://127.0.0.1:8001/v1 --routing sticky --log routed.jsonl
     """
-    from verifier.lab.testbed.host import serve
     from verifier.lab.testbed.router import create_router, read_routes
+    from verifier.lab.testbed.server import serve
 
     upstreams = read_routes(base_url, route)
     serve(

@@ -1,22 +1,17 @@
 """What honest serving and each known variant look like on one card's model.
 
-The record that `calibrate` makes and every audit reads. It lies beside its card and is tied to the
-weights it was measured on.
+The record that `calibrate` makes and every audit reads, tied to the weights it was measured on.
+Where it lies is told by `reference.calibrations`.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from verifier.errors import ReferenceMismatch
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
-from verifier.files.run_folder import write_json
-from verifier.files.stored import read_record
 from verifier.records import Count, Scale, Share, Version
-from verifier.reference.cards import Card, find_card
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Role = Literal["calibration", "held out", "variant"]
@@ -50,7 +45,7 @@ class Stack(_Record):
 
 
 class Channel(_Record):
-    """How the rows of one channel are read; see `stats`."""
+    """How the rows of one channel are read; see `e_values`."""
 
     honest_scale: Scale  # sigma0: the largest scale of honest serving
     spread: Annotated[float, Field(ge=0, le=10)]  # of replies around their stack's, in log scale
@@ -99,32 +94,3 @@ class Calibration(_Record):
                     f"{scales[0]:.3g} to {scales[-1]:.3g}"
                 )
         return self
-
-
-def calibration_path(name: str) -> Path:
-    """Where the calibration of a card lies: beside the card."""
-    card = find_card(name)
-    return card.with_name(f"{card.stem}.calibration.json")
-
-
-def load_calibration(name: str, card: Card) -> Calibration:
-    """The calibration of a card. Raises ReferenceMismatch when missing or for other weights."""
-    path = calibration_path(name)
-    advice = f"run `verifier calibrate {name}`"
-    if not path.is_file():
-        raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
-    found = read_record(path, Calibration, advice=advice)
-    pinned = card.digests.tensors_sha256
-    if pinned is not None and found.tensors_sha256 != pinned:
-        raise ReferenceMismatch(
-            f"{path}: made for weights {found.tensors_sha256[:12]}, but the card pins "
-            f"{pinned[:12]}; {advice}"
-        )
-    return found
-
-
-def write_calibration(name: str, calibration: Calibration) -> Path:
-    """Write the calibration beside its card."""
-    path = calibration_path(name)
-    write_json(path, calibration.model_dump(mode="json"))
-    return path

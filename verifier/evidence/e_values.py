@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
 
-Array = NDArray[np.float64]
+from verifier.evidence.arrays import Array
 
 #: Shares of its wealth that a bet on a mean above 1 puts at stake; small ones see small excesses.
 _STAKES = (0.01, 0.03, 0.1, 0.3, 0.6)

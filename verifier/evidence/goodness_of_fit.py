@@ -2,9 +2,10 @@
 
 Null for a column: the replies come from its weights, served honestly, that is with logit noise of a
 scale up to the calibrated honest one, and read with the calibrated spread and rate. The e-value
-against it is noise above that scale; its mean is at most 1 at every stopping time (`stats`). What
-calibrated stacks do is known by these three numbers alone: that an honest stack fits its own column
-no worse is the bound that they give, and no sharper one is claimed. It names and never decides.
+against it is noise above that scale; its mean is at most 1 at every stopping time (`e_values`).
+What calibrated stacks do is known by these three numbers alone: that an honest stack fits its own
+column no worse is the bound that they give, and no sharper one is claimed. It names and never
+decides.
 Pure arithmetic.
 """
 
@@ -14,13 +15,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.e_values import best_scale, log_e_value
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

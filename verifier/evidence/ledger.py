@@ -14,15 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from verifier.checks.sampling.stored_replies import Repeat
 from verifier.errors import ConfigError
+from verifier.evidence.arrays import Array
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
 from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
-
-Array = NDArray[np.float64]
 
 SCHEMA_VERSION = 1
 
@@ -78,10 +75,10 @@ class Row:
     rendered: dict[str, Count] = field(default_factory=dict)  # rendering -> prompt tokens it makes
     panel: bool = False  # asked to tell templates apart, and read for nothing else
     unjudged: str | None = None  # why it has no cells and speaks by its count alone
-    strata: tuple[str, ...] = ()  # how it was asked, see `strata`
+    strata: tuple[str, ...] = ()  # how it was asked, see `labels_of`
     single: dict[str, TextCells] = field(default_factory=dict)  # sampler of single tokens
     outranked: Count | None = None  # tokens not the likeliest by its own words; None: untold
-    reply_sha256: str | None = None  # of the answer, see `scores`; None: an older version's row
+    reply_sha256: str | None = None  # of the answer, see `digest_of`; None: an older version's row
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +91,19 @@ class SampledRow:
     cells: dict[str, Nats]  # sampler -> log p; {}: not scored
     problem: str | None  # why not
     reply_sha256: str | None = None  # as that of a row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeat:
+    """A reply to a question that was asked before."""
+
+    probe_id: str
+    otherwise: bool  # whether it was asked in other words
+    came_again: bool  # whether it is the text of an earlier reply
+    log_p: Annotated[
+        float, Between(-1e12, 0)
+    ]  # published log-probability of the earlier texts together, before SLACK
+    reply_sha256: str | None = None  # of the reply, see `digest_of`; None: an older version's line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +146,7 @@ def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
     remaining mass r contributes at most r * exp(l_k (1/s - 1)) with l_k the k-th largest, and that
     bound is used. It is exact at s = 1 and negligible below s = 0.25; between, it lowers the
     likelihood of a column: on the embedded model by at most 0.002 nats per token at s = 0.32 and
-    0.03 at 0.63 to 0.8, which the margins of the classes (`bank`) exceed by far.
+    0.03 at 0.63 to 0.8, which the margins of the classes (`variants`) exceed by far.
     """
     at = list(kept)
     if not at:

@@ -11,12 +11,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.e_values import log_mean_exp
-
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 #: Shares that are tried: closer together where a share is small.
 SHARES: Array = np.round(

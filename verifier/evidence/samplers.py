@@ -26,7 +26,7 @@ from verifier.errors import ConfigError
 from verifier.evidence.ledger import FLOOR
 from verifier.records import GenerateRequest
 
-Array = NDArray[np.floating[Any]]
+Logits = NDArray[np.floating[Any]]
 
 #: Largest logits that are sorted first: what is kept nearly always lies among them.
 _HEAD: Final = 1024
@@ -240,7 +240,7 @@ def _of(settings: Mapping[str, float]) -> Sampler:
 
 
 def row_cells(
-    logits: Array,
+    logits: Logits,
     *,
     prompt_ids: Sequence[int],
     reply_ids: Sequence[int],
@@ -265,7 +265,7 @@ def row_cells(
 
 
 def probabilities(
-    logits: Array, *, prompt_ids: Sequence[int], reply_ids: Sequence[int], sampler: Sampler
+    logits: Logits, *, prompt_ids: Sequence[int], reply_ids: Sequence[int], sampler: Sampler
 ) -> NDArray[np.float64]:
     """The whole distribution [V] of the next token: slow and obvious, what a host draws from."""
     scaled = penalized(logits, prompt_ids, Counter(reply_ids), sampler) / sampler.temperature
@@ -299,7 +299,7 @@ def is_plain(request: GenerateRequest) -> bool:
 
 
 def distribution(
-    logits: Array, request: GenerateRequest, reply_ids: Sequence[int]
+    logits: Logits, request: GenerateRequest, reply_ids: Sequence[int]
 ) -> NDArray[np.float64]:
     """What a host draws the next token from [V]; at temperature 0 all of it is one token's."""
     settings = {name: getattr(request, name) for name in RANGES}
@@ -320,8 +320,8 @@ def distribution(
 
 
 def penalized(
-    logits: Array, prompt_ids: Sequence[int], before: Mapping[int, int], sampler: Sampler
-) -> Array:
+    logits: Logits, prompt_ids: Sequence[int], before: Mapping[int, int], sampler: Sampler
+) -> Logits:
     """Logits [V] with the penalties taken off; `before` counts the tokens of the reply so far."""
     found = np.array(logits)
     said = list(before)
@@ -358,7 +358,9 @@ def _edges(sampler: Sampler) -> tuple[Sampler, ...]:
 class _Position:
     """One position under many samplers: what they share is computed once."""
 
-    def __init__(self, logits: Array, prompt_ids: Sequence[int], before: Mapping[int, int]) -> None:
+    def __init__(
+        self, logits: Logits, prompt_ids: Sequence[int], before: Mapping[int, int]
+    ) -> None:
         self._logits = logits
         self._prompt = prompt_ids
         self._before = before
@@ -374,7 +376,7 @@ class _Position:
 class _Relative:
     """Logits [V] relative to the largest, which is 0."""
 
-    def __init__(self, logits: Array) -> None:
+    def __init__(self, logits: Logits) -> None:
         self._values = logits - logits.max()
         self._head: NDArray[np.float64] | None = None
         self._totals: dict[float, float] = {}

@@ -144,13 +144,14 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
         yield parse_json(raw, where=f"{path}:{number}", advice=advice)
 
 
-def read_raw_lines(path: Path) -> Iterator[bytes]:
-    """The whole lines of a file as they are, see `read_lines`."""
+def read_raw_lines(path: Path, *, start: int = 0) -> Iterator[bytes]:
+    """The whole lines of a file as they are from a byte on, see `read_lines`."""
     try:
         opened = open_below(path.parent, path.name)
     except FileNotFoundError:
         return
     with opened as file:
+        file.seek(start)
         # a longer line is cut just past the limit
         lines = iter(lambda: file.readline(MAX_LINE_BYTES + 1), b"")
         for number, raw in enumerate(lines, 1):

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, SchemaValidator
@@ -47,6 +47,22 @@ def read_rows(path: Path, kind: type[T], *, advice: str = RESTORE) -> Iterator[T
     """
     for number, raw in enumerate(read_raw_lines(path), 1):
         yield check(raw, kind, where=f"{path}:{number}", advice=advice)
+
+
+class Appended(Generic[T]):
+    """The records of a file that only grows: each line is read once."""
+
+    def __init__(self, path: Path, kind: type[T], *, advice: str = RESTORE) -> None:
+        self._path, self._kind, self._advice = path, kind, advice
+        self._start, self._lines = 0, 0
+
+    def new(self) -> Iterator[tuple[str, T]]:
+        """What has been appended since, with the place of each. Raises as `read_rows` does."""
+        for raw in read_raw_lines(self._path, start=self._start):
+            where = f"{self._path}:{self._lines + 1}"
+            found = check(raw, self._kind, where=where, advice=self._advice)
+            self._start, self._lines = self._start + len(raw), self._lines + 1
+            yield where, found
 
 
 def check(raw: bytes, kind: type[T], *, where: str, advice: str) -> T:

@@ -14,7 +14,7 @@ from secrets import randbits
 from threading import Condition, Thread
 from typing import Final
 
-from verifier.audit import audit, start, write_page
+from verifier.audit import audit
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.errors import ConfigError, VerifierError
 from verifier.files.run_folder import (
@@ -37,6 +37,7 @@ from verifier.progress import Pace, Show
 from verifier.records import Report, Summary
 from verifier.reference.loaded import LoadReference, Reference
 from verifier.safety import sieve
+from verifier.steps import start, write_page
 from verifier.verdict.control import read_control
 from verifier.verdict.decide import decide_folder
 

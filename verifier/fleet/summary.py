@@ -12,14 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from verifier.checks.capabilities.probe import read_capabilities
-from verifier.checks.template.shown_prompts import read_shown
 from verifier.config import Fleet, RunFile, load_fleet
 from verifier.errors import ConfigError
 from verifier.evidence.e_values import e_bh
-from verifier.evidence.ledger import Ledger, read_ledger
+from verifier.evidence.ledger import Ledger
 from verifier.files.run_folder import (
-    COMPLETIONS,
     CONTROL,
     ERRORS,
     FLEET,
@@ -30,14 +27,14 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.files.stored import read_record
-from verifier.host.collect import read_attempts, read_outcomes, read_unanswered
-from verifier.plan import read_plan
 from verifier.records import Control, Report, Standing, Summary, Usage
-from verifier.reports.terminal import plain, read_report
+from verifier.report_file import plain, read_report
+from verifier.reports.findings import causes
+from verifier.verdict.case import read_case
+from verifier.verdict.combine import combine
 from verifier.verdict.control import write_control
-from verifier.verdict.decide import count_usage, decide_folder, standing_of
-from verifier.verdict.weigh import weigh
-from verifier.wording import causes
+from verifier.verdict.decide import decide_folder, standing_of
+from verifier.verdict.usage import count_usage
 
 SUMMARY_SCHEMA: Final = 1
 
@@ -203,15 +200,7 @@ def _spent(run: Path) -> Usage | None:
     """What was asked of an endpoint that was not judged; None when it was never planned."""
     if not (run / PLAN).exists():
         return None
-    plan = read_plan(run)
-    return count_usage(
-        plan,
-        Ledger(rows=()),
-        read_attempts(run),
-        read_outcomes(run, max_attempts=plan.max_attempts),
-        (read_capabilities(run), read_shown(run)),
-        (*read_unanswered(run), *read_unanswered(run / COMPLETIONS)),
-    )
+    return count_usage(read_case(run, ledger=Ledger(rows=())))
 
 
 def _best_name(report: Report) -> str | None:
@@ -221,7 +210,7 @@ def _best_name(report: Report) -> str | None:
 
 def _log_e(run: Path) -> float:
     """All evidence of a run against honest serving, rounded down."""
-    return math.floor(weigh(read_plan(run), read_ledger(run)).log_e * 1e4) / 1e4
+    return math.floor(combine(read_case(run)).log_e * 1e4) / 1e4
 
 
 def _accused(one: Standing, *, stands: bool) -> Standing:

@@ -70,7 +70,7 @@ class Amount:
         return tokens / 1e6
 
 
-_NOTHING: Final = Amount(requests=0, prompt_tokens=0, completion_tokens=0)
+NOTHING: Final = Amount(requests=0, prompt_tokens=0, completion_tokens=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -235,31 +235,24 @@ def may_be_billed(problem: Problem) -> bool:
 
 
 def forecast(
-    probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling,
-    at_first: Amount | None = None, with_cause: Amount | None = None, tries: int = 1,
-) -> tuple[Amount, Amount]:  # fmt: skip
+    probes: Sequence[Probe], *, max_tokens: int, ceiling: Ceiling, expected: Amount, most: Amount
+) -> tuple[Amount, Amount]:
     """What an audit costs that uses its whole budget, as expected and at most.
 
     Expected: every reply at full length, none asked for twice. Most audits stop earlier. At most:
     short replies, so that all probes are asked, and answers that broke off billed in full. What is
-    asked beside the probes comes on top, out of the same completion tokens: `at_first` always
-    and up to `tries` times, `with_cause` at most.
+    asked beside the probes, as `expected` and at `most`, comes on top, out of the same completion
+    tokens.
     """
-    first, more = at_first or _NOTHING, with_cause or _NOTHING
     count = min(len(probes), ceiling.completion_tokens // max_tokens)
-    expected = Amount(
-        requests=count + first.requests,
-        prompt_tokens=sum(usual_prompt_tokens(probe) for probe in probes[:count])
-        + first.prompt_tokens,
-        completion_tokens=count * max_tokens,
-    )
     bounds = [most_prompt_tokens(probe) for probe in probes]
-    most = Amount(
-        requests=len(probes) + count + tries * first.requests + more.requests,
-        prompt_tokens=sum(bounds)
-        + count * max(bounds, default=0)
-        + tries * first.prompt_tokens
-        + more.prompt_tokens,
+    usual = sum(usual_prompt_tokens(probe) for probe in probes[:count])
+    return Amount(
+        requests=count + expected.requests,
+        prompt_tokens=usual + expected.prompt_tokens,
+        completion_tokens=count * max_tokens,
+    ), Amount(
+        requests=len(probes) + count + most.requests,
+        prompt_tokens=sum(bounds) + count * max(bounds, default=0) + most.prompt_tokens,
         completion_tokens=ceiling.completion_tokens,
     )
-    return expected, most

@@ -29,7 +29,7 @@ from verifier.files.run_folder import (
     append_lines,
     line_of,
 )
-from verifier.files.stored import read_rows
+from verifier.files.stored import Appended, read_rows
 from verifier.host.budget import Ceiling, Purse, most_prompt_tokens
 from verifier.host.endpoint import SPELLED, Client, Endpoint, Sent
 from verifier.host.exchange import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
@@ -73,11 +73,55 @@ _Result = Reply | NotJudged | Problem
 Sleep = Callable[[float], Awaitable[object]]
 
 
+class Record:
+    """What a run folder holds of one file of exchanges: every line is read once.
+
+    `update` takes in what has been appended since; the file is append-only.
+    """
+
+    def __init__(self, folder: Path, *, name: str = EXCHANGES) -> None:
+        self.folder, self.name = folder, name
+        self.attempts: list[Attempt] = []
+        self.results: list[_Result] = []  # what each means, parallel to the attempts
+        self._file = Appended(folder / name, Attempt, advice="restore the run folder from a copy")
+
+    def update(self) -> None:
+        """Take in new lines. Raises ConfigError for one that is not as it was written."""
+        for where, attempt in self._file.new():
+            _refuse_unknown_dialect(attempt, where=where)
+            self.attempts.append(attempt)
+            self.results.append(parse(attempt))
+
+    def outcomes(self, *, max_attempts: int) -> dict[str, Outcome]:
+        """Outcome by probe id, in the order of first attempts; unsettled probes are left out."""
+        return self.history(max_attempts=max_attempts).outcomes()
+
+    def history(self, *, max_attempts: int) -> _History:
+        """What the attempts add up to."""
+        history = _History((), max_attempts=max_attempts)
+        for attempt, result in zip(self.attempts, self.results, strict=True):
+            history.add(attempt, result)
+        return history
+
+    def book(
+        self, purse: Purse, every: Sequence[Probe], *, count: CountTokens | None = None
+    ) -> None:
+        """Take into a purse what the requests for `every` probe may have cost, as `book` does."""
+        known = {probe.id: probe for probe in every}
+        for attempt, result in zip(self.attempts, self.results, strict=True):
+            if attempt.probe_id in known:
+                probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
+                purse.book(probe, result, count=count)
+        for request in _unanswered(self.folder, self.name, self.attempts):
+            purse.book_unanswered(request)
+
+
 def collect(
     folder: Path,
     endpoint: Endpoint,
     probes: Sequence[Probe],
     *,
+    record: Record | None = None,
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
@@ -91,21 +135,21 @@ def collect(
     with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
     request could cross the `ceiling` on what the folder's requests cost, those for `every` other
     probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
-    `rng` time the retries; None draws the jitter afresh.
+    `rng` time the retries; None draws the jitter afresh. A `record` of the folder saves reading it.
 
     Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
     or nothing but refusals; all that had arrived is in the folder by then.
     """
     purse = None if ceiling is None else Purse(ceiling)
     known = {probe.id: probe for probe in (*every, *probes)}
+    record = Record(folder) if record is None else record
+    record.update()
     history = _History((), max_attempts=endpoint.max_attempts)
-    kept: list[Attempt] = []
-    for attempt in _each_attempt(folder):
-        kept.append(attempt)
-        result = history.add(attempt, parse(attempt, claims=False)).result
+    for attempt, read in zip(record.attempts, record.results, strict=True):
+        result = history.add(attempt, read).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result, count=endpoint.count_tokens)
-    for request in _unanswered(folder, EXCHANGES, kept):
+    for request in _unanswered(folder, EXCHANGES, record.attempts):
         history.was_sent(request)
         if purse is not None:
             purse.book_unanswered(request)
@@ -133,14 +177,9 @@ def book(
 
     Those without an answer on record are paid in full. `count` is a tokenizer's count of a text.
     """
-    known = {probe.id: probe for probe in every}
-    attempts = read_attempts(folder, name=name)
-    for attempt in attempts:
-        if attempt.probe_id in known:
-            probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
-            purse.book(probe, parse(attempt, claims=False), count=count)
-    for request in _unanswered(folder, name, attempts):
-        purse.book_unanswered(request)
+    record = Record(folder, name=name)
+    record.update()
+    record.book(purse, every, count=count)
 
 
 def read_unanswered(folder: Path) -> tuple[Request, ...]:
@@ -263,12 +302,16 @@ def _each_attempt(folder: Path, *, name: str = EXCHANGES) -> Iterator[Attempt]:
     path = folder / name
     rows = read_rows(path, Attempt, advice="restore the run folder from a copy")
     for number, attempt in enumerate(rows, 1):
-        if attempt.dialect not in DIALECTS:
-            raise ConfigError(
-                f"{path}:{number}: dialect: {attempt.dialect[:40]!r}, but this version reads "
-                f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
-            )
+        _refuse_unknown_dialect(attempt, where=f"{path}:{number}")
         yield attempt
+
+
+def _refuse_unknown_dialect(attempt: Attempt, *, where: str) -> None:
+    if attempt.dialect not in DIALECTS:
+        raise ConfigError(
+            f"{where}: dialect: {attempt.dialect[:40]!r}, but this version reads "
+            f"{', '.join(DIALECTS)}; use the version of the verifier that wrote the folder"
+        )
 
 
 def read_outcomes(folder: Path, *, max_attempts: int) -> dict[str, Outcome]:
@@ -529,27 +572,13 @@ class _Collection:
         settled = len(wanted) - len(waiting)
         queue = iter(waiting)
 
-        def tell() -> None:
+        def tell(more: int) -> None:
+            nonlocal settled
+            settled += more
             if progress is not None:
                 progress(settled, len(wanted))
 
-        async def work(now: _Round) -> None:
-            nonlocal settled
-            while True:
-                async with now.slots.slot():
-                    probe = None if now.stopped or now.over else next(queue, None)
-                    if probe is None:
-                        return
-                    await self._ask(now, probe)
-                    unpaid = self.history.outcome(probe.id) is None
-                    dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
-                    now.stopped = now.stopped or unpaid or dead
-                    if unpaid:
-                        return
-                settled += 1
-                tell()
-
-        tell()
+        tell(0)
         if not waiting:
             return
         async with Client(self.endpoint) as client:
@@ -559,7 +588,7 @@ class _Collection:
             now = _Round(
                 client=client, log=_Log(self.folder), slots=Slots(self.endpoint.concurrency)
             )
-            workers = [asyncio.create_task(work(now)) for _ in range(count)]
+            workers = [asyncio.create_task(self._work(now, queue, tell)) for _ in range(count)]
             watch = asyncio.create_task(self._watch(workers))
             try:
                 await asyncio.gather(*workers)
@@ -574,6 +603,21 @@ class _Collection:
                     worker.cancel()
                 await asyncio.gather(watch, *workers, return_exceptions=True)
                 await now.log.finish()
+
+    async def _work(self, now: _Round, queue: Iterator[Probe], tell: Callable[[int], None]) -> None:
+        """Ask one probe of the queue after another, until there is none or nobody may ask more."""
+        while True:
+            async with now.slots.slot():
+                probe = None if now.stopped or now.over else next(queue, None)
+                if probe is None:
+                    return
+                await self._ask(now, probe)
+                unpaid = self.history.outcome(probe.id) is None
+                dead = self.history.failed_in_row >= STOP_AFTER_FAILURES
+                now.stopped = now.stopped or unpaid or dead
+                if unpaid:
+                    return
+            tell(1)
 
     async def _finish(self, now: _Round, workers: Sequence[asyncio.Task[None]]) -> None:
         """Let the requests that are out come back, and be recorded; no other goes out."""
@@ -598,46 +642,25 @@ class _Collection:
         Raises EndpointError when the operator must act.
         """
         history, tries, clock = self.history, 0, asyncio.get_running_loop().time
-        slots, gate, client = now.slots, now.gate, now.client
         waited_until = clock()
         while True:
-            while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
-                waited_until = max(waited_until, clock()) + left_s
-                await self.sleep(left_s)
+            waited_until = await self._pass_gate(now.gate, waited_until)
             if now.over or (self.purse is not None and not self.purse.pay(probe)):
                 return
-            asked_at, number = clock(), history.next_number(probe.id)
-            sent = await client.ask(
-                probe,
-                number=number,
-                before=partial(now.note, _request(EXCHANGES, probe, number)),
-                logprobs=self.endpoint.top_logprobs > 0
-                and probe.logprobs
-                and history.asks_logprobs(probe.id),
-            )
-            attempt, result = without_excess(*without_key(keepable(sent.attempt)))
-            if self.purse is not None:
-                self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
-            now.log.add(EXCHANGES, attempt_to_json(attempt))
-            entry = history.add(attempt, result)
-            now.under_way.discard(asyncio.current_task())
+            asked_at = clock()
+            sent, result, entry = await self._send(now, probe)
             if sent.exhausted_for_s is not None:
-                gate.close(until=clock() + sent.exhausted_for_s)
+                now.gate.close(until=clock() + sent.exhausted_for_s)
             if not isinstance(result, Problem):
-                slots.more()
+                now.slots.more()
                 return
             tries += 1
             if result.rate_limited:
-                slots.fewer(asked_at=asked_at, now=clock())
-            if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+                now.slots.fewer(asked_at=asked_at, now=clock())
+            if self._is_hopeless(probe, result, entry, tries):
                 now.over = True
-                raise EndpointError(await self._what_to_do(client, result))
-            if history.outcome(probe.id) is not None:
-                if not history.answered and history.refused_in_row >= STOP_AFTER_REFUSALS:
-                    now.over = True
-                    raise EndpointError(await self._what_to_do(client, result))
-                return
-            if now.over:
+                raise EndpointError(await self._what_to_do(now.client, result))
+            if history.outcome(probe.id) is not None or now.over:
                 return
             if not entry.refused_logprobs:
                 wait_s = sent.retry_after_s
@@ -645,8 +668,46 @@ class _Collection:
                     wait_s = self._backoff_s(tries, rate_limited=result.rate_limited)
                 waited_until = clock() + wait_s
                 if sent.retry_after_s is not None:  # its wish holds for everyone
-                    gate.close(until=waited_until)
+                    now.gate.close(until=waited_until)
                 await self.sleep(wait_s)
+
+    async def _pass_gate(self, gate: Gate, waited_until: float) -> float:
+        """Wait until the gate is open; until when was waited, by the loop's clock."""
+        clock = asyncio.get_running_loop().time
+        while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
+            waited_until = max(waited_until, clock()) + left_s
+            await self.sleep(left_s)
+        return waited_until
+
+    async def _send(self, now: _Round, probe: Probe) -> tuple[Sent, _Result, _Entry]:
+        """Send one request that is paid for, and keep what came of it."""
+        number = self.history.next_number(probe.id)
+        sent = await now.client.ask(
+            probe,
+            number=number,
+            before=partial(now.note, _request(EXCHANGES, probe, number)),
+            logprobs=self.endpoint.top_logprobs > 0
+            and probe.logprobs
+            and self.history.asks_logprobs(probe.id),
+        )
+        attempt, result = without_excess(*without_key(keepable(sent.attempt)))
+        if self.purse is not None:
+            self.purse.give_back(probe, result, count=self.endpoint.count_tokens)
+        now.log.add(EXCHANGES, attempt_to_json(attempt))
+        entry = self.history.add(attempt, result)
+        now.under_way.discard(asyncio.current_task())
+        return sent, result, entry
+
+    def _is_hopeless(self, probe: Probe, result: Problem, entry: _Entry, tries: int) -> bool:
+        """Whether the operator must act, since no request of this kind will be answered."""
+        if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+            return True
+        history = self.history
+        return (
+            history.outcome(probe.id) is not None
+            and not history.answered
+            and history.refused_in_row >= STOP_AFTER_REFUSALS
+        )
 
     @property
     def _tries_to_reach(self) -> int:

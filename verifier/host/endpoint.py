@@ -29,8 +29,8 @@ from verifier.host.event_stream import MARK, Ending
 from verifier.host.exchange import DIALECTS
 from verifier.host.rate_limits import exhausted_for_s, retry_after_s
 from verifier.host.response_body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
-from verifier.prompts import wire_extras
-from verifier.records import Attempt, CountTokens, Message, Probe
+from verifier.prompts import Render, wire_extras
+from verifier.records import Attempt, CountTokens, Probe
 from verifier.safety import sieve
 
 #: Why an answer is not kept.
@@ -60,10 +60,6 @@ _TELLING: Final = re.compile(
 )
 
 
-#: A whole conversation to the prompt that the reference's template makes of it.
-Render = Callable[[tuple[Message, ...]], str | tuple[int, ...]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
     """Where to ask, for what, with which key, and how hard. Raises ConfigError when it cannot be.
@@ -91,6 +87,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(default_factory=dict)  # of each request; not secret
     render: Render | None = None  # messages to a prompt, which text completions need
     count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
+    least_max_tokens: int = 1  # the fewest tokens that it may be asked for
 
     def __post_init__(self) -> None:
         sieve.know(self.api_key)
@@ -171,6 +168,7 @@ class _Response:
     headers: dict[str, str]
     retry_after_s: float | None
     exhausted_for_s: float | None
+    first_at: float | None  # by the monotonic clock
 
 
 class Client:
@@ -260,6 +258,7 @@ class Client:
                 number=number,
                 started_at=started_at.isoformat(timespec="milliseconds"),
                 elapsed_s=round(time.monotonic() - start, 6),
+                first_s=None if got.first_at is None else round(got.first_at - start, 6),
                 request=sieve.strike(request.decode()),
                 status=got.status,
                 body=got.body,
@@ -328,6 +327,7 @@ class Client:
             headers=_kept_headers(headers),
             retry_after_s=retry_after_s(headers, now=now),
             exhausted_for_s=exhausted_for_s(headers, now=now),
+            first_at=body.first_at,
         )
 
 

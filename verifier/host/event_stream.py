@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
@@ -127,12 +127,7 @@ def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
     places cannot be seen.
     """
     events, ended = read_events(body)
-    whole: dict[str, Any] = {}
-    made: dict[str, Any] = {"role": "assistant", "content": None} if chat else {"text": ""}
-    usage: dict[str, Any] | None = None
-    finish: str | None = None
-    claims: dict[str, list[Any]] = {}
-    pieces: list[tuple[int | None, dict[str, Any]]] = []  # running count, and the chunk
+    found = _Sum(chat=chat, made={"role": "assistant", "content": None} if chat else {"text": ""})
     for event in events:
         value = event.value
         choice = _first(value.get("choices"))
@@ -141,24 +136,47 @@ def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
         error = value.get("error") or choice.get("error")
         if error or event.name == "error":
             return {"error": error or value}
-        whole |= {k: v for k, v in value.items() if k not in ("choices", "usage", "object")}
+        found.add(value, choice)
+    if found.finish is None and not ended:
+        raise BrokenStream("the stream ends without its last event")
+    return found.whole()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Sum:
+    """What the chunks so far add up to."""
+
+    chat: bool
+    made: dict[str, Any]  # the message, or the text
+    around: dict[str, Any] = field(default_factory=dict)
+    usage: dict[str, Any] | None = None
+    finish: str | None = None
+    claims: dict[str, list[Any]] = field(default_factory=dict)
+    #: The running count, and the chunk.
+    pieces: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
+
+    def add(self, value: dict[str, Any], choice: dict[str, Any]) -> None:
+        """Add one chunk and its choice. Raises BrokenStream for text after the end."""
+        self.around |= {k: v for k, v in value.items() if k not in ("choices", "usage", "object")}
         found = value.get("usage") or choice.get("usage")  # Moonshot puts it into the choice
-        usage = found if isinstance(found, dict) else usage
-        if _add(made, choice.get("delta") if chat else {"text": choice.get("text")}):
-            if finish is not None:
+        self.usage = found if isinstance(found, dict) else self.usage
+        if _add(self.made, choice.get("delta") if self.chat else {"text": choice.get("text")}):
+            if self.finish is not None:
                 raise BrokenStream("a piece of text came after the end")
-            pieces.append((_count(found), value))
+            self.pieces.append((_count(found), value))
         for name, column in (choice.get("logprobs") or {}).items():
             if isinstance(column, list):
-                claims.setdefault(name, []).extend(column)
-        finish = choice.get("finish_reason") or finish
-    if finish is None and not ended:
-        raise BrokenStream("the stream ends without its last event")
-    positions = len(claims.get("content") or claims.get("tokens") or ())
-    _check_order(pieces, total=_count(usage), positions=positions)
-    last = {"index": 0, "finish_reason": finish, "logprobs": claims or None}
-    whole["choices"] = [last | ({"message": made} if chat else made)]
-    return whole if usage is None else whole | {"usage": usage}
+                self.claims.setdefault(name, []).extend(column)
+        self.finish = choice.get("finish_reason") or self.finish
+
+    def whole(self) -> dict[str, Any]:
+        """The completion. Raises BrokenStream when its chunks were not in order."""
+        positions = len(self.claims.get("content") or self.claims.get("tokens") or ())
+        _check_order(self.pieces, total=_count(self.usage), positions=positions)
+        last = {"index": 0, "finish_reason": self.finish, "logprobs": self.claims or None}
+        choice = last | ({"message": self.made} if self.chat else self.made)
+        usage = {} if self.usage is None else {"usage": self.usage}
+        return self.around | {"choices": [choice]} | usage
 
 
 def _first(choices: object) -> dict[str, Any]:

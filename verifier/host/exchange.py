@@ -9,7 +9,6 @@ import json
 import re
 import unicodedata
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final
 
 from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
@@ -20,7 +19,7 @@ from verifier.host.dialects.responses import LOGPROBS, RESPONSES
 from verifier.host.dialects.tokenize import TOKENIZE
 from verifier.host.event_stream import MARK, BrokenStream, begins_stream
 from verifier.host.logprobs import paired, read_claims
-from verifier.records import Attempt, NotJudged, Reply
+from verifier.records import Attempt, NotJudged, Reply, ReportedToken
 from verifier.safety.sieve import REDACTED
 
 MAX_REASON_CHARS: Final = 200
@@ -80,9 +79,6 @@ _FOR_TOOLS: Final = 1024
 
 _NOT_JSON: Final = object()
 
-#: What came of a longer body is not kept, in characters.
-_LONGEST_KEPT: Final = 2**16
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
@@ -98,61 +94,20 @@ class Problem:
 def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
     """What came of one attempt; without what the host claims of its tokens unless `claims`.
 
-    Most of the work is in the claims, and whoever only asks has no use for them. A folder is read
-    back for every batch, so that what came of its latest attempts is kept.
+    Most of the work is in the claims, and whoever only asks has no use for them.
     """
-    if len(attempt.body) > _LONGEST_KEPT:
-        return _parse(attempt, claims)
-    return recalled(_Read(attempt), claims)
-
-
-class _Read:
-    """An attempt that has been read: equal to any that came alike."""
-
-    __slots__ = ("_hash", "attempt")
-
-    def __init__(self, attempt: Attempt) -> None:
-        self.attempt = attempt
-        self._hash = hash((attempt.probe_id, attempt.number, attempt.body))
-
-    def __hash__(self) -> int:
-        return self._hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Read) and self.attempt == other.attempt
-
-
-@lru_cache(maxsize=1024)
-def recalled(read: _Read, claims: bool) -> Reply | NotJudged | Problem:
-    """What came of an attempt, read once."""
-    return _parse(read.attempt, claims)
-
-
-def _parse(attempt: Attempt, claims: bool) -> Reply | NotJudged | Problem:
     status = attempt.status
     if attempt.error is not None or status is None:
         broken = status is None or 200 <= status <= 299
         return _problem(attempt, attempt.error or "no response", retryable=broken)
     if not 200 <= status <= 299:
-        body = _load(attempt.body)
-        said = _message_in(body) or _plain(attempt.body)
-        retryable = _is_retryable(status, attempt)
-        return Problem(
-            status=status,
-            reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
-            retryable=retryable,
-            rate_limited=status in _TOO_MUCH,
-            unknown_model=not retryable and _names_unknown_model(body, said),
-        )
+        return _refusal(attempt, status)
     # from here on a body that cannot be an answer is a broken transfer, and is asked for again
     dialect, request = DIALECTS.get(attempt.dialect, CHAT), _load(attempt.request)
     streamed = _is_stream(attempt, request)
     try:
         body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
-        if body is _NOT_JSON:
-            raise Unreadable(f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
-        if not isinstance(body, dict):
-            raise Unreadable(f"body is JSON but {kind_of(body)}, expected an object")
+        _refuse_other_json(body, attempt)
         for holder in (body, next(iter(items(body.get("choices"))), None)):
             if isinstance(holder, dict) and holder.get("error"):
                 return _error_object(attempt, holder)
@@ -165,6 +120,28 @@ def _parse(attempt: Attempt, claims: bool) -> Reply | NotJudged | Problem:
             attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
         )
     return _answer(attempt, view, request=request, body=body, claims=claims)
+
+
+def _refusal(attempt: Attempt, status: int) -> Problem:
+    """What a status says that is no success."""
+    body = _load(attempt.body)
+    said = _message_in(body) or _plain(attempt.body)
+    retryable = _is_retryable(status, attempt)
+    return Problem(
+        status=status,
+        reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
+        retryable=retryable,
+        rate_limited=status in _TOO_MUCH,
+        unknown_model=not retryable and _names_unknown_model(body, said),
+    )
+
+
+def _refuse_other_json(body: object, attempt: Attempt) -> None:
+    """Raises Unreadable for a body that is no JSON object."""
+    if body is _NOT_JSON:
+        raise Unreadable(f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
+    if not isinstance(body, dict):
+        raise Unreadable(f"body is JSON but {kind_of(body)}, expected an object")
 
 
 def _is_retryable(status: int, attempt: Attempt) -> bool:
@@ -209,7 +186,7 @@ def asked_tokens(attempt: Attempt) -> int:
 def most_prompt(attempt: Attempt) -> int:
     """The most tokens that the prompt of a request can count: no tokenizer makes more than bytes.
 
-    Of plain messages it is what `spending` pays for; of all else no less.
+    Of plain messages it is what `budget` pays for; of all else no less.
     """
     request = _load(attempt.request)
     messages = items(member(request, "messages"))
@@ -279,10 +256,7 @@ def _answer(
 ) -> Reply | NotJudged:
     prompt_tokens = _count(view.prompt_tokens)
     completion_tokens = _count(view.completion_tokens)
-    finish = view.finish_reason
-    finish = _FINISH.get(finish.lower(), finish) if isinstance(finish, str) else None
-    if view.calls and finish == "stop":  # the turn did not end behind the text
-        finish = CALLED
+    finish = _finish_of(view)
     text = None if view.text is None else paired(view.text)
     thought = None if view.thought is None else paired(view.thought)
     elsewhere = _another_host(request, body)
@@ -297,9 +271,7 @@ def _answer(
             counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
         )
     wanted = claims and _asks_logprobs(request)
-    claimed = read_claims(view.logprobs, completion_tokens) if wanted else None
-    if wanted and view.calls:
-        claimed = "they speak of the call of a tool, too"
+    claimed = _claims_of(view, completion_tokens) if wanted else None
     return Reply(
         probe_id=attempt.probe_id,
         text=text,
@@ -311,6 +283,23 @@ def _answer(
         thought=thought,
         token_ids=None if view.calls else _read_ids(view.token_ids, completion_tokens),
     )
+
+
+def _finish_of(view: View) -> str | None:
+    """Why an answer ended, in OpenAI's words where they are known."""
+    finish = view.finish_reason
+    if not isinstance(finish, str):
+        return None
+    finish = _FINISH.get(finish.lower(), finish)
+    # the turn did not end behind the text
+    return CALLED if view.calls and finish == "stop" else finish
+
+
+def _claims_of(view: View, completion_tokens: int | None) -> tuple[ReportedToken, ...] | str:
+    """What the host claims of the tokens of the text, or why that cannot be used."""
+    if view.calls:
+        return "they speak of the call of a tool, too"
+    return read_claims(view.logprobs, completion_tokens)
 
 
 def _read_ids(value: object, completion_tokens: int | None) -> tuple[int, ...] | None:
@@ -354,6 +343,11 @@ def _why_not_judged(
         if finish == "length":
             return f"{UNSHOWN}; raise it, or {THINK_NOT}"
         return "empty content"
+    return _why_not_all(view, text, completion_tokens)
+
+
+def _why_not_all(view: View, text: str, completion_tokens: int | None) -> str | None:
+    """Why a text may not be all that was generated: more is counted than it can hold."""
     shown = len(text.encode("utf-8", "replace"))
     if view.calls:
         named = sum(len(name.encode("utf-8", "replace")) for name in view.calls)

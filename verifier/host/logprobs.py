@@ -40,21 +40,29 @@ def read_claims(value: object, completion_tokens: int | None) -> tuple[ReportedT
         return f"{len(rows)} positions for {completion_tokens} completion tokens"
     found: list[ReportedToken] = []
     for position, row in enumerate(rows, 1):
-        if not isinstance(row, dict):
-            return f"position {position} is {kind_of(row)}, expected an object"
-        chosen = _candidate(row)
-        if isinstance(chosen, str) or chosen.logprob <= _LOGPROB_FLOOR:
-            problem = chosen if isinstance(chosen, str) else _nonsense(chosen.logprob)
-            return f"position {position}: {problem}"
-        top: list[Candidate] = []
-        for other in _alternatives(row.get("top_logprobs")):
-            candidate = _candidate(other)
-            if isinstance(candidate, str):
-                return f"position {position}, an alternative: {candidate}"
-            if candidate.logprob > _LOGPROB_FLOOR:
-                top.append(candidate)
-        found.append(ReportedToken(chosen=chosen, top=tuple(top)))
+        token = _read_row(row)
+        if isinstance(token, str):
+            return f"position {position}{token}"
+        found.append(token)
     return tuple(found)
+
+
+def _read_row(row: object) -> ReportedToken | str:
+    """What is claimed at one position, or why that cannot be used, as a sentence goes on."""
+    if not isinstance(row, dict):
+        return f" is {kind_of(row)}, expected an object"
+    chosen = _candidate(row)
+    if isinstance(chosen, str) or chosen.logprob <= _LOGPROB_FLOOR:
+        problem = chosen if isinstance(chosen, str) else _nonsense(chosen.logprob)
+        return f": {problem}"
+    top: list[Candidate] = []
+    for other in _alternatives(row.get("top_logprobs")):
+        candidate = _candidate(other)
+        if isinstance(candidate, str):
+            return f", an alternative: {candidate}"
+        if candidate.logprob > _LOGPROB_FLOOR:
+            top.append(candidate)
+    return ReportedToken(chosen=chosen, top=tuple(top))
 
 
 def _native_rows(value: dict[str, Any]) -> list[dict[str, Any]]:

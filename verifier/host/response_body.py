@@ -6,6 +6,7 @@ more. Here a piece is unpacked only as far as the cap leaves room.
 
 from __future__ import annotations
 
+import time
 import zlib
 from typing import Final
 
@@ -34,11 +35,14 @@ class Body:
         if name not in (*_PLAIN, *_PACKED):
             raise UnreadableBody(f"content encoding {encoding[:40]!r} was not asked for")
         self.received = bytearray()
+        self.first_at: float | None = None  # when the first piece came, by the monotonic clock
         self._cap = cap
         self._unpack = zlib.decompressobj(_EITHER) if name in _PACKED else None
 
     def add(self, piece: bytes) -> None:
         """Take in one piece. Raises BodyTooLarge, with the cap filled, or UnreadableBody."""
+        if self.first_at is None:
+            self.first_at = time.monotonic()
         room = self._cap - len(self.received) + 1
         if self._unpack is None:
             self.received += piece[:room]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import (
     CALIBRATION_SCHEMA,
     Calibration,
@@ -41,7 +41,7 @@ from verifier.lab.corpus import (
     read_stack,
     score_corpus,
 )
-from verifier.plan import read_probes
+from verifier.plan_file import read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import Probe
 from verifier.reference.cards import Card
@@ -49,8 +49,6 @@ from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import CLASS_MARGINS, find_variant
-
-Array = NDArray[np.float64]
 
 #: Coverage of the intervals in a calibration.
 LEVEL = 0.99
@@ -109,6 +107,50 @@ def calibrate(
         )
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
+    _collect(items, weights, tokenizer, work=work, tell=tell, progress=progress)
+    reference = RememberingEngine(load_reference())
+    cells = {
+        item.stack.name: _score(
+            item, engine=reference, tokenizer=tokenizer, work=work, tell=tell, progress=progress
+        )
+        for item in items
+    }
+    honest = [i.stack.name for i in items if i.role == "calibration"]
+    known = [i.stack.name for i in items if i.role != "held out"]
+    text = fit_channel(
+        {name: one.text for name, one in cells.items()}, TEXT_SCALES,
+        honest=honest, known=known, what="greedy text",
+    )  # fmt: skip
+    logprob = fit_channel(
+        {name: one.logprob for name, one in cells.items()}, LOGPROB_SCALES,
+        honest=honest, known=known, what="log-probabilities",
+    )  # fmt: skip
+    stacks = tuple(_measure(item, cells[item.stack.name], text, logprob) for item in items)
+    return Calibration(
+        schema_version=CALIBRATION_SCHEMA,
+        card=card.name,
+        tensors_sha256=card.digests.tensors_sha256 or tensors_sha256(weights),
+        seed=seed,
+        max_tokens=sizes.max_tokens,
+        level=LEVEL,
+        versions=dict(versions),
+        text=text,
+        logprob=logprob,
+        classes=noise_classes(stacks),
+        stacks=stacks,
+    )
+
+
+def _collect(
+    items: Sequence[Item],
+    weights: Path,
+    tokenizer: Tokenizer,
+    *,
+    work: Path,
+    tell: Callable[[str], None],
+    progress: Progress | None,
+) -> None:
+    """Ask every stack what it has not answered yet, one engine after another."""
     for kind in dict.fromkeys((i.stack.engine, i.stack.dtype) for i in items):
         alike = [i for i in items if (i.stack.engine, i.stack.dtype) == kind]
         for item in alike:
@@ -124,53 +166,50 @@ def calibrate(
                 tokenizer=tokenizer, progress=progress,
             )  # fmt: skip
         engine.close()
-    reference = RememberingEngine(load_reference())
-    texts: dict[str, Array] = {}
-    logprobs: dict[str, Array] = {}
-    tokens: dict[str, int] = {}
-    for item in items:
-        name = item.stack.name
-        tell(f"scoring {name}")
-        logprobs[name] = score_corpus(
-            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=True,
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cells:
+    """What the reference says of the replies of one stack."""
+
+    text: Array  # [n, S]
+    logprob: Array  # [m, S] of those that have any
+    tokens: int
+
+
+def _score(
+    item: Item,
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    work: Path,
+    tell: Callable[[str], None],
+    progress: Progress | None,
+) -> _Cells:
+    """Score the replies of one stack: by the tokens that it names, and by their text alone."""
+    name = item.stack.name
+    tell(f"scoring {name}")
+    named, plain = (
+        score_corpus(
+            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=with_logprobs,
             progress=progress,
-        ).logprob()  # fmt: skip
-        ledger = score_corpus(
-            work / name, engine=reference, tokenizer=tokenizer, with_logprobs=False,
-            progress=progress,
-        )  # fmt: skip
-        texts[name] = ledger.text()
-        tokens[name] = sum(row.tokens for row in ledger.rows)
-    honest = [i.stack.name for i in items if i.role == "calibration"]
-    known = [i.stack.name for i in items if i.role != "held out"]
-    text = fit_channel(texts, TEXT_SCALES, honest=honest, known=known, what="greedy text")
-    logprob = fit_channel(
-        logprobs, LOGPROB_SCALES, honest=honest, known=known, what="log-probabilities"
-    )
-    stacks = tuple(
-        Measured(
-            name=item.stack.name if item.role != "variant" else item.stack.weights,
-            role=item.role,
-            family=item.family,
-            replies=len(texts[item.stack.name]),
-            tokens=tokens[item.stack.name],
-            text=estimate(texts[item.stack.name], TEXT_SCALES, text),
-            logprob=estimate(logprobs[item.stack.name], LOGPROB_SCALES, logprob),
         )
-        for item in items
-    )
-    return Calibration(
-        schema_version=CALIBRATION_SCHEMA,
-        card=card.name,
-        tensors_sha256=card.digests.tensors_sha256 or tensors_sha256(weights),
-        seed=seed,
-        max_tokens=sizes.max_tokens,
-        level=LEVEL,
-        versions=dict(versions),
-        text=text,
-        logprob=logprob,
-        classes=noise_classes(stacks),
-        stacks=stacks,
+        for with_logprobs in (True, False)
+    )  # fmt: skip
+    tokens = sum(row.tokens for row in plain.rows)
+    return _Cells(text=plain.text(), logprob=named.logprob(), tokens=tokens)
+
+
+def _measure(item: Item, cells: _Cells, text: Channel, logprob: Channel) -> Measured:
+    """Where one stack stands on both channels."""
+    return Measured(
+        name=item.stack.name if item.role != "variant" else item.stack.weights,
+        role=item.role,
+        family=item.family,
+        replies=len(cells.text),
+        tokens=cells.tokens,
+        text=estimate(cells.text, TEXT_SCALES, text),
+        logprob=estimate(cells.logprob, LOGPROB_SCALES, logprob),
     )
 
 
@@ -254,7 +293,7 @@ def estimate(rows: Array, scales: Array, channel: Channel) -> Estimate | None:
 def noise_classes(stacks: Sequence[Measured]) -> tuple[NoiseClass, ...]:
     """The scale below which each class of departures is excluded: a margin of its mildest member.
 
-    The margins and their reasons are in `bank`.
+    The margins and their reasons are in `variants`.
     """
     classes = []
     for name, (families, margin) in CLASS_MARGINS.items():

@@ -18,8 +18,11 @@ from verifier.evidence.samplers import Sampler
 from verifier.files.run_folder import PROBES
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
-from verifier.lab.testbed.host import create_app, running
-from verifier.plan import read_probes, versions, write_probes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.plan import versions
+from verifier.plan_file import read_probes, write_probes
 from verifier.probes import load_pool
 from verifier.records import (
     REFERENCE,
@@ -33,9 +36,9 @@ from verifier.records import (
 )
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
+from verifier.reference.reader import Suspected
 from verifier.reference.renderings.catalogue import PUBLISHED, Rendering
 from verifier.reference.tokenizer import Tokenizer
-from verifier.scoring.other_models import Suspected
 from verifier.scoring.score import score_replies
 
 Progress = Callable[[int, int], None]
@@ -181,7 +184,14 @@ def collect_corpus(
         return
     engine.load_variant(stack.weights)
     app = create_app(
-        engine, tokenizer, model=MODEL, rendering=rendering, sampler=sampler, max_batch=stack.batch
+        Host(
+            engine=engine,
+            tokenizer=tokenizer,
+            model=MODEL,
+            rendering=rendering,
+            sampler=sampler or {},
+            max_batch=stack.batch,
+        )
     )
     with running(app) as base_url:
         endpoint = Endpoint(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from verifier.evidence.calibration import Estimate, load_calibration
+from verifier.evidence.calibration import Estimate
 from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
     engine,
@@ -28,6 +28,7 @@ from verifier.lab.bench import (
     wire,
 )
 from verifier.lab.bench.results import CARD, results_path, tabulate_rows
+from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import list_cards, load_card
 from verifier.reports.tables import CARD_COLUMNS, card_row
 

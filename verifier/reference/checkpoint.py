@@ -1,9 +1,9 @@
 """A published checkpoint's tensors, streamed through a weights variant.
 
-Variants (`bank`) are functions on one matrix [out, in] at its full precision. This module finds
-those matrices in the layouts in which checkpoints are published: one tensor per projection,
-experts one by one or fused into one tensor, plain or in fp8 with scales. So a variant is defined
-once, for every engine and layout. Knows no engine and no file.
+Variants are functions on one matrix [out, in] at its full precision. This module finds those
+matrices in the layouts in which checkpoints are published: one tensor per projection, experts one
+by one or fused into one tensor, plain or in fp8 with scales. So a variant is defined once, for
+every engine and layout. Knows no engine and no file.
 """
 
 from __future__ import annotations

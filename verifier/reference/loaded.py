@@ -11,19 +11,16 @@ from pathlib import Path
 from threading import RLock
 
 from verifier.config import RunFile
-from verifier.errors import ConfigError, VerifierError
-from verifier.host.endpoint import Render
-from verifier.plan import Plan
+from verifier.errors import ConfigError
 from verifier.progress import Show
-from verifier.prompts import make_prompt
+from verifier.prompts import Render, make_prompt
 from verifier.records import Message
 from verifier.reference.cards import load_card, load_templates
 from verifier.reference.digests import vocabulary_sha256
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader, Suspected
 from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.weights import check_weights, fetch_checkpoint, fetch_variant, fetch_weights
-from verifier.scoring.other_models import Suspected
-from verifier.scoring.reasoning import Reader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,38 +98,6 @@ def reference_loader(
         )  # fmt: skip
 
     return load
-
-
-def nameable(plan: Plan, reference: Reference, show: Show) -> tuple[str, ...]:
-    """The builds and suspects of a plan that can be loaded, for a cause to be named."""
-    builds = (name for name in plan.bank if reference.engine.can_load(name))
-    return (*builds, *read_suspects(plan, reference, show))
-
-
-def read_suspects(plan: Plan, reference: Reference, show: Show) -> dict[str, Suspected]:
-    """Those suspects of a plan that can be had; of the others it is told why not.
-
-    A card's siblings are fetched when they are needed first, and a verdict must not wait for them.
-    """
-    found = {}
-    for name in plan.suspects:
-        if name not in reference.suspects or not reference.engine.can_load(name):
-            continue
-        try:
-            found[name] = reference.suspects[name]()
-        except VerifierError as problem:
-            show.tell(f"going on without the suspect {name}: {problem}")
-    return found
-
-
-def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
-    """Before anything is spent on an audit whose policy cannot be scored."""
-    unknown = [name for name in plan.policy.builds if not engine.can_load(name)]
-    if unknown:
-        raise ConfigError(
-            f"audit.policy: builds: {', '.join(unknown)} cannot be loaded by the engine "
-            f"{engine.versions['engine']}; take a policy without builds, or another --engine"
-        )
 
 
 def render_as_ids(tokenizer: Reader) -> Render:

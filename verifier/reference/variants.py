@@ -8,12 +8,14 @@ FP8 builds do; embeddings, norms and the output head stay as published. Knows no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from verifier.errors import ConfigError
+from verifier.records import REFERENCE
 
 if TYPE_CHECKING:
     import torch
@@ -306,3 +308,21 @@ def find_variant(name: str, *, layers: int) -> Variant:
             f"for N from 0 to {layers - 1}"
         )
     return VARIANTS[name]
+
+
+def can_load(name: str, checkpoints: Container[str], *, layers: int) -> bool:
+    """Whether an engine with these checkpoints knows a name: the reference, theirs or a variant."""
+    return name == REFERENCE or name in checkpoints or is_variant(name, layers=layers)
+
+
+def checkpoint_of(
+    name: str, checkpoints: Mapping[str, Callable[[], Path]], *, layers: int
+) -> Callable[[], Path] | None:
+    """What fetches the weights of a name; None: they are made of the published ones.
+
+    Raises ConfigError for a name that no engine knows.
+    """
+    found = checkpoints.get(name)
+    if name != REFERENCE and found is None:
+        find_variant(name, layers=layers)
+    return found

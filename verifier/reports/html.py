@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from verifier import wording
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply, Report
+from verifier.reports import findings
 from verifier.reports import noise_dial as dial
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def render_page(
         report=report,
         headline=wording.HEADLINES[report.decision],
         sign=wording.SIGNS[report.decision],
-        departures=wording.departures(report),
-        causes=wording.causes(report),
-        counts=wording.count_statuses(report),
+        departures=findings.departures(report),
+        causes=findings.causes(report),
+        told=[*findings.list_beside(report), *report.notes],
+        counts=findings.count_statuses(report),
         marks=dial.group_marks(report.noise_scale.marks),
         dial=Markup(dial.draw_dial(report.noise_scale)),  # noqa: S704 - its own words and numbers
         dial_words=dial.describe_dial(report.noise_scale),
@@ -68,7 +70,7 @@ def render_page(
         else [],
         exchanges=_pair_exchanges(outcomes, probes, attempts),
         drawn=len(probes),
-        kind=wording.describe_kind,
+        kind=findings.describe_kind,
         evidence=wording.describe_evidence,
         need=wording.describe_need,
         cause=wording.describe_cause,

@@ -1,26 +1,18 @@
-"""The verdict for machines: JUnit XML, and a summary in Markdown for GitHub.
+"""The verdict for machines: JUnit XML.
 
-Form only: nothing is judged here. Words of a host are untrusted: they can end no element, start no
-markup and move no cursor.
+Form only: nothing is judged here. Words of a host are untrusted: they can end no element and move
+no cursor.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from verifier import wording
-from verifier.records import Finding, Report, Summary
-
-#: Signs that Markdown, GitHub's additions to it, or HTML may act on, and what begins a list or a
-#: line at the start of a text.
-_ACTIVE: Final = re.compile(
-    r"[^\w\s.,;:%()'-]|_|(?<!\s)[:.](?=\w)|\A-|"
-    + "|".join(rf"(?<=\A[0-9]{{{digits}}})[.)]" for digits in range(1, 10))
-)
+from verifier.records import Report, Summary
+from verifier.reports import findings
 
 
 def render_junit(report: Report) -> str:
@@ -49,8 +41,8 @@ def render_junits(summary: Summary, reports: Mapping[str, Report]) -> str:
 def _suite(name: str, report: Report, said: str) -> TestSuite:
     cases = [_case("verdict", report.decision, said)]
     cases += [
-        _case(f"{wording.describe_kind(f)}: {f.name}", f.decision, f.detail)
-        for f in wording.departures(report)
+        _case(f"{findings.describe_kind(f)}: {f.name}", f.decision, f.detail)
+        for f in findings.departures(report)
     ]
     suite = TestSuite(wording.one_line(name))
     suite.add_testcases(cases)
@@ -78,60 +70,3 @@ def _case(name: str, decision: str, detail: str) -> TestCase:
     elif decision not in ("excluded", "consistent"):
         case.result = [Skipped(message)]
     return case
-
-
-def render_markdown(report: Report) -> str:
-    """A summary as GitHub shows it below a job: verdict, departures, noise scale, spending."""
-    sign = wording.SIGNS[report.decision]
-    lines = [
-        f"## {sign} {report.decision.upper()}: {wording.HEADLINES[report.decision]}",
-        "",
-        _inert(report.summary),
-        "",
-        "| departure | about | result | log e |",
-        "|---|---|---|---|",
-    ]
-    lines += [_row(finding) for finding in wording.departures(report)]
-    facts = [
-        *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
-        *wording.list_belongings(report),
-        ("Noise scale", wording.describe_scale(report.noise_scale)),
-        *wording.list_spending(report.usage),
-        *wording.list_control(report),
-        ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
-        *(("Note", note) for note in report.notes),
-    ]
-    lines += ["", *(_fact(name, text) for name, text in facts), ""]
-    return "\n".join(lines)
-
-
-def render_summary(summary: Summary) -> str:
-    """Where several targets stand, as GitHub shows it below a job."""
-    lines = [
-        f"## {_inert(summary.summary)}",
-        "",
-        f"| {' | '.join(wording.STANDING_COLUMNS)} |",
-        f"|{'---|' * len(wording.STANDING_COLUMNS)}",
-    ]
-    lines += [f"| {' | '.join(map(_inert, cells))} |" for cells in wording.list_standings(summary)]
-    lines += ["", *(_fact(name, text) for name, text in wording.list_facts(summary))]
-    return "\n".join([*lines, ""])
-
-
-def _row(finding: Finding) -> str:
-    cells = (
-        _inert(finding.name),
-        _inert(wording.describe_kind(finding)),
-        f"**{finding.decision}**",
-        _inert(wording.describe_evidence(finding)),
-    )
-    return f"| {' | '.join(cells)} |"
-
-
-def _fact(name: str, text: str) -> str:
-    return f"- **{_inert(name)}**: {_inert(text)}"
-
-
-def _inert(text: str) -> str:
-    """Text that Markdown shows as it is: what could act on it is written by its number."""
-    return _ACTIVE.sub(lambda found: f"&#{ord(found[0])};", wording.one_line(text))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.evidence.calibration import calibration_path
+from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import Card, HubSource, Thinking, WheelSource, list_cards, load_card
 from verifier.reference.hardware import GIB, Memory, room_for_tokens
 from verifier.reports.terminal import STYLES

@@ -1,4 +1,4 @@
-"""The verdict for readers: `report.json`, a terminal table, and (from `page`) an HTML page.
+"""The verdict as a table on the terminal.
 
 Form only: nothing is judged here. Text from a host is untrusted: it is shown with its control
 characters made visible, and never read as console markup.
@@ -6,36 +6,16 @@ characters made visible, and never read as console markup.
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.files import run_folder as folder
-from verifier.files.stored import check_value, read_record
 from verifier.records import Decision, Finding, Report, Status
-from verifier.reports.html import render_page
+from verifier.reports import findings
 
-__all__ = [
-    "SCHEMA_VERSION",
-    "STYLES",
-    "plain",
-    "read_report",
-    "render_page",
-    "render_terminal",
-    "report_from_json",
-    "report_to_json",
-]  # fmt: skip
-
-SCHEMA_VERSION: Final = 1
-
-_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 #: The style of each decision, beside its word.
 STYLES: Final[dict[Decision | Status, str]] = {
     "consistent": "bold green",
@@ -48,46 +28,13 @@ STYLES: Final[dict[Decision | Status, str]] = {
 }
 
 
-def report_to_json(report: Report) -> dict[str, Any]:
-    """The report as JSON values; `report_from_json` gives it back.
-
-    Lone surrogates become U+FFFD, so that the file is valid UTF-8 whatever a host sent.
-    """
-    found: dict[str, Any] = plain(report)
-    return found
-
-
-def plain(value: object) -> Any:
-    """A record as JSON values; lone surrogates become U+FFFD."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {plain(str(key)): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    return _SURROGATE.sub("\ufffd", value) if isinstance(value, str) else value
-
-
-def read_report(run: Path) -> Report:
-    """The report of a run folder, every key and type checked. Raises ConfigError."""
-    return read_record(run / folder.REPORT, Report, advice=_ADVICE)
-
-
-def report_from_json(value: Mapping[str, Any]) -> Report:
-    """What `report_to_json` made, back again. Raises ConfigError as `read_report` does."""
-    return check_value(value, Report, where=folder.REPORT, advice=_ADVICE)
-
-
-_ADVICE: Final = "run `verifier decide` on the run folder again"
-
-
 def render_terminal(report: Report, *, console: Console) -> None:
     """Print the report as a compact table that fits 80 columns."""
     verdict = Text(report.decision.upper(), style=STYLES[report.decision])
     verdict.append(f"  {wording.HEADLINES[report.decision]}", style="default not bold")
     console.print(verdict)
     console.print(_line(report.summary), end="\n\n")
-    if wording.departures(report):
+    if findings.departures(report):
         console.print(_departure_table(report))
         console.print()
     facts = Table.grid(padding=(0, 2, 0, 0))
@@ -105,10 +52,10 @@ def _departure_table(report: Report) -> Table:
     table.add_column("Result", no_wrap=True)
     table.add_column("log e", justify="right", no_wrap=True)
     table.add_column("Tokens needed", justify="right", no_wrap=True)
-    for finding in wording.departures(report):
+    for finding in findings.departures(report):
         table.add_row(
             _line(finding.name) if finding.decision != "not run" else _unrun(finding),
-            _line(wording.describe_kind(finding)),
+            _line(findings.describe_kind(finding)),
             Text(finding.decision, style=STYLES[finding.decision]),
             wording.describe_evidence(finding),
             wording.describe_need(finding),
@@ -120,8 +67,8 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     """What the terminal says below the table: label and one line each."""
     scale = report.noise_scale
     return [
-        ("Departures", wording.count_statuses(report)),
-        *(("Best name", wording.describe_cause(cause)) for cause in wording.causes(report)),
+        ("Departures", findings.count_statuses(report)),
+        *(("Best name", wording.describe_cause(cause)) for cause in findings.causes(report)),
         *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(scale)),
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),
@@ -129,6 +76,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *wording.list_spending(report.usage),
         *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),
+        *(("Beside", told) for told in findings.list_beside(report)),
         *(("Note", note) for note in report.notes),
     ]
 

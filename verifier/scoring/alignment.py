@@ -7,27 +7,15 @@ token *of the same text* says nothing about the weights and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Literal
 
-from verifier.records import Candidate, Count, Reply, ReplyScore, TokenId
+from verifier.records import Candidate, Count, Reply, ReplyScore, ReportedToken, TokenId
+from verifier.reference.reader import Vocabulary
 
 #: What stands for bytes that are no character.
 REPLACEMENT = "\ufffd"
-
-
-class Vocabulary(Protocol):
-    """What alignment needs of a tokenizer."""
-
-    @property
-    def eos_id(self) -> int: ...
-    @property
-    def vocabulary_size(self) -> int: ...
-    def encode(self, text: str) -> tuple[int, ...]: ...
-    def token_bytes(self, token_id: int) -> bytes: ...
-    def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]: ...
-    def special_id(self, token: str) -> int | None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,16 +81,7 @@ def align(
         spelled += raw
     if not is_text(spelled.decode("utf-8", "replace"), reply.text):
         return _by_text(reply, vocabulary, "reported tokens do not spell the reply's text")
-    candidates: list[tuple[int, ...]] = []
-    reported: list[tuple[float, ...]] = []
-    for token in reply.logprobs[: len(ids)]:
-        named: dict[int, float] = {}
-        for candidate in (token.chosen, *token.top):
-            found = _id(candidate, vocabulary)
-            if found is not None:
-                named.setdefault(found, candidate.logprob)
-        candidates.append(tuple(named))
-        reported.append(tuple(named.values()))
+    candidates, reported = _named(reply.logprobs[: len(ids)], vocabulary)
     if reply.finish_reason == "stop" and ids[-1] != vocabulary.eos_id:
         ids.append(vocabulary.eos_id)
         candidates.append(())
@@ -115,6 +94,23 @@ def align(
         reported=tuple(reported),
         problem=None,
     )
+
+
+def _named(
+    tokens: Sequence[ReportedToken], vocabulary: Vocabulary
+) -> tuple[list[tuple[int, ...]], list[tuple[float, ...]]]:
+    """Ids that an endpoint names at each position, and what it claims for them."""
+    candidates: list[tuple[int, ...]] = []
+    reported: list[tuple[float, ...]] = []
+    for token in tokens:
+        named: dict[int, float] = {}
+        for candidate in (token.chosen, *token.top):
+            found = _id(candidate, vocabulary)
+            if found is not None:
+                named.setdefault(found, candidate.logprob)
+        candidates.append(tuple(named))
+        reported.append(tuple(named.values()))
+    return candidates, reported
 
 
 def _by_ids(

@@ -12,34 +12,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from verifier.errors import RenderingError
 from verifier.prompts import make_prompt, prompt_of
 from verifier.records import Message, Probe, ReplyScore
-from verifier.reference.renderings.changes import Renderer
-from verifier.scoring.alignment import Aligned, Vocabulary, reread
+from verifier.reference.reader import Reader, Renderer, Suspected, Vocabulary
+from verifier.scoring.alignment import Aligned, reread
 
 #: Nats per byte that a tokenizer cannot spell.
 LOST: Final = math.log(256)
 
 #: What stands for a reply where the template is asked what follows one.
 _REPLY: Final = "reply"
-
-
-class Reader(Vocabulary, Renderer, Protocol):
-    """What a suspect's tokenizer offers."""
-
-    @property
-    def special_ids(self) -> frozenset[int]: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspected:
-    """How one suspect reads prompts and replies."""
-
-    tokenizer: Reader
-    same: bool  # whether its ids mean the same text as the reference's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

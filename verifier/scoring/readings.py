@@ -12,10 +12,10 @@ from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, Probe, Reply, ReplyScore, ScoreRequest
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader
 from verifier.scoring.alignment import Aligned, keep_reading, reread, set_aside, spells_better
 from verifier.scoring.reasoning import (
     WOULD_THINK,
-    Reader,
     Reading,
     begins_to_think,
     differing_at,

@@ -17,15 +17,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
-from typing import Final, Literal, Protocol
+from typing import Final, Literal
 
 from verifier.errors import RenderingError
 from verifier.host.exchange import CALLED, HIDDEN, THINK_NOT
 from verifier.prompts import make_prompt, prompt_of
 from verifier.records import Message, Probe, Reply, ReplyScore
 from verifier.reference.cards import Thinking
-from verifier.reference.renderings.changes import Renderer
-from verifier.scoring.alignment import REPLACEMENT, Aligned, Vocabulary, align, set_aside
+from verifier.reference.reader import Reader
+from verifier.scoring.alignment import REPLACEMENT, Aligned, align, set_aside
 
 #: White space that models write around a closing tag, tried beside what the template writes.
 _USUAL: Final = ("", "\n", "\n\n", " ")
@@ -45,13 +45,6 @@ WOULD_THINK: Final = (
 )
 
 _THOUGHT, _ANSWER = "Step one.", "Step two."
-
-
-class Reader(Vocabulary, Renderer, Protocol):
-    """What reading thoughts needs of a tokenizer."""
-
-    def __hash__(self) -> int: ...  # what it renders is remembered
-    def encode_completion(self, text: str) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,34 +310,9 @@ def _spell(
     Left out with them are the tokens beside a seam where white space may have been stripped: they
     may have held some.
     """
-    opened, closing, closed = white
-    tags, ended = spelling.tags, shown.answer is not None
-    stripped = not shown.inline
-    opens = spelling.begins == "before"
-    parts = [
-        _Part(text=tags.open if opens else "", tag=True, seam=0 if stripped else None),
-        _Part(text=opened, seam=0 if stripped else None),
-        _Part(
-            text=shown.thought,
-            behind=0 if stripped else None,
-            first_open=bool(opened) or not _begins_blank(shown.thought),
-            last_open=stripped and ended and (bool(closing) or not _ends_blank(shown.thought)),
-        ),
-    ]
-    if shown.answer is not None:
-        parts += [
-            _Part(text=closing, seam=1 if stripped else None),
-            _Part(text=tags.close, tag=True, seam=1 if stripped else None),
-            _Part(text=closed, seam=2 if stripped else None),
-            _Part(
-                text=shown.answer,
-                behind=2 if stripped else None,
-                first_open=bool(closed) or not _begins_blank(shown.answer),
-            ),
-        ]
-    ids, chosen, beside, behind = _encode(parts, reader)
+    ids, chosen, beside, behind = _encode(_parts(shown, spelling, white), reader)
     left_out = {*chosen, *beside}
-    if reply.finish_reason == "stop" and ended and not shown.cut:
+    if reply.finish_reason == "stop" and shown.answer is not None and not shown.cut:
         ids = (*ids, reader.eos_id)
     elif ids:
         left_out.add(len(ids) - 1)  # cut in mid-word
@@ -375,6 +343,35 @@ class _Part:
     behind: int | None = None  # the seam that it stands behind; None: it was shown so
     first_open: bool = False  # its first token may have begun with white space that was stripped
     last_open: bool = False  # its last may have ended with some
+
+
+def _parts(shown: _Shown, spelling: Spelling, white: tuple[str, str, str]) -> list[_Part]:
+    """The pieces of a stream in order: tags, white space, thought and answer."""
+    opened, closing, closed = white
+    tags, thought, answer = spelling.tags, shown.thought, shown.answer
+    # nothing was stripped, and so nothing chosen, where the thought stood in the text
+    first, second, third = (None, None, None) if shown.inline else (0, 1, 2)
+    wants_end = bool(closing) or not _ends_blank(thought)
+    parts = [
+        _Part(text=tags.open if spelling.begins == "before" else "", tag=True, seam=first),
+        _Part(text=opened, seam=first),
+        _Part(
+            text=thought,
+            behind=first,
+            first_open=bool(opened) or not _begins_blank(thought),
+            last_open=not shown.inline and answer is not None and wants_end,
+        ),
+    ]
+    if answer is None:
+        return parts
+    begun = bool(closed) or not _begins_blank(answer)
+    return [
+        *parts,
+        _Part(text=closing, seam=second),
+        _Part(text=tags.close, tag=True, seam=second),
+        _Part(text=closed, seam=third),
+        _Part(text=answer, behind=third, first_open=begun),
+    ]
 
 
 def _encode(

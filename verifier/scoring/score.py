@@ -6,14 +6,11 @@ Reads probes and exchanges; appends to the scores and writes the ledger. Needs a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
-from verifier.checks.request_strata import labels_of
-from verifier.checks.sampling.ask_and_score import read_repeats, read_sampled
-from verifier.checks.template.panel_design import PANEL_KIND
 from verifier.evidence.ledger import (
     FLOOR,
     SAMPLER,
@@ -28,7 +25,8 @@ from verifier.evidence.ledger import (
     text_cells,
 )
 from verifier.evidence.samplers import SINGLE_TOKENS, Sampler, name_of
-from verifier.files.run_folder import LEDGER, SCORES, write_json
+from verifier.files.run_folder import LEDGER, write_json
+from verifier.probes import PANEL_KIND, labels_of
 from verifier.records import (
     REFERENCE,
     NotJudged,
@@ -40,9 +38,10 @@ from verifier.records import (
 )
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader, Suspected
 from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.alignment import Aligned, read_past_end
-from verifier.scoring.other_models import LOST, Respelled, Suspected, likelier, render_for, respell
+from verifier.scoring.other_models import LOST, Respelled, likelier, render_for, respell
 from verifier.scoring.readings import (
     MAX_READINGS,
     published_ids,
@@ -50,16 +49,8 @@ from verifier.scoring.readings import (
     score_readings,
     settle_spelling,
 )
-from verifier.scoring.reasoning import Reader
-from verifier.scoring.score_file import (
-    CHUNK,
-    Scored,
-    append_score,
-    digest_of,
-    read_scores,
-    refuse_others,
-    rounded,
-)
+from verifier.scoring.sampled_file import read_repeats, read_sampled
+from verifier.scoring.score_file import CHUNK, ScoreBook, Scored, rounded
 
 
 def score_replies(
@@ -77,6 +68,7 @@ def score_replies(
     penalties: Mapping[str, Sampler] | None = None,
     thinking: Thinking | None = None,
     progress: Callable[[int, int], None] | None = None,
+    book: ScoreBook | None = None,
 ) -> Ledger:
     """Score every reply that lacks a score under the reference or any of `weights`.
 
@@ -84,111 +76,151 @@ def score_replies(
     `suspects` read prompts and replies in their own way.
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
-    `penalties` are samplers under whose penalties they score the replies too.
+    `penalties` are samplers under whose penalties they score the replies too. A `book` of the run
+    folder saves reading its scores.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
     scored reply of `every`, which is `probes` unless more are given, and a row without cells for
     each answer that is not judged and yet counts its prompt.
     """
-    before = read_scores(run)
-    refuse_others(((s.probe_id, s.reply_sha256) for s in before), outcomes, where=run / SCORES)
-    done = {(scored.probe_id, scored.weights): scored for scored in before}
-    digests = {p.id: digest_of(o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)}
-
-    def keep(scored: Scored) -> None:
-        scored = replace(scored, reply_sha256=digests[scored.probe_id])
-        done[scored.probe_id, scored.weights] = scored
-        append_score(run, scored)
-
+    book = ScoreBook(run) if book is None else book
+    book.refuse_others(outcomes)
     replies = [(p, o) for p in probes if isinstance(o := outcomes.get(p.id), Reply)]
-    columns = tuple(dict.fromkeys((REFERENCE, *weights)))
-    todo = {name: [pair for pair in replies if (pair[0].id, name) not in done] for name in columns}
-    total, finished = sum(map(len, todo.values())), 0
-    for name, pairs in todo.items():
-        if not pairs:
-            continue
-        engine.load_variant(name)
-        for start in range(0, len(pairs), CHUNK):
-            chunk = pairs[start : start + CHUNK]
-            suspect = (suspects or {}).get(name)
-            if name == REFERENCE:
-                found = read_and_score(chunk, engine, tokenizer, thinking)
-            else:
-                read = [(p, done[p.id, REFERENCE].aligned) for p, _ in chunk]
-                judged = [pair for pair in read if not pair[1].unjudged]
-                found = (
-                    score_readings(judged, name, engine, tokenizer)
-                    if suspect is None
-                    else _score_suspect(name, suspect, judged, engine, tokenizer)
-                )
-            for scored in found:
-                keep(scored)
-            finished += len(chunk)
-            if progress:
-                progress(finished, total)
-    engine.load_variant(REFERENCE)
-    replies = [(p, o) for p, o in replies if not done[p.id, REFERENCE].aligned.unjudged]
+    scorer = _Scorer(book=book, engine=engine, tokenizer=tokenizer, thinking=thinking)
+    scorer.score_weights(replies, (REFERENCE, *weights), suspects or {}, progress)
     entries = catalogue or {}
-    missing = [entries[name] for name in templates if name != REFERENCE]
-    for start in range(0, len(replies) if missing else 0, CHUNK):
-        asked = [probe for probe, _ in replies[start : start + CHUNK]]
-        for scored in _score_templates(asked, missing, done, engine, tokenizer):
-            keep(scored)
-    new = [] if not penalties else [
-        (probe, done[probe.id, REFERENCE].aligned) for probe, _ in replies
-        if (probe.id, SAMPLER + next(iter(penalties))) not in done
-    ]  # fmt: skip
-    for start in range(0, len(new), CHUNK):
-        some = new[start : start + CHUNK]
-        for scored in _score_penalties(some, penalties or {}, engine, tokenizer):
-            keep(scored)
+    scorer.score_templates(replies, [entries[name] for name in templates if name != REFERENCE])
+    scorer.score_penalties(replies, penalties or {})
     ledger = build_ledger(
         probes if every is None else every,
-        list(done.values()),
+        book,
         counts={name: o.prompt_tokens for name, o in outcomes.items() if isinstance(o, Reply)},
         unjudged={
             name: o for name, o in outcomes.items() if isinstance(o, NotJudged) and o.counts_prompt
         },
         lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
     )
-    ledger = replace(ledger, sampled=read_sampled(run), repeats=read_repeats(run))
+    ledger = replace(
+        ledger, sampled=read_sampled(run), repeats=read_repeats(run), engine=dict(engine.versions)
+    )
     write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
     return ledger
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scorer:
+    """Scores replies under one kind of column after another, a chunk at a time, into a book."""
+
+    book: ScoreBook
+    engine: Engine
+    tokenizer: Reader
+    thinking: Thinking | None
+
+    def score_weights(
+        self,
+        replies: Sequence[tuple[Probe, Reply]],
+        weights: Sequence[str],
+        suspects: Mapping[str, Suspected],
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        """Under the published weights, builds and suspects, as far as they lack it."""
+        columns = dict.fromkeys(weights)
+        todo = {name: [r for r in replies if not self.book.has(r[0].id, name)] for name in columns}
+        total, finished = sum(map(len, todo.values())), 0
+        for name, pairs in todo.items():
+            if pairs:
+                self.engine.load_variant(name)
+            for chunk in _chunks(pairs):
+                self._keep(self._score_weights(name, chunk, suspects.get(name)), chunk)
+                finished += len(chunk)
+                if progress:
+                    progress(finished, total)
+        self.engine.load_variant(REFERENCE)
+
+    def _score_weights(
+        self, name: str, chunk: Sequence[tuple[Probe, Reply]], suspect: Suspected | None
+    ) -> Sequence[Scored]:
+        if name == REFERENCE:
+            return read_and_score(chunk, self.engine, self.tokenizer, self.thinking)
+        read = [(probe, self.book.read_as(probe.id)) for probe, _ in chunk]
+        judged = [pair for pair in read if not pair[1].unjudged]
+        if suspect is None:
+            return score_readings(judged, name, self.engine, self.tokenizer)
+        return _score_suspect(name, suspect, judged, self.engine, self.tokenizer)
+
+    def score_templates(
+        self, replies: Sequence[tuple[Probe, Reply]], entries: Sequence[Rendering]
+    ) -> None:
+        """Under the published weights after other renderings of the prompts."""
+        for chunk in _chunks(self._judged(replies) if entries else []):
+            done = {
+                (probe.id, name): scored
+                for probe, _ in chunk for name, scored in self.book.by_probe[probe.id].items()
+            }  # fmt: skip
+            asked = [probe for probe, _ in chunk]
+            found = _score_templates(asked, entries, done, self.engine, self.tokenizer)
+            self._keep(found, chunk)
+
+    def score_penalties(
+        self, replies: Sequence[tuple[Probe, Reply]], penalties: Mapping[str, Sampler]
+    ) -> None:
+        """Under the published weights, as a host with a penalty would choose."""
+        first = SAMPLER + next(iter(penalties), "")
+        new = [r for r in self._judged(replies) if not self.book.has(r[0].id, first)]
+        for chunk in _chunks(new if penalties else []):
+            read = [(probe, self.book.read_as(probe.id)) for probe, _ in chunk]
+            found = _score_penalties(read, penalties, self.engine, self.tokenizer)
+            self._keep(found, chunk)
+
+    def _judged(self, replies: Sequence[tuple[Probe, Reply]]) -> list[tuple[Probe, Reply]]:
+        return [(p, o) for p, o in replies if not self.book.read_as(p.id).unjudged]
+
+    def _keep(self, found: Iterable[Scored], chunk: Sequence[tuple[Probe, Reply]]) -> None:
+        by_id = {probe.id: reply for probe, reply in chunk}
+        for scored in found:
+            self.book.keep(scored, by_id[scored.probe_id])
+
+
+def _chunks(pairs: Sequence[tuple[Probe, Reply]]) -> Iterator[Sequence[tuple[Probe, Reply]]]:
+    """So many replies at a time as are scored between two writes."""
+    for start in range(0, len(pairs), CHUNK):
+        yield pairs[start : start + CHUNK]
+
+
 def build_ledger(
     probes: Sequence[Probe],
-    scores: Sequence[Scored],
+    book: ScoreBook,
     *,
     counts: Mapping[str, int | None],
     lengths: Callable[[Probe], dict[str, int]],
     unjudged: Mapping[str, NotJudged] | None = None,
 ) -> Ledger:
-    """Cells of every scored reply, in the order of `probes`. A function of its arguments alone.
+    """Cells of every scored reply, in the order of `probes`; those known to the book are not
+    computed again.
 
     `counts` are the prompt tokens that the endpoint reported, `lengths` what renderings make.
     `unjudged` are answers of which no text is judged: their counts alone speak.
     """
     others = unjudged or {}
-    by_probe: dict[str, dict[str, Scored]] = {}
-    for scored in scores:
-        by_probe.setdefault(scored.probe_id, {})[scored.weights] = scored
-    rows = [
-        replace(
-            _row(by_probe[probe.id])
-            if probe.id in by_probe
-            else _row_without_cells(probe.id, others[probe.id].reason, digest_of(others[probe.id])),
-            prompt_tokens=counts.get(probe.id)
-            if probe.id in by_probe
-            else others[probe.id].prompt_tokens,
-            rendered=lengths(probe),
-            panel=probe.kind == PANEL_KIND,
-            strata=labels_of(probe, number),
-        )
-        for number, probe in enumerate(probes)
-        if REFERENCE in by_probe.get(probe.id, {}) or probe.id in others
-    ]
+    rows = []
+    for number, probe in enumerate(probes):
+        columns, other = book.by_probe.get(probe.id, {}), others.get(probe.id)
+        if REFERENCE in columns:
+            if probe.id not in book.rows:
+                book.rows[probe.id] = _row(columns)
+            row, counted = book.rows[probe.id], counts.get(probe.id)
+        elif other is not None:
+            row = _row_without_cells(probe.id, other.reason, book.digest(other))
+            counted = other.prompt_tokens
+        else:
+            continue
+        rows.append(
+            replace(
+                row, prompt_tokens=counted, rendered=lengths(probe),
+                panel=probe.kind == PANEL_KIND, strata=labels_of(probe, number),
+            )
+        )  # fmt: skip
     return Ledger(rows=tuple(rows))
 
 

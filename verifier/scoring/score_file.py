@@ -6,13 +6,14 @@ Every score carries the digest of the reply that was scored, so that it is held 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from verifier.errors import ConfigError
+from verifier.evidence.ledger import Row
 from verifier.files.run_folder import (
     COMPLETIONS,
     CONTEXT_SCORES,
@@ -24,7 +25,15 @@ from verifier.files.run_folder import (
     read_lines,
 )
 from verifier.files.stored import read_rows
-from verifier.records import Candidate, Count, NotJudged, Outcome, Reply, ReplyScore
+from verifier.records import (
+    REFERENCE,
+    Candidate,
+    Count,
+    NotJudged,
+    Outcome,
+    Reply,
+    ReplyScore,
+)
 from verifier.scoring.alignment import Aligned
 
 #: Replies scored between two writes.
@@ -69,16 +78,33 @@ def _plain(one: Candidate) -> list[object]:
     return [one.token, None if one.bytes is None else one.bytes.hex(), one.logprob, one.token_id]
 
 
+class Digests:
+    """The digest of every answer, computed once for each."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Reply | NotJudged, str]] = {}
+
+    def __call__(self, answer: Reply | NotJudged) -> str:
+        known = self._known.get(id(answer))
+        if known is None or known[0] is not answer:
+            known = self._known[id(answer)] = (answer, digest_of(answer))
+        return known[1]
+
+
 def refuse_others(
-    kept: Iterable[tuple[str, str | None]], outcomes: Mapping[str, Outcome], *, where: Path
+    kept: Iterable[tuple[str, str | None]],
+    outcomes: Mapping[str, Outcome],
+    *,
+    where: Path,
+    digest: Callable[[Reply | NotJudged], str] = digest_of,
 ) -> None:
     """Raise ConfigError unless every score is that of the answer which the run folder holds.
 
     `kept` gives the probe of each score and the digest that it carries, `where` the file.
     """
     digests: dict[str, str] = {}
-    for probe_id, digest in kept:
-        if digest is None:
+    for probe_id, carried in kept:
+        if carried is None:
             raise ConfigError(
                 f"{where}: probe {probe_id[:80]}: made before scores carried digests of their "
                 f"replies; run `verifier score --anew` on the run folder"
@@ -87,8 +113,8 @@ def refuse_others(
             outcome = outcomes.get(probe_id)
             digests[probe_id] = "no answer"
             if isinstance(outcome, Reply | NotJudged):
-                digests[probe_id] = digest_of(outcome)
-        if digests[probe_id] != digest:
+                digests[probe_id] = digest(outcome)
+        if digests[probe_id] != carried:
             raise ConfigError(
                 f"{where}: probe {probe_id[:80]}: the score is not that of the reply in the "
                 f"exchanges; run `verifier score --anew` on the run folder, or restore it from a "
@@ -146,6 +172,47 @@ def read_scores(run: Path) -> list[Scored]:
             raise ConfigError(f"{path}:{number}: {uneven}; {advice}")
         found.append(scored)
     return found
+
+
+class ScoreBook:
+    """The scores of a run folder: read once, and appended to as they come.
+
+    What is made of the scores of a reply is kept until one more comes.
+    """
+
+    def __init__(
+        self, run: Path, *, digest: Callable[[Reply | NotJudged], str] = digest_of
+    ) -> None:
+        """Raises ConfigError for a bad line."""
+        self.run, self.digest = run, digest
+        self.by_probe: dict[str, dict[str, Scored]] = {}
+        self.rows: dict[str, Row] = {}  # by probe: the cells of its scores
+        for scored in read_scores(run):
+            self._add(scored)
+
+    def _add(self, scored: Scored) -> None:
+        self.by_probe.setdefault(scored.probe_id, {})[scored.weights] = scored
+        self.rows.pop(scored.probe_id, None)
+
+    def keep(self, scored: Scored, reply: Reply) -> None:
+        """Add a score to the file, and to what is known."""
+        scored = replace(scored, reply_sha256=self.digest(reply))
+        append_score(self.run, scored)
+        self._add(scored)
+
+    def has(self, probe_id: str, weights: str) -> bool:
+        """Whether a reply is scored under a column."""
+        return weights in self.by_probe.get(probe_id, {})
+
+    def read_as(self, probe_id: str) -> Aligned:
+        """The token ids that a reply is read as, by the published weights."""
+        return self.by_probe[probe_id][REFERENCE].aligned
+
+    def refuse_others(self, outcomes: Mapping[str, Outcome]) -> None:
+        """Raise ConfigError unless every score is that of the answer on record."""
+        scores = (one for columns in self.by_probe.values() for one in columns.values())
+        carried = ((one.probe_id, one.reply_sha256) for one in scores)
+        refuse_others(carried, outcomes, where=self.run / SCORES, digest=self.digest)
 
 
 def _to_json(scored: Scored) -> dict[str, Any]:

@@ -9,16 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
 
+from verifier.checks import ASPECTS
 from verifier.files.run_folder import CONTROL_REPORT, write_json
 from verifier.files.stored import read_record
 from verifier.records import Control, Finding, Report
-from verifier.reports.terminal import plain
-from verifier.wording import CAUSES, describe_replies
-
-#: What was only seen beside the departures holds whatever the reference is.
-_WITHOUT_REFERENCE: Final = ("samples", "parameters", "usage")
+from verifier.report_file import plain
+from verifier.wording import describe_replies
 
 
 def write_control(run: Path, control: Control) -> None:
@@ -69,7 +66,9 @@ def judge_beside(report: Report, control: Control) -> Report:
             else report.summary
         ),
         findings=tuple(
-            _unsaid(finding, why) for finding in report.findings if finding.aspect not in CAUSES
+            _unsaid(finding, why)
+            for finding in report.findings
+            if ASPECTS[finding.aspect].role != "name"
         ),
         notes=(*report.notes, note),
     )
@@ -77,7 +76,7 @@ def judge_beside(report: Report, control: Control) -> Report:
 
 def _unsaid(finding: Finding, why: str) -> Finding:
     """A departure that was detected against a reference in doubt is undecided."""
-    if finding.decision != "detected" or finding.aspect in _WITHOUT_REFERENCE:
+    if finding.decision != "detected" or ASPECTS[finding.aspect].without_reference:
         return finding
     detail = f"{finding.detail}; not held against the endpoint: {why}"
     return replace(finding, decision="undecided", detail=detail, tokens_needed=None)

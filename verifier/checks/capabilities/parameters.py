@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+from verifier.checks.check import Aspect, make_finding
 from verifier.host.dialects import items, member
 from verifier.host.exchange import Problem, body_of
 from verifier.records import Attempt, Finding, Reply
@@ -62,11 +63,11 @@ def judge_stop(plain: str, stop: str, answer: object) -> Parameter:
     return _of("stop", "not run", "the reply is another than before")
 
 
-def judge_n(attempt: Attempt, answer: object) -> Parameter:
+def judge_n(attempt: Attempt | None, answer: object) -> Parameter:
     """Whether as many replies come as were asked for."""
     if (early := _no_answer("n", answer)) is not None:
         return early
-    body = body_of(attempt)
+    body = None if attempt is None else body_of(attempt)
     if body is None:
         return _of("n", "not run", "the answer came as a stream of events")
     count = len(items(member(body, "choices")))
@@ -94,19 +95,14 @@ def judge_flag(name: str, kept: bool | None, *, honoured: str, ignored: str) -> 
     return _of(name, "honoured" if kept else "ignored", honoured if kept else ignored)
 
 
-def judge_parameters(found: Sequence[Parameter]) -> Finding | None:
+def judge_parameters(found: Sequence[Parameter], aspect: Aspect) -> Finding | None:
     """Parameters that are taken and ignored; None: there are none."""
     ignored = [one for one in found if one.effect == "ignored" and one.name in OWED]
     if not ignored:
         return None
-    return Finding(
-        aspect="parameters",
-        decision="detected",
-        name=f"ignored: {', '.join(one.name for one in ignored)}",
-        log_e=None,
-        detail="; ".join(f"{one.name}: {one.detail}" for one in ignored),
-        tokens_needed=None,
-    )
+    name = f"ignored: {', '.join(one.name for one in ignored)}"
+    detail = "; ".join(f"{one.name}: {one.detail}" for one in ignored)
+    return make_finding(aspect, "detected", name, None, detail)
 
 
 def several_fields() -> dict[str, Any]:

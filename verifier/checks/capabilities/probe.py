@@ -11,25 +11,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from verifier.checks.capabilities.parameters import (
-    BIAS,
     Parameter,
     judge_bias,
     judge_flag,
     judge_n,
     judge_stop,
-    several_fields,
-    stop_string,
 )
-from verifier.files.run_folder import (
-    CAPABILITIES,
-    CAPABILITY_EXCHANGES,
-    write_json,
+from verifier.checks.capabilities.questions import (
+    CAPABILITY_REQUESTS,
+    LONG,
+    QUESTION,
+    Asker,
+    Known,
+    same_text,
 )
+from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, write_json
 from verifier.files.stored import read_record
 from verifier.host.budget import (
     Amount,
@@ -38,7 +39,7 @@ from verifier.host.budget import (
     believed_prompt,
     most_prompt_tokens,
 )
-from verifier.host.collect import ask_once, read_attempts
+from verifier.host.collect import read_attempts
 from verifier.host.dialects import items, member
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import (
@@ -46,16 +47,12 @@ from verifier.host.exchange import (
     UNSHOWN,
     Problem,
     asked_tokens,
-    body_of,
     holds_thought,
     parse,
 )
-from verifier.plan import CAPABILITY_REQUESTS, CAPABILITY_TRIES
 from verifier.records import (
-    Attempt,
     Candidate,
     Count,
-    Finding,
     Message,
     Nats,
     NotJudged,
@@ -65,33 +62,8 @@ from verifier.records import (
     Share,
 )
 
-_QUESTION: Final = "Name three rivers in Europe and say in one sentence where each of them ends."
-_LONG: Final = 48
-
-#: The fewest tokens that hosts may be asked for: some refuse 1, as OpenAI's Responses do below 16.
-_FEWEST: Final = (1, 16)
-
-#: Further fields that show whether a host gives the prompt's log-probabilities and the reply's ids.
-_TELLING: Final = {"prompt_logprobs": 1, "return_token_ids": True}
-
-#: Tokens of a reply that shows a parameter.
-_FEW: Final = 12
-
-#: Why a request was not sent.
-_UNPAID: Final = "not sent, the budget does not pay for it"
-_UNSENT: Final = "not sent, the endpoint does not answer"
-
-#: Dialects that have stop strings, several replies and a bias, under these names.
-_OPENAI: Final = ("chat", "completions")
-
-#: Temperatures tried in turn where 0 is refused; with each, only the likeliest token is asked for.
-_SMALLEST: Final = (0.01, 0.1)
-
-#: Seconds between two tries at most.
-_LONGEST_WAIT_S: Final = 20.0
-
 #: How seldom honest numbers are called forged.
-_FORGED_ALPHA: Final = 0.001
+FORGED_ALPHA: Final = 0.001
 
 #: What the tokens beyond the alternatives have together at least.
 _LEAST_REST: Final = 1e-6
@@ -140,16 +112,11 @@ def capability_probes() -> tuple[Probe, ...]:
 
     Three temperatures, two limits, echo twice, and six others.
     """
-    question = (Message(role="user", content=_QUESTION),)
+    question = (Message(role="user", content=QUESTION),)
     return tuple(
-        Probe(id=f"capability-{n}", kind="capability", messages=question, max_tokens=_LONG)
+        Probe(id=f"capability-{n}", kind="capability", messages=question, max_tokens=LONG)
         for n in range(1, CAPABILITY_REQUESTS + 1)
     )
-
-
-def least_tokens(known: Capabilities | None) -> int:
-    """The fewest tokens that the endpoint may be asked for."""
-    return 1 if known is None or known.least_max_tokens is None else known.least_max_tokens
 
 
 def probe_capabilities(
@@ -167,139 +134,77 @@ def probe_capabilities(
     interrupted call has asked is counted and asked again. None, and no record, once `stopped` says
     so.
     """
-    spent_before, asked = _spent_before(run), 0
-    problems: list[str] = []
-    sent: list[Attempt] = []
-    probes = iter(capability_probes())
-    unanswered = False
-
-    def send(
-        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
-        as_text: bool = False,
-    ) -> Reply | NotJudged | Problem:  # fmt: skip
-        nonlocal asked
-        if unanswered or stopped():
-            return Problem(status=None, reason=_UNSENT, retryable=False)
-        asked += 1
-        probe = replace(next(probes), max_tokens=max_tokens)
-        changed = replace(endpoint, stream=stream, extra_body={**endpoint.extra_body, **fields})
-        if as_text:
-            changed = replace(changed, dialect="completions", render=_as_text)
-        for number in range(1, CAPABILITY_TRIES + 1):
-            made = ask_once(
-                run, CAPABILITY_EXCHANGES, changed, probe, number=number, purse=purse,
-                logprobs=changed.top_logprobs > 0, stopped=stopped,
-            )  # fmt: skip
-            if made is None:
-                return Problem(status=None, reason=_UNPAID, retryable=False)
-            found = parse(made.attempt)
-            spent.append((found, max_tokens))
-            sent.append(made.attempt)
-            # a host under load must not look like one that refuses what it was asked
-            again = isinstance(found, Problem) and found.retryable and found.status is not None
-            if stopped() or not again or number == CAPABILITY_TRIES:
-                break
-            sleep(min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**number))
-        return found
-
-    def ask(
-        fields: Mapping[str, Any], *, max_tokens: int = _LONG, stream: bool = False,
-        as_text: bool = False,
-    ) -> Reply | NotJudged | None:  # fmt: skip
-        found = send(fields, max_tokens=max_tokens, stream=stream, as_text=as_text)
-        if isinstance(found, Problem):
-            if not unanswered:
-                problems.append(f"request {asked}: {found.reason}")
-            return None
-        return found
-
-    spent: list[tuple[Reply | NotJudged | Problem, int]] = []
-    greedy: dict[str, float] = {}
-    first = ask({})
-    if first is None:
-        for temperature in _SMALLEST:
-            greedy = {"temperature": temperature, "top_k": 1}
-            first = ask(greedy)
-            if first is not None:
-                break
-    zero = None if first is None else not greedy
-    unanswered = first is None
-    second = ask(greedy)
-    honoured, least = None, None
-    for fewest in _FEWEST:
-        answer = ask(greedy, max_tokens=fewest)
-        if honoured is None:
-            honoured = _honours(answer, fewest)
-        if _honours(answer, fewest):
-            least = fewest
-        if answer is not None and _honours(answer, fewest) is not False:
-            break
-    streamed = ask(greedy, stream=True)
-    one, same, other = (ask({"temperature": 1.0, "seed": seed}) for seed in (1, 1, 2))
-    telling = ask({**greedy, **_TELLING}, max_tokens=least or _FEWEST[-1])
-    told = None if telling is None else body_of(sent[-1])
-    echoed = ask({"echo": True}, max_tokens=least or _FEWEST[-1], as_text=True)
-    completed = echoed or ask({}, max_tokens=least or _FEWEST[-1], as_text=True)
-    seeded = _follows_seed(one, same, other)
-    parameters = [
-        judge_flag(
-            "max_tokens", honoured, honoured="the reply is as short as asked",
-            ignored="the reply is longer than asked",
-        ),
-        judge_flag(
-            "seed", seeded, honoured="one seed, one text; another seed, another text",
-            ignored="one seed gives two texts",
-        ),
-    ]  # fmt: skip
-    if isinstance(first, Reply) and _same_text(first, second) and endpoint.dialect in _OPENAI:
-        stop = stop_string(first.text)
-        if stop is not None:
-            parameters.append(judge_stop(first.text, stop, send({**greedy, "stop": [stop]})))
-        several = send(several_fields(), max_tokens=_FEW)
-        parameters.append(judge_n(sent[-1], several))
-        biased = send({**greedy, "logit_bias": BIAS}, max_tokens=_FEW)
-        parameters.append(judge_bias(first.text, biased))
-    if stopped():
+    before = _spent_before(run)
+    asker = Asker(run=run, endpoint=endpoint, purse=purse, sleep=sleep, stopped=stopped)
+    known = asker.ask_all(capability_probes())
+    if known is None:
         return None
+    record = _record(known, before, alternatives=endpoint.top_logprobs)
+    write_json(run / CAPABILITIES, asdict(record))
+    return record
+
+
+def _record(known: Known, before: Amount, *, alternatives: int) -> Capabilities:
+    """What the answers show; `before` was spent by earlier calls."""
+    first, second, one = known.first, known.answer("the same again"), known.answer("seed 1")
+    echoed = known.answer("echo")
+    completed = echoed or known.answer("text")
+    told = known.body("telling")
     rows = _rows(first)
-    sampled = [row for reply in (one, other) for row in _rows(reply)]
-    record = Capabilities(
+    sampled = [row for reply in (one, known.answer("seed 2")) for row in _rows(reply)]
+    spent = [(came, each.request.max_tokens) for each in known.asked.values() for came in each.came]
+    zero = None if first is None else not known.greedy
+    return Capabilities(
         temperature_zero=zero,
-        greedy_fields=greedy if first is not None else {},
-        repeatable=_same_text(first, second),
+        greedy_fields=known.greedy,
+        repeatable=same_text(first, second),
         usage=None if first is None else first.completion_tokens is not None,
-        max_tokens_honoured=honoured,
-        seed=seeded,
-        streaming=None if first is None else streamed is not None,
+        max_tokens_honoured=known.honoured,
+        seed=_follows_seed(known),
+        streaming=None if first is None else known.answer("streamed") is not None,
         logprobs=bool(rows) if isinstance(first, Reply) else None,
         alternatives=max((len(row.top) for row in rows), default=None),
         token_ids=all(row.chosen.token_id is not None for row in rows) if rows else None,
         logprobs_follow_temperature=_follow_temperature(rows, _rows(one)),
         grid=find_grid([row.chosen.logprob for row in (*rows, *sampled)]),
         greedy_is_likeliest=_greedy_is_likeliest(rows) if zero else None,
-        forged_log_e=(
-            log_e_forged(sampled, alternatives=endpoint.top_logprobs) if sampled else None
-        ),
+        forged_log_e=log_e_forged(sampled, alternatives=alternatives) if sampled else None,
         reasoning=_reasoning(first),
-        requests=spent_before.requests + len(spent),
-        completion_tokens=spent_before.completion_tokens + sum(_tokens(*one) for one in spent),
-        problems=tuple(problems),
-        prompt_tokens=spent_before.prompt_tokens + sum(_prompt_tokens(one) for one, _ in spent),
-        least_max_tokens=least,
+        requests=before.requests + len(spent),
+        completion_tokens=before.completion_tokens + sum(_tokens(*each) for each in spent),
+        problems=known.problems,
+        prompt_tokens=before.prompt_tokens + sum(_prompt_tokens(came) for came, _ in spent),
+        least_max_tokens=known.least,
         reply_ids=_shows(told, "token_ids", first),
         prompt_logprobs=_shows(told, "prompt_logprobs", first),
         text_completions=None if first is None else completed is not None,
         echo=_echoes(echoed, completed),
-        parameters=tuple(parameters),
+        parameters=_judge_each(known),
         alike=_alike(first, second),
     )
-    write_json(run / CAPABILITIES, asdict(record))
-    return record
 
 
-def _as_text(messages: tuple[Message, ...]) -> str:
-    """A prompt for a text completion: no template is known here, and none is needed."""
-    return messages[-1].content
+def _judge_each(known: Known) -> tuple[Parameter, ...]:
+    """Each parameter by its effect, as far as it was asked for."""
+    first, stop = known.first, known.stop
+    plain = first.text if isinstance(first, Reply) else ""
+    found = [
+        judge_flag(
+            "max_tokens", known.honoured, honoured="the reply is as short as asked",
+            ignored="the reply is longer than asked",
+        ),
+        judge_flag(
+            "seed", _follows_seed(known), honoured="one seed, one text; another seed, another text",
+            ignored="one seed gives two texts",
+        ),
+    ]  # fmt: skip
+    if (asked := known.asked.get("stop")) is not None and stop is not None:
+        found.append(judge_stop(plain, stop, asked.answer))
+    if (asked := known.asked.get("n")) is not None:
+        found.append(judge_n(asked.attempt, asked.answer))
+    if (asked := known.asked.get("logit_bias")) is not None:
+        found.append(judge_bias(plain, asked.answer))
+    return tuple(found)
 
 
 def _spent_before(run: Path) -> Amount:
@@ -337,17 +242,11 @@ def _shows(body: object, name: str, first: Reply | NotJudged | None) -> bool | N
 def _echoes(echoed: Reply | NotJudged | None, completed: Reply | NotJudged | None) -> bool | None:
     if completed is None:
         return None
-    return isinstance(echoed, Reply) and echoed.text.lstrip().startswith(_QUESTION)
+    return isinstance(echoed, Reply) and echoed.text.lstrip().startswith(QUESTION)
 
 
 def _rows(reply: Reply | NotJudged | None) -> tuple[ReportedToken, ...]:
     return (reply.logprobs or ()) if isinstance(reply, Reply) else ()
-
-
-def _same_text(one: object, other: object) -> bool | None:
-    if not (isinstance(one, Reply) and isinstance(other, Reply)):
-        return None
-    return (one.thought, one.text) == (other.thought, other.text)
 
 
 def _alike(first: object, second: object) -> float | None:
@@ -361,18 +260,14 @@ def _alike(first: object, second: object) -> float | None:
     return round(same / longest, 4) if longest else 1.0
 
 
-def _follows_seed(one: object, same: object, other: object) -> bool | None:
+def _follows_seed(known: Known) -> bool | None:
     """A seed shows when it repeats a text that another seed changes."""
-    repeats, changes = _same_text(one, same), _same_text(one, other)
+    one = known.answer("seed 1")
+    repeats = same_text(one, known.answer("seed 1 again"))
+    changes = same_text(one, known.answer("seed 2"))
     if repeats is None or changes is None or changes:
         return None if repeats else repeats
     return repeats
-
-
-def _honours(short: Reply | NotJudged | None, most: int) -> bool | None:
-    if short is None or short.completion_tokens is None:
-        return None
-    return short.completion_tokens <= most
 
 
 def _follow_temperature(
@@ -458,30 +353,7 @@ def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
             **({"return_token_ids": True} if capabilities.reply_ids else {}),
         },
         top_logprobs=0 if capabilities.logprobs is False else endpoint.top_logprobs,
-    )
-
-
-def judge(record: Capabilities) -> Finding | None:
-    """Whether samples follow the probabilities reported with them; None: nothing could be told.
-
-    It is no departure of a policy and decides no verdict: some publishers map the temperature that
-    is asked to another one, and their samples do not follow the reported probabilities either.
-    """
-    if record.forged_log_e is None:
-        return None
-    forged = record.forged_log_e >= math.log(1 / _FORGED_ALPHA)
-    return Finding(
-        aspect="samples",
-        decision="detected" if forged else "undecided",
-        name="samples against the reported probabilities",
-        log_e=round(record.forged_log_e, 4),
-        detail=(
-            "tokens sampled at temperature 1 do not follow the log-probabilities reported with "
-            "them: these are forged, or the temperature asked for is mapped to another"
-            if forged
-            else "nothing speaks against the log-probabilities reported with sampled tokens"
-        ),
-        tokens_needed=None,
+        least_max_tokens=capabilities.least_max_tokens or 1,
     )
 
 
@@ -532,10 +404,10 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("cost", f"{record.requests} requests, {record.completion_tokens} completion tokens"),
     ]
     if record.forged_log_e is not None:
-        needed = math.log(1 / _FORGED_ALPHA)
+        needed = math.log(1 / FORGED_ALPHA)
         said = (
             f"log e against it {record.forged_log_e:+.1f}; from {needed:.1f} on they do not "
-            f"(false-alarm rate {_FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
+            f"(false-alarm rate {FORGED_ALPHA:g}): forged, or temperature 1 is ignored"
         )
         found.append(("samples follow the reported probabilities", said))
     shown = [(f"parameter {p.name}", f"{p.effect}: {p.detail}") for p in record.parameters]

@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from pathlib import Path
@@ -21,9 +20,9 @@ from typing import Annotated, Any, Final, cast
 from pydantic import Discriminator, Tag
 
 from verifier.checks.length.evidence import (
+    CONTEXT_TOKENS,
     LONG_REPLIES,
     MARKS,
-    PLACE_WORDS,
     PLACES,
     REQUESTS,
     WHOLE,
@@ -38,36 +37,35 @@ from verifier.checks.length.evidence import (
     near_best,
     next_length,
     read_cut,
-    weigh_ceiling,
     weigh_context,
 )
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TextCells, text_cells
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, append_line
 from verifier.files.stored import read_rows
-from verifier.plan import CONTEXT_KIND, CONTEXT_TOKENS, OUTPUT_KIND, Plan, read_probes
+from verifier.plan_file import Plan, read_probes
 from verifier.prompts import prompt_of
 from verifier.records import (
     REFERENCE,
     Count,
     Failure,
-    Finding,
     Message,
     Outcome,
     Probe,
     Reply,
     ScoreRequest,
-    Status,
     TokenId,
 )
 from verifier.reference.engines import Engine
+from verifier.reference.reader import Reader
 from verifier.reference.renderings.catalogue import PUBLISHED, template_ends
 from verifier.scoring.alignment import align
 from verifier.scoring.readings import published_ids, read_and_score
-from verifier.scoring.reasoning import Reader
 from verifier.scoring.score_file import digest_of, refuse_others
-from verifier.verdict.weigh import context_needed
-from verifier.wording import describe_replies
+
+#: Kinds of the probes that ask for long prompts and for long replies.
+CONTEXT_KIND: Final = "context"
+OUTPUT_KIND: Final = "output"
 
 #: Windows tried at once in the bracket that requests leave, and again around the best of them.
 _GRID: Final = 8
@@ -176,50 +174,36 @@ def _settings(plan: Plan) -> tuple[tuple[str, bool | str], ...]:
     return tuple(found.items())
 
 
-def ask_about_context(
-    run: Path,
-    plan: Plan,
-    *,
-    engine: Engine,
-    tokenizer: Reader,
-    busy: AbstractContextManager[object],
-    ask: Callable[[tuple[Probe, ...]], Mapping[str, Outcome]],
-) -> None:
-    """Ask for long replies and long prompts, one at a time, and score what comes.
+def next_probe(
+    run: Path, plan: Plan, found: Context, *, needed: float, tokenizer: Reader, replies: bool = True
+) -> Probe | None:
+    """What is asked next: long replies first, then long prompts; None: enough was asked.
 
-    `ask` collects probes within the budget and returns every outcome so far; `busy` is held while
-    the engine scores. An audit that was stopped goes on: what is asked next follows from what is
-    in the run folder.
+    It follows from what is in the run folder, so an audit that was stopped goes on, and is kept
+    there. `needed` is the evidence (nats) that suffices for the verdict; without `replies` no long
+    ones are asked for.
     """
-
-    def take(probe: Probe) -> bool:
-        if _kept(run, probe.id) is None:
-            append_line(run / CONTEXT, asdict(probe))
-        outcome = ask((probe,)).get(probe.id)
-        if isinstance(outcome, Reply):
-            with busy:
-                engine.load_variant(REFERENCE)
-                _score(run, plan, probe, outcome, engine, tokenizer)
-        return outcome is not None  # else the budget does not pay for it
-
-    while plan.output_tokens:
-        found = read_context(run, ask(()))
-        number = len(found.replies) + len(found.unread) + 1
-        if number > LONG_REPLIES or any(row.end is None for row in found.replies):
-            break
+    probe = None
+    number = len(found.replies) + len(found.unread) + 1
+    whole = any(row.end is None for row in found.replies)
+    if replies and plan.output_tokens and number <= LONG_REPLIES and not whole:
         probe = _kept(run, f"output-{number}") or output_probe(plan, number)
-        if not take(probe):
-            break
-    while plan.context_tokens:
-        found = read_context(run, ask(()))
-        number, length = found.asked + 1, _next(plan, found)
-        if length is None or number > REQUESTS:
-            break
-        kept = _kept(run, f"context-{number}")
-        probe = kept or context_probe(plan, number, length, tokenizer)
-        if not take(probe):
-            break
-    score_context(run, plan, ask(()), engine=engine, tokenizer=tokenizer, busy=busy)
+    elif plan.context_tokens:
+        number, length = found.asked + 1, _next(plan, found, needed)
+        if length is not None and number <= REQUESTS:
+            kept = _kept(run, f"context-{number}")
+            probe = kept or context_probe(plan, number, length, tokenizer)
+    if probe is not None and _kept(run, probe.id) is None:
+        append_line(run / CONTEXT, asdict(probe))
+    return probe
+
+
+def score_one(
+    run: Path, plan: Plan, probe: Probe, reply: Reply, *, engine: Engine, tokenizer: Reader
+) -> None:
+    """Score the reply to one long prompt, or where a long reply ends."""
+    engine.load_variant(REFERENCE)
+    _score(run, plan, probe, reply, engine, tokenizer)
 
 
 def score_context(
@@ -229,23 +213,25 @@ def score_context(
     *,
     engine: Engine,
     tokenizer: Reader,
-    busy: AbstractContextManager[object],
+    needed: float,
 ) -> None:
     """Score the long prompts and replies of a run folder that are not scored, and measure a cut.
 
     Raises ConfigError for a malformed line of the scores.
     """
     read_context(run, outcomes)  # which refuses such a line
-    with busy:
-        engine.load_variant(REFERENCE)
-        for probe in read_probes(run, name=CONTEXT):
-            outcome = outcomes.get(probe.id)
-            if isinstance(outcome, Reply):
-                _score(run, plan, probe, outcome, engine, tokenizer)
-        _measure(run, plan, engine, tokenizer, outcomes)
+    probes = read_probes(run, name=CONTEXT)
+    if not probes:
+        return
+    engine.load_variant(REFERENCE)
+    for probe in probes:
+        outcome = outcomes.get(probe.id)
+        if isinstance(outcome, Reply):
+            _score(run, plan, probe, outcome, engine, tokenizer)
+    _measure(run, plan, engine, tokenizer, outcomes, needed)
 
 
-def _next(plan: Plan, found: Context) -> int | None:
+def _next(plan: Plan, found: Context, needed: float) -> int | None:
     """The length of the next prompt: the longest that the host does not say it refuses."""
     tokens = plan.context_tokens
     if found.refusals:
@@ -257,7 +243,7 @@ def _next(plan: Plan, found: Context) -> int | None:
         return None
     return next_length(
         found.prompts, tokens=tokens, channel=plan.calibration.text,
-        needed=context_needed(plan), excluded=math.log(1 / plan.beta),
+        needed=needed, excluded=math.log(1 / plan.beta),
     )  # fmt: skip
 
 
@@ -352,8 +338,9 @@ def _score_cuts(
 
 
 def _measure(
-    run: Path, plan: Plan, engine: Engine, tokenizer: Reader, outcomes: Mapping[str, Outcome]
-) -> None:
+    run: Path, plan: Plan, engine: Engine, tokenizer: Reader, outcomes: Mapping[str, Outcome],
+    needed: float,
+) -> None:  # fmt: skip
     """Score replies under cuts between the lengths that requests left.
 
     Coarse on the first prompt that does not fit, then what is near the best there on the others,
@@ -364,7 +351,7 @@ def _measure(
         return
     low, high = bracket(found.prompts, channel)
     evidence = weigh_context(found.prompts, tokens=plan.context_tokens, channel=channel)
-    if high is None or evidence is None or evidence.log_e >= context_needed(plan):
+    if high is None or evidence is None or evidence.log_e >= needed:
         return
     probes = {probe.id: probe for probe in read_probes(run, name=CONTEXT)}
     rows = sorted(found.prompts, key=lambda row: fits(row, channel))
@@ -383,105 +370,6 @@ def _measure(
             return
         centre, step = weighed.best.window, max(1, step // 4)
         windows = [centre + step * n for n in (-3, -2, -1, 1, 2, 3)]
-
-
-# -- what it says ------------------------------------------------------------------------------
-
-
-def judge(plan: Plan, found: Context, *, differs: bool) -> list[Finding]:
-    """What long prompts and long replies say; `differs`: whether ordinary replies do already."""
-    findings = []
-    if plan.context_tokens:
-        findings.append(_judge_prompts(plan, found, differs=differs))
-    if plan.output_tokens:
-        findings.append(_judge_replies(plan, found, differs=differs))
-    return findings
-
-
-def _judge_prompts(plan: Plan, found: Context, *, differs: bool) -> Finding:
-    name = f"prompts of {plan.context_tokens} tokens cut"
-    evidence = weigh_context(
-        found.prompts, tokens=plan.context_tokens, channel=plan.calibration.text
-    )
-    if differs and (evidence is None or evidence.log_e < context_needed(plan)):
-        return _said("context", "not run", name, None, _DIFFERS)
-    if evidence is None:
-        if found.refusals:
-            return _said("context", "not run", name, None, _refused(found))
-        why = found.silent[0] if found.silent else "no long prompt was answered yet"
-        return _said("context", "undecided", name, 0.0, why)
-    low, high = bracket(found.prompts, plan.calibration.text)
-    told = f"{describe_replies(evidence.rows)} to prompts of up to {evidence.longest} tokens"
-    if evidence.log_e >= context_needed(plan):
-        assert evidence.best is not None
-        assert evidence.windows is not None
-        least, most = evidence.windows
-        window = f"{least}" if least == most else f"about {evidence.best.window}"
-        between = "" if least == most else f" ({least} to {most})"
-        counts = ""
-        if evidence.counted is not None:
-            counts = "; the endpoint's own count of prompt tokens, {1} of {0}, says so too".format(
-                *evidence.counted
-            )
-        detail = f"{told}: {PLACE_WORDS[evidence.best.place]}{counts}"
-        said = f"prompts cut to {window} tokens{between}"
-        return _said("context", "detected", said, evidence.log_e, detail)
-    limit = "" if not found.refusals else f"; {_refused(found)}"
-    if evidence.log_e_whole >= math.log(1 / plan.beta):
-        marks = " and ".join(f"{mark:.0%}" for mark in MARKS)
-        name = f"prompts of {evidence.longest} tokens cut"
-        detail = f"{told} depend on all of it; windows of {marks} are each excluded{limit}"
-        return _said("context", "excluded", name, -evidence.log_e_whole, detail)
-    if high is not None:
-        shorter = f", those of {low} do" if low else ""
-        detail = (
-            f"{told}: those of {high} tokens and more do not fit the published weights{shorter}; "
-            "no cut that was tried explains it"
-        )
-        return _said("context", "undecided", name, evidence.log_e, detail)
-    return _said("context", "undecided", name, -evidence.log_e_whole, f"{told} do not tell{limit}")
-
-
-_DIFFERS: Final = "the ordinary replies differ already; mend what they show first"
-
-
-def _refused(found: Context) -> str:
-    reason = found.refusals[-1].reason
-    if found.limit is None:
-        return f"a long prompt got no answer ({reason})"
-    return f"the endpoint refuses prompts above {found.limit} tokens and says so, as is honest"
-
-
-def _judge_replies(plan: Plan, found: Context, *, differs: bool) -> Finding:
-    name = f"replies of {plan.output_tokens} tokens cut short"
-    log_e = weigh_ceiling(found.replies, channel=plan.calibration.text)
-    if differs and log_e < context_needed(plan):
-        return _said("ceiling", "not run", name, None, _DIFFERS)
-    whole = [row for row in found.replies if row.end is None]
-    if whole:
-        detail = f"a reply of {whole[0].tokens} tokens came where {whole[0].asked} were asked for"
-        return _said("ceiling", "excluded", name, None, detail)
-    if not found.replies:
-        why = found.unread[0] if found.unread else "no long reply was asked for yet"
-        return _said("ceiling", "undecided", name, 0.0, why)
-    sizes = sorted(row.tokens for row in found.replies)
-    ends = " and ".join(sorted({row.finish_reason or "nothing" for row in found.replies}))
-    told = f"{describe_replies(len(sizes))} ended after {sizes[0]}"
-    told += f" to {sizes[-1]} tokens" if sizes[0] != sizes[-1] else " tokens"
-    if log_e >= context_needed(plan):
-        detail = (
-            f"{told}, {plan.output_tokens} asked for, where the published weights go on; said of "
-            f"the end: {ends}"
-        )
-        return _said("ceiling", "detected", f"replies cut at {sizes[-1]} tokens", log_e, detail)
-    return _said("ceiling", "undecided", name, log_e, f"{told}, as the published weights may too")
-
-
-def _said(aspect: str, decision: Status, name: str, log_e: float | None, detail: str) -> Finding:
-    return Finding(
-        aspect=aspect, decision=decision, name=name, detail=detail, tokens_needed=None,
-        log_e=None if log_e is None else round(log_e + 0.0, 4),
-    )  # fmt: skip
 
 
 # -- what is in the run folder -----------------------------------------------------------------

@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
 from verifier.evidence.e_values import log_mean_exp, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES
-
-Array = NDArray[np.float64]
 
 #: Where a prompt is cut. Of a kept template only what the user said is cut.
 Place = Literal["front", "front-kept", "middle", "end", "end-kept"]
@@ -61,6 +59,9 @@ NARROW_SHARE: Final = 0.02
 
 #: A count of prompt tokens so far below the rendered length hints at a cut.
 SHORT: Final = 16
+
+#: Tokens of a reply to a long prompt.
+CONTEXT_TOKENS: Final = 48
 
 #: Share of the evidence of an audit that asks about its context; a ceiling gets as much.
 CONTEXT_SHARE: Final = 0.02

@@ -6,34 +6,26 @@ Appends to files of the run folder. Needs an engine.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
 
-from verifier.checks.sampling.stored_replies import (
-    LEAST_TOKEN,
-    OTHERWISE,
-    Repeat,
-    asked_before,
-    is_repeat,
-)
-from verifier.evidence.ledger import SampledRow
+from verifier.checks.sampling.stored_replies import LEAST_TOKEN, OTHERWISE, asked_before, is_repeat
+from verifier.evidence.ledger import Repeat, SampledRow
 from verifier.evidence.samplers import Sampler
 from verifier.files.run_folder import REPEATS, SAMPLED_SCORES, append_line
-from verifier.files.stored import read_rows
 from verifier.records import REFERENCE, Outcome, Probe, Reply, SamplerRequest, ScoreRequest
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import NO_DISTRIBUTION, Engine
+from verifier.reference.reader import Reader
 from verifier.scoring.alignment import Aligned, align
 from verifier.scoring.readings import cut_to, published_ids
-from verifier.scoring.reasoning import Reader, readings
+from verifier.scoring.reasoning import readings
+from verifier.scoring.sampled_file import read_repeats, read_sampled
 from verifier.scoring.score_file import CHUNK, DECIMALS, digest_of, refuse_others
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
-
-_ADVICE: Final = "remove the file and run `verifier score` again"
 
 
 def score_sampled(
@@ -68,35 +60,45 @@ def score_sampled(
         engine.load_variant(REFERENCE)
     for start in range(0, len(replies), CHUNK):
         chunk = replies[start : start + CHUNK]
-        aligned_replies = [
-            cut_to(readings(reply, probe, thinking, tokenizer)[0].aligned, probe.max_tokens)
-            for probe, reply in chunk
-        ]
-        problems = [_why_not(aligned, engine) for aligned in aligned_replies]
-        requests = [
-            SamplerRequest(
-                prompt_ids=published_ids(probe, tokenizer),
-                reply_ids=aligned.reply_ids,
-                kept=tuple(aligned.kept),
-            )
-            for (probe, _), aligned, problem in zip(chunk, aligned_replies, problems, strict=True)
-            if problem is None
-        ]
-        scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
-        for (probe, reply), aligned, problem in zip(chunk, aligned_replies, problems, strict=True):
-            cells = (
-                {n: round(v, DECIMALS) for n, v in zip(samplers, next(scored), strict=True)}
-                if problem is None
-                else {}
-            )
-            kept = len(aligned.kept) if problem is None else 0
-            row = SampledRow(
-                probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept,
-                cells=cells, problem=problem, reply_sha256=digest_of(reply),
-            )  # fmt: skip
+        for row in _score_chunk(chunk, engine, tokenizer, samplers, thinking):
             append_line(run / SAMPLED_SCORES, asdict(row))
         if progress:
             progress(start + len(chunk), len(replies))
+
+
+def _score_chunk(
+    chunk: Sequence[tuple[Probe, Reply]],
+    engine: Engine,
+    tokenizer: Reader,
+    samplers: Mapping[str, Sampler],
+    thinking: Thinking | None,
+) -> Iterator[SampledRow]:
+    """Rows of some replies: their cells, or why they are set aside."""
+    read = [
+        cut_to(readings(reply, probe, thinking, tokenizer)[0].aligned, probe.max_tokens)
+        for probe, reply in chunk
+    ]
+    problems = [_why_not(aligned, engine) for aligned in read]
+    requests = [
+        SamplerRequest(
+            prompt_ids=published_ids(probe, tokenizer),
+            reply_ids=aligned.reply_ids,
+            kept=tuple(aligned.kept),
+        )
+        for (probe, _), aligned, problem in zip(chunk, read, problems, strict=True)
+        if problem is None
+    ]
+    scored = iter(engine.score_samplers(requests, tuple(samplers.values())) if requests else ())
+    for (probe, reply), aligned, problem in zip(chunk, read, problems, strict=True):
+        cells: dict[str, float] = {}
+        if problem is None:
+            found = zip(samplers, next(scored), strict=True)
+            cells = {name: round(value, DECIMALS) for name, value in found}
+        kept = len(aligned.kept) if problem is None else 0
+        yield SampledRow(
+            probe_id=probe.id, tokens=kept, left_out=len(aligned.reply_ids) - kept, cells=cells,
+            problem=problem, reply_sha256=digest_of(reply),
+        )  # fmt: skip
 
 
 def _why_not(aligned: Aligned, engine: Engine) -> str | None:
@@ -106,11 +108,6 @@ def _why_not(aligned: Aligned, engine: Engine) -> str | None:
     if aligned.by == "text":
         return aligned.unjudged or aligned.problem or NO_TOKENS
     return None
-
-
-def read_sampled(run: Path) -> tuple[SampledRow, ...]:
-    """The sampled rows of a run folder, as they were scored. Raises ConfigError for a bad line."""
-    return tuple(read_rows(run / SAMPLED_SCORES, SampledRow, advice=_ADVICE))
 
 
 def score_repeats(
@@ -154,8 +151,3 @@ def score_repeats(
             )  # fmt: skip
             append_line(run / REPEATS, asdict(repeat))
         before.setdefault(outcome.text, outcome)
-
-
-def read_repeats(run: Path) -> tuple[Repeat, ...]:
-    """The repeats of a run folder. Raises ConfigError for a bad line."""
-    return tuple(read_rows(run / REPEATS, Repeat, advice=_ADVICE))

@@ -23,11 +23,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.e_values import Interval, confidence_sequence, log_mean_exp
 from verifier.evidence.ledger import SampledRow
 from verifier.evidence.samplers import LABELS, SEVERAL, TOLERANCE, Sampler, changed, kind_of
-
-Array = NDArray[np.float64]
 
 #: Share of the samplers in the evidence of an audit that asks for them.
 SAMPLER_SHARE: Final = 0.25

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
 
 from verifier.evidence.e_values import log_mean_exp
-from verifier.records import Between
+from verifier.evidence.ledger import Repeat
 
 #: Share of the repeats in the evidence of an audit that asks for samples.
 REPEATS_SHARE: Final = 0.02
@@ -43,19 +42,6 @@ OTHERWISE: Final = "otherwise"
 EVERY: Final = 8
 
 _STAKES: Final = (0.1, 0.5, 0.9)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeat:
-    """A reply to a question that was asked before."""
-
-    probe_id: str
-    otherwise: bool  # whether it was asked in other words
-    came_again: bool  # whether it is the text of an earlier reply
-    log_p: Annotated[
-        float, Between(-1e12, 0)
-    ]  # published log-probability of the earlier texts together, before SLACK
-    reply_sha256: str | None = None  # of the reply, see `scores`; None: an older version's line
 
 
 def is_repeat(probe_id: str) -> bool:

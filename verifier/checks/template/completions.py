@@ -22,29 +22,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.e_values import log_e_against_scales, log_e_value
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, read_ledger
+from verifier.evidence.noise import ABOVE, honest_scales, read_rows
 from verifier.evidence.prompt_counts import OFFSETS
 from verifier.files.run_folder import COMPLETIONS, LEDGER
 from verifier.host.budget import believed_completion, believed_prompt
 from verifier.host.collect import read_attempts, read_outcomes
 from verifier.host.exchange import Problem, asked_tokens, most_prompt, parse
-from verifier.plan import Plan
+from verifier.plan_file import Plan
 from verifier.records import REFERENCE, NotJudged, Probe, Reply
 from verifier.scoring.score_file import refuse_others
-from verifier.verdict.weigh import ABOVE, honest_scales, read_rows
 from verifier.wording import describe_replies
-
-Array = NDArray[np.float64]
 
 #: Completions asked for, in so many at a time, and tokens of each.
 ROUNDS: Final = (4, 8, 12, 16, 20, 24)
 TOKENS: Final = 48
-
-#: What a rendering is called that explains chats by being no known one.
-UNKNOWN_RENDERING: Final = "a rendering that is not known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,16 +18,14 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
 from verifier.evidence.e_values import log_mean_exp, spread_rows
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
 from verifier.evidence.prompt_counts import Accounting, count_log_likelihoods, read_accounting
 from verifier.records import REFERENCE
 from verifier.reference.renderings.catalogue import Rendering
-
-Array = NDArray[np.float64]
 
 #: A group of names holds at least this posterior probability.
 NAMED_AT: Final = 0.95

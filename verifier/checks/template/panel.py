@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from verifier.checks.capabilities.probe import least_tokens, read_capabilities
+from verifier.checks.check import Session
 from verifier.checks.template.evidence import (
     BEHIND,
     ENOUGH,
@@ -15,19 +15,27 @@ from verifier.checks.template.evidence import (
     still_likely,
     weigh_templates,
 )
+from verifier.checks.template.naming import (
+    NOISY,
+    is_unknown,
+    leaves_noise,
+    named_template,
+    needed_to_name,
+)
 from verifier.checks.template.panel_design import Panel, design_panel
 from verifier.checks.template.shown_prompts import ask_for_prompts, read_shown
+from verifier.evidence.calibration import Calibration
 from verifier.evidence.ledger import TEMPLATE, read_ledger
+from verifier.evidence.noise import SAMPLED_FROM
+from verifier.evidence.posterior import is_rather_a_suspect
 from verifier.files.run_folder import PANEL, PROMPTS, write_json
 from verifier.files.stored import read_record
-from verifier.host.collect import read_outcomes
-from verifier.host.endpoint import Endpoint
-from verifier.plan import Plan, read_plan, read_probes, write_probes
+from verifier.plan_file import read_probes, write_probes
 from verifier.probes import load_pool
-from verifier.progress import ALONE, Pace, Show
-from verifier.records import REFERENCE, Probe, Report
+from verifier.progress import Show
+from verifier.records import REFERENCE, Probe
 from verifier.reference.cards import Card
-from verifier.reference.loaded import Reference, read_suspects
+from verifier.reference.loaded import Reference
 from verifier.reference.renderings.catalogue import (
     Rendering,
     catalogue,
@@ -37,12 +45,7 @@ from verifier.reference.renderings.catalogue import (
     render_probe,
 )
 from verifier.reference.weights import check_weights, fetch_weights
-from verifier.scoring.score import score_replies
-from verifier.session import ask_within_budget, open_purse
-from verifier.verdict.causes import is_rather_a_suspect
-from verifier.verdict.decide import names_template
-from verifier.verdict.departures import is_unknown
-from verifier.verdict.weigh import NOISY, SAMPLED_FROM, leaves_noise, named_template, needed_to_name
+from verifier.scoring.loadable import read_suspects
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
@@ -73,44 +76,32 @@ def design_card_panel(card: Card, *, seed: int, size: int, cache: Path, show: Sh
     )  # fmt: skip
 
 
-def look_at_template(
-    run: Path,
-    plan: Plan,
-    endpoint: Endpoint,
-    reference: Reference,
-    show: Show,
-    pace: Pace = ALONE,
-) -> None:
+def look_at_template(session: Session, *, needed: float) -> None:
     """Ask the panel, a few probes at a time, until the rendering is known or all are asked.
 
-    The panel is searched for once and kept in the run folder.
+    The panel is searched for once and kept in the run folder. `needed` is the evidence (nats) of a
+    fault that suffices for the verdict.
     """
+    run, plan, reference = session.run, session.plan, session.reference
     if not (run / PANEL).exists():
         found = design_panel(
             reference.tokenizer, tuple(reference.catalogue.values()), load_pool(), seed=plan.seed,
             size=PANEL_PROBES, max_tokens=min(PANEL_TOKENS, plan.max_tokens),
         )  # fmt: skip
         write_probes(run, found.probes, name=PANEL)
-    panel = read_probes(run, name=PANEL)
     ask_for_prompts(
-        run, endpoint, panel, entries=reference.catalogue, renderer=reference.tokenizer,
-        purse=open_purse(run, plan, endpoint), max_tokens=least_tokens(read_capabilities(run)),
-        stopped=pace.stopped,
+        run, session.endpoint, read_probes(run, name=PANEL), entries=reference.catalogue,
+        renderer=reference.tokenizer, purse=session.purse(),
+        max_tokens=session.endpoint.least_max_tokens, stopped=session.pace.stopped,
     )  # fmt: skip
-
-    def ask_some(some: tuple[Probe, ...]) -> None:
-        ask_within_budget(run, plan, endpoint, some, show, pace)
-
-    score_panel(run, reference, panel=panel, before=ask_some, show=show)
+    score_panel(session, needed=needed, before=session.ask)
 
 
 def score_panel(
-    run: Path,
-    reference: Reference,
+    session: Session,
     *,
-    panel: tuple[Probe, ...],
-    before: Callable[[tuple[Probe, ...]], None] | None = None,
-    show: Show,
+    needed: float,
+    before: Callable[[tuple[Probe, ...]], object] | None = None,
 ) -> None:
     """Score a panel's replies under the renderings that are still likely, in a few rounds.
 
@@ -123,20 +114,14 @@ def score_panel(
 
     `before` is called with the probes that a round needs before they are scored.
     """
-    plan, probes = read_plan(run), read_probes(run)
-    entries = reference.catalogue
-    able = expressible(entries.values(), panel, reference.tokenizer)
+    panel, probes = read_probes(session.run, name=PANEL), read_probes(session.run)
+    entries, calibration = session.reference.catalogue, session.plan.calibration
+    able = expressible(entries.values(), panel, session.reference.tokenizer)
     names = (REFERENCE, *(entry.name for entry in able))
 
     def look(some: tuple[Probe, ...], names: tuple[str, ...]) -> TemplateEvidence | None:
-        with reference.busy:
-            ledger = score_replies(
-                run, some, read_outcomes(run, max_attempts=plan.max_attempts),
-                every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-                templates=names, catalogue=entries, thinking=plan.thinking,
-                progress=lambda done, of: show.step("scoring", done, of),
-            )  # fmt: skip
-        return weigh_templates(ledger, entries, plan.calibration.text)
+        ledger = session.score_columns(some, templates=names)
+        return weigh_templates(ledger, entries, calibration.text)
 
     evidence = None
     for size in ROUNDS:
@@ -145,10 +130,10 @@ def score_panel(
         evidence = look(panel[:size], names)
         if evidence is None:  # nothing could be judged yet
             continue
-        if ends_panel(plan, evidence, names, entries):
+        if ends_panel(evidence, names, entries, calibration, needed=needed):
             break
-        names = likely_after(plan, evidence, names, entries)
-    if evidence is not None and is_of_a_suspect(run, plan, reference, evidence, show):
+        names = likely_after(evidence, names, entries, calibration)
+    if evidence is not None and is_of_a_suspect(session, evidence):
         return
 
     def look_at_ordinary(size: int, names: tuple[str, ...]) -> TemplateEvidence | None:
@@ -156,16 +141,18 @@ def score_panel(
             before(probes[:size])
         return look(probes[:size], names)
 
-    look_further(plan, evidence, names, entries, look_at_ordinary)
-    write_prompts(run, panel, reference)
+    look_further(evidence, names, entries, calibration, look_at_ordinary, needed=needed)
+    write_prompts(session.run, panel, session.reference, calibration)
 
 
 def look_further(
-    plan: Plan,
     evidence: TemplateEvidence | None,
     names: Sequence[str],
     entries: Mapping[str, Rendering],
+    calibration: Calibration,
     look: Callable[[int, tuple[str, ...]], TemplateEvidence | None],
+    *,
+    needed: float,
 ) -> None:
     """Look at ordinary replies after a panel's, as long as they may yet name a fault.
 
@@ -175,57 +162,56 @@ def look_further(
     for size in FURTHER_ROUNDS:
         if evidence is None or not evidence.scored:
             break
-        if not leaves_a_fault_open(plan, evidence, ordinary=asked):
+        if not leaves_a_fault_open(evidence, calibration, ordinary=asked, needed=needed):
             break
         evidence, asked = look(size, likely), size
         if evidence is not None:
-            likely = likely_after(plan, evidence, likely, entries)
+            likely = likely_after(evidence, likely, entries, calibration)
 
 
 def ends_panel(
-    plan: Plan,
     evidence: TemplateEvidence,
     names: Sequence[str],
     entries: Mapping[str, Rendering],
+    calibration: Calibration,
+    *,
+    needed: float,
 ) -> bool:
     """Whether no more of a panel is needed: one name leads by far, and a fault can be said."""
-    may_be_said = evidence.ranked[0] in evidence.valid or named_template(plan, evidence) is not None
+    named = named_template(evidence, calibration, needed=needed)
+    may_be_said = evidence.ranked[0] in evidence.valid or named is not None
     return may_be_said and is_settled(evidence, names, entries)
 
 
-def is_of_a_suspect(
-    run: Path, plan: Plan, reference: Reference, evidence: TemplateEvidence, show: Show
-) -> bool:
+def is_of_a_suspect(session: Session, evidence: TemplateEvidence) -> bool:
     """Whether a suspect, served honestly, made the ordinary replies, and not a template fault.
 
     Asked only where a fault is the likeliest rendering and leaves noise beyond honest serving: the
     ordinary replies are then scored under each suspect, under that rendering, which the panel
     chose, and under every valid one, which the evidence against valid renderings needs.
     """
-    column = evidence.columns[evidence.ranked[0]]
-    if evidence.ranked[0] in evidence.valid or not leaves_noise(plan, evidence):
+    plan, column = session.plan, evidence.columns[evidence.ranked[0]]
+    if evidence.ranked[0] in evidence.valid or not leaves_noise(evidence, plan.calibration):
         return False
-    suspects = read_suspects(plan, reference, show)
+    suspects = read_suspects(plan, session.reference, session.show)
     if not suspects:
         return False
-    probes, panel = read_probes(run), read_probes(run, name=PANEL)
-    with reference.busy:
-        ledger = score_replies(
-            run, probes[: FURTHER_ROUNDS[0]], read_outcomes(run, max_attempts=plan.max_attempts),
-            every=(*probes, *panel), engine=reference.engine, tokenizer=reference.tokenizer,
-            weights=tuple(suspects),
-            templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
-            catalogue=reference.catalogue, suspects=suspects,
-            progress=lambda done, of: show.step("scoring", done, of),
-        )  # fmt: skip
-    return is_rather_a_suspect(plan, ledger, column)
+    ledger = session.score_columns(
+        read_probes(session.run)[: FURTHER_ROUNDS[0]],
+        weights=tuple(suspects),
+        templates=(column.removeprefix(TEMPLATE), *sorted(evidence.valid)),
+    )
+    return is_rather_a_suspect(
+        ledger, column, plan.calibration.text, bank=plan.bank, suspects=tuple(plan.suspects),
+        error=plan.beta,
+    )  # fmt: skip
 
 
 def likely_after(
-    plan: Plan,
     evidence: TemplateEvidence,
     names: Sequence[str],
     entries: Mapping[str, Rendering],
+    calibration: Calibration,
 ) -> tuple[str, ...]:
     """The renderings to go on with.
 
@@ -233,11 +219,13 @@ def likely_after(
     4-bit host that left the default system prompt out was 25 nats behind a hidden prompt after a
     panel, of which four probes show the difference, and led by 20 after 24 ordinary replies.
     """
-    noisy = leaves_noise(plan, evidence)
+    noisy = leaves_noise(evidence, calibration)
     return still_likely(evidence, names, entries, behind=BEHIND * (NOISY if noisy else 1))
 
 
-def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int) -> bool:
+def leaves_a_fault_open(
+    evidence: TemplateEvidence, calibration: Calibration, *, ordinary: int, needed: float
+) -> bool:
     """Whether more replies may yet name a fault: one is the likeliest, or the panel cannot tell.
 
     Beside other weights a panel cannot: few of its probes show what leaves the system prompt out,
@@ -246,15 +234,17 @@ def leaves_a_fault_open(plan: Plan, evidence: TemplateEvidence, *, ordinary: int
     scored under them, and the lead over every valid rendering must have grown in step with IN_STEP
     of what a name needs after the last round. Other weights alone look like some fault for a while.
     """
-    if evidence.scale >= SAMPLED_FROM or named_template(plan, evidence) is not None:
+    named = named_template(evidence, calibration, needed=needed)
+    if evidence.scale >= SAMPLED_FROM or named is not None:
         return False  # noise of another model bears no name
-    if ordinary < LEAST_BESIDE_NOISE and leaves_noise(plan, evidence):
+    if ordinary < LEAST_BESIDE_NOISE and leaves_noise(evidence, calibration):
         return True
     entries = entries_named(evidence.ranked)
     known = [n for n in evidence.ranked if not ordinary or entries[n].stands_for is None]
     lead = min(evidence.behind[name] for name in evidence.ranked if name in evidence.valid)
     lead -= evidence.behind[known[0]]  # a valid one is always there: the published
-    return lead > IN_STEP * needed_to_name(plan, evidence) * ordinary / FURTHER_ROUNDS[-1]
+    enough = needed_to_name(evidence, calibration, needed=needed)
+    return lead > IN_STEP * enough * ordinary / FURTHER_ROUNDS[-1]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,15 +257,16 @@ class Prompts:
     served: str
 
 
-def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> None:
+def write_prompts(
+    run: Path, panel: tuple[Probe, ...], reference: Reference, calibration: Calibration
+) -> None:
     """Keep a prompt as published and as the likeliest rendering makes it: the shortest that shows.
 
     The likeliest is what the endpoint shows, where it shows a known fault. Nothing is kept when the
     published rendering is the likeliest.
     """
-    plan, entries = read_plan(run), reference.catalogue
-    ledger = read_ledger(run)
-    evidence, shown = weigh_templates(ledger, entries, plan.calibration.text), read_shown(run)
+    entries, ledger = reference.catalogue, read_ledger(run)
+    evidence, shown = weigh_templates(ledger, entries, calibration.text), read_shown(run)
     if shown is not None and shown.faults:
         name = column = shown.faults[0]
     elif evidence is not None and evidence.ranked[0] != REFERENCE:
@@ -297,12 +288,12 @@ def write_prompts(run: Path, panel: tuple[Probe, ...], reference: Reference) -> 
         write_json(run / PROMPTS, asdict(prompts))
 
 
-def read_prompts(run: Path, report: Report) -> dict[str, str] | None:
+def read_prompts(run: Path) -> dict[str, str] | None:
     """A prompt as published and as the named rendering makes it, to be shown.
 
-    None where none is named, or where its words only stand for some that are not known.
+    None where none is kept, or where its words only stand for some that are not known.
     """
-    if not names_template(report) or not (run / PROMPTS).exists():
+    if not (run / PROMPTS).exists():
         return None
     found = read_record(run / PROMPTS, Prompts)
     refuse_unknown([found.name], where=f"{run / PROMPTS}: name")

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.evidence.prompt_counts import OFFSETS
-from verifier.probes import Pool, draw
+from verifier.probes import PANEL_KIND, Pool, draw
 from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, Message, Probe, Tool, ToolCall
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import (
     PUBLISHED,
     Rendering,
@@ -28,7 +29,6 @@ from verifier.reference.renderings.catalogue import (
     render,
     render_probe,
 )
-from verifier.reference.renderings.changes import Renderer
 
 #: Candidates that a search looks at.
 CANDIDATES: Final = 96
@@ -165,10 +165,6 @@ def search(
     )
 
 
-#: The kind of a panel's probes: they speak of templates, and are read only for them.
-PANEL_KIND: Final = "template"
-
-
 def separated(lengths: Lengths) -> NDArray[np.bool_]:
     """Which pairs [names, names] the counts tell apart, whatever constant a host adds to them."""
     gaps = lengths[:, None, :] - lengths[None, :, :]  # [n, n, probes]
@@ -226,55 +222,79 @@ def _draft(
     today: str | None,
 ) -> Probe:
     """One candidate; every choice is made by `rng`, so that a seed gives a panel."""
-
-    def chance(share: float) -> bool:
-        return bool(rng.random() < share)
-
     reasons = "reasoning" in source or "think" in source
+    messages = _history(rng, talks, reasons=reasons)
+    tools = _TOOLS[: int(rng.integers(0, 3))] if "tools" in source else ()
+    if tools and _chance(rng, 0.6):
+        messages += _tool_turn(reasons=reasons)
+    ends_with_tool = bool(tools) and bool(messages) and messages[-1].role == "tool"
+    if not ends_with_tool or _chance(rng, 0.5):
+        messages.append(Message(role="user", content=_roughened(question, rng)))
+    return Probe(
+        id=f"c{number}",
+        kind=PANEL_KIND,
+        messages=(*_system(rng, talks), *messages),
+        max_tokens=1,
+        tools=tools,
+        settings=_settings(source, rng),
+        today=today if prints_a_date(source) else None,
+    )
+
+
+def _chance(rng: np.random.Generator, share: float) -> bool:
+    return bool(rng.random() < share)
+
+
+def _history(
+    rng: np.random.Generator, talks: Sequence[tuple[Message, ...]], *, reasons: bool
+) -> list[Message]:
+    """Earlier turns, of which some were answered with nothing."""
     messages: list[Message] = []
     for _ in range(int(rng.choice([0, 0, 1, 1, 1, 2, 3, 4]))):
         talk = talks[int(rng.integers(len(talks)))]
         asked, said = (next(m.content for m in talk if m.role == r) for r in ("user", "assistant"))
-        empty = chance(0.25)
+        empty = _chance(rng, 0.25)
         messages += [
             Message(role="user", content=_roughened(asked, rng)),
             Message(
                 role="assistant",
                 content="" if empty else f"{said.partition('. ')[0].rstrip('.')}.",
-                reasoning="They want 1 plain answer." if reasons and chance(0.5) else None,
+                reasoning="They want 1 plain answer." if reasons and _chance(rng, 0.5) else None,
             ),
         ]
-    tools = _TOOLS[: int(rng.integers(0, 3))] if "tools" in source else ()
-    if tools and chance(0.6):
-        thought = "I look it up." if reasons else None
-        messages += [
-            Message(role="user", content="Is there a train from Oslo to Bergen?"),
-            Message(role="assistant", content="", reasoning=thought, tool_calls=(_CALL,)),
-            Message(role="tool", content='{"leaves": "8:25"}', tool_call_id=_CALL.id),
-        ]
-    if not tools or not messages or messages[-1].role != "tool" or chance(0.5):
-        messages.append(Message(role="user", content=_roughened(question, rng)))
-    system = ("", None, "short", "long", "short", None)[int(rng.integers(6))]
-    if system is not None:
-        systems = [m.content for talk in talks for m in talk if m.role == "system"]
-        short = systems[int(rng.integers(len(systems)))] if systems else "Be concise."
-        words = {"": "", "short": short, "long": _LONG_SYSTEM}[system]
-        messages.insert(0, Message(role="system", content=words))
+    return messages
+
+
+def _tool_turn(*, reasons: bool) -> list[Message]:
+    """A question that a tool was called for, and what it gave."""
+    thought = "I look it up." if reasons else None
+    return [
+        Message(role="user", content="Is there a train from Oslo to Bergen?"),
+        Message(role="assistant", content="", reasoning=thought, tool_calls=(_CALL,)),
+        Message(role="tool", content='{"leaves": "8:25"}', tool_call_id=_CALL.id),
+    ]
+
+
+def _system(rng: np.random.Generator, talks: Sequence[tuple[Message, ...]]) -> tuple[Message, ...]:
+    """A system message: empty, short, long, or none."""
+    kind = ("", None, "short", "long", "short", None)[int(rng.integers(6))]
+    if kind is None:
+        return ()
+    systems = [m.content for talk in talks for m in talk if m.role == "system"]
+    short = systems[int(rng.integers(len(systems)))] if systems else "Be concise."
+    words = {"": "", "short": short, "long": _LONG_SYSTEM}[kind]
+    return (Message(role="system", content=words),)
+
+
+def _settings(source: str, rng: np.random.Generator) -> tuple[tuple[str, bool | str], ...]:
+    """Settings that a template reads, most of them set."""
     settings: list[tuple[str, bool | str]] = [
-        (name, chance(0.5)) for name in ("enable_thinking", "thinking")
-        if f"{name} " in source and chance(0.7)
+        (name, _chance(rng, 0.5)) for name in ("enable_thinking", "thinking")
+        if f"{name} " in source and _chance(rng, 0.7)
     ]  # fmt: skip
     if "reasoning_effort" in source:
         settings.append(("reasoning_effort", str(rng.choice(["low", "high"]))))
-    return Probe(
-        id=f"c{number}",
-        kind=PANEL_KIND,
-        messages=tuple(messages),
-        max_tokens=1,
-        tools=tools,
-        settings=tuple(settings),
-        today=today if prints_a_date(source) else None,
-    )
+    return tuple(settings)
 
 
 def _roughened(text: str, rng: np.random.Generator) -> str:

@@ -20,9 +20,9 @@ from verifier.host.collect import ask_once, read_attempts
 from verifier.host.dialects import items, member
 from verifier.host.endpoint import SPELLED, Endpoint
 from verifier.host.exchange import asked_tokens, body_of, most_prompt
-from verifier.records import REFERENCE, Attempt, Count, Finding, Probe
+from verifier.records import REFERENCE, Attempt, Count, Probe
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import Rendering, entries_named, refuse_unknown
-from verifier.reference.renderings.changes import Renderer
 from verifier.reference.renderings.proof import Proof, compare_ids, compare_text
 from verifier.safety import sieve
 
@@ -59,14 +59,14 @@ class Shown:
     @property
     def faults(self) -> tuple[str, ...]:
         """Faults that give every prompt that is not rendered in a valid way; (): none is known."""
-        wrong = [set(prompt.names) for prompt in self.prompts if not _is_valid(prompt)]
+        wrong = [set(prompt.names) for prompt in self.prompts if not is_valid(prompt)]
         common = set.intersection(*wrong) if wrong else set()
         return tuple(sorted(name for name in common if entries_named([name])[name].kind == "fault"))
 
     @property
     def differs(self) -> bool:
         """Whether any prompt is rendered in no valid way."""
-        return any(not _is_valid(prompt) for prompt in self.prompts)
+        return any(not is_valid(prompt) for prompt in self.prompts)
 
 
 def ask_for_prompts(
@@ -119,7 +119,14 @@ def ask_for_prompts(
                 break
         else:
             break
-    made = Shown(
+    made = _sum_up(prompts, attempts)
+    write_json(run / SHOWN, asdict(made))
+    return made
+
+
+def _sum_up(prompts: Sequence[ShownPrompt], attempts: Sequence[Attempt]) -> Shown:
+    """What was shown, and what asking cost as far as counts are believed."""
+    return Shown(
         prompts=tuple(prompts),
         requests=len(attempts),
         prompt_tokens=sum(
@@ -131,8 +138,6 @@ def ask_for_prompts(
             for attempt in attempts
         ),
     )
-    write_json(run / SHOWN, asdict(made))
-    return made
 
 
 def read_shown(run: Path) -> Shown | None:
@@ -146,28 +151,8 @@ def read_shown(run: Path) -> Shown | None:
     return found
 
 
-def judge(shown: Shown) -> Finding:
-    """The finding that prompts make of which one `differs`."""
-    first = next(prompt for prompt in shown.prompts if not _is_valid(prompt))
-    detail = (
-        f"of {len(shown.prompts)} prompts that the endpoint shows, that of {first.probe_id} "
-        f"differs from token {first.differs_at} on: published {first.published!r}, shown "
-        f"{first.shown!r}"
-    )
-    names = shown.faults
-    if names:
-        detail += f". Advice: {entries_named(names)[names[0]].advice}"
-    return Finding(
-        aspect="shown prompt",
-        decision="detected",
-        name=" or ".join(names) or "a prompt of no known rendering",
-        log_e=None,
-        detail=detail,
-        tokens_needed=None,
-    )
-
-
-def _is_valid(prompt: ShownPrompt) -> bool:
+def is_valid(prompt: ShownPrompt) -> bool:
+    """Whether a valid rendering gives this prompt."""
     entries = entries_named(prompt.names)
     return any(entries[name].kind == "valid" for name in prompt.names)
 

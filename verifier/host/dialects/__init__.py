@@ -7,7 +7,7 @@ out. The bytes that came are kept by others, untouched.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,6 +66,11 @@ class Dialect:
     body: Callable[[Ask], dict[str, Any]]
     read: Callable[[dict[str, Any]], View]  # raises Unreadable
     assemble: Callable[[str], dict[str, Any]]  # a stream to one answer; raises BrokenStream
+
+
+def plain_turns(messages: Sequence[Message]) -> list[dict[str, str]]:
+    """Who said what, where neither tools nor thoughts are sent."""
+    return [{"role": message.role, "content": message.content} for message in messages]
 
 
 def sampling(ask: Ask) -> dict[str, Any]:

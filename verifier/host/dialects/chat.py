@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from verifier.host.dialects import (
@@ -31,16 +33,8 @@ _LONGEST_NAME: Final = 1024  # characters, of a tool
 
 
 def _body(ask: Ask) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "model": ask.model,
-        "messages": [wire_message(message) for message in ask.messages],
-        "max_tokens": ask.max_tokens,
-        **sampling(ask),
-        "stream": ask.stream,
-        **ask.extras,
-    }
-    if ask.stream:
-        body["stream_options"] = dict(STREAM_OPTIONS)
+    asked = {"messages": [wire_message(message) for message in ask.messages]}
+    body = completion_body(ask, asked, extras=ask.extras)
     if ask.top_logprobs is not None:
         if ask.logprobs_form == "integer":
             body["logprobs"] = ask.top_logprobs
@@ -62,20 +56,13 @@ def _read(body: dict[str, Any]) -> View:
         text = text_of(parts)
     if text is None and not other:
         raise Unreadable(f"content is {kind_of(content)}, expected text")
-    usage = body.get("usage")
     refusal = message.get("refusal")
     calls, call_bytes = _calls_of(message)
-    return View(
-        text=text,
-        finish_reason=choice.get("finish_reason"),
-        prompt_tokens=member(usage, "prompt_tokens"),
-        completion_tokens=member(usage, "completion_tokens"),
-        logprobs=choice.get("logprobs"),
+    return replace(
+        completion_view(body, choice, text),
         reasoning=other,
-        reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
         refusal=refusal if isinstance(refusal, str) and refusal.strip() else None,
         thought=thought,
-        token_ids=choice.get("token_ids"),
         calls=calls,
         call_bytes=call_bytes,
     )
@@ -139,6 +126,42 @@ def _words_of(part: object) -> str | None:
 
 def _is_blank(value: object) -> bool:
     return isinstance(value, str) and not value.strip()
+
+
+# -- what text completions say alike -----------------------------------------------------------
+
+
+def completion_body(
+    ask: Ask, asked: Mapping[str, Any], *, extras: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A request, but for log-probabilities; `asked` is its conversation or its prompt."""
+    body: dict[str, Any] = {
+        "model": ask.model,
+        **asked,
+        "max_tokens": ask.max_tokens,
+        **sampling(ask),
+        "stream": ask.stream,
+        **(extras or {}),
+    }
+    if ask.stream:
+        body["stream_options"] = dict(STREAM_OPTIONS)
+    return body
+
+
+def completion_view(body: dict[str, Any], choice: dict[str, Any], text: str | None) -> View:
+    """What an answer says beside its words: neither reasoning nor calls, which only chats have."""
+    usage = body.get("usage")
+    return View(
+        text=text,
+        finish_reason=choice.get("finish_reason"),
+        prompt_tokens=member(usage, "prompt_tokens"),
+        completion_tokens=member(usage, "completion_tokens"),
+        logprobs=choice.get("logprobs"),
+        reasoning=False,
+        reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
+        refusal=None,
+        token_ids=choice.get("token_ids"),
+    )
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:

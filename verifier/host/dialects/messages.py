@@ -6,6 +6,7 @@ It has no log-probabilities.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from verifier.host.dialects import (
@@ -15,6 +16,7 @@ from verifier.host.dialects import (
     View,
     bearer,
     member,
+    plain_turns,
     sampling,
     size_of,
     text_of,
@@ -35,9 +37,7 @@ def _body(ask: Ask) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": ask.model,
         "max_tokens": ask.max_tokens,
-        "messages": [
-            {"role": m.role, "content": m.content} for m in ask.messages if m.role != "system"
-        ],
+        "messages": plain_turns([m for m in ask.messages if m.role != "system"]),
         **sampling(ask),
         "stream": ask.stream,
     }
@@ -87,8 +87,7 @@ def _read(body: dict[str, Any]) -> View:
 def _assemble(body: str) -> dict[str, Any]:
     """The message that its events add up to: blocks open, grow and close in their order."""
     whole: dict[str, Any] = {}
-    blocks: list[dict[str, Any]] = []
-    opened = closed = -1
+    blocks = _Blocks()
     ended = False
     for event in read_events(body)[0]:
         value = event.value
@@ -99,32 +98,62 @@ def _assemble(body: str) -> dict[str, Any]:
                 message = value.get("message")
                 whole = dict(message) if isinstance(message, dict) else {}
             case "content_block_start":
-                opened += 1
-                block = value.get("content_block")
-                if value.get("index") != opened or not isinstance(block, dict):
-                    raise BrokenStream("a block of content is missing or came twice")
-                blocks.append(dict(block))
+                blocks.open(value)
             case "content_block_delta":
-                if value.get("index") != opened or closed == opened:
-                    raise BrokenStream("a piece of content belongs to no open block")
-                _grow(blocks[-1], value.get("delta"))
+                blocks.grow(value)
             case "content_block_stop":
-                closed += 1
-                if closed != opened:
-                    raise BrokenStream("a block of content closed out of order")
+                blocks.close()
             case "message_delta":
-                delta, usage = value.get("delta"), value.get("usage")
-                whole |= delta if isinstance(delta, dict) else {}
-                if isinstance(usage, dict):
-                    before = member(whole, "usage")
-                    whole["usage"] = usage if not isinstance(before, dict) else before | usage
+                whole |= _changes(value, whole)
             case "message_stop":
                 ended = True
             case _:
                 continue  # ping, and what may come
-    if opened != closed or not (ended or whole.get("stop_reason")):
+    if blocks.is_open or not (ended or whole.get("stop_reason")):
         raise BrokenStream("the stream ends without its last event")
-    return whole | {"content": blocks}
+    return whole | {"content": blocks.held}
+
+
+@dataclass(slots=True)
+class _Blocks:
+    """Blocks of content, of which one is open at a time."""
+
+    held: list[dict[str, Any]] = field(default_factory=list)
+    closed: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a block has begun and not ended."""
+        return self.closed != len(self.held)
+
+    def open(self, value: dict[str, Any]) -> None:
+        """Begin the next block. Raises BrokenStream when another was due."""
+        block = value.get("content_block")
+        if value.get("index") != len(self.held) or not isinstance(block, dict):
+            raise BrokenStream("a block of content is missing or came twice")
+        self.held.append(dict(block))
+
+    def grow(self, value: dict[str, Any]) -> None:
+        """Add a piece to the open block. Raises BrokenStream when it belongs to none."""
+        if value.get("index") != len(self.held) - 1 or not self.is_open:
+            raise BrokenStream("a piece of content belongs to no open block")
+        _grow(self.held[-1], value.get("delta"))
+
+    def close(self) -> None:
+        """End the open block. Raises BrokenStream when it was not the only one."""
+        self.closed += 1
+        if self.is_open:
+            raise BrokenStream("a block of content closed out of order")
+
+
+def _changes(value: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
+    """What an event changes of the message as it is so far."""
+    delta, usage = value.get("delta"), value.get("usage")
+    changes = dict(delta) if isinstance(delta, dict) else {}
+    if isinstance(usage, dict):
+        before = member(whole | changes, "usage")
+        changes["usage"] = usage if not isinstance(before, dict) else before | usage
+    return changes
 
 
 def _grow(block: dict[str, Any], delta: object) -> None:

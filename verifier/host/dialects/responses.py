@@ -12,6 +12,7 @@ from verifier.host.dialects import (
     bearer,
     items,
     member,
+    plain_turns,
     sampling,
     size_of,
     text_of,
@@ -28,7 +29,7 @@ _LAST: Final = ("response.completed", "response.incomplete", "response.failed")
 def _body(ask: Ask) -> dict[str, Any]:
     body: dict[str, Any] = {
         "model": ask.model,
-        "input": [{"role": m.role, "content": m.content} for m in ask.messages],
+        "input": plain_turns(ask.messages),
         "max_output_tokens": ask.max_tokens,
         **sampling(ask),
         "store": False,
@@ -44,20 +45,10 @@ def _read(body: dict[str, Any]) -> View:
     if not isinstance(output, list):
         raise Unreadable("no output in the body")
     calls = [item for item in output if word_of(member(item, "type")).endswith("_call")]
-    spoken = output[: output.index(calls[0])] if calls else output
-    parts = [
-        part
-        for item in spoken
-        if member(item, "type") == "message"
-        for part in items(member(item, "content"))
-    ]
+    parts = _parts(output[: output.index(calls[0])] if calls else output)
     said = [part for part in parts if member(part, "type") == "output_text"]
     refusals = [member(part, "refusal") for part in parts if member(part, "type") == "refusal"]
-    reasoning = [item for item in output if member(item, "type") == "reasoning"]
-    shown = [part for item in reasoning for part in items(member(item, "content"))]
-    words = text_of(shown) if all(member(p, "type") == "reasoning_text" for p in shown) else None
-    # a summary is not what was generated, and a thought after words is not where it was
-    whole = bool(words) and len(reasoning) == 1 and output[0] is reasoning[0]
+    shows_reasoning, thought = _thought_of(output)
     usage = body.get("usage")
     rows = [row for part in said for row in items(member(part, "logprobs"))]
     return View(
@@ -67,13 +58,31 @@ def _read(body: dict[str, Any]) -> View:
         prompt_tokens=member(usage, "input_tokens"),
         completion_tokens=member(usage, "output_tokens"),
         logprobs={"content": rows} if rows else None,
-        reasoning=bool(reasoning) and not whole,
+        reasoning=shows_reasoning and thought is None,
         reasoning_tokens=member(member(usage, "output_tokens_details"), "reasoning_tokens"),
         refusal=next((text for text in refusals if isinstance(text, str)), None),
-        thought=words if whole else None,
+        thought=thought,
         calls=tuple(word_of(call.get("name")) or call["type"] for call in calls),
         call_bytes=sum(size_of(call.get("arguments") or call.get("input") or "") for call in calls),
     )
+
+
+def _parts(spoken: list[Any]) -> list[Any]:
+    """The parts of all messages."""
+    messages = [item for item in spoken if member(item, "type") == "message"]
+    return [part for message in messages for part in items(member(message, "content"))]
+
+
+def _thought_of(output: list[Any]) -> tuple[bool, str | None]:
+    """Whether reasoning is shown, and the thought where it is one, word for word, ahead of all.
+
+    A summary is not what was generated, and a thought after words is not where it was.
+    """
+    reasoning = [item for item in output if member(item, "type") == "reasoning"]
+    shown = [part for item in reasoning for part in items(member(item, "content"))]
+    words = text_of(shown) if all(member(p, "type") == "reasoning_text" for p in shown) else None
+    whole = bool(words) and len(reasoning) == 1 and output[0] is reasoning[0]
+    return bool(reasoning), words if whole else None
 
 
 def _assemble(body: str) -> dict[str, Any]:

@@ -41,14 +41,15 @@ from verifier.lab.corpus import (
     load_host,
     score_corpus,
 )
-from verifier.plan import Plan, read_probes
+from verifier.plan_file import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.prompts import make_prompt
-from verifier.records import Message, Outcome
+from verifier.records import Message, Outcome, Probe
 from verifier.reference.digests import vocabulary_sha256
 from verifier.reference.engines.load import load_engine
+from verifier.reference.reader import Suspected
 from verifier.reference.tokenizer import Tokenizer
-from verifier.scoring.other_models import Suspected
+from verifier.verdict.case import make_case
 from verifier.verdict.decide import decide
 
 PART: Final = "identity"
@@ -101,20 +102,8 @@ def run_identity_bench(
         made[FAMILY] = family
     hosts = {**made, HONEST: weights}
     probes = draw(load_pool(), seed=seed, count=max(REPLIES.values()), max_tokens=MAX_TOKENS)
-    stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH)
     for name, directory in hosts.items():
-        folder = out / name
-        begun = read_probes(folder) if folder.is_dir() else ()
-        if begun and is_collected(folder, begun[: REPLIES[name]]):
-            continue
-        tell(f"asking {name}")
-        tokenizer = Tokenizer(directory)
-        host = load_host(directory, tokenizer, stack)
-        collect_corpus(
-            folder, stack, probes, limit=REPLIES[name], engine=host, tokenizer=tokenizer,
-            progress=progress,
-        )  # fmt: skip
-        host.close()  # freed before the next is loaded
+        _collect(out / name, directory, probes, limit=REPLIES[name], tell=tell, progress=progress)
     plan = make_identity_plan(tuple(made), seed=seed)
     tokenizer = Tokenizer(weights)
     reference = load_engine(
@@ -136,25 +125,59 @@ def run_identity_bench(
         "suspects": dict(plan.suspects),
         "hosts": [],
     }
+    score = partial(
+        score_corpus, engine=reference, tokenizer=tokenizer, with_logprobs=False,
+        progress=progress,
+    )  # fmt: skip
     for name in hosts:
         tell(f"scoring {name}")
-        folder = out / name
-        outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
-        score = partial(
-            score_corpus, folder, engine=reference, tokenizer=tokenizer, with_logprobs=False,
-            progress=progress,
-        )  # fmt: skip
-        ledger = score(limit=REPLIES[name])
-        audits = replay(plan, ledger, outcomes, most=AUDITS)
-        accused = [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]
-        if accused:
-            last = ledger.rows[max(a.first + a.replies for a in accused) - 1].probe_id
-            asked = [probe.id for probe in read_probes(folder)]
-            ledger = score(limit=asked.index(last) + 1, weights=(*made, *BUILDS), suspects=suspects)
-        results["hosts"].append(sum_up_host(name, plan, audits, ledger, outcomes))
+        results["hosts"].append(_audit_host(out / name, name, plan, score, suspects))
         write_results(out, PART, results)
     reference.close()
     return results_path(out, PART)
+
+
+def _collect(
+    folder: Path,
+    directory: Path,
+    probes: Sequence[Probe],
+    *,
+    limit: int,
+    tell: Callable[[str], None],
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Ask a host that serves the model of a directory what it has not answered yet."""
+    begun = read_probes(folder) if folder.is_dir() else ()
+    if begun and is_collected(folder, begun[:limit]):
+        return
+    tell(f"asking {folder.name}")
+    tokenizer, stack = Tokenizer(directory), Stack(dtype=SERVED_IN, batch=SERVED_BATCH)
+    host = load_host(directory, tokenizer, stack)
+    collect_corpus(
+        folder, stack, probes, limit=limit, engine=host, tokenizer=tokenizer, progress=progress
+    )
+    host.close()  # freed before the next is loaded
+
+
+def _audit_host(
+    folder: Path,
+    name: str,
+    plan: Plan,
+    score: Callable[..., Ledger],
+    suspects: Mapping[str, Suspected],
+) -> dict[str, Any]:
+    """Replay audits of one host; those that accuse it are scored under every suspect too."""
+    outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    ledger = score(folder, limit=REPLIES[name])
+    audits = replay(plan, ledger, outcomes, most=AUDITS)
+    accused = [audit for audit in audits if audit.decision == "inconsistent"][:NAMED]
+    if accused:
+        last = ledger.rows[max(a.first + a.replies for a in accused) - 1].probe_id
+        asked = [probe.id for probe in read_probes(folder)]
+        ledger = score(
+            folder, limit=asked.index(last) + 1, weights=(*suspects, *BUILDS), suspects=suspects
+        )
+    return sum_up_host(name, plan, audits, ledger, outcomes)
 
 
 def make_models(
@@ -227,10 +250,8 @@ def sum_up_host(
 
 def _name(plan: Plan, rows: Sequence[Row], outcomes: Mapping[str, Outcome]) -> str:
     """The cause that is said of these replies; in brackets where it is not said for sure."""
-    report = decide(
-        plan, Ledger(rows=tuple(rows)), engine={}, attempts=(),
-        outcomes={row.probe_id: outcomes[row.probe_id] for row in rows},
-    )  # fmt: skip
+    asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
+    report = decide(make_case(plan, Ledger(rows=tuple(rows)), outcomes=asked))
     cause = report.findings[-1]
     return cause.name if cause.decision == "detected" else f"({cause.name})"
 

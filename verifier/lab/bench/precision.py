@@ -15,7 +15,6 @@ from typing import Any
 
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
 from verifier.errors import ConfigError
-from verifier.evidence.calibration import load_calibration
 from verifier.evidence.e_values import best_scale
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.host.collect import read_outcomes
@@ -40,16 +39,19 @@ from verifier.lab.corpus import (
     read_stack,
     score_corpus,
 )
-from verifier.plan import BATCHES, Plan, batch_ends, make_plan, read_probes
+from verifier.plan import make_plan
+from verifier.plan_file import BATCHES, Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
+from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import BANK
+from verifier.verdict.case import make_case
+from verifier.verdict.combine import combine
 from verifier.verdict.decide import decide
-from verifier.verdict.weigh import weigh
 
 #: Replies collected between two looks at how many audits a corpus gives.
 CHUNK = 32
@@ -264,10 +266,8 @@ class _Bench:
         named: dict[str, int] = {}
         for audit in chosen:
             rows = ledger.rows[audit.first : audit.first + audit.replies]
-            report = decide(
-                plan, Ledger(rows=rows), engine={}, attempts=(),
-                outcomes={row.probe_id: outcomes[row.probe_id] for row in rows},
-            )  # fmt: skip
+            own = {row.probe_id: outcomes[row.probe_id] for row in rows}
+            report = decide(make_case(plan, Ledger(rows=rows), outcomes=own))
             cause = report.findings[-1]
             name = cause.name if cause.decision == "detected" else f"unnamed: {cause.name}"
             named[name] = named.get(name, 0) + 1
@@ -289,7 +289,7 @@ def plan_audit(section: AuditSection, *, suspects: Sequence[Suspect] = ()) -> Pl
         audit=section,
         out=Path(),
     )
-    plan, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
+    plan, _, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
     return plan
 
 
@@ -320,7 +320,8 @@ def _replay_one(
         rows = ledger.rows[first : first + taken]
         asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
         slice_ = Ledger(rows=rows)
-        report = decide(plan, slice_, engine={}, attempts=(), outcomes=asked)
+        case = make_case(plan, slice_, outcomes=asked)
+        report = decide(case)
         spent = sum(_tokens(outcome, plan) for outcome in asked.values())
         if report.decision == "inconclusive" and taken == end:
             continue
@@ -329,7 +330,7 @@ def _replay_one(
             replies=len(rows),
             completion_tokens=spent,
             decision=report.decision,
-            log_e=round(weigh(plan, slice_).log_e, 3),
+            log_e=round(combine(case).log_e, 3),
             lower=report.noise_scale.lower,
             upper=report.noise_scale.upper,
         )
@@ -346,7 +347,7 @@ def sum_up(
     figure: Figure, plan: Plan, audits: Sequence[Audit], ledger: Ledger, named: Mapping[str, int]
 ) -> dict[str, Any]:
     """One figure with its audits, so that it can be summed up anew."""
-    scale = best_scale(weigh(plan, ledger).text, TEXT_SCALES)
+    scale = best_scale(make_case(plan, ledger).text, TEXT_SCALES)
     covered = [
         (audit.lower or 0) <= scale * 1.0001
         and (audit.upper is None or scale <= audit.upper * 1.0001)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from verifier.checks import substitution
 from verifier.checks.substitution import LEVEL
 from verifier.config import AuditSection
 from verifier.evidence.ledger import Ledger, Row
@@ -37,13 +38,13 @@ from verifier.lab.corpus import (
     load_host,
     score_corpus,
 )
-from verifier.plan import Plan, read_probes
+from verifier.plan_file import Plan, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.verdict.weigh import weigh
+from verifier.verdict.case import make_case
 
 PART = "routing"
 
@@ -209,8 +210,8 @@ def audit_routed(
 
 
 def _share(plan: Plan, rows: tuple[Row, ...]) -> Share:
-    evidence = weigh(plan, Ledger(rows=rows)).shares
-    if evidence is None or evidence.share is None:
+    evidence = substitution.weigh(make_case(plan, Ledger(rows=rows)), None).evidence
+    if evidence.share is None:
         raise ValueError("no rows to estimate a share from")
     return evidence.share
 

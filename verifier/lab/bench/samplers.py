@@ -18,7 +18,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from verifier.checks.sampling.ask_and_score import read_sampled, score_sampled
+from verifier.checks.check import greedy_is_settled
+from verifier.checks.sampling import findings as sampling
+from verifier.checks.sampling.ask_and_score import score_sampled
 from verifier.config import AuditSection
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.samplers import LABELS
@@ -39,15 +41,16 @@ from verifier.lab.corpus import (
     load_host,
     score_corpus,
 )
-from verifier.lab.testbed.host import read_fault
-from verifier.plan import Plan, batch_ends, read_probes
+from verifier.lab.testbed.faults import read_fault
+from verifier.plan_file import Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Report
 from verifier.reference.engines.load import load_engine
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.tokenizer import Tokenizer
-from verifier.verdict.decide import decide, may_be_sampled, wants_samples
-from verifier.verdict.weigh import planned_samplers, weigh
+from verifier.scoring.sampled_file import read_sampled
+from verifier.verdict.case import make_case
+from verifier.verdict.decide import decided
 
 PART: Final = "samplers"
 
@@ -100,7 +103,7 @@ def run_sampler_bench(
         )
         score_sampled(
             folder, read_probes(folder), read_outcomes(folder, max_attempts=MAX_ATTEMPTS),
-            engine=reference, tokenizer=tokenizer, samplers=planned_samplers(plan),
+            engine=reference, tokenizer=tokenizer, samplers=sampling.planned_samplers(plan),
         )  # fmt: skip
         ledger = replace(greedy, sampled=read_sampled(folder))
         outcomes = read_outcomes(greedy_folder, max_attempts=MAX_ATTEMPTS)
@@ -129,7 +132,7 @@ def replay(
         if further is None:
             break
         part, report = further
-    found = weigh(plan, part).samplers
+    found = sampling.weigh(make_case(plan, part), None).evidence.samplers
     assert found is not None
     (finding,) = [f for f in report.findings if f.aspect == "sampler"]
     interval = found.temperature
@@ -152,23 +155,24 @@ def _looks(
 ) -> Iterator[tuple[Ledger, Report]]:
     """Every look of an audit at the evidence, as `audit` takes them."""
 
-    def look(greedy: int, samples: int) -> tuple[Ledger, Report]:
+    def look(greedy: int, samples: int) -> tuple[Ledger, Report, bool]:
         part = Ledger(rows=tuple(rows[:greedy]), sampled=tuple(sampled[:samples]))
         asked = {row.probe_id: outcomes[row.probe_id] for row in part.rows}
-        return part, decide(plan, part, engine={}, attempts=(), outcomes=asked)
+        report, case = decided(make_case(plan, part, outcomes=asked))
+        return part, report, greedy_is_settled(case)
 
-    end, report = 0, None
+    end, report, settled = 0, None, False
     for end in batch_ends(len(rows)):
-        part, report = look(end, 0)
+        part, report, settled = look(end, 0)
         yield part, report
-        if report.decision != "inconclusive" or may_be_sampled(plan, report):
+        if report.decision != "inconclusive" or settled:
             break
-    if report is None or not may_be_sampled(plan, report):
+    if not settled:
         return
     for samples in batch_ends(len(sampled)):
-        part, report = look(end, samples)
+        part, report, _ = look(end, samples)
         yield part, report
-        if not wants_samples(report):
+        if not sampling.wants_more(report.findings, report.decision):
             return
 
 

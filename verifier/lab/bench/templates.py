@@ -21,6 +21,8 @@ from verifier.checks.template.evidence import (
     TemplateEvidence,
     weigh_templates,
 )
+from verifier.checks.template.findings import CHECK as TEMPLATE_CHECK
+from verifier.checks.template.naming import named_template
 from verifier.checks.template.panel import (
     FURTHER_ROUNDS,
     PANEL_PROBES,
@@ -33,6 +35,7 @@ from verifier.checks.template.panel import (
 from verifier.checks.template.panel_design import Panel, design_panel
 from verifier.evidence.e_values import confidence_sequence
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
+from verifier.evidence.noise import read_rows
 from verifier.files.run_folder import append_line, read_lines
 from verifier.host.collect import read_outcomes
 from verifier.lab.bench.results import (
@@ -50,8 +53,8 @@ from verifier.lab.corpus import (
     collect_corpus,
     load_host,
 )
-from verifier.lab.testbed.host import Fault, read_fault
-from verifier.plan import Plan
+from verifier.lab.testbed.faults import Fault, read_fault
+from verifier.plan_file import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
 from verifier.reference.engines import Engine
@@ -67,7 +70,7 @@ from verifier.reference.renderings.catalogue import (
 from verifier.reference.tokenizer import Tokenizer
 from verifier.scoring.score import score_replies
 from verifier.scoring.score_file import read_scores
-from verifier.verdict.weigh import named_template, read_rows
+from verifier.verdict.combine import needed
 
 PART: Final = "templates"
 AUDITS: Final = "audits.jsonl"
@@ -186,6 +189,7 @@ class _Bench:
     ) -> None:  # fmt: skip
         self._out = out
         self._plan = plan
+        (self._needed,) = needed(self._plan)[TEMPLATE_CHECK.name]
         self._tokenizer = tokenizer
         self._entries = entries
         self._engine = reference
@@ -220,9 +224,13 @@ class _Bench:
                 ledgers[host.fault] = ledger
                 if found is None:  # nothing could be judged yet
                     continue
-                if ends_panel(self._plan, found, names, self._entries):
+                if ends_panel(
+                    found, names, self._entries, self._plan.calibration, needed=self._needed
+                ):
                     settled.add(host.fault)
-                likely[host.fault] = likely_after(self._plan, found, names, self._entries)
+                likely[host.fault] = likely_after(
+                    found, names, self._entries, self._plan.calibration
+                )
             asked = size
         for host in hosts:
             of_panel = len(ledgers[host.fault].rows)
@@ -249,7 +257,7 @@ class _Bench:
             ledger, found = self._look(number, host, asked, replies, names)
             return found
 
-        look_further(self._plan, found, names, self._entries, look)
+        look_further(found, names, self._entries, self._plan.calibration, look, needed=self._needed)
         return ledger
 
     def _look(
@@ -332,7 +340,7 @@ class _Bench:
         evidence = weigh_templates(ledger, self._entries, self._plan.calibration.text)
         if evidence is None:  # no reply could be judged
             return {"said": [], "ranked": [], "log_odds": None, "log_e": 0.0, "noise_lower": None}
-        column = named_template(self._plan, evidence)
+        column = named_template(evidence, self._plan.calibration, needed=self._needed)
         rows = read_rows(ledger.text(column or REFERENCE), TEXT_SCALES, self._plan.calibration.text)
         interval = confidence_sequence(rows, TEXT_SCALES, level=1 - self._plan.beta)
         second = evidence.behind[evidence.ranked[1]] if len(evidence.ranked) > 1 else None

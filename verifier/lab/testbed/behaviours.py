@@ -5,6 +5,7 @@ Pure functions of requests and answers; knows nothing of engines or sockets.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, get_args
 
@@ -39,6 +40,7 @@ TRICKS: Final = {
     "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
+    "streams:other": "streams count a prompt token less, and never say that a reply has ended",
 }
 
 #: Requests that a weights fault may spare.
@@ -63,6 +65,7 @@ class Tricks:
     spares: Spared | None = None  # requests that get the published weights all the same
     forges: bool = False  # whether log-probabilities are those of the published weights
     cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
+    streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
 
@@ -72,27 +75,70 @@ PLAIN: Final = Tricks()
 
 def read_trick(kind: str, value: str, tricks: Tricks) -> Tricks:
     """`tricks` with one more, as `--fault` names it. Raises ConfigError for none that is known."""
-    number, *rest = value.split(",")
-    hidden = rest[-1:] == ["hidden"]
-    rest = rest[:-1] if hidden else rest
-    size = int(number) if number.isascii() and number.isdigit() else 0
-    if kind == "context" and size and len(rest) == 1:
-        place = next((p for p in PLACES if p == rest[0]), None)
-        if place is not None or (rest[0] == "refused" and not hidden):
-            return replace(tricks, window=size, place=place, counts_all=hidden)
-    if kind == "ceiling" and size and not rest:
-        return replace(tricks, ceiling=size, says_stop=hidden)
-    spared: Spared | None = next((one for one in get_args(Spared) if one == value), None)
-    if kind == "spares" and spared is not None:
-        return replace(tricks, spares=spared)
-    if kind == "forges" and value == "logprobs":
-        return replace(tricks, forges=True)
-    if kind == "ignores" and {number, *value.split(",")} <= PARAMETERS:
-        return replace(tricks, ignores=frozenset(value.split(",")))
-    if kind == "cache" and value in ("same", "alike"):
-        return replace(tricks, cache="same" if value == "same" else "alike")
+    found = _READERS[kind](value, tricks) if kind in _READERS else None
+    if found is not None:
+        return found
     examples = ", ".join(name for name in TRICKS if name.startswith(f"{kind}:"))
     raise ConfigError(f"fault {kind}:{value}: cannot be read; give it as in {examples}")
+
+
+def _sized(value: str) -> tuple[int, list[str], bool]:
+    """A size, the words behind it, and whether the last of all was `hidden`; 0: no size."""
+    number, *rest = value.split(",")
+    hidden = rest[-1:] == ["hidden"]
+    size = int(number) if number.isascii() and number.isdigit() else 0
+    return size, rest[:-1] if hidden else rest, hidden
+
+
+def _read_context(value: str, tricks: Tricks) -> Tricks | None:
+    size, rest, hidden = _sized(value)
+    if not size or len(rest) != 1:
+        return None
+    place = next((p for p in PLACES if p == rest[0]), None)
+    if place is None and (rest[0] != "refused" or hidden):
+        return None
+    return replace(tricks, window=size, place=place, counts_all=hidden)
+
+
+def _read_ceiling(value: str, tricks: Tricks) -> Tricks | None:
+    size, rest, hidden = _sized(value)
+    return replace(tricks, ceiling=size, says_stop=hidden) if size and not rest else None
+
+
+def _read_ignores(value: str, tricks: Tricks) -> Tricks | None:
+    ignored = frozenset(value.split(","))
+    return replace(tricks, ignores=ignored) if ignored <= PARAMETERS else None
+
+
+def _read_spares(value: str, tricks: Tricks) -> Tricks | None:
+    spared: Spared | None = next((one for one in get_args(Spared) if one == value), None)
+    return None if spared is None else replace(tricks, spares=spared)
+
+
+def _read_forges(value: str, tricks: Tricks) -> Tricks | None:
+    return replace(tricks, forges=True) if value == "logprobs" else None
+
+
+def _read_cache(value: str, tricks: Tricks) -> Tricks | None:
+    if value not in ("same", "alike"):
+        return None
+    return replace(tricks, cache="same" if value == "same" else "alike")
+
+
+#: What reads each kind of trick; None: it cannot be read.
+def _read_streams(value: str, tricks: Tricks) -> Tricks | None:
+    return replace(tricks, streams_differ=True) if value == "other" else None
+
+
+_READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
+    "context": _read_context,
+    "ceiling": _read_ceiling,
+    "ignores": _read_ignores,
+    "spares": _read_spares,
+    "forges": _read_forges,
+    "cache": _read_cache,
+    "streams": _read_streams,
+}
 
 
 def read_whole_or_cut(
@@ -110,13 +156,19 @@ def read_whole_or_cut(
     return cut(ids, Cut(place=tricks.place, window=tricks.window), head=head, tail=tail)
 
 
-def answered(answer: Answer, tricks: Tricks, *, rendered: int, asked: int) -> Answer:
+def answered(
+    answer: Answer, tricks: Tricks, *, rendered: int, asked: int, streamed: bool
+) -> Answer:
     """An answer as the host shows it; `rendered` is the whole prompt's length."""
     if tricks.counts_all:
         answer = replace(answer, prompt_tokens=rendered)
     at_ceiling = tricks.ceiling is not None and tricks.ceiling < asked
     if tricks.says_stop and at_ceiling and answer.finish_reason == "length":
         answer = replace(answer, finish_reason="stop")
+    if tricks.streams_differ and streamed:
+        answer = replace(
+            answer, finish_reason="length", prompt_tokens=max(0, answer.prompt_tokens - 1)
+        )
     return answer
 
 

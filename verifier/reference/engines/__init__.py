@@ -42,7 +42,7 @@ class Engine(Protocol):
         ...
 
     def load_variant(self, name: str) -> None:
-        """Put the weights called `name` in place (`reference`, or a variant of `bank`).
+        """Put the weights called `name` in place (`reference`, or one of `variants`).
 
         Raises ConfigError for an unknown name. Restored reference weights are bit-identical.
         """

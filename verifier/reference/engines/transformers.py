@@ -31,7 +31,7 @@ from verifier.records import (
 from verifier.reference.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
 from verifier.reference.engines import TOP_K
 from verifier.reference.snapshot import find_shards
-from verifier.reference.variants import Transform, find_variant, is_linear, is_variant
+from verifier.reference.variants import Transform, can_load, checkpoint_of, find_variant, is_linear
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -111,8 +111,7 @@ class TransformersEngine:
         return self._loaded
 
     def can_load(self, name: str) -> bool:
-        known = name == REFERENCE or name in self._checkpoints
-        return known or is_variant(name, layers=self._layers)
+        return can_load(name, self._checkpoints, layers=self._layers)
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint's tensors through the variant into the loaded model.
@@ -122,9 +121,7 @@ class TransformersEngine:
         """
         if name == self._loaded:
             return
-        other = self._checkpoints.get(name)
-        if name != REFERENCE and other is None:
-            find_variant(name, layers=self._layers)  # refuses an unknown name
+        other = checkpoint_of(name, self._checkpoints, layers=self._layers)
         before, self._loaded = self._loaded, None
         if other is not None:
             self._load_other(name, other())

@@ -39,7 +39,7 @@ from verifier.reference.engines.prompt_logprobs import (
     chunks,
 )
 from verifier.reference.snapshot import CONFIG, INDEX, NATIVE, WHOLE, is_native, read_object
-from verifier.reference.variants import find_variant, is_variant
+from verifier.reference.variants import can_load, checkpoint_of
 from verifier.safety import sieve
 
 #: Distributions that install the module `vllm`.
@@ -182,8 +182,7 @@ class VllmEngine(WithoutDistributions):
     # -- weights -------------------------------------------------------------------------------
 
     def can_load(self, name: str) -> bool:
-        known = name == REFERENCE or name in self._checkpoints
-        return known or is_variant(name, layers=self._layers)
+        return can_load(name, self._checkpoints, layers=self._layers)
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint through the variant into the running engine, on every rank.
@@ -193,9 +192,7 @@ class VllmEngine(WithoutDistributions):
         """
         if name == self._loaded:
             return
-        other = self._checkpoints.get(name)
-        if name != REFERENCE and other is None:
-            find_variant(name, layers=self._layers)  # refuses an unknown name
+        other = checkpoint_of(name, self._checkpoints, layers=self._layers)
         directory = self._weights if other is None else other()
         before, self._loaded = self._loaded, None
         if other is not None or before in self._checkpoints or self._llm is None:

@@ -17,8 +17,9 @@ from typing import Final, Literal
 from verifier.errors import ConfigError, RenderingError
 from verifier.prompts import prompt_of
 from verifier.records import REFERENCE, Probe, Prompt
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings import changes as c
-from verifier.reference.renderings.changes import PromptChange, Renderer, TextChange
+from verifier.reference.renderings.changes import PromptChange, TextChange
 
 Kind = Literal["valid", "fault"]
 

@@ -10,26 +10,13 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Any, Protocol
+from typing import Any
 
 from verifier.errors import RenderingError
 from verifier.records import Prompt
+from verifier.reference.reader import Renderer
 
 Message = Mapping[str, Any]
-
-
-class Renderer(Protocol):
-    """What rendering needs of a tokenizer; `verifier.reference.tokenizer.Tokenizer` has it."""
-
-    @property
-    def bos(self) -> str: ...
-    @property
-    def eos(self) -> str: ...
-    @property
-    def template(self) -> str | None: ...
-    def render_text(self, prompt: Prompt) -> str: ...
-    def encode_prompt(self, text: str) -> tuple[int, ...]: ...
-    def decode_prompt(self, ids: Sequence[int]) -> str: ...
 
 
 PromptChange = Callable[[Prompt], Prompt]

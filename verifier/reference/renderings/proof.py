@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from verifier.records import REFERENCE, Probe
+from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import Rendering, render_probe
-from verifier.reference.renderings.changes import Renderer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,204 @@
+"""The best name for replies that differ: a build, another model, a penalty, or noise and its like.
+
+Names are given once the verdict is there; none of them is its ground. Posterior over one half noise
+of no known build and one half the columns, evenly (`posterior`); and the best of a list is no fit:
+what is named must explain the replies as calibrated stacks explain theirs (`goodness_of_fit`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import compress
+from typing import Final
+
+from verifier.checks.check import (
+    CAUSE,
+    SAMPLER,
+    SINGLE,
+    Account,
+    Case,
+    Check,
+    Session,
+    make_finding,
+    scale_of,
+)
+from verifier.evidence.e_values import confidence_sequence
+from verifier.evidence.ledger import SAMPLER as PENALTY
+from verifier.evidence.ledger import TEXT_SCALES, Ledger
+from verifier.evidence.noise import SAMPLED_FROM
+from verifier.evidence.posterior import NO_BUILD, Ranked, rank, scored_among
+from verifier.plan_file import read_probes
+from verifier.records import REFERENCE, Decision, Finding, Reply
+from verifier.reference.variants import VARIANTS
+from verifier.scoring.loadable import nameable
+from verifier.wording import BELONGS_AT, describe_odds, describe_replies
+
+#: Replies on which a cause is named: more tell little, and each is scored under every build.
+NAMING_REPLIES: Final = 24
+
+#: The cause where no column fits as calibrated stacks fit theirs.
+NOTHING_FITS: Final = "not this model as published, and nothing else that we know"
+
+#: The same, where its prompts are counted by another tokenizer.
+ANOTHER_FAMILY: Final = "a model of another family"
+
+
+# -- what is scored ----------------------------------------------------------------------------
+
+
+def ask(session: Session, case: Case, _kept: None) -> bool:
+    """Score the first replies under every build, suspect and penalty, for a name."""
+    sought = case.seeks_cause and not case.names_template
+    single = any(f.name == SINGLE and f.decision == "detected" for f in case.findings)
+    if case.decision != "inconsistent" or not (sought or single):
+        return False
+    if not session.finish(CHECK.name):
+        return False
+    session.score()
+    able = session.reference.engine.scores_samplers
+    score_for_name(session, case, sought=sought, penalties=able)
+    return True
+
+
+def score_for_name(session: Session, case: Case, *, sought: bool, penalties: bool) -> None:
+    """Score the first replies under penalties and, where a name is `sought`, under other weights.
+
+    Where only some replies are wrong, they come first: they tell what served them.
+    """
+    reference = session.reference
+    weights = nameable(session.plan, reference, session.show) if sought else ()
+    first, outcomes = suspicious(case), session.outcomes()
+    replied = [p for p in read_probes(session.run) if isinstance(outcomes.get(p.id), Reply)]
+    ranked = sorted(replied, key=lambda probe: probe.id not in first)
+    session.score_columns(ranked[:NAMING_REPLIES], weights=weights, penalties=penalties)
+
+
+def suspicious(case: Case) -> frozenset[str]:
+    """The probes whose replies come from something else, where only a part of all do."""
+    found = None if case.report is None else case.report.substitution
+    if found is None or not any(f.aspect == "substitution" for f in case.findings):
+        return frozenset()
+    return frozenset(name for name, chance in found.replies if chance >= BELONGS_AT)
+
+
+# -- what it says ------------------------------------------------------------------------------
+
+
+def find(
+    _case: Case, _evidence: None, account: Account, _found: Sequence[Finding]
+) -> list[Finding]:
+    """The penalty that greedy replies are made under."""
+    return [] if account.penalty is None else [_find_penalty(account.penalty)]
+
+
+def _find_penalty(named: Ranked) -> Finding:
+    """The sampler finding of a penalty on greedy replies, against all that is not of its kind."""
+    kind = _kind(named.column)
+    others = {name: score for name, score in named.scores.items() if _kind(name) != kind}
+    second = max(others, key=lambda name: others[name])
+    log_odds = named.scores[named.column] - others[second]
+    alike = [
+        name.rpartition(" ")[2] for name, score in named.scores.items()
+        if _kind(name) == kind and score > named.scores[named.column] - math.log(20)
+    ]  # fmt: skip
+    among = f" ({' or '.join(sorted(alike, key=float))})" if len(alike) > 1 else ""
+    runner = second.removeprefix(PENALTY) or NO_BUILD
+    detail = (
+        f"in greedy replies; fits {describe_replies(named.replies)} better than {runner}, "
+        f"odds {describe_odds(log_odds)} to 1"
+    )
+    name = named.column.removeprefix(PENALTY) + among
+    return make_finding(SAMPLER, "detected", name, log_odds, detail)
+
+
+def _kind(column: str) -> str:
+    """A column's name without its setting."""
+    return column.rpartition(" ")[0] if column.startswith(PENALTY) else column
+
+
+def name_it(
+    case: Case, _evidence: None, account: Account, found: Sequence[Finding], decision: Decision
+) -> list[Finding]:
+    """The best name, of the replies that the account singles out or of all.
+
+    Where nothing fits, prompts that are counted as by another tokenizer tell another family from
+    roundings that nobody knows.
+    """
+    if decision != "inconsistent" or account.names not in ("part", "weights"):
+        return []
+    plan, ledger, text = case.plan, case.ordinary, case.text
+    if account.members is not None:
+        ledger = Ledger(rows=tuple(compress(case.scored, account.members)))
+        text = text[account.members]
+        if account.names == "part" and not ledger.rows:
+            return []
+    scale = scale_of(case, confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta))
+    like = f"noise like {scale.equivalent}" if len(text) else "reported log-probabilities"
+    known = scored_among(ledger, (*plan.bank, *plan.suspects))
+    named = rank(ledger, known, plan.calibration.text)
+    if named is None:
+        return [make_finding(CAUSE, "undecided", like, None, "no build was scored")]
+    if named.stands_out:
+        return [_name_best(case, named)]
+    counted = next((f.name for f in found if f.aspect == "tokenizer"), None)
+    far = scale.estimate is not None and scale.estimate >= SAMPLED_FROM
+    unread = [name for name in plan.suspects if name not in known]
+    return [_name_none(case, named, like, counted=counted, far=far, unread=unread)]
+
+
+def _name_none(
+    case: Case, named: Ranked, like: str, *, counted: str | None, far: bool, unread: Sequence[str]
+) -> Finding:
+    """What noise of no known build is like; `far` from the weights, that nothing fits."""
+    detail = f"no build of the bank fits better; the nearest is {named.column or named.second}"
+    if far and all(fit.fails(case.plan.beta) for fit in named.fits):
+        like = NOTHING_FITS if counted is None else f"{ANOTHER_FAMILY}: {counted}"
+        detail = _how_far(named)
+    if far:
+        detail += "; another model, another prompt, or sampling in spite of temperature 0"
+    if unread:
+        detail += f"; not compared with {', '.join(unread)}"
+    return make_finding(CAUSE, "undecided", like, None, detail)
+
+
+def _name_best(case: Case, named: Ranked) -> Finding:
+    """The column that stands out; a suspect that does not fit is a model near it."""
+    best, suspects = named.column, case.plan.suspects
+    what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
+    detail = (
+        f"{suspects.get(best, what)}; fits {describe_replies(named.replies)} better than "
+        f"{named.second or NO_BUILD}, odds {describe_odds(named.log_odds)} to 1"
+    )
+    own = named.best_fit
+    near = own.fails(case.plan.beta)
+    if near:
+        detail += (
+            f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
+            "nats per token beyond honest serving of it"
+        )
+    if best in suspects:  # to be near a model is not to be that model
+        replies = "the replies are nearest to" if near else "the replies are those of"
+        detail = f"{replies} {best}: {detail}"
+        if near:
+            return make_finding(CAUSE, "undecided", f"a model near {best}", None, detail)
+    return make_finding(CAUSE, "detected", best, named.log_odds, detail)
+
+
+def _how_far(named: Ranked) -> str:
+    """How far the replies are from every column."""
+    away = {fit.column: f"{fit.divergence:.2g}" for fit in named.fits}
+    nearest = next(fit.column for fit in named.fits if fit.column != REFERENCE)
+    return (
+        f"{away[REFERENCE]} nats per token from the published weights and {away[nearest]} "
+        f"from the nearest build, {nearest}, each beyond honest serving"
+    )
+
+
+CHECK: Final = Check[None, None](
+    name="cause",
+    aspects=(SAMPLER, CAUSE),
+    find=find,
+    name_it=name_it,
+    ask={"naming": ask},
+)

@@ -1,0 +1,40 @@
+"""Calibration files: each beside its card, and refused where it was measured on other weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from verifier.errors import ReferenceMismatch
+from verifier.evidence.calibration import Calibration
+from verifier.files.run_folder import write_json
+from verifier.files.stored import read_record
+from verifier.reference.cards import Card, find_card
+
+
+def calibration_path(name: str) -> Path:
+    """Where the calibration of a card lies: beside the card."""
+    card = find_card(name)
+    return card.with_name(f"{card.stem}.calibration.json")
+
+
+def load_calibration(name: str, card: Card) -> Calibration:
+    """The calibration of a card. Raises ReferenceMismatch when missing or for other weights."""
+    path = calibration_path(name)
+    advice = f"run `verifier calibrate {name}`"
+    if not path.is_file():
+        raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
+    found = read_record(path, Calibration, advice=advice)
+    pinned = card.digests.tensors_sha256
+    if pinned is not None and found.tensors_sha256 != pinned:
+        raise ReferenceMismatch(
+            f"{path}: made for weights {found.tensors_sha256[:12]}, but the card pins "
+            f"{pinned[:12]}; {advice}"
+        )
+    return found
+
+
+def write_calibration(name: str, calibration: Calibration) -> Path:
+    """Write the calibration beside its card."""
+    path = calibration_path(name)
+    write_json(path, calibration.model_dump(mode="json"))
+    return path

@@ -1,0 +1,247 @@
+"""The steps of an audit, each of which can be run alone.
+
+    run file -> plan -> probes -> collect -> score -> ledger -> decide -> report
+
+Each reads files of the run folder and writes the next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from verifier.checks import CHECKS
+from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
+from verifier.checks.capabilities.probe import Capabilities, read_capabilities
+from verifier.checks.cause import score_for_name
+from verifier.checks.check import UNKNOWN_RENDERING
+from verifier.checks.template.panel import read_prompts
+from verifier.config import RunFile, dump_run_file, load_run_file
+from verifier.errors import ConfigError, EndpointError
+from verifier.files.run_folder import (
+    DEADLINE,
+    EXCHANGES,
+    LEDGER,
+    LOCK,
+    PAGE,
+    PLAN,
+    PROBES,
+    RUN,
+    SAMPLED,
+    write_json,
+    write_whole,
+)
+from verifier.host.collect import read_attempts, read_outcomes
+from verifier.host.endpoint import Endpoint
+from verifier.plan import make_plan
+from verifier.plan_file import Plan, batch_ends, read_plan, read_probes, write_plan
+from verifier.probes import load_pool
+from verifier.progress import ALONE, Pace, Show, until
+from verifier.prompts import Render
+from verifier.records import Report
+from verifier.reference.calibrations import load_calibration
+from verifier.reference.cards import load_card
+from verifier.reference.loaded import LoadReference, Reference, render_as_ids
+from verifier.report_file import read_report
+from verifier.reports.html import render_page
+from verifier.scoring.loadable import refuse_unknown_builds
+from verifier.scoring.score import is_sampler
+from verifier.scoring.score_file import forget_scores, scored_columns
+from verifier.session import Session
+from verifier.verdict.case import own_ledger
+from verifier.wording import describe_seconds
+
+
+def open_session(
+    config: RunFile, *, api_key: str | None, load_reference: LoadReference, show: Show, pace: Pace
+) -> Session:
+    """Everything that an audit needs before its first request: nothing is spent on one that cannot
+    be scored.
+
+    Writes the plan, or takes up the one that is there. Raises a VerifierError.
+    """
+    run = config.out
+    plan = start(config)
+    (run / DEADLINE).unlink(missing_ok=True)
+    make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
+    read_probes(run)
+    reference = load_reference()
+    refuse_unknown_builds(plan, reference.engine)
+    endpoint = replace(
+        make_endpoint(config, api_key=api_key, render=render_as_ids(reference.tokenizer)),
+        count_tokens=lambda text: len(reference.tokenizer.encode(text)),
+    )
+    return Session(
+        run, plan, show, config=config, endpoint=endpoint, reference=reference,
+        pace=until(pace, config.audit.deadline),
+    )  # fmt: skip
+
+
+def start(config: RunFile) -> Plan:
+    """Write the plan of a run, or take up the one its folder holds.
+
+    Raises ConfigError when the folder holds another run.
+    """
+    run = config.out
+    if (run / PLAN).exists():
+        before = load_run_file(run / RUN, below=run)
+        # how long a command may take says nothing of what it does
+        now = before.audit.model_copy(update={"deadline": config.audit.deadline})
+        same = before.model_copy(update={"out": config.out, "audit": now}) == config
+        if not same:
+            raise ConfigError(
+                f"{run}: holds another run; give another --out, or the run file {run / RUN} to go "
+                "on with it"
+            )
+        return read_plan(run)
+    if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
+        raise ConfigError(f"{run}: exists and is no run folder; give another --out")
+    card = load_card(config.reference.card)
+    calibration = load_calibration(config.reference.card, card)
+    plan, probes, further = make_plan(config, card, calibration, load_pool())
+    write_plan(run, dump_run_file(config), plan, probes, further)
+    return plan
+
+
+def _is_of_a_plan(path: Path) -> bool:
+    """Whether a kill while a plan was written may have left this file."""
+    return path.name.removesuffix(".partial") in (RUN, PROBES, SAMPLED, PLAN, LOCK)
+
+
+def make_endpoint(
+    config: RunFile, *, api_key: str | None, render: Render | None = None
+) -> Endpoint:
+    """The endpoint of a run file, with its key; `render` makes prompts for text completions."""
+    section = config.endpoint
+    pinned = {"only": [section.provider], "allow_fallbacks": False, "require_parameters": True}
+    return Endpoint(
+        base_url=section.base_url,
+        model=section.model,
+        api_key=api_key,
+        api_key_env=section.api_key_env,
+        timeout_s=section.timeout_s,
+        connect_timeout_s=section.connect_timeout_s,
+        read_timeout_s=section.read_timeout_s,
+        stream=section.stream,
+        concurrency=section.concurrency,
+        max_attempts=section.max_attempts,
+        requests_per_minute=section.requests_per_minute,
+        top_logprobs=min(config.audit.top_logprobs, section.most_top_logprobs),
+        dialect=section.dialect,
+        logprobs_form=section.logprobs_form,
+        extra_body=section.extra_body | ({"provider": pinned} if section.router else {}),
+        headers=section.headers,
+        render=render if section.dialect == "completions" else None,
+    )
+
+
+# -- one step alone ----------------------------------------------------------------------------
+
+
+def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
+    """Plan the run if it is not planned yet, and find out what its endpoint can do.
+
+    Raises EndpointError when the deadline comes first.
+    """
+    plan, pace = start(config), until(ALONE, config.audit.deadline)
+    endpoint = make_endpoint(config, api_key=api_key)
+    config = config.model_copy(
+        update={"audit": config.audit.model_copy(update={"capabilities": True})}
+    )
+    silent = Show(tell=lambda _line: None, step=lambda _what, _done, _of: None)
+    session = Session(config.out, plan, silent, config=config, endpoint=endpoint, pace=pace)
+    CAPABILITIES.ask["before"](session, session.read(), None)
+    found = None if pace.late() else read_capabilities(config.out)
+    if found is None:
+        raise EndpointError(
+            f"{endpoint.host}: the deadline of {describe_seconds(config.audit.deadline)} came "
+            "first (audit.deadline); run the same command again"
+        )
+    return found
+
+
+def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> int:
+    """Ask the first `probes` probes of a run (None: all), within its budget.
+
+    Returns how many have an outcome.
+    """
+    plan, config = read_plan(run), load_run_file(run / RUN, below=run)
+    if config.endpoint.dialect == "completions":
+        raise ConfigError(
+            f"{run / RUN}: endpoint.dialect: text completions are asked with prompts that the "
+            "reference's tokenizer renders; run `verifier audit` instead"
+        )
+    pace = until(ALONE, config.audit.deadline)
+    (run / DEADLINE).unlink(missing_ok=True)
+    session = Session(
+        run, plan, show, config=config, endpoint=make_endpoint(config, api_key=api_key), pace=pace
+    )
+    session.read()
+    asked, sampled = read_probes(run)[:probes], read_probes(run, name=SAMPLED)
+    session.begin("ordinary")
+    for end in batch_ends(len(asked)):
+        if not session.ask(asked[:end]) or pace.late():
+            break
+    session.begin("sampled")
+    for end in batch_ends(len(sampled)) if probes is None else ():
+        if not session.ask(sampled[:end]) or pace.late():
+            break
+    if pace.late():
+        write_json(run / DEADLINE, {"deadline_s": pace.deadline_s})
+        show.tell(f"the deadline of {describe_seconds(pace.deadline_s)} came first")
+    return len(session.outcomes())
+
+
+def score(
+    run: Path, reference: Reference, *, show: Show, builds: bool = False, penalties: bool = False
+) -> None:
+    """Score what has arrived, and write the ledger.
+
+    With `builds` the first replies under the bank and the suspects too, and with `penalties` under
+    these, so that a cause can be named.
+    """
+    session = Session(run, read_plan(run), show, reference=reference)
+    session.score()
+    if builds or penalties:
+        score_for_name(session, session.read(), sought=builds, penalties=penalties)
+
+
+def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> None:
+    """Remove every score of a run folder and compute them from its replies.
+
+    The weights that had been scored to name a cause are scored again, and with `builds` all.
+    """
+    plan = read_plan(run)
+    had = scored_columns(run)
+    again = builds or bool(had & {*plan.bank, *plan.suspects} - {*plan.policy.builds})
+    able = reference.engine.scores_samplers and any(map(is_sampler, had))
+    forget_scores(run)
+    score(run, reference, builds=again, penalties=able, show=show)
+
+
+def write_page(run: Path) -> Report:
+    """Write the HTML page of a decided run folder; the report it shows."""
+    report, page = render_folder(run)
+    write_whole(run / PAGE, page)
+    return report
+
+
+def render_folder(run: Path) -> tuple[Report, str]:
+    """The report of a decided run folder, and its HTML page."""
+    plan = read_plan(run)
+    report = read_report(run)
+    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    if (run / LEDGER).exists():
+        own_ledger(run, outcomes)  # a verdict on other replies is not shown
+    known = any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in report.findings)
+    page = render_page(
+        report,
+        outcomes=outcomes,
+        probes=tuple(
+            probe for check in CHECKS for asked in check.asked
+            if (asked.folder, asked.exchanges) == ("", EXCHANGES) for probe in asked.probes(run)
+        ),
+        attempts=read_attempts(run),
+        prompts=read_prompts(run) if known else None,
+    )  # fmt: skip
+    return report, page
