@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from audits import QUIET
-from engines import card_with_bank, score_replies
+from engines import card_with_bank, few_renderings, score_replies
 from models import EMBEDDED
 from simulate import make_plan
 
@@ -187,7 +187,9 @@ def run_audit(
         return audit(
             config,
             api_key=None,
-            load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+            load_reference=lambda: Reference(
+                engine=engine, tokenizer=tokenizer, catalogue=few_renderings()
+            ),
             show=QUIET,
         )
 
@@ -274,7 +276,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
-    reference = Reference(engine=engine, tokenizer=tokenizer)
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
         running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as first,
@@ -350,7 +352,9 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
             found[name] = audit_targets(
                 fleet,
                 keys=dict.fromkeys(fleet.every_run_file),
-                load_reference=lambda: Reference(engine=engine, tokenizer=tokenizer),
+                load_reference=lambda: Reference(
+                    engine=engine, tokenizer=tokenizer, catalogue=few_renderings()
+                ),
                 show=QUIET,
             )
 

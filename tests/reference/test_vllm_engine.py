@@ -25,6 +25,7 @@ from engines import (
     REPLIES,
     Scores,
     card_with_bank,
+    few_renderings,
     furthest,
     save_transformed,
     score_replies,
@@ -535,7 +536,7 @@ def audited(url: str, engine: VllmEngine, tokenizer: Tokenizer, folder: Path) ->
             "out": folder / "run",
         }
     )
-    reference = Reference(engine=engine, tokenizer=tokenizer)
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     return audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
 
 

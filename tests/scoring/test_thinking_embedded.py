@@ -8,6 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
+from engines import few_renderings
 from models import EMBEDDED
 
 from verifier.audit import audit
@@ -67,7 +68,7 @@ def reference(thinker: Path) -> Reference:
     """In float32."""
     tokenizer = Tokenizer(thinker)
     engine = TransformersEngine(thinker, eos_ids=(tokenizer.eos_id,))
-    return Reference(engine=engine, tokenizer=tokenizer)
+    return Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
 
 
 @pytest.fixture(scope="module")

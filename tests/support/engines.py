@@ -19,6 +19,7 @@ from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import find_card
 from verifier.reference.checkpoint import read_layout, transformed
 from verifier.reference.engines import Engine
+from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import find_variant
 
@@ -90,3 +91,17 @@ def card_with_bank(tmp_path: Path, bank: list[str]) -> str:
     card.write_text(yaml.safe_dump(raw | {"bank": bank}))
     shutil.copy(calibration_path(EMBEDDED), tmp_path / "card.calibration.json")
     return str(card)
+
+
+#: Faults of the template that audits here look for, one of a sort: where replies are bad, they are
+#: scored under every one, and for longest under those that change little. The demo looks for all.
+SOUGHT = (
+    "generation-prompt-missing", "default-system-dropped", "system-injected", "no-template",
+    "last-turn-only", "family-chatml",
+)  # fmt: skip
+
+
+def few_renderings() -> dict[str, Rendering]:
+    """Every valid rendering, and the faults sought."""
+    entries = catalogue().items()
+    return {name: e for name, e in entries if e.kind == "valid" or name in SOUGHT}
