@@ -9,15 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import configure, host_with, run
+from audits import QUIET, configure, host_with
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from simulate import decide, make_plan, simulate_row
 
+from verifier.audit import audit
 from verifier.checks.claimed_counts import judge_claimed, read_claimed
 from verifier.config import Prices
 from verifier.evidence.ledger import Ledger
 from verifier.host.budget import charged_prompt, most_prompt_tokens
 from verifier.host.exchange import most_prompt
 from verifier.records import Attempt, Message, Outcome, Probe, Reply, Report, Request
+from verifier.reference.loaded import Reference
 from verifier.reports.junit import render_junit, render_markdown
 
 ALLOWED = 30
@@ -117,12 +120,20 @@ def test_what_a_plain_request_can_count_is_what_was_paid_for() -> None:
 
 def test_an_audit_reports_counts_beyond_its_limit(card: Path, tmp_path: Path) -> None:
     """Of a host that takes the limit and ignores it; the weights are not accused."""
-    with host_with("ignores:max_tokens") as url:
-        report = run(configure(url, card, tmp_path / "run", max_tokens=4))
+
+    def talkative() -> FakeEngine:
+        return FakeEngine(margin=3.5, script=lambda ids: (*wordy_script(ids), *wordy_script(ids)))
+
+    reference = Reference(engine=talkative(), tokenizer=FakeTokenizer())
+    with host_with("ignores:max_tokens", talkative()) as url:
+        report = audit(
+            configure(url, card, tmp_path / "run", max_tokens=8), api_key=None,
+            load_reference=lambda: reference, show=QUIET,
+        )  # fmt: skip
 
     (found,) = [f for f in report.findings if f.aspect == "usage"]
     assert (found.decision, found.name) == ("detected", "counts beyond what was asked")
-    assert report.decision != "inconsistent"
+    assert report.decision == "consistent"
 
 
 # -- what is spent -------------------------------------------------------------------------------

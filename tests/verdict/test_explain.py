@@ -18,7 +18,7 @@ from verifier.verdict.combine import combine
 from verifier.verdict.explain import explain, headline
 
 
-def completions(rows: Sequence[Row], **counted: int) -> Bypass:
+def completions(rows: Sequence[Row]) -> Bypass:
     """Text completions of a host, whose prompts arrived as they were sent."""
     some = [replace(row, prompt_tokens=20, rendered={REFERENCE: 20}) for row in rows]
     return judge_completions(make_plan(), Ledger(rows=tuple(some)), list(replies(some).values()))
