@@ -1,16 +1,11 @@
-"""The decision: error rates on simulated hosts, and what each verdict needs."""
+"""The decision: what each verdict needs."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from hosts import judge, rows_at
-from simulate import (
-    case_of,
-    make_plan,
-    replies,
-    simulate_row,
-)
+from simulate import case_of, make_plan, replies, simulate_row
 
 from verifier.checks.check import greedy_is_settled
 from verifier.config import Policy
