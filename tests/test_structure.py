@@ -242,6 +242,13 @@ def test_findings_are_about_known_aspects() -> None:
     assert found <= ASPECTS.keys()
 
 
+def test_no_test_module_imports_another() -> None:
+    """What they share lies in tests/support."""
+    modules = {path.stem for path in (ROOT / "tests").rglob("test_*.py")} | {"conftest"}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert not modules & {name.split(".")[0] for name in imported(path)}, path
+
+
 # -- packages ----------------------------------------------------------------------------------
 
 
