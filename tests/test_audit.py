@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from audits import CARD, FAULT, KEY, QUIET, configure, host, load_reference, run
-from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
+from audits import CARD, FAULT, KEY, QUIET, configure, host, load_reference, requests_of, run
+from fakes_engine import FakeEngine, FakeTokenizer
 from fakes_host import Answer, FakeHost, chat, error
 from simulate import make_calibration
 
 from verifier.audit import audit
-from verifier.checks.template.panel import PANEL_PROBES, read_prompts
 from verifier.config import Prices, RunFile
 from verifier.errors import ConfigError, EndpointError, ReferenceMismatch
 from verifier.evidence.calibration import NoiseClass
 from verifier.files.run_folder import (
     CAPABILITY_EXCHANGES,
-    COUNTED,
     DEADLINE,
     EXCHANGES,
     LEDGER,
     PAGE,
-    PANEL,
     PLAN,
     PROBES,
-    PROMPTS,
     REPORT,
     RUN,
     SCORES,
@@ -40,17 +35,12 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.host.collect import read_attempts, read_outcomes
-from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.host import Host
-from verifier.lab.testbed.server import running
 from verifier.plan import make_plan
 from verifier.plan_file import read_plan, read_probes
 from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show
-from verifier.records import GenerateRequest, Generation, ReplyScore, Report, ScoreRequest
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import Reference, reference_loader
-from verifier.reference.reader import Suspected
 from verifier.report_file import report_from_json, report_to_json
 from verifier.steps import ask, score, start, write_page
 from verifier.verdict.decide import decide_folder
@@ -72,25 +62,6 @@ def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(
     )
 
 
-def test_what_the_endpoint_can_do_is_found_out_first_and_reported(
-    card: Path, tmp_path: Path
-) -> None:
-    """When the run file says so: on record, on the page, within the budget, and only once."""
-    out = tmp_path / "run"
-    with host() as url:
-        config = configure(url, card, out, capabilities=True)
-        report = run(config)
-        run(config)
-
-    assert report.decision == "consistent"
-    assert dict(report.capabilities)["temperature 0 taken"] == "yes"
-    assert "temperature 0 taken" in (out / PAGE).read_text(encoding="utf-8")
-    assert [f.decision for f in report.findings if f.aspect == "samples"] == ["undecided"]
-    asked = list(read_lines(out / CAPABILITY_EXCHANGES))
-    assert len(asked) == 13
-    assert report.usage.requests == len(_requests(out)) + len(asked)
-
-
 def test_settings_of_the_template_go_with_every_probe(card: Path, tmp_path: Path) -> None:
     """To the endpoint and into our own rendering, so that a model can be asked not to think."""
     out = tmp_path / "run"
@@ -98,8 +69,8 @@ def test_settings_of_the_template_go_with_every_probe(card: Path, tmp_path: Path
         run(configure(url, card, out, template_settings={"enable_thinking": False}))
 
     assert {p.settings for p in read_probes(out)} == {(("enable_thinking", False),)}
-    asked = [r["chat_template_kwargs"] for r in _requests(out) if "chat_template_kwargs" in r]
-    assert len(asked) == len(_requests(out))
+    asked = [r["chat_template_kwargs"] for r in requests_of(out) if "chat_template_kwargs" in r]
+    assert len(asked) == len(requests_of(out))
     assert asked[0] == {"enable_thinking": False}
 
 
@@ -114,83 +85,6 @@ def test_settings_that_a_dialect_cannot_carry_are_refused(card: Path, tmp_path: 
         make_plan(config, load_card(str(card)), make_calibration(), load_pool())
 
 
-def test_a_faulty_host_ends_inconsistent_with_the_build_named(card: Path, tmp_path: Path) -> None:
-    """The bank is scored once the verdict is there, and the served build fits best."""
-    with host(FAULT) as url:
-        report = run(configure(url, card, tmp_path / "run"))
-
-    assert report.decision == "inconsistent"
-    assert report.findings[-1].aspect == "cause"
-    assert report.findings[-1].name == FAULT
-
-
-def test_a_template_fault_is_named_with_advice_and_a_diff(card: Path, tmp_path: Path) -> None:
-    """Not the weights: they are the published ones, and no build is accused."""
-    out = tmp_path / "run"
-    with host(template="generation-prompt-missing") as url:
-        report = run(configure(url, card, out))
-
-    (named,) = [f for f in report.findings if f.aspect in ("template", "cause")]
-    assert report.decision == "inconsistent"
-    assert (named.aspect, named.name) == ("template", "generation-prompt-missing")
-    assert "pass add_generation_prompt" in named.detail
-    assert "odds" in named.detail
-    assert (report.noise_scale.estimate or 0) <= report.noise_scale.honest
-    assert not any(f.aspect == "noise" and f.decision == "detected" for f in report.findings)
-    page = (out / PAGE).read_text()
-    assert "The prompt, as published and as served" in page
-    assert "−" in page
-    assert "&lt;turn&gt;assistant" in page
-    asked = [p for p in read_probes(out, name=PANEL) if p.id in read_outcomes(out, max_attempts=1)]
-    assert 0 < len(asked) <= 12
-    assert decide_folder(out) == report
-    for name in (SCORES, LEDGER):
-        (out / name).unlink()
-    score(out, load_reference(), show=QUIET)
-    assert decide_folder(out) == report
-
-
-def test_words_that_stand_for_unknown_ones_are_not_shown_as_served(
-    card: Path, tmp_path: Path
-) -> None:
-    """The endpoint never wrote them."""
-    with host(template="generation-prompt-missing") as url:
-        run(configure(url, card, tmp_path / "run"))
-    known = read_prompts(tmp_path / "run")
-    assert known is not None
-    write_json(tmp_path / "run" / PROMPTS, known | {"name": "system-injected"})
-
-    assert read_prompts(tmp_path / "run") is None
-    (tmp_path / "run" / PROMPTS).unlink()
-    assert read_prompts(tmp_path / "run") is None
-
-
-def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:
-    """The noise is judged under the rendering that is served."""
-    with host(FAULT, template="generation-prompt-missing") as url:
-        report = run(configure(url, card, tmp_path / "run"))
-
-    aspects = {f.aspect: f for f in report.findings if f.decision == "detected"}
-    assert report.decision == "inconsistent"
-    assert aspects["template"].name == "generation-prompt-missing"
-    assert "noise" in aspects
-    assert report.findings[-1].aspect == "cause"
-    assert "generation-prompt-missing and noise" in report.summary
-
-
-def test_bad_weights_after_the_right_template_are_no_template_fault(
-    card: Path, tmp_path: Path
-) -> None:
-    """Template columns are scored, and none is accused."""
-    out = tmp_path / "run"
-    with host(FAULT) as url:
-        report = run(configure(url, card, out))
-
-    assert (out / PANEL).exists()
-    assert not any(f.aspect == "template" for f in report.findings)
-    assert "as published and as served" not in (out / PAGE).read_text()
-
-
 def test_text_alone_gives_the_same_verdicts(card: Path, tmp_path: Path) -> None:
     """Without log-probabilities the texts are tokenized again."""
     with host() as honest, host(FAULT) as faulty:
@@ -200,11 +94,7 @@ def test_text_alone_gives_the_same_verdicts(card: Path, tmp_path: Path) -> None:
         ]
 
     assert [report.decision for report in reports] == ["consistent", "inconsistent"]
-    assert all(row.get("logprobs") is None for row in _requests(tmp_path / "honest"))
-
-
-def _requests(out: Path) -> list[dict[str, Any]]:
-    return [yaml.safe_load(attempt.request) for attempt in read_attempts(out)]
+    assert all(row.get("logprobs") is None for row in requests_of(tmp_path / "honest"))
 
 
 class Killed(BaseException):
@@ -524,137 +414,6 @@ def test_outcomes_are_those_of_the_exchanges(card: Path, tmp_path: Path) -> None
 
 
 # -- other models ------------------------------------------------------------------------------
-
-
-class OtherModel(FakeEngine):
-    """An engine whose column `other` is a model of another script, loaded by its name."""
-
-    def __init__(self, *, serves: str = "reference") -> None:
-        super().__init__(margin=4.5)
-        self._other = FakeEngine(margin=4.5, script=lambda ids: wordy_script((*ids, 7)))
-        self.column = serves
-
-    def can_load(self, name: str) -> bool:
-        return name == "other" or super().can_load(name)
-
-    def load_variant(self, name: str) -> None:
-        self.column = name
-        if name != "other":
-            super().load_variant(name)
-
-    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
-        return (self._other if self.column == "other" else super()).score(requests)
-
-    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        return (self._other if self.column == "other" else super()).generate(requests)
-
-
-def audit_other(
-    url: str, card: Path, out: Path, *, suspected: bool, show: Show = QUIET,
-    read: Callable[[], Suspected] = lambda: Suspected(tokenizer=FakeTokenizer(), same=True),
-) -> Report:  # fmt: skip
-    config = configure(url, card, out)
-    if suspected:
-        suspects = [{"name": "other", "path": ".", "relation": "another size"}]
-        raw = config.model_dump() | {"reference": {"card": str(card), "suspects": suspects}}
-        config = RunFile.model_validate(raw)
-
-    def load() -> Reference:
-        suspects = {"other": read}
-        return Reference(engine=OtherModel(), tokenizer=FakeTokenizer(), suspects=suspects)
-
-    return audit(config, api_key=None, load_reference=load, show=show)
-
-
-@pytest.mark.parametrize("suspected", [True, False])
-def test_another_model_is_named_where_it_is_a_suspect(
-    card: Path, tmp_path: Path, *, suspected: bool
-) -> None:
-    """In at most three ordinary replies; without it among the suspects nothing is."""
-    out = tmp_path / "run"
-    app = create_app(
-        Host(
-            engine=OtherModel(serves="other"),
-            tokenizer=FakeTokenizer(),
-            model="tiny",
-            window_s=0.001,
-        )
-    )
-    with running(app) as url:
-        report = audit_other(url, card, out, suspected=suspected)
-    before = (out / REPORT).read_bytes()
-    again = decide_folder(out)
-
-    assert report.decision == "inconsistent"
-    cause = report.findings[-1]
-    if suspected:
-        assert report.usage.replies <= 3 + PANEL_PROBES  # no further search for a template
-        assert (cause.decision, cause.name) == ("detected", "other")
-        assert cause.detail.startswith("the replies are those of other: another size; fits")
-        assert "other" in report.summary
-    else:
-        assert (cause.decision, cause.aspect) == ("undecided", "cause")
-    assert again == report
-    assert (out / REPORT).read_bytes() == before
-
-
-def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
-    card: Path, tmp_path: Path
-) -> None:
-    """A card's sibling is fetched when it is needed first; without it no name is given for sure."""
-
-    def read() -> Suspected:
-        raise ConfigError("someone/other@main: the hub cannot be reached")
-
-    told: list[str] = []
-    app = create_app(
-        Host(
-            engine=OtherModel(serves="other"),
-            tokenizer=FakeTokenizer(),
-            model="tiny",
-            window_s=0.001,
-        )
-    )
-    with running(app) as url:
-        report = audit_other(
-            url, card, tmp_path / "run", suspected=True, read=read,
-            show=Show(tell=told.append, step=lambda *_: None),
-        )  # fmt: skip
-    cause = report.findings[-1]
-
-    assert report.decision == "inconsistent"
-    assert (cause.decision, cause.aspect) == ("undecided", "cause")
-    assert cause.detail.endswith("; not compared with other")
-    assert any("without the suspect other: someone/other@main" in line for line in told)
-
-
-def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
-    card: Path, tmp_path: Path
-) -> None:
-    """A few requests of one token, kept in the folder, asked once; an honest host is not asked."""
-    asked = {}
-    for name in ("other", "reference"):
-        out = tmp_path / name
-        app = create_app(
-            Host(
-                engine=OtherModel(serves=name),
-                tokenizer=FakeTokenizer(),
-                model="tiny",
-                window_s=0.001,
-            )
-        )
-        with running(app) as url:
-            report = audit_other(url, card, out, suspected=True)
-            audit_other(url, card, out, suspected=True)
-        outcomes = read_outcomes(out, max_attempts=1)
-        asked[name] = sum(outcome.startswith("k0") for outcome in outcomes)
-        counted = [n for n in read_attempts(out) if n.probe_id.startswith("k0")]
-        assert len(counted) == asked[name]
-        assert report.usage.requests >= len(read_attempts(out))
-
-    assert (tmp_path / "other" / COUNTED).exists()
-    assert not (tmp_path / "reference" / COUNTED).exists()
-    assert asked == {"other": 8, "reference": 0}
 
 
 def test_a_suspect_that_cannot_be_had_is_said_before_anything_is_asked(

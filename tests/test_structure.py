@@ -229,6 +229,16 @@ def test_all_checks_are_named_in_one_place() -> None:
     assert [name for name, some in named.items() if some >= set(CHECK_FILES.values())] == ["checks"]
 
 
+@pytest.mark.parametrize("check", sorted(set(CHECK_FILES.values())))
+def test_every_check_has_its_four_kinds_of_test(check: str) -> None:
+    """In files that are named as it is, under a line for each."""
+    files = sorted((ROOT / "tests" / "checks").glob(f"test_{check}*.py"))
+    text = "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+    for part in ("level", "power", "known answer", "one audit"):
+        assert re.search(rf"^# -- {part} -+$", text, re.MULTILINE), part
+
+
 def test_an_aspect_means_the_same_in_every_check() -> None:
     """One label and one role for each name, so that a reader may look it up."""
     said = {(one.name, one.label, one.role) for check in CHECKS for one in check.aspects}
@@ -244,6 +254,13 @@ def test_findings_are_about_known_aspects() -> None:
 
     assert len(reports) >= 30
     assert found <= ASPECTS.keys()
+
+
+def test_no_test_module_imports_another() -> None:
+    """What they share lies in tests/support."""
+    modules = {path.stem for path in (ROOT / "tests").rglob("test_*.py")} | {"conftest"}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        assert not modules & {name.split(".")[0] for name in imported(path)}, path
 
 
 # -- packages ----------------------------------------------------------------------------------

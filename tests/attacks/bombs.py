@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import resource
 import shutil
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import yaml
 from audits import NOWHERE, write_run_file
+from models import save_tokenizer
 
 from attacks.bases import make_base
 from attacks.lab import Lab, Tally, refused, run, sound, start_child
@@ -279,8 +278,6 @@ GREEDY = (
 
 
 def _templates(lab: Lab) -> Iterator[Tally]:
-    sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
-    import conftest
     import transformers  # noqa: F401 - so that no fork need import it
 
     from verifier.errors import VerifierError
@@ -288,7 +285,7 @@ def _templates(lab: Lab) -> Iterator[Tally]:
     from verifier.reference.tokenizer import Tokenizer
 
     folder = lab.folder("tokenizer")
-    conftest.save_tokenizer(folder)
+    save_tokenizer(folder)
 
     def render(template: str, *, own: bool) -> tuple[str, str, float, float]:
         """Kind of end, text or error, seconds, memory."""

@@ -5,26 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from audits import CARD, UNPINNED, write_run_file
+from models import save_model, save_tokenizer
 
 from attacks.lab import FakeHost, Lab, Model, Tally, refused, run, warm
 
-sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
-
 
 def attack_weights(lab: Lab) -> Iterator[Tally]:
-    import conftest
-
     folder = lab.folder("weights")
     weights = folder / "weights"
-    conftest.save_model(weights)
-    conftest.save_tokenizer(weights)
+    save_model(weights)
+    save_tokenizer(weights)
     run_ = _scorable(folder)
     yield _changed(lab, folder, run_)
     yield _code(lab, folder, run_)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from audits import configure, host, requests_of, run
 from fakes_host import Answer, Asked, FakeHost, chat, error
 from purses import plenty
 
@@ -23,7 +24,7 @@ from verifier.checks.capabilities.probe import (
     read_capabilities,
 )
 from verifier.errors import ConfigError
-from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, read_lines
+from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, PAGE, read_lines
 from verifier.host.endpoint import Endpoint
 from verifier.records import Candidate, ReportedToken
 
@@ -82,6 +83,122 @@ def probe(tmp_path: Path, **habits: Any) -> Capabilities:
         return probe_capabilities(tmp_path, endpoint, purse=plenty())
 
 
+def sample(*, served_at: float, count: int, rng: np.random.Generator) -> list[ReportedToken]:
+    """Tokens drawn at one temperature, reported as if at temperature 1."""
+    rows = []
+    for _ in range(count):
+        logits = rng.normal(0, 2, VOCABULARY)
+        log_p = logits - np.logaddexp.reduce(logits)
+        served = log_p / served_at
+        at = int(rng.choice(VOCABULARY, p=np.exp(served - np.logaddexp.reduce(served))))
+        top = tuple(
+            Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n]))
+            for n in np.argsort(-log_p)[:5]
+        )
+        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
+        rows.append(ReportedToken(chosen=chosen, top=top))
+    return rows
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
+def test_forged_log_probabilities_are_called_so_at_their_level() -> None:
+    """Under the null the e-value reaches 20 in at most one of twenty audits."""
+    rng = np.random.default_rng(3)
+    crossed = [
+        log_e_forged(sample(served_at=1.0, count=60, rng=rng), alternatives=5) >= math.log(20)
+        for _ in range(120)
+    ]
+
+    slack = 3 * math.sqrt(120 * 0.05 * 0.95)
+    assert sum(crossed) <= 120 * 0.05 + slack
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
+def test_forged_log_probabilities_are_found() -> None:
+    """Samples at twice the temperature that the numbers claim: two replies of 48 mostly do."""
+    rng = np.random.default_rng(4)
+    found = [
+        log_e_forged(sample(served_at=2.0, count=96, rng=rng), alternatives=5) >= math.log(1000)
+        for _ in range(20)
+    ]
+
+    assert sum(found) >= 16
+
+
+@pytest.mark.parametrize(
+    ("habits", "name", "expected"),
+    [
+        ({"seed": False}, "seed", False),
+        ({"limit": False}, "max_tokens_honoured", False),
+        ({"logprobs": False}, "logprobs", False),
+    ],
+)
+def test_a_field_that_is_taken_and_ignored_does_not_count(
+    tmp_path: Path, habits: dict[str, Any], name: str, expected: object
+) -> None:
+    """HTTP 200 is no effect."""
+    assert getattr(probe(tmp_path, **habits), name) is expected
+
+
+# -- known answer --------------------------------------------------------------------------------
+
+
+def test_a_factor_has_mean_one_under_the_null() -> None:
+    """By hand for one position: the mean over all categories is exactly 1."""
+    log_p = np.log([0.5, 0.3, 0.1, 0.1])
+    top = tuple(Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n])) for n in range(2))
+
+    def e_value(at: int) -> float:
+        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
+        return math.exp(log_e_forged([ReportedToken(chosen=chosen, top=top)], alternatives=2))
+
+    mean = sum(math.exp(log_p[at]) * e_value(at) for at in range(4))
+    assert mean == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([-0.125 * n for n in range(1, 20)], 0.125),
+        ([-0.01 * n for n in (1, 3, 7, 20, 33, 41, 57, 99)], 0.01),
+        ([-math.pi * n for n in range(1, 20)], None),
+        ([-0.5, -1.0], None),
+    ],
+)
+def test_the_step_of_rounded_values_is_found(values: list[float], expected: float | None) -> None:
+    """Decimal and binary steps; too few values tell nothing."""
+    assert find_grid(values) == expected
+
+
+# -- one audit -----------------------------------------------------------------------------------
+
+
+def test_what_the_endpoint_can_do_is_found_out_first_and_reported(
+    card: Path, tmp_path: Path
+) -> None:
+    """When the run file says so: on record, on the page, within the budget, and only once."""
+    out = tmp_path / "run"
+    with host() as url:
+        config = configure(url, card, out, capabilities=True)
+        report = run(config)
+        run(config)
+
+    assert report.decision == "consistent"
+    assert dict(report.capabilities)["temperature 0 taken"] == "yes"
+    assert "temperature 0 taken" in (out / PAGE).read_text(encoding="utf-8")
+    assert [f.decision for f in report.findings if f.aspect == "samples"] == ["undecided"]
+    asked = list(read_lines(out / CAPABILITY_EXCHANGES))
+    assert len(asked) == 13
+    assert report.usage.requests == len(requests_of(out)) + len(asked)
+
+
+# -- what hosts can do, and what is said ---------------------------------------------------------
+
+
 def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
     """Everything that this host does is found, and everything asked is on record."""
     found = probe(tmp_path)
@@ -98,21 +215,6 @@ def test_an_honest_host_shows_what_it_can(tmp_path: Path) -> None:
     assert (found.least_max_tokens, found.reply_ids, found.prompt_logprobs) == (1, False, False)
     assert (found.text_completions, found.echo) == (False, None)
     assert read_capabilities(tmp_path) == found
-
-
-@pytest.mark.parametrize(
-    ("habits", "name", "expected"),
-    [
-        ({"seed": False}, "seed", False),
-        ({"limit": False}, "max_tokens_honoured", False),
-        ({"logprobs": False}, "logprobs", False),
-    ],
-)
-def test_a_field_that_is_taken_and_ignored_does_not_count(
-    tmp_path: Path, habits: dict[str, Any], name: str, expected: object
-) -> None:
-    """HTTP 200 is no effect."""
-    assert getattr(probe(tmp_path, **habits), name) is expected
 
 
 @pytest.mark.parametrize(
@@ -256,46 +358,6 @@ def test_a_host_that_answers_nothing_is_all_unknown(tmp_path: Path) -> None:
     assert found.requests == 9  # each temperature three times: it might only be busy
 
 
-def sample(*, served_at: float, count: int, rng: np.random.Generator) -> list[ReportedToken]:
-    """Tokens drawn at one temperature, reported as if at temperature 1."""
-    rows = []
-    for _ in range(count):
-        logits = rng.normal(0, 2, VOCABULARY)
-        log_p = logits - np.logaddexp.reduce(logits)
-        served = log_p / served_at
-        at = int(rng.choice(VOCABULARY, p=np.exp(served - np.logaddexp.reduce(served))))
-        top = tuple(
-            Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n]))
-            for n in np.argsort(-log_p)[:5]
-        )
-        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
-        rows.append(ReportedToken(chosen=chosen, top=top))
-    return rows
-
-
-def test_forged_log_probabilities_are_called_so_at_their_level() -> None:
-    """Under the null the e-value reaches 20 in at most one of twenty audits."""
-    rng = np.random.default_rng(3)
-    crossed = [
-        log_e_forged(sample(served_at=1.0, count=60, rng=rng), alternatives=5) >= math.log(20)
-        for _ in range(120)
-    ]
-
-    slack = 3 * math.sqrt(120 * 0.05 * 0.95)
-    assert sum(crossed) <= 120 * 0.05 + slack
-
-
-def test_forged_log_probabilities_are_found() -> None:
-    """Samples at twice the temperature that the numbers claim: two replies of 48 mostly do."""
-    rng = np.random.default_rng(4)
-    found = [
-        log_e_forged(sample(served_at=2.0, count=96, rng=rng), alternatives=5) >= math.log(1000)
-        for _ in range(20)
-    ]
-
-    assert sum(found) >= 16
-
-
 @pytest.mark.parametrize("with_bytes", [True, False])
 def test_tokens_that_look_alike_are_not_taken_for_one_another(with_bytes: bool) -> None:
     """Pieces of characters all read as U+FFFD: one that is not named is not the one that is."""
@@ -330,33 +392,6 @@ def test_forging_is_a_finding_from_one_in_a_thousand_on(
 def test_without_sampled_log_probabilities_nothing_is_said_of_forging(tmp_path: Path) -> None:
     """Missing data is no information."""
     assert judge_samples(probe(tmp_path, logprobs=False)) is None
-
-
-def test_a_factor_has_mean_one_under_the_null() -> None:
-    """By hand for one position: the mean over all categories is exactly 1."""
-    log_p = np.log([0.5, 0.3, 0.1, 0.1])
-    top = tuple(Candidate(token=f"t{n}", bytes=None, logprob=float(log_p[n])) for n in range(2))
-
-    def e_value(at: int) -> float:
-        chosen = Candidate(token=f"t{at}", bytes=None, logprob=float(log_p[at]))
-        return math.exp(log_e_forged([ReportedToken(chosen=chosen, top=top)], alternatives=2))
-
-    mean = sum(math.exp(log_p[at]) * e_value(at) for at in range(4))
-    assert mean == pytest.approx(1.0, abs=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([-0.125 * n for n in range(1, 20)], 0.125),
-        ([-0.01 * n for n in (1, 3, 7, 20, 33, 41, 57, 99)], 0.01),
-        ([-math.pi * n for n in range(1, 20)], None),
-        ([-0.5, -1.0], None),
-    ],
-)
-def test_the_step_of_rounded_values_is_found(values: list[float], expected: float | None) -> None:
-    """Decimal and binary steps; too few values tell nothing."""
-    assert find_grid(values) == expected
 
 
 def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:

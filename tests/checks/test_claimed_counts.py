@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from audits import QUIET, configure, host_with
+from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from simulate import decide, make_plan, simulate_row
 
+from verifier.audit import audit
 from verifier.checks.claimed_counts import judge_claimed, read_claimed
 from verifier.config import Prices
 from verifier.evidence.ledger import Ledger
 from verifier.host.budget import charged_prompt, most_prompt_tokens
 from verifier.host.exchange import most_prompt
 from verifier.records import Attempt, Message, Outcome, Probe, Reply, Report, Request
+from verifier.reference.loaded import Reference
 from verifier.reports.junit import render_junit
 from verifier.reports.markdown import render_markdown
 
@@ -41,6 +46,20 @@ def judged(**counts: Any) -> Any:
     return judge_claimed(read_claimed([attempt()], {"p0": reply(**counts)}))
 
 
+def decided(*, unanswered: tuple[Request, ...] = (), **counts: Any) -> Report:
+    rng = np.random.default_rng(3)
+    rows = tuple(simulate_row(rng, f"p{n}", scale=0.02) for n in range(14))
+    outcomes: dict[str, Outcome] = {row.probe_id: reply(row.probe_id) for row in rows}
+    outcomes["p3"] = reply("p3", **counts)
+    return decide(
+        make_plan(prices=Prices(prompt=1.0, completion=2.0)), Ledger(rows=rows),
+        attempts=[attempt(row.probe_id) for row in rows], outcomes=outcomes, unanswered=unanswered,
+    )  # fmt: skip
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "counts",
     [
@@ -56,6 +75,9 @@ def judged(**counts: Any) -> Any:
 def test_counts_of_honest_hosts_are_no_finding(counts: dict[str, Any]) -> None:
     """A constant, a short prompt of the host's own, an end of turn: all of that is usual."""
     assert judged(**counts) is None
+
+
+# -- power ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -76,15 +98,46 @@ def test_counts_beyond_what_was_asked_are_a_finding(counts: dict[str, Any], said
     assert said in found.detail
 
 
-def decided(*, unanswered: tuple[Request, ...] = (), **counts: Any) -> Report:
-    rng = np.random.default_rng(3)
-    rows = tuple(simulate_row(rng, f"p{n}", scale=0.02) for n in range(14))
-    outcomes: dict[str, Outcome] = {row.probe_id: reply(row.probe_id) for row in rows}
-    outcomes["p3"] = reply("p3", **counts)
-    return decide(
-        make_plan(prices=Prices(prompt=1.0, completion=2.0)), Ledger(rows=rows),
-        attempts=[attempt(row.probe_id) for row in rows], outcomes=outcomes, unanswered=unanswered,
-    )  # fmt: skip
+# -- known answer --------------------------------------------------------------------------------
+
+
+def test_what_a_plain_request_can_count_is_what_was_paid_for() -> None:
+    """So that a claim which is not believed is reported at the price it was charged at."""
+    said = ("Sei kurz. \u00e9\u4e2d\n", "Why?")
+    messages = (
+        Message(role="system", content=said[0]),
+        Message(role="user", content=said[1]),
+    )
+    asked = Probe(id="p", kind="k", messages=messages, max_tokens=8)
+    body = {"model": "m", "messages": [{"role": m.role, "content": m.content} for m in messages]}
+
+    assert most_prompt(replace(attempt(), request=json.dumps(body))) == most_prompt_tokens(asked)
+    assert charged_prompt(asked, 10**9) == most_prompt_tokens(asked)
+    assert charged_prompt(asked, most_prompt_tokens(asked) + 300) == most_prompt_tokens(asked) + 300
+
+
+# -- one audit -----------------------------------------------------------------------------------
+
+
+def test_an_audit_reports_counts_beyond_its_limit(card: Path, tmp_path: Path) -> None:
+    """Of a host that takes the limit and ignores it; the weights are not accused."""
+
+    def talkative() -> FakeEngine:
+        return FakeEngine(margin=3.5, script=lambda ids: (*wordy_script(ids), *wordy_script(ids)))
+
+    reference = Reference(engine=talkative(), tokenizer=FakeTokenizer())
+    with host_with("ignores:max_tokens", talkative()) as url:
+        report = audit(
+            configure(url, card, tmp_path / "run", max_tokens=8), api_key=None,
+            load_reference=lambda: reference, show=QUIET,
+        )  # fmt: skip
+
+    (found,) = [f for f in report.findings if f.aspect == "usage"]
+    assert (found.decision, found.name) == ("detected", "counts beyond what was asked")
+    assert report.decision == "consistent"
+
+
+# -- what is spent -------------------------------------------------------------------------------
 
 
 def test_a_claim_moves_neither_verdict_nor_cost() -> None:
@@ -116,18 +169,3 @@ def test_requests_without_an_answer_on_record_are_counted_and_said() -> None:
     (note,) = [note for note in stopped.notes if note not in plain.notes]
     assert note.startswith("2 requests have no answer on record")
     assert "140 prompt and 60 completion tokens at most" in note
-
-
-def test_what_a_plain_request_can_count_is_what_was_paid_for() -> None:
-    """So that a claim which is not believed is reported at the price it was charged at."""
-    said = ("Sei kurz. \u00e9\u4e2d\n", "Why?")
-    messages = (
-        Message(role="system", content=said[0]),
-        Message(role="user", content=said[1]),
-    )
-    asked = Probe(id="p", kind="k", messages=messages, max_tokens=8)
-    body = {"model": "m", "messages": [{"role": m.role, "content": m.content} for m in messages]}
-
-    assert most_prompt(replace(attempt(), request=json.dumps(body))) == most_prompt_tokens(asked)
-    assert charged_prompt(asked, 10**9) == most_prompt_tokens(asked)
-    assert charged_prompt(asked, most_prompt_tokens(asked) + 300) == most_prompt_tokens(asked) + 300

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pytest
+from audits import configure, host_with, run
 from simulate import VOCABULARY, _score, case_of, decide, make_plan, replies, simulate_row
 
 from verifier.checks import greedy_tokens
@@ -29,7 +31,6 @@ from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.verdict.combine import Combined, combine
 
 RARE_NAMES = [f"rare token put in {share:g}" for share in RARE]
-
 Kind = Literal["none", "drop", "rare"]
 
 
@@ -79,6 +80,60 @@ def named(report: Report) -> str:
     return " ".join(f.name for f in report.findings if f.aspect == "sampler")
 
 
+def ahead(one: Row, nats: float) -> tuple[float, ...]:
+    return tuple(cell + nats for cell in one.text[REFERENCE])
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
+def test_honest_hosts_reach_the_evidence_at_most_as_often_as_promised() -> None:
+    """At 1 in 20, at the honest scale and with as many contradicted replies as the null allows."""
+    rng = np.random.default_rng(35)
+    reached = 0
+    for _ in range(60):
+        rows = [
+            replace(row(rng, f"p{n}", scale=0.07), outranked=int(rng.random() < GLITCHES))
+            for n in range(12)
+        ]
+        reached += weigh(rows).of(greedy_tokens.CHECK).log_e >= math.log(20)
+    told = rng.random((4000, 60)) < GLITCHES
+    crossed = [
+        max(log_e_contradicted(one[:n]) for n in range(0, 61, 4)) >= math.log(20)
+        for one in told.tolist()
+    ]
+
+    assert reached <= 60 / 20 + 4
+    assert sum(crossed) <= 4000 / 20
+
+
+def test_honest_replies_are_not_accused() -> None:
+    """The columns are names, and no evidence of their own."""
+    for seed in range(6):
+        assert judged(seed, scale=0.05).decision == "consistent"
+
+
+@pytest.mark.parametrize("scale", [0.2, 0.3, 0.5, 1.0])
+def test_noise_of_the_weights_is_not_taken_for_single_tokens(scale: float) -> None:
+    """It flips near-ties, where a token that is dropped goes whatever its lead."""
+    for seed in range(6):
+        report = judged(100 + seed, scale=scale)
+        assert report.decision == "inconsistent"
+        assert named(report) == ""
+
+
+@pytest.mark.parametrize("scale", [0.12, 0.2, 0.3])
+def test_noise_above_the_honest_scale_is_not_called_single_tokens(scale: float) -> None:
+    """It explains the replies as well, even where the policy's classes are excluded."""
+    rng = np.random.default_rng(34)
+    report = decided([bare(row(rng, f"p{n}", scale=scale)) for n in range(60)])
+
+    assert not any(f.aspect == "sampler" for f in report.findings)
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
     ("kind", "share", "said"),
@@ -94,66 +149,6 @@ def test_single_tokens_are_named_and_the_weights_are_not_accused(
     assert named(report).startswith(said)
     assert not any(f.aspect == "cause" for f in report.findings)
     assert (report.noise_scale.lower or 0) <= report.noise_scale.honest
-
-
-@pytest.mark.parametrize("scale", [0.2, 0.3, 0.5, 1.0])
-def test_noise_of_the_weights_is_not_taken_for_single_tokens(scale: float) -> None:
-    """It flips near-ties, where a token that is dropped goes whatever its lead."""
-    for seed in range(6):
-        report = judged(100 + seed, scale=scale)
-        assert report.decision == "inconsistent"
-        assert named(report) == ""
-
-
-def test_a_text_whose_tokens_are_not_named_says_nothing_of_rare_ones() -> None:
-    """It may have been tokenized in another way: the blind spot is stated."""
-    rng = np.random.default_rng(5)
-    rows = [row(rng, f"p{n}", scale=0.05, kind="rare", share=0.03) for n in range(24)]
-
-    told, read = (weigh(some).log_e for some in (rows, map(unnamed, rows)))
-    assert told > math.log(1000) > read
-
-
-def test_honest_replies_are_not_accused() -> None:
-    """The columns are names, and no evidence of their own."""
-    for seed in range(6):
-        assert judged(seed, scale=0.05).decision == "consistent"
-
-
-def test_three_tokens_by_hand() -> None:
-    """At scale 1, where noise is the distribution itself: 0.6, 0.3 and 0.1."""
-    log_p = [math.log(p) for p in (0.6, 0.3, 0.1)]
-    score = ReplyScore(
-        logprobs=(log_p[0], log_p[1]), ranks=(1, 2), entropies=(0.0, 0.0), top_ids=(0, 0),
-        top_logprobs=(tuple(log_p), tuple(log_p)), candidate_logprobs=None,
-    )  # fmt: skip
-    one = int(np.argmin(np.abs(TEXT_SCALES - 1)))
-
-    best, second = (dropped_cells(score, [t], 0.1)[one] for t in (0, 1))
-    assert best == pytest.approx(math.log(0.9 * 0.6))
-    assert second == pytest.approx(math.log(0.9 * 0.3 + 0.1 * 0.3 / 0.4))
-    assert rare_cells(score, [1], 0.1)[one] == pytest.approx(math.log(0.9 * 0.3 + 0.1 / TOKENS))
-    assert dropped_cells(score, [], 0.1)[one] == rare_cells(score, [], 0.1)[one] == 0.0
-
-
-def test_one_strange_reply_decides_nothing_and_three_do() -> None:
-    """Its tokens may have been named wrongly, and an unlikely one is worth any number of nats."""
-    rng = np.random.default_rng(21)
-    honest = [row(rng, f"p{n}", scale=0.05) for n in range(20)]
-    strange = [
-        replace(one, single=one.single | dict.fromkeys(RARE_NAMES, ahead(one, 60)))
-        for one in honest
-    ]
-
-    one, three = (weigh([*strange[:n], *honest[n:]]).log_e for n in (1, 3))
-    assert one < math.log(1000) < three
-
-
-def ahead(one: Row, nats: float) -> tuple[float, ...]:
-    return tuple(cell + nats for cell in one.text[REFERENCE])
-
-
-# -- every audit, before any sampler is named --------------------------------------------------
 
 
 def test_dropped_tokens_are_found_in_a_text_alone() -> None:
@@ -182,45 +177,23 @@ def test_what_the_endpoint_reports_of_its_own_tokens_is_evidence() -> None:
     assert not any(f.aspect == "forged" for f in found.findings)
 
 
-def test_suspected_tokens_withhold_the_verdict_until_more_replies_settle_them() -> None:
-    """Two contradicted replies of twelve are no proof, and ten clean ones no certificate."""
-    rng = np.random.default_rng(33)
-    rows = [replace(bare(row(rng, f"p{n}", scale=0.05)), outranked=int(n < 2)) for n in range(60)]
-    suspected, settled = decided(rows[:12]), decided(rows)
-
-    assert suspected.decision == "inconclusive"
-    assert "undecided" in [f.decision for f in suspected.findings if f.name == SINGLE]
-    assert settled.decision == "consistent"
-    assert "undecided" not in [f.decision for f in settled.findings if f.name == SINGLE]
+# -- known answer --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0.12, 0.2, 0.3])
-def test_noise_above_the_honest_scale_is_not_called_single_tokens(scale: float) -> None:
-    """It explains the replies as well, even where the policy's classes are excluded."""
-    rng = np.random.default_rng(34)
-    report = decided([bare(row(rng, f"p{n}", scale=scale)) for n in range(60)])
+def test_three_tokens_by_hand() -> None:
+    """At scale 1, where noise is the distribution itself: 0.6, 0.3 and 0.1."""
+    log_p = [math.log(p) for p in (0.6, 0.3, 0.1)]
+    score = ReplyScore(
+        logprobs=(log_p[0], log_p[1]), ranks=(1, 2), entropies=(0.0, 0.0), top_ids=(0, 0),
+        top_logprobs=(tuple(log_p), tuple(log_p)), candidate_logprobs=None,
+    )  # fmt: skip
+    one = int(np.argmin(np.abs(TEXT_SCALES - 1)))
 
-    assert not any(f.aspect == "sampler" for f in report.findings)
-
-
-def test_honest_hosts_reach_the_evidence_at_most_as_often_as_promised() -> None:
-    """At 1 in 20, at the honest scale and with as many contradicted replies as the null allows."""
-    rng = np.random.default_rng(35)
-    reached = 0
-    for _ in range(60):
-        rows = [
-            replace(row(rng, f"p{n}", scale=0.07), outranked=int(rng.random() < GLITCHES))
-            for n in range(12)
-        ]
-        reached += weigh(rows).of(greedy_tokens.CHECK).log_e >= math.log(20)
-    told = rng.random((4000, 60)) < GLITCHES
-    crossed = [
-        max(log_e_contradicted(one[:n]) for n in range(0, 61, 4)) >= math.log(20)
-        for one in told.tolist()
-    ]
-
-    assert reached <= 60 / 20 + 4
-    assert sum(crossed) <= 4000 / 20
+    best, second = (dropped_cells(score, [t], 0.1)[one] for t in (0, 1))
+    assert best == pytest.approx(math.log(0.9 * 0.6))
+    assert second == pytest.approx(math.log(0.9 * 0.3 + 0.1 * 0.3 / 0.4))
+    assert rare_cells(score, [1], 0.1)[one] == pytest.approx(math.log(0.9 * 0.3 + 0.1 / TOKENS))
+    assert dropped_cells(score, [], 0.1)[one] == rare_cells(score, [], 0.1)[one] == 0.0
 
 
 def test_contradicted_replies_by_hand() -> None:
@@ -244,3 +217,58 @@ def test_the_evidence_is_the_mean_of_what_each_kind_says() -> None:
     of_x, of_y = (math.exp(1) + math.exp(3)) / 2, math.exp(9)
     assert found.log_e_named == pytest.approx(math.log((of_x + of_y + 1) / 3))
     assert (found.contradicted, found.told) == (0, 0)
+
+
+# -- one audit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [False, True])
+def test_a_token_passed_over_now_and_then_keeps_an_audit_going_until_it_is_named(
+    card: Path, tmp_path: Path, sampler: bool
+) -> None:
+    """The greedy replies exclude other weights long before; samples wait until this is settled."""
+    with host_with("sampler:drop-best=0.05") as url:
+        report = run(configure(url, card, tmp_path / "run", sampler=sampler))
+    (finding,) = [f for f in report.findings if f.aspect == "sampler"]
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name.startswith("best token dropped 0.05")
+    assert all(f.decision == "excluded" for f in report.findings if f.aspect == "noise")
+    assert not [f for f in report.findings if f.aspect in ("cause", "forged")]
+
+
+# -- what is said --------------------------------------------------------------------------------
+
+
+def test_a_text_whose_tokens_are_not_named_says_nothing_of_rare_ones() -> None:
+    """It may have been tokenized in another way: the blind spot is stated."""
+    rng = np.random.default_rng(5)
+    rows = [row(rng, f"p{n}", scale=0.05, kind="rare", share=0.03) for n in range(24)]
+
+    told, read = (weigh(some).log_e for some in (rows, map(unnamed, rows)))
+    assert told > math.log(1000) > read
+
+
+def test_one_strange_reply_decides_nothing_and_three_do() -> None:
+    """Its tokens may have been named wrongly, and an unlikely one is worth any number of nats."""
+    rng = np.random.default_rng(21)
+    honest = [row(rng, f"p{n}", scale=0.05) for n in range(20)]
+    strange = [
+        replace(one, single=one.single | dict.fromkeys(RARE_NAMES, ahead(one, 60)))
+        for one in honest
+    ]
+
+    one, three = (weigh([*strange[:n], *honest[n:]]).log_e for n in (1, 3))
+    assert one < math.log(1000) < three
+
+
+def test_suspected_tokens_withhold_the_verdict_until_more_replies_settle_them() -> None:
+    """Two contradicted replies of twelve are no proof, and ten clean ones no certificate."""
+    rng = np.random.default_rng(33)
+    rows = [replace(bare(row(rng, f"p{n}", scale=0.05)), outranked=int(n < 2)) for n in range(60)]
+    suspected, settled = decided(rows[:12]), decided(rows)
+
+    assert suspected.decision == "inconclusive"
+    assert "undecided" in [f.decision for f in suspected.findings if f.name == SINGLE]
+    assert settled.decision == "consistent"
+    assert "undecided" not in [f.decision for f in settled.findings if f.name == SINGLE]

@@ -43,6 +43,9 @@ def finding(report: Report, aspect: str) -> Finding:
     return found
 
 
+# -- one audit -----------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("fault", "place", "least"),
     [
@@ -78,53 +81,6 @@ def test_a_cut_is_named_with_its_place_and_window(
     assert (out / REPORT).read_bytes() == before
 
 
-@pytest.mark.parametrize("fault", ["front-kept,hidden", "middle"])
-@pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
-def test_scores_of_long_prompts_that_are_lost_are_made_again(
-    card: Path, tmp_path: Path, fault: str, left: int
-) -> None:
-    """All of them or some, without asking: the same lines, and the same report."""
-    out = tmp_path / "run"
-    with long_host(f"context:1700,{fault}") as url:
-        run_long(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
-    scores, report = out / CONTEXT_SCORES, out / REPORT
-    before, said = scores.read_bytes().splitlines(keepends=True), report.read_bytes()
-    assert len(before) > 5
-
-    scores.write_bytes(b"".join(before[:left]))
-    score(out, asked_of(), show=QUIET)
-    decide_folder(out)
-
-    assert sorted(scores.read_bytes().splitlines(keepends=True)) == sorted(before)
-    assert report.read_bytes() == said
-
-
-@pytest.mark.parametrize(
-    "line", ['{"probe_id":"context-1"}', '{"probe_id":"context-1","cut":"front@9","cells":[]}']
-)
-def test_malformed_scores_of_long_prompts_are_refused(
-    card: Path, tmp_path: Path, line: str
-) -> None:
-    """In one line that names the file."""
-    out = tmp_path / "run"
-    with long_host("none") as url:
-        run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
-    (out / CONTEXT_SCORES).write_text(line + "\n")
-
-    with pytest.raises(ConfigError, match=r"context_scores\.jsonl:\d+: .*remove the file"):
-        score(out, asked_of(), show=QUIET)
-
-
-def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
-    """Nothing is scored where nothing was asked."""
-    out = tmp_path / "run"
-    with long_host("none") as url:
-        run_long(configure(url, card, out, budget_completion_tokens=1600))
-    score(out, asked_of(), show=QUIET)
-
-    assert not (out / CONTEXT_SCORES).exists()
-
-
 def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_path: Path) -> None:
     """One long prompt tells; its price is in the plan."""
     out = tmp_path / "run"
@@ -137,44 +93,6 @@ def test_an_honest_host_reads_all_and_the_verdict_waits_for_it(card: Path, tmp_p
     assert expected.amount.prompt_tokens > 3000
     assert most.amount.prompt_tokens > 24_000
     assert length.CHECK.reserve(read_plan(out)).completion_tokens == 8 * 48
-
-
-@pytest.mark.parametrize(
-    ("lengths", "said"),
-    [
-        ((900,), "those of 900 tokens and more do not fit the published weights; no cut"),
-        ((900, 500), "do not fit the published weights, those of 500 do; no cut"),
-    ],
-)
-def test_long_prompts_that_nothing_explains_stay_undecided(
-    lengths: tuple[int, ...], said: str
-) -> None:
-    """What does not fit is said, and what does, where something was read whole."""
-    much, little = (np.linspace(*ends, len(TEXT_SCALES)) for ends in ((-90, -40), (-1, -20)))
-    rows = tuple(
-        LongRow(
-            probe_id=f"context-{length}", length=length, counted=None,
-            whole=tuple(little if length == 500 else much),
-            cuts={f"{place}@{mark}": tuple(much) for place in PLACES for mark in (450, 810)},
-        )
-        for length in lengths
-    )  # fmt: skip
-    brought = Context(prompts=rows, replies=(), refusals=())
-    report = decide(make_plan(context_tokens=900), Ledger(rows=()), length=brought)
-    found = finding(report, "context")
-
-    assert found.decision == "undecided"
-    assert said in found.detail
-
-
-def test_a_register_never_runs_out_of_names() -> None:
-    """However long: three words make 15,625 of them."""
-    rooms: dict[str, str] = {}
-    rng = random.Random(1)  # noqa: S311 - no secret here
-    for _ in range(100_000):
-        add_room(rooms, rng)
-
-    assert len(rooms) > 50_000
 
 
 def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) -> None:
@@ -240,6 +158,94 @@ def test_a_budget_that_cannot_pay_for_what_is_long_is_refused(card: Path, tmp_pa
 
     with pytest.raises(ConfigError, match=r"audit.context and audit.output ask for; allow 4120"):
         run_long(config)
+
+
+# -- what is kept, and said ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["front-kept,hidden", "middle"])
+@pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
+def test_scores_of_long_prompts_that_are_lost_are_made_again(
+    card: Path, tmp_path: Path, fault: str, left: int
+) -> None:
+    """All of them or some, without asking: the same lines, and the same report."""
+    out = tmp_path / "run"
+    with long_host(f"context:1700,{fault}") as url:
+        run_long(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
+    scores, report = out / CONTEXT_SCORES, out / REPORT
+    before, said = scores.read_bytes().splitlines(keepends=True), report.read_bytes()
+    assert len(before) > 5
+
+    scores.write_bytes(b"".join(before[:left]))
+    score(out, asked_of(), show=QUIET)
+    decide_folder(out)
+
+    assert sorted(scores.read_bytes().splitlines(keepends=True)) == sorted(before)
+    assert report.read_bytes() == said
+
+
+@pytest.mark.parametrize(
+    "line", ['{"probe_id":"context-1"}', '{"probe_id":"context-1","cut":"front@9","cells":[]}']
+)
+def test_malformed_scores_of_long_prompts_are_refused(
+    card: Path, tmp_path: Path, line: str
+) -> None:
+    """In one line that names the file."""
+    out = tmp_path / "run"
+    with long_host("none") as url:
+        run_long(configure(url, card, out, context=3000, budget_completion_tokens=1600))
+    (out / CONTEXT_SCORES).write_text(line + "\n")
+
+    with pytest.raises(ConfigError, match=r"context_scores\.jsonl:\d+: .*remove the file"):
+        score(out, asked_of(), show=QUIET)
+
+
+def test_a_run_without_long_prompts_has_no_such_scores(card: Path, tmp_path: Path) -> None:
+    """Nothing is scored where nothing was asked."""
+    out = tmp_path / "run"
+    with long_host("none") as url:
+        run_long(configure(url, card, out, budget_completion_tokens=1600))
+    score(out, asked_of(), show=QUIET)
+
+    assert not (out / CONTEXT_SCORES).exists()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        ((900,), "those of 900 tokens and more do not fit the published weights; no cut"),
+        ((900, 500), "do not fit the published weights, those of 500 do; no cut"),
+    ],
+)
+def test_long_prompts_that_nothing_explains_stay_undecided(
+    lengths: tuple[int, ...], said: str
+) -> None:
+    """What does not fit is said, and what does, where something was read whole."""
+    much, little = (np.linspace(*ends, len(TEXT_SCALES)) for ends in ((-90, -40), (-1, -20)))
+    rows = tuple(
+        LongRow(
+            probe_id=f"context-{length}", length=length, counted=None,
+            whole=tuple(little if length == 500 else much),
+            cuts={f"{place}@{mark}": tuple(much) for place in PLACES for mark in (450, 810)},
+        )
+        for length in lengths
+    )  # fmt: skip
+    brought = Context(prompts=rows, replies=(), refusals=())
+    report = decide(make_plan(context_tokens=900), Ledger(rows=()), length=brought)
+    found = finding(report, "context")
+
+    assert found.decision == "undecided"
+    assert said in found.detail
+
+
+def test_a_register_never_runs_out_of_names() -> None:
+    """However long: three words make 15,625 of them."""
+    rooms: dict[str, str] = {}
+    rng = random.Random(1)  # noqa: S311 - no secret here
+    for _ in range(100_000):
+        add_room(rooms, rng)
+
+    assert len(rooms) > 50_000
 
 
 @pytest.mark.parametrize("fault", ["context:0,front", "context:9,back", "ceiling:x", "context:9"])

@@ -55,6 +55,9 @@ def row(
     )
 
 
+# -- level ---------------------------------------------------------------------------------------
+
+
 def test_whole_prompts_are_accused_at_most_at_the_rate_promised() -> None:
     """At any noise, of any number of replies up to the look that is worst."""
     rng = np.random.default_rng(1)
@@ -67,6 +70,27 @@ def test_whole_prompts_are_accused_at_most_at_the_rate_promised() -> None:
         accused += any(look is not None and look.log_e >= NEEDED for look in looks)
 
     assert accused <= audits * 0.01 + 3 * math.sqrt(audits * 0.01)
+
+
+def test_honest_ends_are_accused_at_most_at_the_rate_promised() -> None:
+    """A model that ends with any probability at each token is seldom said to be cut."""
+    rng = np.random.default_rng(3)
+    accused, audits = 0, 4000
+    for _ in range(audits):
+        chance = float(rng.choice([0.001, 0.01, 0.1]))
+        rows = []
+        for name in ("a", "b"):
+            size = int(rng.geometric(chance))
+            end = None if size > 50 else tuple(math.log(chance) for _ in TEXT_SCALES)
+            rows.append(
+                CeilingRow(probe_id=name, asked=50, tokens=size, finish_reason="stop", end=end)
+            )
+        accused += weigh_ceiling(rows, channel=CHANNEL) >= math.log(1 / 0.05)
+
+    assert accused <= audits * 0.05 + 3 * math.sqrt(audits * 0.05)
+
+
+# -- power ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.05, 0.3])
@@ -85,6 +109,9 @@ def test_a_cut_is_found_and_named(scale: float) -> None:
     assert whole.log_e_whole >= NEEDED
 
 
+# -- known answer --------------------------------------------------------------------------------
+
+
 def test_the_evidence_is_the_mixture_over_all_windows_and_places() -> None:
     """By hand: one cut scored, a nat likelier at every scale than the best of the whole prompt."""
     flat = tuple(-3.0 for _ in TEXT_SCALES)
@@ -99,21 +126,6 @@ def test_the_evidence_is_the_mixture_over_all_windows_and_places() -> None:
     both = weigh_context([one, shorter], tokens=1000, channel=CHANNEL)  # it is not cut at all
     assert both is not None
     assert both.log_e == pytest.approx(found.log_e)
-
-
-def test_a_cut_that_some_longer_prompt_was_not_scored_under_says_nothing() -> None:
-    """Else cuts could be dropped where they do badly."""
-    flat = tuple(-3.0 for _ in TEXT_SCALES)
-    better = tuple(9.0 for _ in TEXT_SCALES)
-    rows = [
-        LongRow(probe_id="a", length=900, counted=None, whole=flat, cuts={"front@500": better}),
-        LongRow(probe_id="b", length=900, counted=None, whole=flat, cuts={}),
-    ]
-
-    found = weigh_context(rows, tokens=1000, channel=CHANNEL)
-    assert found is not None
-    assert found.best is None
-    assert found.log_e < 0
 
 
 def test_ends_are_held_to_how_likely_they_are() -> None:
@@ -133,22 +145,22 @@ def test_ends_are_held_to_how_likely_they_are() -> None:
     assert weigh_ceiling([], channel=CHANNEL) == 0
 
 
-def test_honest_ends_are_accused_at_most_at_the_rate_promised() -> None:
-    """A model that ends with any probability at each token is seldom said to be cut."""
-    rng = np.random.default_rng(3)
-    accused, audits = 0, 4000
-    for _ in range(audits):
-        chance = float(rng.choice([0.001, 0.01, 0.1]))
-        rows = []
-        for name in ("a", "b"):
-            size = int(rng.geometric(chance))
-            end = None if size > 50 else tuple(math.log(chance) for _ in TEXT_SCALES)
-            rows.append(
-                CeilingRow(probe_id=name, asked=50, tokens=size, finish_reason="stop", end=end)
-            )
-        accused += weigh_ceiling(rows, channel=CHANNEL) >= math.log(1 / 0.05)
+# -- what is asked next, and read ----------------------------------------------------------------
 
-    assert accused <= audits * 0.05 + 3 * math.sqrt(audits * 0.05)
+
+def test_a_cut_that_some_longer_prompt_was_not_scored_under_says_nothing() -> None:
+    """Else cuts could be dropped where they do badly."""
+    flat = tuple(-3.0 for _ in TEXT_SCALES)
+    better = tuple(9.0 for _ in TEXT_SCALES)
+    rows = [
+        LongRow(probe_id="a", length=900, counted=None, whole=flat, cuts={"front@500": better}),
+        LongRow(probe_id="b", length=900, counted=None, whole=flat, cuts={}),
+    ]
+
+    found = weigh_context(rows, tokens=1000, channel=CHANNEL)
+    assert found is not None
+    assert found.best is None
+    assert found.log_e < 0
 
 
 def test_lengths_are_halved_towards_the_longest_that_fits() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import FAULT, configure, make_engine, run
-from fakes_engine import FakeTokenizer
+from audits import FAULT, configure, host_with, run
 from simulate import decide, make_calibration, make_plan, replies, simulate_row
 
 from verifier.checks.request_strata import vary, weigh_strata
@@ -16,14 +15,9 @@ from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
 from verifier.evidence.noise import honest_scales
 from verifier.files.run_folder import REPORT
 from verifier.host.collect import read_attempts
-from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.faults import read_fault
-from verifier.lab.testbed.host import Host
-from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
-from verifier.reference.renderings.catalogue import catalogue
 from verifier.verdict.decide import decide_folder
 
 HONEST = honest_scales(TEXT_SCALES, make_calibration().text)
@@ -57,27 +51,13 @@ def weigh(rows: list[Row]) -> tuple[float, float, float, str]:
     return found.log_e, found.log_e_apart, found.p_value, found.best
 
 
-def test_ways_of_asking_are_drawn_at_random_and_by_the_seed() -> None:
-    """About half without log-probabilities, half streamed, a quarter short; the first are early."""
-    assert vary(PROBES, seed=3, logprobs=True) == VARIED
-    assert vary(PROBES, seed=4, logprobs=True) != VARIED
-    assert all(probe.logprobs for probe in vary(PROBES, seed=3, logprobs=False))
-    counts = {label: sum(label in labels for labels in LABELS) for label in STRATA}
-    assert 20 < counts["without log-probabilities"] < 40
-    assert 20 < counts["streamed"] < 40
-    assert 7 < counts["short"] < 25
-    assert counts["late"] == 52
+def audited(card: Path, out: Path, fault: str) -> Report:
+    with host_with(fault) as url:
+        one_by_one = {"concurrency": 1}  # who comes first is then no matter of luck
+        return run(configure(url, card, out, vary=True, max_tokens=20, endpoint=one_by_one))
 
 
-@pytest.mark.parametrize("label", ["without log-probabilities", "streamed"])
-def test_a_stratum_that_differs_is_found_and_named(label: str) -> None:
-    """Among sixty replies."""
-    log_e, apart, p_value, best = weigh(rows_of(np.random.default_rng(5), noisy=label))
-
-    assert best == label
-    assert log_e > math.log(1000)
-    assert apart > math.log(1000)
-    assert p_value == pytest.approx(1 / 500)
+# -- level ---------------------------------------------------------------------------------------
 
 
 def test_honest_replies_are_accused_and_named_at_most_at_the_rate_promised() -> None:
@@ -96,6 +76,23 @@ def test_replies_that_differ_at_random_name_no_stratum() -> None:
     found = [weigh(rows_of(rng, share=0.4)) for _ in range(40)]
 
     assert sum(p <= 0.01 and apart >= math.log(1000) for _, apart, p, _ in found) <= 2
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", ["without log-probabilities", "streamed"])
+def test_a_stratum_that_differs_is_found_and_named(label: str) -> None:
+    """Among sixty replies."""
+    log_e, apart, p_value, best = weigh(rows_of(np.random.default_rng(5), noisy=label))
+
+    assert best == label
+    assert log_e > math.log(1000)
+    assert apart > math.log(1000)
+    assert p_value == pytest.approx(1 / 500)
+
+
+# -- known answer --------------------------------------------------------------------------------
 
 
 def test_the_evidence_of_strata_is_the_mixture_over_both_sides() -> None:
@@ -118,32 +115,7 @@ def test_outranked_tokens_are_counted_beyond_rounding() -> None:
     assert count_outranked([(-4.0,), ()]) is None
 
 
-def test_a_report_names_the_stratum() -> None:
-    """And without a plan that varies nothing is said of strata."""
-    rows = rows_of(np.random.default_rng(8), noisy="streamed")
-    plans = [make_plan(varies=varies) for varies in (True, False)]
-    varied, plain = (
-        decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(rows)) for plan in plans
-    )
-
-    assert varied.decision == "inconsistent"
-    (named,) = [f for f in varied.findings if f.aspect == "strata"]
-    assert named.name == "requests that are streamed"
-    assert not any(f.aspect == "strata" for f in plain.findings)
-
-
-# -- over HTTP ---------------------------------------------------------------------------------
-
-
-def audited(card: Path, out: Path, fault: str) -> Report:
-    served = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(Host(
-        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
-        sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights,
-    ))  # fmt: skip
-    with running(app) as url:
-        one_by_one = {"concurrency": 1}  # who comes first is then no matter of luck
-        return run(configure(url, card, out, vary=True, max_tokens=20, endpoint=one_by_one))
+# -- one audit -----------------------------------------------------------------------------------
 
 
 def test_an_honest_host_is_consistent_however_it_is_asked(card: Path, tmp_path: Path) -> None:
@@ -181,21 +153,6 @@ def test_a_host_that_spares_some_ways_of_asking_is_found(
     assert (tmp_path / "run" / REPORT).read_bytes() == before
 
 
-def test_forged_log_probabilities_contradict_the_replies(card: Path, tmp_path: Path) -> None:
-    """They are those of the published weights; the text is not."""
-    served = read_fault(f"{FAULT}+forges:logprobs", layers=2, catalogue=catalogue())
-    app = create_app(Host(
-        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
-        tricks=served.tricks, weights=served.weights,
-    ))  # fmt: skip
-    with running(app) as url:
-        report = run(configure(url, card, tmp_path / "run"))
-
-    assert report.decision == "inconsistent"
-    (forged,) = [f for f in report.findings if f.aspect == "forged"]
-    assert forged.decision == "detected"
-
-
 def test_weights_behind_a_retuned_temperature_are_told_by_greedy_text(
     card: Path, tmp_path: Path
 ) -> None:
@@ -206,3 +163,32 @@ def test_weights_behind_a_retuned_temperature_are_told_by_greedy_text(
     assert (plain.decision, tuned.decision) == ("inconsistent", "inconsistent")
     assert plain.usage.completion_tokens == tuned.usage.completion_tokens
     assert plain.noise_scale == tuned.noise_scale
+
+
+# -- what is planned, and said -------------------------------------------------------------------
+
+
+def test_ways_of_asking_are_drawn_at_random_and_by_the_seed() -> None:
+    """About half without log-probabilities, half streamed, a quarter short; the first are early."""
+    assert vary(PROBES, seed=3, logprobs=True) == VARIED
+    assert vary(PROBES, seed=4, logprobs=True) != VARIED
+    assert all(probe.logprobs for probe in vary(PROBES, seed=3, logprobs=False))
+    counts = {label: sum(label in labels for labels in LABELS) for label in STRATA}
+    assert 20 < counts["without log-probabilities"] < 40
+    assert 20 < counts["streamed"] < 40
+    assert 7 < counts["short"] < 25
+    assert counts["late"] == 52
+
+
+def test_a_report_names_the_stratum() -> None:
+    """And without a plan that varies nothing is said of strata."""
+    rows = rows_of(np.random.default_rng(8), noisy="streamed")
+    plans = [make_plan(varies=varies) for varies in (True, False)]
+    varied, plain = (
+        decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(rows)) for plan in plans
+    )
+
+    assert varied.decision == "inconsistent"
+    (named,) = [f for f in varied.findings if f.aspect == "strata"]
+    assert named.name == "requests that are streamed"
+    assert not any(f.aspect == "strata" for f in plain.findings)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from audits import CARD, FAULT, QUIET, configure, load_reference, make_engine
+from audits import CARD, FAULT, QUIET, configure, host_with, load_reference
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from samples import COLUMNS, HONEST, TOKENS, sample_rows, sampled_row, sampler_plan
-from simulate import decide, make_calibration, replies, simulate_row
+from simulate import decide, replies, simulate_row
 
 from verifier.audit import audit
 from verifier.checks.sampling.evidence import (
@@ -37,17 +35,11 @@ from verifier.files.run_folder import (
     SAMPLED_SCORES,
     read_json,
     read_lines,
-    write_json,
 )
 from verifier.host.collect import read_outcomes
-from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.faults import read_fault
-from verifier.lab.testbed.host import Host
-from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
-from verifier.reference.renderings.catalogue import catalogue
 from verifier.steps import start
 from verifier.verdict.decide import decide_folder
 
@@ -56,7 +48,110 @@ def weighed(rows: list[SampledRow], *, noise: float | None = 0.1) -> SamplerEvid
     return weigh_samplers(rows, COLUMNS, HONEST, noise=noise, level=0.999)
 
 
-# -- the arithmetic ----------------------------------------------------------------------------
+def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 0.0) -> Report:
+    """The verdict on a host whose greedy replies have a noise scale."""
+    rng = np.random.default_rng(5)
+    rows = [simulate_row(rng, f"r{n}", scale=scale) for n in range(20)]
+    ledger = Ledger(
+        rows=tuple(rows), sampled=tuple(sample_rows(rng, sampler, sampled, noise=noise))
+    )
+    return decide(sampler_plan(), ledger, outcomes=replies(rows))
+
+
+def of_sampler(report: Report) -> Finding:
+    (found,) = [finding for finding in report.findings if finding.aspect == "sampler"]
+    return found
+
+
+def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
+    """Two words over and over: what a penalty cannot bear."""
+    return wordy_script(prompt_ids)[:2] * 5
+
+
+def run(config: RunFile, reference: Any = load_reference) -> Report:
+    return audit(config, api_key=None, load_reference=reference, show=QUIET)
+
+
+def asking(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
+    settings = {"sampler": True, "budget_completion_tokens": 2000, "max_tokens": 24} | changes
+    return configure(url, card, out, **settings)
+
+
+class Narrow(FakeEngine):
+    """Sees the largest log-probabilities only."""
+
+    @property
+    def scores_samplers(self) -> bool:
+        return False
+
+    def score_samplers(self, *_asked: Any) -> Any:
+        raise AssertionError("asked for what it cannot do")
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("temperature", [0.98, 1.0, 1.02])
+def test_honest_samples_cross_at_most_as_often_as_they_may(temperature: float) -> None:
+    """Looked at after every reply: at most alpha of honest hosts are ever accused (here 0.1)."""
+    crossed, hosts, alpha = 0, 80, 0.1
+    for seed in range(hosts):
+        rows = sample_rows(np.random.default_rng([11, seed]), Sampler(temperature=temperature), 12)
+        looks = [weighed(rows[:n]).log_e for n in range(1, len(rows) + 1)]
+        crossed += max(looks) >= math.log(1 / alpha)
+
+    assert crossed <= 13  # 8 expected at most: more than 13 has probability 0.03
+
+
+def test_the_interval_covers_the_temperature() -> None:
+    """A sequence at level 0.9 misses at most a tenth of hosts, whenever it is read."""
+    missed = 0
+    for seed in range(100):
+        rows = sample_rows(np.random.default_rng([12, seed]), Sampler(temperature=0.9), 8)
+        looks = [
+            weigh_samplers(rows[:n], COLUMNS, HONEST, noise=0.1, level=0.9).temperature
+            for n in range(1, 9)
+        ]
+        missed += any(
+            i is not None and (i.lower > 0.9 or (i.upper is not None and i.upper < 0.9))
+            for i in looks
+        )
+
+    assert missed <= 16
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("temperature=0.7", "temperature about 0.7"),
+        ("temperature=1.4", "temperature about 1."),
+        ("top-k=10", "top-k about 10"),
+        ("top-p=0.8", "top-p about 0."),
+        ("min-p=0.1", "min-p about 0."),
+        ("repetition-penalty=1.3", "repetition penalty about 1."),
+        ("frequency-penalty=1", "frequency penalty about "),
+        ("rare=0.02", "rare token put in about 0.0"),
+    ],
+)  # fmt: skip
+def test_a_sampler_is_found_and_named(setting: str, said: str) -> None:
+    """With enough replies, in most of ten hosts; a name may stand in a group, never be another."""
+    sampler = Sampler(**read_sampler(setting))  # type: ignore[arg-type]
+    (name,) = changed(sampler)
+    right = 0
+    for seed in range(10):
+        found = weighed(sample_rows(np.random.default_rng([13, seed]), sampler, 100))
+        named = found.log_e_named >= math.log(1000)
+        right += named and describe_sampler(found, COLUMNS).startswith(said)
+        if named:
+            assert any(name in changed(COLUMNS[other]) for other in found.names)
+
+    assert right >= 7
+
+
+# -- known answer --------------------------------------------------------------------------------
 
 
 def test_the_evidence_by_hand() -> None:
@@ -108,82 +203,7 @@ def test_no_rows_are_no_evidence() -> None:
     assert found.set_aside == {"no tokens named": 2}
 
 
-# -- level and power ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("temperature", [0.98, 1.0, 1.02])
-def test_honest_samples_cross_at_most_as_often_as_they_may(temperature: float) -> None:
-    """Looked at after every reply: at most alpha of honest hosts are ever accused (here 0.1)."""
-    crossed, hosts, alpha = 0, 80, 0.1
-    for seed in range(hosts):
-        rows = sample_rows(np.random.default_rng([11, seed]), Sampler(temperature=temperature), 12)
-        looks = [weighed(rows[:n]).log_e for n in range(1, len(rows) + 1)]
-        crossed += max(looks) >= math.log(1 / alpha)
-
-    assert crossed <= 13  # 8 expected at most: more than 13 has probability 0.03
-
-
-def test_the_interval_covers_the_temperature() -> None:
-    """A sequence at level 0.9 misses at most a tenth of hosts, whenever it is read."""
-    missed = 0
-    for seed in range(100):
-        rows = sample_rows(np.random.default_rng([12, seed]), Sampler(temperature=0.9), 8)
-        looks = [
-            weigh_samplers(rows[:n], COLUMNS, HONEST, noise=0.1, level=0.9).temperature
-            for n in range(1, 9)
-        ]
-        missed += any(
-            i is not None and (i.lower > 0.9 or (i.upper is not None and i.upper < 0.9))
-            for i in looks
-        )
-
-    assert missed <= 16
-
-
-@pytest.mark.parametrize(
-    ("setting", "said"),
-    [
-        ("temperature=0.7", "temperature about 0.7"),
-        ("temperature=1.4", "temperature about 1."),
-        ("top-k=10", "top-k about 10"),
-        ("top-p=0.8", "top-p about 0."),
-        ("min-p=0.1", "min-p about 0."),
-        ("repetition-penalty=1.3", "repetition penalty about 1."),
-        ("frequency-penalty=1", "frequency penalty about "),
-        ("rare=0.02", "rare token put in about 0.0"),
-    ],
-)  # fmt: skip
-def test_a_sampler_is_found_and_named(setting: str, said: str) -> None:
-    """With enough replies, in most of ten hosts; a name may stand in a group, never be another."""
-    sampler = Sampler(**read_sampler(setting))  # type: ignore[arg-type]
-    (name,) = changed(sampler)
-    right = 0
-    for seed in range(10):
-        found = weighed(sample_rows(np.random.default_rng([13, seed]), sampler, 100))
-        named = found.log_e_named >= math.log(1000)
-        right += named and describe_sampler(found, COLUMNS).startswith(said)
-        if named:
-            assert any(name in changed(COLUMNS[other]) for other in found.names)
-
-    assert right >= 7
-
-
-# -- the verdict -------------------------------------------------------------------------------
-
-
-def judged(scale: float, sampler: Sampler, *, sampled: int = 60, noise: float = 0.0) -> Report:
-    """The verdict on a host whose greedy replies have a noise scale."""
-    rng = np.random.default_rng(5)
-    rows = [simulate_row(rng, f"r{n}", scale=scale) for n in range(20)]
-    ledger = Ledger(
-        rows=tuple(rows), sampled=tuple(sample_rows(rng, sampler, sampled, noise=noise))
-    )
-    return decide(sampler_plan(), ledger, outcomes=replies(rows))
-
-
-def of_sampler(report: Report) -> Finding:
-    (found,) = [finding for finding in report.findings if finding.aspect == "sampler"]
-    return found
+# -- the verdict ---------------------------------------------------------------------------------
 
 
 def test_a_host_that_samples_as_asked_is_consistent() -> None:
@@ -243,47 +263,13 @@ def test_sampled_rows_survive_the_ledger_file() -> None:
     assert "sampled" not in ledger_to_json(Ledger(rows=()))
 
 
-# -- whole audits ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def card(tmp_path: Path) -> Path:
-    path = tmp_path / "tiny.yaml"
-    path.write_text(yaml.safe_dump(CARD))
-    calibration = make_calibration().model_dump(mode="json")
-    write_json(tmp_path / "tiny.calibration.json", calibration)
-    return path
-
-
-def chanting(prompt_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Two words over and over: what a penalty cannot bear."""
-    return wordy_script(prompt_ids)[:2] * 5
-
-
-@contextmanager
-def host(fault: str = "none", engine: FakeEngine | None = None) -> Iterator[str]:
-    found = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(Host(
-        engine=engine or make_engine(found.weights), tokenizer=FakeTokenizer(), model="tiny",
-        window_s=0.001, sampler=dict(found.sampler),
-    ))  # fmt: skip
-    with running(app) as url:
-        yield url
-
-
-def run(config: RunFile, reference: Any = load_reference) -> Report:
-    return audit(config, api_key=None, load_reference=reference, show=QUIET)
-
-
-def asking(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
-    settings = {"sampler": True, "budget_completion_tokens": 2000, "max_tokens": 24} | changes
-    return configure(url, card, out, **settings)
+# -- one audit -----------------------------------------------------------------------------------
 
 
 def test_an_honest_host_is_consistent_in_how_it_samples(card: Path, tmp_path: Path) -> None:
     """Asked outright for temperature 1 and top_p 1, after the greedy replies, in the budget."""
     out = tmp_path / "run"
-    with host() as url:
+    with host_with("none") as url:
         report = run(asking(url, card, out, beta=0.05))
     asked = [yaml.safe_load(line["request"]) for line in read_lines(out / "exchanges.jsonl")]
     sampled = [request for request in asked if request["temperature"]]
@@ -305,7 +291,7 @@ def test_an_honest_host_is_consistent_in_how_it_samples(card: Path, tmp_path: Pa
 def test_a_forced_sampler_is_named(card: Path, tmp_path: Path, setting: str, said: str) -> None:
     """With its estimated setting, and no build is scored."""
     out = tmp_path / "run"
-    with host(f"sampler:{setting}") as url:
+    with host_with(f"sampler:{setting}") as url:
         report = run(asking(url, card, out))
 
     assert (report.decision, of_sampler(report).decision) == ("inconsistent", "detected")
@@ -316,29 +302,18 @@ def test_a_forced_sampler_is_named(card: Path, tmp_path: Path, setting: str, sai
 def test_a_host_with_other_weights_is_asked_for_no_samples(card: Path, tmp_path: Path) -> None:
     """They could not be judged."""
     out = tmp_path / "run"
-    with host(FAULT) as url:
+    with host_with(FAULT) as url:
         report = run(asking(url, card, out))
 
     assert (report.decision, of_sampler(report).decision) == ("inconsistent", "not run")
     assert not (out / SAMPLED_SCORES).exists()
 
 
-class Narrow(FakeEngine):
-    """Sees the largest log-probabilities only."""
-
-    @property
-    def scores_samplers(self) -> bool:
-        return False
-
-    def score_samplers(self, *_asked: Any) -> Any:
-        raise AssertionError("asked for what it cannot do")
-
-
 def test_an_engine_without_whole_distributions_says_not_run(card: Path, tmp_path: Path) -> None:
     """With the reason, for one reply, and the verdict on the weights stands."""
     out = tmp_path / "run"
     narrow = Reference(engine=Narrow(margin=3.5), tokenizer=FakeTokenizer())
-    with host() as url:
+    with host_with("none") as url:
         report = run(asking(url, card, out), lambda: narrow)
 
     assert (report.decision, of_sampler(report).decision) == ("consistent", "not run")
@@ -350,7 +325,7 @@ def test_an_engine_without_whole_distributions_says_not_run(card: Path, tmp_path
 def test_replies_whose_tokens_are_not_named_are_not_judged(card: Path, tmp_path: Path) -> None:
     """A sampled text does not tell which tokens it came by."""
     out = tmp_path / "run"
-    with host() as url:
+    with host_with("none") as url:
         report = run(asking(url, card, out, top_logprobs=0))
 
     assert (report.decision, of_sampler(report).decision) == ("consistent", "not run")
@@ -361,7 +336,7 @@ def test_published_defaults_are_no_fault_where_nothing_was_asked(
     card: Path, tmp_path: Path
 ) -> None:
     """A host that applies the card's top-k may do so; without the card's word it may not."""
-    with host("sampler:top-k=40") as url:
+    with host_with("sampler:top-k=40") as url:
         silent = run(asking(url, card, tmp_path / "silent"))
         card.write_text(yaml.safe_dump(CARD | {"sampling": {"temperature": 0.7, "top_k": 40}}))
         allowed = run(asking(url, card, tmp_path / "allowed"))
@@ -391,7 +366,7 @@ def test_a_penalty_on_greedy_replies_is_named_and_no_noise(
     out = tmp_path / "run"
     engine = FakeEngine(script=chanting, margin=4.5)
     reference = Reference(engine=FakeEngine(script=chanting, margin=4.5), tokenizer=FakeTokenizer())
-    with host(f"sampler:{setting}", engine) as url:
+    with host_with(f"sampler:{setting}", engine) as url:
         report = run(configure(url, card, out), lambda: reference)
     finding = of_sampler(report)
 
@@ -402,29 +377,3 @@ def test_a_penalty_on_greedy_replies_is_named_and_no_noise(
     before = (out / REPORT).read_bytes()
     decide_folder(out)
     assert (out / REPORT).read_bytes() == before
-
-
-@pytest.mark.parametrize("sampler", [False, True])
-def test_a_token_passed_over_now_and_then_keeps_an_audit_going_until_it_is_named(
-    card: Path, tmp_path: Path, sampler: bool
-) -> None:
-    """The greedy replies exclude other weights long before; samples wait until this is settled."""
-    with host("sampler:drop-best=0.05") as url:
-        report = run(configure(url, card, tmp_path / "run", sampler=sampler))
-    finding = of_sampler(report)
-
-    assert (report.decision, finding.decision) == ("inconsistent", "detected")
-    assert finding.name.startswith("best token dropped 0.05")
-    assert all(f.decision == "excluded" for f in report.findings if f.aspect == "noise")
-    assert not [f for f in report.findings if f.aspect in ("cause", "forged")]
-
-
-def test_weights_are_not_taken_for_a_penalty(card: Path, tmp_path: Path) -> None:
-    """All penalties are scored, and none fits as the build does that is served."""
-    with host(FAULT) as url:
-        report = run(configure(url, card, tmp_path / "run"))
-
-    assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
-    assert not [f for f in report.findings if f.aspect == "sampler"]
-    names = {line["weights"] for line in read_lines(tmp_path / "run" / "scores.jsonl")}
-    assert {"sampler:presence penalty 0.5", FAULT} <= names

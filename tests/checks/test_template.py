@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from audits import FAULT, QUIET, configure, host, load_reference, run
 from simulate import decide, make_calibration, make_plan, replies
 
 from verifier.checks.template.evidence import (
@@ -23,6 +25,7 @@ from verifier.checks.template.panel import (
     LEAST_BESIDE_NOISE,
     leaves_a_fault_open,
     likely_after,
+    read_prompts,
 )
 from verifier.config import Policy
 from verifier.evidence.calibration import Channel
@@ -35,8 +38,13 @@ from verifier.evidence.ledger import (
     ledger_to_json,
     text_cells,
 )
+from verifier.files.run_folder import LEDGER, PAGE, PANEL, PROMPTS, SCORES, write_json
+from verifier.host.collect import read_outcomes
+from verifier.plan_file import read_probes
 from verifier.records import REFERENCE, ReplyScore, Report
 from verifier.reference.renderings.catalogue import catalogue, entries_named
+from verifier.steps import score
+from verifier.verdict.decide import decide_folder
 
 ENTRIES = catalogue()
 CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
@@ -109,7 +117,36 @@ def log_e(ledger: Ledger) -> float:
     return found.log_e
 
 
-# -- level, power, known answer ----------------------------------------------------------------
+def standing_in(**ahead: float) -> Ledger:
+    """Replies that fit texts which stand for a hidden prompt by so many nats each, noise free."""
+    ledger = make_ledger(6, served=REFERENCE, scale=0.05)
+    return Ledger(
+        rows=tuple(
+            replace(
+                row,
+                text=row.text
+                | {
+                    TEMPLATE + name: tuple(cell + nats for cell in row.text[REFERENCE])
+                    for name, nats in ahead.items()
+                },
+                rendered=row.rendered | {name: 60 + n for n, name in enumerate(ahead)},
+            )
+            for row in ledger.rows
+        )
+    )
+
+
+def is_open(evidence: TemplateEvidence, *, ordinary: int) -> bool:
+    """Whether more replies may yet name a fault, for a verdict at alpha 0.001."""
+    return leaves_a_fault_open(evidence, CALIBRATION, ordinary=ordinary, needed=NEEDED)
+
+
+def verdict(ledger: Ledger, **changes: Any) -> Report:
+    rows = list(ledger.rows)
+    return decide(make_plan(**changes), ledger, outcomes=replies(rows))
+
+
+# -- level ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.6], ids=["honest", "4-bit"])
@@ -122,6 +159,9 @@ def test_a_right_template_is_not_accused_at_any_noise(scale: float) -> None:
         wrong += max(looks) >= math.log(20)
 
     assert wrong <= 60 / 20 + 3
+
+
+# -- power ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("counts", [False, True], ids=["replies", "and counts"])
@@ -143,20 +183,7 @@ def test_a_noisy_host_with_a_fault_has_its_fault_named() -> None:
     assert sum(group[0] == "no-template" for group in named) >= 9
 
 
-def test_beside_weights_that_differ_a_name_takes_twice_the_evidence() -> None:
-    """Their noise is not quite the model's, and may look like another prompt now and then."""
-    found = weigh_templates(make_ledger(3, served="no-template", scale=0.5), ENTRIES, CHANNEL)
-    assert found is not None
-    quiet = replace(found, scale=0.05)
-
-    def named(evidence: TemplateEvidence, log_e: float) -> str | None:
-        return named_template(replace(evidence, log_e=log_e), CALIBRATION, needed=NEEDED)
-
-    assert found.scale == pytest.approx(0.5, rel=0.5)
-    assert named(quiet, NEEDED - 0.1) is None
-    assert named(quiet, NEEDED + 0.1) == "template:no-template"
-    assert named(found, 2 * NEEDED - 0.1) is None
-    assert named(found, 2 * NEEDED + 0.1) == "template:no-template"
+# -- known answer --------------------------------------------------------------------------------
 
 
 def test_one_row_has_the_evidence_written_out() -> None:
@@ -188,7 +215,93 @@ def test_columns_scored_on_few_rows_keep_their_share_of_the_mixture() -> None:
     assert ranked(pruned) == ("no-template",)
 
 
-# -- groups and readings -----------------------------------------------------------------------
+# -- one audit -----------------------------------------------------------------------------------
+
+
+def test_a_template_fault_is_named_with_advice_and_a_diff(card: Path, tmp_path: Path) -> None:
+    """Not the weights: they are the published ones, and no build is accused."""
+    out = tmp_path / "run"
+    with host(template="generation-prompt-missing") as url:
+        report = run(configure(url, card, out))
+
+    (named,) = [f for f in report.findings if f.aspect in ("template", "cause")]
+    assert report.decision == "inconsistent"
+    assert (named.aspect, named.name) == ("template", "generation-prompt-missing")
+    assert "pass add_generation_prompt" in named.detail
+    assert "odds" in named.detail
+    assert (report.noise_scale.estimate or 0) <= report.noise_scale.honest
+    assert not any(f.aspect == "noise" and f.decision == "detected" for f in report.findings)
+    page = (out / PAGE).read_text()
+    assert "The prompt, as published and as served" in page
+    assert "−" in page
+    assert "&lt;turn&gt;assistant" in page
+    asked = [p for p in read_probes(out, name=PANEL) if p.id in read_outcomes(out, max_attempts=1)]
+    assert 0 < len(asked) <= 12
+    assert decide_folder(out) == report
+    for name in (SCORES, LEDGER):
+        (out / name).unlink()
+    score(out, load_reference(), show=QUIET)
+    assert decide_folder(out) == report
+
+
+def test_words_that_stand_for_unknown_ones_are_not_shown_as_served(
+    card: Path, tmp_path: Path
+) -> None:
+    """The endpoint never wrote them."""
+    with host(template="generation-prompt-missing") as url:
+        run(configure(url, card, tmp_path / "run"))
+    known = read_prompts(tmp_path / "run")
+    assert known is not None
+    write_json(tmp_path / "run" / PROMPTS, known | {"name": "system-injected"})
+
+    assert read_prompts(tmp_path / "run") is None
+    (tmp_path / "run" / PROMPTS).unlink()
+    assert read_prompts(tmp_path / "run") is None
+
+
+def test_a_template_fault_and_a_weights_fault_are_both_reported(card: Path, tmp_path: Path) -> None:
+    """The noise is judged under the rendering that is served."""
+    with host(FAULT, template="generation-prompt-missing") as url:
+        report = run(configure(url, card, tmp_path / "run"))
+
+    aspects = {f.aspect: f for f in report.findings if f.decision == "detected"}
+    assert report.decision == "inconsistent"
+    assert aspects["template"].name == "generation-prompt-missing"
+    assert "noise" in aspects
+    assert report.findings[-1].aspect == "cause"
+    assert "generation-prompt-missing and noise" in report.summary
+
+
+def test_bad_weights_after_the_right_template_are_no_template_fault(
+    card: Path, tmp_path: Path
+) -> None:
+    """Template columns are scored, and none is accused."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        report = run(configure(url, card, out))
+
+    assert (out / PANEL).exists()
+    assert not any(f.aspect == "template" for f in report.findings)
+    assert "as published and as served" not in (out / PAGE).read_text()
+
+
+# -- groups, rounds, and what is said ------------------------------------------------------------
+
+
+def test_beside_weights_that_differ_a_name_takes_twice_the_evidence() -> None:
+    """Their noise is not quite the model's, and may look like another prompt now and then."""
+    found = weigh_templates(make_ledger(3, served="no-template", scale=0.5), ENTRIES, CHANNEL)
+    assert found is not None
+    quiet = replace(found, scale=0.05)
+
+    def named(evidence: TemplateEvidence, log_e: float) -> str | None:
+        return named_template(replace(evidence, log_e=log_e), CALIBRATION, needed=NEEDED)
+
+    assert found.scale == pytest.approx(0.5, rel=0.5)
+    assert named(quiet, NEEDED - 0.1) is None
+    assert named(quiet, NEEDED + 0.1) == "template:no-template"
+    assert named(found, 2 * NEEDED - 0.1) is None
+    assert named(found, 2 * NEEDED + 0.1) == "template:no-template"
 
 
 def test_renderings_that_are_the_same_everywhere_are_one_group() -> None:
@@ -268,25 +381,6 @@ def test_a_fault_that_has_not_shown_yet_is_scored_on() -> None:
     assert is_settled(seen, names, ENTRIES)
 
 
-def standing_in(**ahead: float) -> Ledger:
-    """Replies that fit texts which stand for a hidden prompt by so many nats each, noise free."""
-    ledger = make_ledger(6, served=REFERENCE, scale=0.05)
-    return Ledger(
-        rows=tuple(
-            replace(
-                row,
-                text=row.text
-                | {
-                    TEMPLATE + name: tuple(cell + nats for cell in row.text[REFERENCE])
-                    for name, nats in ahead.items()
-                },
-                rendered=row.rendered | {name: 60 + n for n, name in enumerate(ahead)},
-            )
-            for row in ledger.rows
-        )
-    )
-
-
 def test_of_texts_that_stand_for_one_prompt_those_far_behind_are_left() -> None:
     """Each further reply is scored under every one that is kept."""
     ahead = {"system-injected": 9.0, "system-injected-2": 8.0, "system-injected-3": 2.0}
@@ -295,11 +389,6 @@ def test_of_texts_that_stand_for_one_prompt_those_far_behind_are_left() -> None:
 
     kept = still_likely(found, (REFERENCE, *ahead), ENTRIES)
     assert kept == (REFERENCE, "system-injected", "system-injected-2")
-
-
-def is_open(evidence: TemplateEvidence, *, ordinary: int) -> bool:
-    """Whether more replies may yet name a fault, for a verdict at alpha 0.001."""
-    return leaves_a_fault_open(evidence, CALIBRATION, ordinary=ordinary, needed=NEEDED)
 
 
 def test_a_hidden_prompt_asks_for_no_ordinary_replies() -> None:
@@ -389,14 +478,6 @@ def test_a_ledger_keeps_counts_and_renderings() -> None:
         for key in ("prompt_tokens", "rendered", "panel"):
             del row[key]
     assert all(row.rendered == {} for row in ledger_from_json(raw, "here").rows)
-
-
-# -- in the verdict ----------------------------------------------------------------------------
-
-
-def verdict(ledger: Ledger, **changes: Any) -> Report:
-    rows = list(ledger.rows)
-    return decide(make_plan(**changes), ledger, outcomes=replies(rows))
 
 
 def test_a_fault_is_reported_with_odds_and_advice_and_no_noise_is_accused() -> None:

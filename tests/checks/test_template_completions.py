@@ -67,7 +67,20 @@ def looks(some: Sequence[Row]) -> list[Bypass]:
     return [judge(some[:size]) for size in ROUNDS]
 
 
-# -- the procedure -----------------------------------------------------------------------------
+def app(
+    weights: str = REFERENCE, rendering: Rendering = PUBLISHED, *, as_chat: bool = False
+) -> Starlette:
+    return create_app(Host(
+        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
+        rendering=rendering, completes_as_chat=as_chat,
+    ))  # fmt: skip
+
+
+def notes(report: Report) -> str:
+    return " ".join(report.notes)
+
+
+# -- level ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,6 +99,9 @@ def test_the_edge_of_a_class_rarely_fits_and_honest_noise_rarely_differs(
     assert wrong <= 0.02 * TRIALS + 3 * (0.02 * TRIALS) ** 0.5
 
 
+# -- power ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("scale", "said"), [(0.02, "fits"), (0.6, "differs")])
 def test_published_and_bad_weights_are_told_within_few_replies(scale: float, said: str) -> None:
     """The power: nearly always within the replies that an audit asks for."""
@@ -93,6 +109,9 @@ def test_published_and_bad_weights_are_told_within_few_replies(scale: float, sai
     found = [any(getattr(one, said) for one in looks(rows(rng, scale))) for _ in range(40)]
 
     assert sum(found) >= 38
+
+
+# -- known answer --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.6])
@@ -136,46 +155,7 @@ def test_probes_are_the_first_of_the_plan_and_short() -> None:
     assert {probe.max_tokens for probe in made} == {48}
 
 
-# -- the decision ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("scale", [0.02, 0.8])
-@pytest.mark.parametrize("completed", [0.02, 0.8])
-def test_completions_decide_no_verdict(scale: float, completed: float) -> None:
-    """They part the template from the weights, where chats differ."""
-    rng = np.random.default_rng(17)
-    chats = [simulate_row(rng, f"p{n}", scale=scale) for n in range(40)]
-    plan, found = make_plan(), judge(rows(rng, completed))
-
-    def decided(bypass: Bypass | None) -> Report:
-        ledger = Ledger(rows=tuple(chats))
-        return decide(plan, ledger, outcomes=replies(chats), completions=bypass)
-
-    before, after = decided(None), decided(found)
-    assert after.decision == before.decision
-    named = [f.name for f in after.findings if f.aspect == "template"]
-    noise = [f.decision for f in after.findings if f.aspect == "noise"]
-    differ, fit = scale == 0.8, completed == 0.02
-    assert named == ([UNKNOWN_RENDERING] if differ and fit else [])
-    assert noise[0] == ("detected" if differ and not fit else "excluded")
-    assert describe(found) in after.notes
-    assert after.usage.requests == before.usage.requests + found.requests
-
-
-# -- whole audits ------------------------------------------------------------------------------
-
-
-def app(
-    weights: str = REFERENCE, rendering: Rendering = PUBLISHED, *, as_chat: bool = False
-) -> Starlette:
-    return create_app(Host(
-        engine=make_engine(weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
-        rendering=rendering, completes_as_chat=as_chat,
-    ))  # fmt: skip
-
-
-def notes(report: Report) -> str:
-    return " ".join(report.notes)
+# -- one audit -----------------------------------------------------------------------------------
 
 
 def test_an_unknown_rendering_is_told_from_bad_weights(card: Path, tmp_path: Path) -> None:
@@ -249,6 +229,32 @@ def test_completions_stay_within_the_budget(card: Path, tmp_path: Path) -> None:
         with running(app(rendering=ODD)) as url:
             report = run(configure(url, card, out, budget_completion_tokens=budget))
         assert report.usage.completion_tokens <= budget
+
+
+# -- the decision --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.8])
+@pytest.mark.parametrize("completed", [0.02, 0.8])
+def test_completions_decide_no_verdict(scale: float, completed: float) -> None:
+    """They part the template from the weights, where chats differ."""
+    rng = np.random.default_rng(17)
+    chats = [simulate_row(rng, f"p{n}", scale=scale) for n in range(40)]
+    plan, found = make_plan(), judge(rows(rng, completed))
+
+    def decided(bypass: Bypass | None) -> Report:
+        ledger = Ledger(rows=tuple(chats))
+        return decide(plan, ledger, outcomes=replies(chats), completions=bypass)
+
+    before, after = decided(None), decided(found)
+    assert after.decision == before.decision
+    named = [f.name for f in after.findings if f.aspect == "template"]
+    noise = [f.decision for f in after.findings if f.aspect == "noise"]
+    differ, fit = scale == 0.8, completed == 0.02
+    assert named == ([UNKNOWN_RENDERING] if differ and fit else [])
+    assert noise[0] == ("detected" if differ and not fit else "excluded")
+    assert describe(found) in after.notes
+    assert after.usage.requests == before.usage.requests + found.requests
 
 
 def test_weights_that_differ_without_a_template_are_no_hidden_prompt() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes_engine import FakeTokenizer
+from other_model import OtherModel, audit_other
 from scipy.stats import binom
 from simulate import decide, make_plan, make_reply, replies, simulate_row
 
@@ -26,6 +27,10 @@ from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.prompt_counts import BORROWED
 from verifier.files.run_folder import COUNTED
+from verifier.host.collect import read_attempts, read_outcomes
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
 from verifier.records import REFERENCE, Failure, Message, Outcome, Probe, Reply
 from verifier.reference.cards import load_tokenizers
 
@@ -55,6 +60,9 @@ def told(counts: Sequence[int | None]) -> dict[str, Outcome]:
     return found
 
 
+# -- level ---------------------------------------------------------------------------------------
+
+
 def test_a_host_that_counts_with_the_published_tokenizer_is_rarely_said_to_use_another() -> None:
     """Level: any constant, one count in a hundred off, one host in a hundred borrowing."""
     rng = np.random.default_rng(1)
@@ -68,6 +76,9 @@ def test_a_host_that_counts_with_the_published_tokenizer_is_rarely_said_to_use_a
         wrong += judge_counting(counting(), told(made.tolist())) is not None
 
     assert wrong <= binom.ppf(0.999, 400, BORROWED)
+
+
+# -- power ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("constant", [0, 3, 41])
@@ -85,6 +96,9 @@ def test_every_tokenizer_of_the_table_is_named(name: str, constant: int) -> None
     assert "7 of 8 counts fit" in found.detail
 
 
+# -- known answer --------------------------------------------------------------------------------
+
+
 def test_the_odds_are_bounded_by_hosts_that_borrow() -> None:
     """Known answer: one of n others, borrowed by one host in 100, at even prior odds."""
     others = len(TABLE.tokenizers)
@@ -95,6 +109,16 @@ def test_the_odds_are_bounded_by_hosts_that_borrow() -> None:
     expected = math.log(served / (BORROWED / (others + 1)) / others)
     assert found.log_e == pytest.approx(expected, abs=0.01)
     assert found.log_e < math.log(1000)  # what a verdict needs
+
+
+def test_a_failed_request_is_no_count() -> None:
+    """The others speak."""
+    outcomes = told(TABLE.tokenizers[0].counts)
+    outcomes["k01"] = Failure(probe_id="k01", status=500, reason="no", attempts=1)
+    found = judge_counting(counting(), outcomes)
+
+    assert found is not None
+    assert "7 of 8 counts fit" in found.detail
 
 
 @pytest.mark.parametrize(
@@ -113,14 +137,39 @@ def test_counts_that_say_nothing_name_nothing(counts: list[int | None]) -> None:
     assert judge_counting(counting(), told(counts)) is None
 
 
-def test_a_failed_request_is_no_count() -> None:
-    """The others speak."""
-    outcomes = told(TABLE.tokenizers[0].counts)
-    outcomes["k01"] = Failure(probe_id="k01", status=500, reason="no", attempts=1)
-    found = judge_counting(counting(), outcomes)
+# -- one audit -----------------------------------------------------------------------------------
 
-    assert found is not None
-    assert "7 of 8 counts fit" in found.detail
+
+def test_tokenizers_are_told_apart_by_counts_only_of_a_host_that_is_far_off(
+    card: Path, tmp_path: Path
+) -> None:
+    """A few requests of one token, kept in the folder, asked once; an honest host is not asked."""
+    asked = {}
+    for name in ("other", "reference"):
+        out = tmp_path / name
+        app = create_app(
+            Host(
+                engine=OtherModel(serves=name),
+                tokenizer=FakeTokenizer(),
+                model="tiny",
+                window_s=0.001,
+            )
+        )
+        with running(app) as url:
+            report = audit_other(url, card, out, suspected=True)
+            audit_other(url, card, out, suspected=True)
+        outcomes = read_outcomes(out, max_attempts=1)
+        asked[name] = sum(outcome.startswith("k0") for outcome in outcomes)
+        counted = [n for n in read_attempts(out) if n.probe_id.startswith("k0")]
+        assert len(counted) == asked[name]
+        assert report.usage.requests >= len(read_attempts(out))
+
+    assert (tmp_path / "other" / COUNTED).exists()
+    assert not (tmp_path / "reference" / COUNTED).exists()
+    assert asked == {"other": 8, "reference": 0}
+
+
+# -- beside a verdict, and in the folder ---------------------------------------------------------
 
 
 def test_counts_name_beside_a_verdict_and_never_make_one() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +9,15 @@ import numpy as np
 import pytest
 from fakes_engine import EOS, TURN, FakeTokenizer
 from scored import CountingEngine, make_probes, outcomes_of, score
-from simulate import VOCABULARY, decide, make_calibration, make_plan, replies
+from simulate import VOCABULARY, make_calibration, make_plan
 from simulate import _log_softmax as log_softmax
 from simulate import _score as score_of
+from suspects import suspected_rows
 
 from verifier.errors import RenderingError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, text_cells
 from verifier.evidence.posterior import is_rather_a_suspect
-from verifier.records import REFERENCE, Finding, Prompt
+from verifier.records import REFERENCE, Prompt
 from verifier.reference.reader import Suspected
 from verifier.scoring.alignment import Aligned
 from verifier.scoring.other_models import LOST, end_of_turn, render_for, respell
@@ -208,80 +208,6 @@ def test_scores_of_a_suspect_come_back_with_what_was_lost(tmp_path: Path) -> Non
 # -- what is said ------------------------------------------------------------------------------
 
 
-def simulate(
-    rng: np.random.Generator, name: str, *, noise: float, near: float, tokens: int = 30
-) -> Row:
-    """A reply of a host that serves another model; the suspect is the host but for noise `near`.
-
-    The published model's logits are independent of the host's but for what both share.
-    """
-    shared = rng.normal(0, 1.5, (tokens, VOCABULARY))
-    published = shared + rng.normal(0, noise, shared.shape)
-    served = shared + rng.normal(0, noise, shared.shape)
-    suspected = served + rng.gumbel(0, near, served.shape) if near else served
-    chosen = served.argmax(axis=1)
-    return Row(
-        probe_id=name, tokens=tokens, left_out=0, logprob=None, logprob_problem=None,
-        text={
-            REFERENCE: text_cells(score_of(published, chosen), range(tokens)),
-            "sibling": text_cells(score_of(suspected, chosen), range(tokens)),
-        },
-    )  # fmt: skip
-
-
-def cause(rows: Sequence[Row]) -> Finding:
-    plan = make_plan(suspects={"sibling": "another size"})
-    report = decide(plan, Ledger(rows=tuple(rows)), outcomes=replies(list(rows)))
-    assert report.decision == "inconsistent"
-    return report.findings[-1]
-
-
-def rows_of(seed: int, count: int = 4, **settings: float) -> list[Row]:
-    rng = np.random.default_rng(seed)
-    return [simulate(rng, f"p{n}", **settings) for n in range(count)]  # type: ignore[arg-type]
-
-
-def test_the_model_that_is_served_is_named() -> None:
-    """Power: in three or four replies of thirty tokens, nearly always, and in neutral words."""
-    found = [cause(rows_of(seed, noise=2.0, near=0.05)) for seed in range(30)]
-
-    named = [f for f in found if (f.decision, f.name) == ("detected", "sibling")]
-    assert len(named) >= 28
-    assert named[0].detail.startswith("the replies are those of sibling: another size; fits")
-
-
-def test_a_model_that_is_not_served_is_not_named() -> None:
-    """Level: the host serves a third model, no nearer to the suspect than to the published one."""
-    wrong = 0
-    for seed in range(100):
-        rng = np.random.default_rng(1000 + seed)
-        rows = []
-        for n in range(4):
-            one = simulate(rng, f"p{n}", noise=1.0, near=0.0)
-            shared = rng.normal(0, 1.5, (30, VOCABULARY))
-            logits = [shared + rng.normal(0, 1.0, shared.shape) for _ in range(3)]
-            chosen = logits[0].argmax(axis=1)
-            text = {
-                column: text_cells(score_of(own, chosen), range(30))
-                for column, own in zip((REFERENCE, "sibling"), logits[1:], strict=True)
-            }
-            rows.append(Row(**{f: getattr(one, f) for f in Row.__slots__} | {"text": text}))
-        wrong += cause(rows).decision == "detected"
-
-    assert wrong <= 1
-
-
-def test_a_model_near_the_one_served_is_not_said_to_be_it() -> None:
-    """It explains the replies best, but not as honest serving of it would."""
-    found = [cause(rows_of(seed, noise=2.5, near=0.6, count=6)) for seed in range(20)]
-
-    assert not any(f.decision == "detected" for f in found)
-    near = [f for f in found if f.name == "a model near sibling"]
-    assert len(near) >= 15
-    assert near[0].detail.startswith("the replies are nearest to sibling: another size; fits")
-    assert "even so, noise of a scale of" in near[0].detail
-
-
 def test_a_text_likelihood_is_that_of_its_spelling() -> None:
     """Known answer: at scale 1 a cell is the sum of the tokens' log-probabilities."""
     rng = np.random.default_rng(1)
@@ -352,7 +278,7 @@ def test_a_template_comes_first_where_a_suspect_explains_the_replies_no_better()
 
 def test_without_a_suspect_scored_on_the_same_replies_the_template_stays() -> None:
     """Missing is no information."""
-    row = rows_of(1, noise=2.0, near=0.0)[0]
+    row = suspected_rows(1, noise=2.0, near=0.0)[0]
 
     assert not is_rather(Ledger(rows=(row,)))
     assert not is_rather(Ledger(rows=()))

@@ -14,7 +14,9 @@ from simulate import SHA, make_calibration
 from verifier.audit import audit
 from verifier.config import RunFile
 from verifier.files.run_folder import write_json
+from verifier.host.collect import read_attempts
 from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.faults import read_fault
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
 from verifier.progress import Show
@@ -110,6 +112,19 @@ def host(
         yield url
 
 
+@contextmanager
+def host_with(fault: str, engine: FakeEngine | None = None) -> Iterator[str]:
+    """The URL of a host with a fault, as the testbed names it."""
+    found = read_fault(fault, layers=2, catalogue=catalogue())
+    app = create_app(Host(
+        engine=engine or make_engine(found.weights), tokenizer=FakeTokenizer(), model="tiny",
+        window_s=0.001, rendering=found.rendering, sampler=dict(found.sampler),
+        tricks=found.tricks, weights=found.weights,
+    ))  # fmt: skip
+    with running(app) as url:
+        yield url
+
+
 def configure(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
     """A run file; `changes` go into its audit section, `endpoint` into that one."""
     endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1} | changes.pop("endpoint", {})
@@ -128,3 +143,8 @@ def configure(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
 def run(config: RunFile, *, key: str | None = None, show: Show = QUIET) -> Report:
     """Audit with the reference of these audits."""
     return audit(config, api_key=key, load_reference=load_reference, show=show)
+
+
+def requests_of(out: Path) -> list[dict[str, Any]]:
+    """What was asked of the endpoint of a run folder."""
+    return [yaml.safe_load(attempt.request) for attempt in read_attempts(out)]

@@ -29,6 +29,7 @@ from audits import write_card as write_audited_card
 from fakes_card import CARD
 from fakes_host import Answer, FakeHost, chat
 from hypothesis import strategies as st
+from models import save_tokenizer
 from reports import consistent, inconsistent
 
 from verifier.config import load_fleet
@@ -393,11 +394,9 @@ TEMPLATES = st.lists(_BLOCKS, min_size=1, max_size=5).map("".join)
 
 @cache
 def _tokenizer() -> Any:
-    import conftest
-
     from verifier.reference.tokenizer import Tokenizer
 
-    conftest.save_tokenizer(scratch() / "tokenizer")
+    save_tokenizer(scratch() / "tokenizer")
     return Tokenizer(scratch() / "tokenizer")
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import QUIET, configure, make_engine
+from audits import configure, host_with, make_engine, run
 from fakes_engine import FakeTokenizer
 
-from verifier.audit import audit
 from verifier.checks.sampling.ask_and_score import score_repeats
 from verifier.checks.sampling.stored_replies import (
     LEAST_TOKEN,
@@ -23,20 +22,37 @@ from verifier.checks.sampling.stored_replies import (
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger, Repeat, ledger_from_json, ledger_to_json
 from verifier.files.run_folder import REPEATS, REPORT, SAMPLED, append_line
-from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.faults import read_fault
-from verifier.lab.testbed.host import Host
-from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
 from verifier.records import Finding, Message, Outcome, Probe, Reply, Report
-from verifier.reference.loaded import Reference
-from verifier.reference.renderings.catalogue import catalogue
 from verifier.scoring.sampled_file import read_repeats
 from verifier.verdict.decide import decide_folder
 
 
 def repeat(came_again: bool, log_p: float) -> Repeat:
     return Repeat(probe_id="a~same", otherwise=False, came_again=came_again, log_p=log_p)
+
+
+def make_reply(probe_id: str, text: str) -> Reply:
+    return Reply(
+        probe_id=probe_id, text=text, finish_reason="length", prompt_tokens=None,
+        completion_tokens=None, logprobs=None, logprobs_problem=None,
+    )  # fmt: skip
+
+
+def audited(card: Path, out: Path, fault: str, **changes: object) -> Report:
+    """An audit of a host with a fault, that asks for samples too."""
+    with host_with(fault) as url:
+        settings = {"sampler": True, "budget_completion_tokens": 2400} | changes
+        config = configure(url, card, out, **settings)
+        return run(config)
+
+
+def finding(report: Report, aspect: str) -> Finding:
+    (found,) = [f for f in report.findings if f.aspect == aspect]
+    return found
+
+
+# -- level ---------------------------------------------------------------------------------------
 
 
 def test_samples_that_are_drawn_anew_are_accused_at_most_at_the_rate_promised() -> None:
@@ -56,12 +72,18 @@ def test_samples_that_are_drawn_anew_are_accused_at_most_at_the_rate_promised() 
     assert accused <= audits * 0.05 + 3 * math.sqrt(audits * 0.05)
 
 
+# -- power ---------------------------------------------------------------------------------------
+
+
 def test_one_long_text_that_comes_again_is_enough() -> None:
     """Also among texts that were likely anyway."""
     likely = [repeat(True, 0.0)] * 5
 
     assert weigh_repeats(likely) == pytest.approx(0)
     assert weigh_repeats([*likely, repeat(True, -40.0)]) > math.log(1e6)
+
+
+# -- known answer --------------------------------------------------------------------------------
 
 
 def test_the_evidence_is_the_mixture_of_three_bets() -> None:
@@ -73,67 +95,6 @@ def test_the_evidence_is_the_mixture_of_three_bets() -> None:
     assert weigh_repeats([]) == pytest.approx(0)
     assert math.exp(weigh_repeats([lost])) == pytest.approx(sum(1 - s for s in stakes) / 3)
     assert math.exp(weigh_repeats([won])) == pytest.approx(sum(1 - s + 4 * s for s in stakes) / 3)
-
-
-def test_repeats_survive_the_ledger_file(tmp_path: Path) -> None:
-    """And a line that is no repeat is refused."""
-    ledger = Ledger(rows=(), repeats=(repeat(True, -3.5),))
-
-    assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
-    assert "repeats" not in ledger_to_json(Ledger(rows=()))
-    append_line(tmp_path / REPEATS, {"probe_id": "a", "log_p": 1.0})
-    with pytest.raises(ConfigError, match="remove the file and run `verifier score` again"):
-        read_repeats(tmp_path)
-
-
-def make_reply(probe_id: str, text: str) -> Reply:
-    return Reply(
-        probe_id=probe_id, text=text, finish_reason="length", prompt_tokens=None,
-        completion_tokens=None, logprobs=None, logprobs_problem=None,
-    )  # fmt: skip
-
-
-# -- over HTTP ---------------------------------------------------------------------------------
-
-
-def reference() -> Reference:
-    return Reference(engine=make_engine(), tokenizer=FakeTokenizer())
-
-
-def audited(card: Path, out: Path, fault: str, **changes: object) -> Report:
-    """An audit of a host with a fault, that asks for samples too."""
-    served = read_fault(fault, layers=2, catalogue=catalogue())
-    app = create_app(Host(
-        engine=make_engine(served.weights), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001,
-        sampler=dict(served.sampler), tricks=served.tricks,
-    ))  # fmt: skip
-    with running(app) as url:
-        settings = {"sampler": True, "budget_completion_tokens": 2400} | changes
-        config = configure(url, card, out, **settings)
-        return audit(config, api_key=None, load_reference=reference, show=QUIET)
-
-
-def finding(report: Report, aspect: str) -> Finding:
-    (found,) = [f for f in report.findings if f.aspect == aspect]
-    return found
-
-
-@pytest.mark.parametrize("fault", ["cache:same", "cache:alike"])
-def test_a_store_is_found_by_the_first_questions_asked_again(
-    card: Path, tmp_path: Path, fault: str
-) -> None:
-    """In the same words; the weights are not accused, and no more is asked then."""
-    report = audited(card, tmp_path / "run", fault)
-
-    found = finding(report, "repeats")
-    assert (report.decision, found.decision) == ("inconsistent", "detected")
-    assert report.summary.startswith("samples are not drawn anew")
-    assert report.usage.completion_tokens < 1200  # no more is asked once it is found
-    assert fault != "cache:same" or "0 of them asked in other words" in found.detail
-    assert not any(f.aspect == "cause" for f in report.findings)
-    before = (tmp_path / "run" / REPORT).read_bytes()
-    decide_folder(tmp_path / "run")
-    assert (tmp_path / "run" / REPORT).read_bytes() == before
 
 
 def test_texts_alone_tell_too(tmp_path: Path) -> None:
@@ -163,6 +124,38 @@ def test_texts_alone_tell_too(tmp_path: Path) -> None:
     assert 0 > first.log_p >= LEAST_TOKEN * tokens
     assert second.log_p == first.log_p
     assert weigh_repeats([first]) > 2
+
+
+def test_repeats_survive_the_ledger_file(tmp_path: Path) -> None:
+    """And a line that is no repeat is refused."""
+    ledger = Ledger(rows=(), repeats=(repeat(True, -3.5),))
+
+    assert ledger_from_json(ledger_to_json(ledger), where="x") == ledger
+    assert "repeats" not in ledger_to_json(Ledger(rows=()))
+    append_line(tmp_path / REPEATS, {"probe_id": "a", "log_p": 1.0})
+    with pytest.raises(ConfigError, match="remove the file and run `verifier score` again"):
+        read_repeats(tmp_path)
+
+
+# -- one audit -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", ["cache:same", "cache:alike"])
+def test_a_store_is_found_by_the_first_questions_asked_again(
+    card: Path, tmp_path: Path, fault: str
+) -> None:
+    """In the same words; the weights are not accused, and no more is asked then."""
+    report = audited(card, tmp_path / "run", fault)
+
+    found = finding(report, "repeats")
+    assert (report.decision, found.decision) == ("inconsistent", "detected")
+    assert report.summary.startswith("samples are not drawn anew")
+    assert report.usage.completion_tokens < 1200  # no more is asked once it is found
+    assert fault != "cache:same" or "0 of them asked in other words" in found.detail
+    assert not any(f.aspect == "cause" for f in report.findings)
+    before = (tmp_path / "run" / REPORT).read_bytes()
+    decide_folder(tmp_path / "run")
+    assert (tmp_path / "run" / REPORT).read_bytes() == before
 
 
 def test_honest_samples_do_not_come_again(card: Path, tmp_path: Path) -> None:

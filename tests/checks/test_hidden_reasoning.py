@@ -11,18 +11,19 @@ import pytest
 import yaml
 from audits import CARD, FAULT, QUIET, configure
 from fakes_thinker import THINKING, ThinkingEngine, ThinkingTokenizer
-from simulate import make_calibration
+from simulate import make_calibration, make_plan, make_reply
 
 from verifier.audit import audit
-from verifier.checks.hidden_reasoning import turn_off
-from verifier.evidence.ledger import ledger_from_json
+from verifier.checks.hidden_reasoning import hides_thoughts, turn_off
+from verifier.evidence.ledger import Ledger, ledger_from_json
 from verifier.files.run_folder import LEDGER, REPORT, write_json
 from verifier.host.collect import read_attempts
+from verifier.host.exchange import HIDDEN, UNSHOWN
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.server import running
 from verifier.plan_file import read_plan, read_probes
-from verifier.records import Report
+from verifier.records import Message, NotJudged, Outcome, Probe, Report
 from verifier.reference.loaded import Reference
 from verifier.report_file import report_to_json
 from verifier.verdict.decide import decide_folder
@@ -71,6 +72,16 @@ def run(url: str, card: Path, out: Path, **changes: Any) -> Report:
     )  # fmt: skip
 
 
+def outcome_of(name: str, reason: str | None) -> Outcome:
+    """An answer that was not judged, or one that was."""
+    if reason is None:
+        return make_reply(name)
+    return NotJudged(probe_id=name, reason=reason, prompt_tokens=9, completion_tokens=9)
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("shown", "dialect"),
     [
@@ -93,6 +104,9 @@ def test_an_honest_host_that_shows_its_thoughts_ends_consistent(
     assert report_to_json(decide_folder(tmp_path / "run")) == report_to_json(report)
 
 
+# -- power ---------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("shown", "max_tokens"), [("apart", 8), ("stripped", 8), ("stripped", 40), ("inline", 40)]
 )
@@ -104,6 +118,45 @@ def test_other_weights_are_found_from_thoughts(
         report = run(url, card, tmp_path / "run", max_tokens=max_tokens)
 
     assert report.decision == "inconsistent"
+
+
+def test_with_thinking_off_other_weights_are_found(card: Path, tmp_path: Path) -> None:
+    """Where thoughts are hidden."""
+    with host("hidden", FAULT) as url:
+        report = run(url, card, tmp_path / "run")
+
+    assert report.decision == "inconsistent"
+
+
+# -- known answer --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reasons", "hides"),
+    [
+        ([], False),
+        ([f"{HIDDEN}, 5 tokens of it"], True),
+        ([HIDDEN, UNSHOWN], True),
+        ([HIDDEN, None], False),
+        ([HIDDEN, "empty content"], False),
+    ],
+    ids=["nothing", "one", "all", "one shown", "one empty"],
+)
+def test_thoughts_are_hidden_where_every_answer_lacks_them(
+    reasons: list[str | None], hides: bool
+) -> None:
+    """One that shows its thought, or has none for another reason, speaks against it."""
+    plan = make_plan(thinking=THINKING, configuration={"endpoint": {"dialect": "chat"}})
+    message = Message(role="user", content="Hi.")
+    probes = tuple(Probe(id=f"p{n}", kind="x", messages=(message,), max_tokens=9) for n in range(6))
+    outcomes = {f"p{n}": outcome_of(f"p{n}", reason) for n, reason in enumerate(reasons)}
+
+    assert hides_thoughts(plan, probes, Ledger(rows=()), outcomes) is hides
+    silent = make_plan(thinking=None)
+    assert not hides_thoughts(silent, probes, Ledger(rows=()), outcomes)
+
+
+# -- one audit -----------------------------------------------------------------------------------
 
 
 def test_where_thoughts_are_hidden_the_rest_is_asked_with_thinking_off(
@@ -119,14 +172,6 @@ def test_where_thoughts_are_hidden_the_rest_is_asked_with_thinking_off(
     settings = [dict(probe.settings) for probe in read_probes(tmp_path / "run")]
     assert settings[0] == {}
     assert settings[1] == {"enable_thinking": False}
-
-
-def test_with_thinking_off_other_weights_are_found(card: Path, tmp_path: Path) -> None:
-    """Where thoughts are hidden."""
-    with host("hidden", FAULT) as url:
-        report = run(url, card, tmp_path / "run")
-
-    assert report.decision == "inconsistent"
 
 
 def test_hidden_thoughts_of_a_model_without_a_switch_leave_the_counts(

@@ -1,0 +1,111 @@
+"""Exact builds of the policy: told from the published weights, named, and left open."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audits import FAULT, configure, host, run
+from hosts import judge, only, rows_at, under_a_build
+from simulate import case_of, make_plan, simulate_row
+
+from verifier.checks import builds
+from verifier.config import Policy
+from verifier.evidence.e_values import log_mean_exp
+from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
+from verifier.records import REFERENCE
+
+PLAN = make_plan(policy=Policy(noise=("another model",), builds=("int4-sym-g64",)))
+
+
+def log_e(rows: Sequence[Row]) -> float:
+    """The evidence for the one build of the policy."""
+    (found,) = builds.CHECK.weigh(case_of(PLAN, Ledger(rows=tuple(rows))), None).log_e
+    return float(found)
+
+
+# -- level ---------------------------------------------------------------------------------------
+
+
+def test_honest_replies_speak_for_a_build_at_most_as_often_as_promised() -> None:
+    """At the edge of the null, looking after each of eight replies, at 1 in 20."""
+    crossed = 0
+    for seed in range(80):
+        rng = np.random.default_rng([3, seed])
+        rows = [
+            under_a_build(simulate_row(rng, f"p{n}", scale=0.1, tokens=10), rng, 0.1)
+            for n in range(8)
+        ]
+        crossed += max(log_e(rows[:n]) for n in range(1, 9)) >= math.log(20)
+
+    assert crossed <= 80 / 20 + 5
+
+
+# -- power ---------------------------------------------------------------------------------------
+
+
+def test_a_build_that_is_served_is_detected_and_named() -> None:
+    """Its own column explains the replies better than noise of any scale."""
+    policy = Policy(noise=("4-bit-class rounding",), builds=("int4-sym-g64",))
+    rows = rows_at(0.6, 4, seed=7, builds=("int4-sym-g64",))
+    report = judge(rows, make_plan(policy=policy))
+    (cause,) = [finding for finding in report.findings if finding.aspect == "cause"]
+
+    assert report.decision == "inconsistent"
+    (build, _) = [finding for finding in report.findings if finding.name == "int4-sym-g64"]
+    assert (build.aspect, build.decision) == ("weights", "detected")
+    assert (cause.name, cause.decision) == ("int4-sym-g64", "detected")
+
+
+# -- known answer --------------------------------------------------------------------------------
+
+
+def test_the_evidence_for_a_build_is_known_by_hand() -> None:
+    """Three nats likelier under it, at every scale; nothing where it was not scored."""
+    (row,) = rows_at(0.05, 1, seed=1)
+    better = tuple(cell + 3 for cell in row.text[REFERENCE])
+    scored = replace(row, text=row.text | {"int4-sym-g64": better})
+    honest = np.array(row.text[REFERENCE])[TEXT_SCALES <= 0.1]
+
+    assert log_e([scored]) == pytest.approx(3 + log_mean_exp(honest) - honest.max())
+    assert log_e([row]) == 0.0
+
+
+# -- one audit -----------------------------------------------------------------------------------
+
+
+def test_an_audit_names_a_build_of_the_policy(card: Path, tmp_path: Path) -> None:
+    """Scored with every reply, so that it is named as soon as the verdict is there."""
+    policy = {"noise": ["another model"], "builds": [FAULT]}
+    with host(FAULT) as url:
+        report = run(configure(url, card, tmp_path / "run", policy=policy))
+
+    assert report.decision == "inconsistent"
+    assert [f.decision for f in report.findings if f.aspect == "weights"] == ["detected"]
+
+
+# -- what is said --------------------------------------------------------------------------------
+
+
+def test_a_build_that_is_not_served_is_excluded_without_excluding_its_class() -> None:
+    """Only the bound on the noise scale may exclude a class."""
+    policy = Policy(noise=("4-bit-class rounding",), builds=("int4-sym-g64",))
+    rng = np.random.default_rng(3)
+    honest = [simulate_row(rng, f"p{n}", scale=0.02) for n in range(6)]
+    other = [simulate_row(rng, f"p{n}", scale=0.6) for n in range(6)]
+    rows = [
+        Row(
+            probe_id=a.probe_id, tokens=a.tokens, left_out=0,
+            text=a.text | {"int4-sym-g64": b.text["reference"]}, logprob=None,
+            logprob_problem=None,
+        )
+        for a, b in zip(honest, other, strict=True)
+    ]  # fmt: skip
+    report = judge(rows, make_plan(policy=policy))
+
+    assert only(report, "int4-sym-g64").decision == "excluded"
+    assert "this build" in only(report, "int4-sym-g64").detail
