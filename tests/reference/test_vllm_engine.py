@@ -536,7 +536,8 @@ def audited(url: str, engine: VllmEngine, tokenizer: Tokenizer, folder: Path) ->
             "out": folder / "run",
         }
     )
-    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
+    sought = few_renderings("family-chatml", "family-llama3")
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=sought)
     return audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
 
 
