@@ -102,6 +102,8 @@ FULL: dict[str, Any] = {
         "vary": True,
         "context": 8192,
         "output": 1024,
+        "streaming": True,
+        "speed": True,
         "capabilities": True,
         "deadline": 5400.0,
     },

@@ -636,7 +636,7 @@ def test_reports_need_no_model_library() -> None:
     """Reading, printing and drawing a report imports neither torch nor transformers."""
     code = f"""
 import sys
-for name in ("torch", "transformers", "vllm", "httpx"):
+for name in ("torch", "transformers", "vllm"):
     sys.modules[name] = None  # importing it now raises ImportError
 sys.path[:0] = {[str(GOLDEN.parent), str(GOLDEN.parents[1] / "support")]!r}
 import test_report as t
