@@ -50,7 +50,7 @@ def billing(report: Report) -> list[Finding]:
     return [finding for finding in report.findings if finding.aspect == "billing"]
 
 
-# -- level: honest counts -----------------------------------------------------------------------
+# -- level -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("more", [0, 1, 4])
@@ -59,7 +59,7 @@ def test_the_end_of_a_reply_and_marks_of_a_thought_are_not_remarked(more: int) -
     assert billing(judge(*[(40 + more, 40)] * 8)) == []
 
 
-# -- power: what is billed and not shown ----------------------------------------------------------
+# -- power -----------------------------------------------------------------------------------------
 
 
 def test_thoughts_that_are_hidden_show_in_what_is_billed() -> None:
@@ -72,7 +72,7 @@ def test_thoughts_that_are_hidden_show_in_what_is_billed() -> None:
     )
 
 
-# -- known answers --------------------------------------------------------------------------------
+# -- known answer ----------------------------------------------------------------------------------
 
 
 def test_quantiles_errors_and_cached_tokens_are_told() -> None:
@@ -98,7 +98,7 @@ def test_nothing_is_said_unless_it_is_wished() -> None:
     assert not [note for note in decide(case).notes if "load test" in note or "billed" in note]
 
 
-# -- an audit of the testbed ----------------------------------------------------------------------
+# -- one audit -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])

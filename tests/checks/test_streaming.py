@@ -55,7 +55,7 @@ REPLY = make_reply("p")
 OTHER = replace(REPLY, text="other words")
 
 
-# -- level: honest hosts ------------------------------------------------------------------------
+# -- level -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -77,7 +77,7 @@ def test_a_host_that_repeats_no_text_is_not_held_to_one() -> None:
     assert finding.detail.endswith("but for texts, as asking twice gives others")
 
 
-# -- power: what differs ------------------------------------------------------------------------
+# -- power -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -101,6 +101,9 @@ def test_what_differs_is_named(changes: dict[str, Any], name: str) -> None:
     assert "in 1 of 2" in finding.detail
 
 
+# -- known answer ----------------------------------------------------------------------------------
+
+
 def test_an_endpoint_without_streams_is_told_so() -> None:
     """Where every question fails the other way."""
     failure = Failure(probe_id="x", status=400, reason="HTTP 400: no streams", attempts=1)
@@ -115,7 +118,7 @@ def test_nothing_is_said_where_nothing_was_asked() -> None:
     assert judge() == []
 
 
-# -- known answer, and an audit of the testbed behaviour -----------------------------------------
+# -- one audit -------------------------------------------------------------------------------------
 
 
 def test_a_host_whose_streams_count_and_end_in_their_own_way_is_named(
