@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import LONGEST
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -23,3 +24,8 @@ def test_the_code_passes(command: list[str]) -> None:
     )
 
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_files_that_are_run_first_are_there() -> None:
+    """A file under another name would be run last, while one of two workers has nothing to do."""
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
