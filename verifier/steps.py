@@ -31,7 +31,7 @@ from verifier.files.run_folder import (
     write_json,
     write_whole,
 )
-from verifier.host.collect import read_attempts, read_outcomes
+from verifier.host.collect import Record
 from verifier.host.endpoint import Endpoint
 from verifier.plan import make_plan
 from verifier.plan_file import Plan, batch_ends, read_plan, read_probes, write_plan
@@ -228,9 +228,9 @@ def write_page(run: Path) -> Report:
 
 def render_folder(run: Path) -> tuple[Report, str]:
     """The report of a decided run folder, and its HTML page."""
-    plan = read_plan(run)
-    report = read_report(run)
-    outcomes = read_outcomes(run, max_attempts=plan.max_attempts)
+    plan, report, record = read_plan(run), read_report(run), Record(run)
+    record.update()
+    outcomes = record.outcomes(max_attempts=plan.max_attempts)
     if (run / LEDGER).exists():
         own_ledger(run, outcomes)  # a verdict on other replies is not shown
     known = any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in report.findings)
@@ -241,7 +241,7 @@ def render_folder(run: Path) -> tuple[Report, str]:
             probe for check in CHECKS for asked in check.asked
             if (asked.folder, asked.exchanges) == ("", EXCHANGES) for probe in asked.probes(run)
         ),
-        attempts=read_attempts(run),
+        attempts=record.attempts,
         prompts=read_prompts(run) if known else None,
     )  # fmt: skip
     return report, page

@@ -112,7 +112,7 @@ class Record:
             if attempt.probe_id in known:
                 probe = replace(known[attempt.probe_id], max_tokens=asked_tokens(attempt))
                 purse.book(probe, result, count=count)
-        for request in _unanswered(self.folder, self.name, self.attempts):
+        for request in _unanswered(read_requests(self.folder), self.name, self.attempts):
             purse.book_unanswered(request)
 
 
@@ -149,7 +149,7 @@ def collect(
         result = history.add(attempt, read).result
         if purse is not None and attempt.probe_id in known:
             purse.book(known[attempt.probe_id], result, count=endpoint.count_tokens)
-    for request in _unanswered(folder, EXCHANGES, record.attempts):
+    for request in _unanswered(read_requests(folder), EXCHANGES, record.attempts):
         history.was_sent(request)
         if purse is not None:
             purse.book_unanswered(request)
@@ -182,21 +182,30 @@ def book(
     record.book(purse, every, count=count)
 
 
-def read_unanswered(folder: Path) -> tuple[Request, ...]:
-    """Requests of a folder that were sent and have no attempt on record, in any of its files."""
-    names = dict.fromkeys(request.of for request in read_requests(folder))
+def read_unanswered(folder: Path, *known: Record) -> tuple[Request, ...]:
+    """Requests of a folder that were sent and have no attempt on record, in any of its files.
+
+    Those files are not read again of which a record is `known`.
+    """
+    requests = read_requests(folder)
+    attempts = {record.name: record.attempts for record in known}
+    for name in dict.fromkeys(request.of for request in requests):
+        if name not in attempts:
+            attempts[name] = read_attempts(folder, name=name)
     return tuple(
         request
-        for name in names
-        for request in _unanswered(folder, name, read_attempts(folder, name=name))
+        for name in dict.fromkeys(request.of for request in requests)
+        for request in _unanswered(requests, name, attempts[name])
     )
 
 
-def _unanswered(folder: Path, name: str, attempts: Sequence[Attempt]) -> list[Request]:
+def _unanswered(
+    requests: Sequence[Request], name: str, attempts: Sequence[Attempt]
+) -> list[Request]:
     """Requests that belong to one file of exchanges and have no attempt there."""
     answered = Counter((attempt.probe_id, attempt.number) for attempt in attempts)
     found = []
-    for request in read_requests(folder):
+    for request in requests:
         key = (request.probe_id, request.number)
         if request.of == name and not answered[key]:
             found.append(request)

@@ -53,17 +53,18 @@ def read_case(
         run=run,
         outcomes=outcomes,
         attempts=record.attempts,
-        unanswered=_unanswered(run),
+        unanswered=_unanswered(run, record),
         probes=read_probes(run),
         kept={check.name: check.read(run, plan, outcomes) for check in CHECKS},
         deadline_s=read_deadline(run),
     )
 
 
-def _unanswered(run: Path) -> tuple[Request, ...]:
+def _unanswered(run: Path, record: Record) -> tuple[Request, ...]:
     """Requests without an answer on record, in the run folder and in those within it."""
     folders = dict.fromkeys(asked.folder for check in CHECKS for asked in check.asked)
-    return tuple(request for name in folders for request in read_unanswered(run / name))
+    within = (read_unanswered(run / name) for name in folders if name)
+    return (*read_unanswered(run, record), *(request for some in within for request in some))
 
 
 def make_case(
