@@ -425,7 +425,7 @@ def vllm_server(weights: Path, dtype: str, *options: str) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             pass
         finally:
-            with_children_gone(process.pid)
+            with_children_gone(process)
 
 
 def _wait(base: str, process: subprocess.Popen[bytes]) -> None:
@@ -441,13 +441,14 @@ def _wait(base: str, process: subprocess.Popen[bytes]) -> None:
     raise AssertionError("the server did not start")
 
 
-def with_children_gone(group: int) -> None:
+def with_children_gone(leader: subprocess.Popen[bytes]) -> None:
     """Kill what is left of a process group and wait until nothing is."""
     for _ in range(100):
         try:
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(leader.pid, signal.SIGKILL)
         except ProcessLookupError:
             return
+        leader.poll()  # a leader that nobody has waited for keeps its group
         time.sleep(0.1)
     raise AssertionError("processes are left behind")
 
