@@ -280,7 +280,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
-    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
+    reference = Reference(engine=engine, tokenizer=tokenizer)
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
         running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as first,
