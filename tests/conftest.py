@@ -23,33 +23,13 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 from audits import write_card
+from longest import LONGEST
 from models import EMBEDDED, save_model, save_tokenizer
 
 from verifier.cli.common import cache_directory
 from verifier.reference.cards import load_card
 from verifier.reference.weights import check_weights, fetch_weights
 from verifier.safety import sieve
-
-#: Files of tests that take longest, in seconds on one idle core: with `--dist loadfile` the workers
-#: begin with these, and the short ones at the end even them out.
-LONGEST = {
-    "test_embedded.py": 600,
-    "reference/test_vllm_engine.py": 300,
-    "scoring/test_thinking_embedded.py": 100,
-    "checks/test_length.py": 50,
-    "checks/test_sampling.py": 50,
-    "test_audit.py": 50,
-    "safety/test_keys.py": 40,
-    "files/test_malformed.py": 35,
-    "fleet/test_side_by_side.py": 35,
-    "checks/test_template_completions.py": 30,
-    "checks/test_request_strata.py": 30,
-    "checks/test_sampling_stored_replies.py": 25,
-    "verdict/test_decide.py": 25,
-    "scoring/test_reasoning.py": 25,
-    "test_checks.py": 25,
-    "cli/test_commands.py": 20,
-}
 
 
 def pytest_configure(config: pytest.Config) -> None:

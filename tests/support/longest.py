@@ -1,0 +1,26 @@
+"""Which files of tests take longest, so that they are run first."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Files of tests that take longest, in seconds on one idle core: with `--dist loadfile` the workers
+#: begin with these, and the short ones at the end even them out.
+LONGEST: Final = {
+    "test_embedded.py": 600,
+    "reference/test_vllm_engine.py": 300,
+    "scoring/test_thinking_embedded.py": 100,
+    "checks/test_length.py": 50,
+    "checks/test_sampling.py": 50,
+    "test_audit.py": 50,
+    "safety/test_keys.py": 40,
+    "files/test_malformed.py": 35,
+    "fleet/test_side_by_side.py": 35,
+    "checks/test_template_completions.py": 30,
+    "checks/test_request_strata.py": 30,
+    "checks/test_sampling_stored_replies.py": 25,
+    "verdict/test_decide.py": 25,
+    "scoring/test_reasoning.py": 25,
+    "test_checks.py": 25,
+    "cli/test_commands.py": 20,
+}
