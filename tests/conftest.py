@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -37,10 +38,30 @@ def pytest_configure(config: pytest.Config) -> None:
     config.option.loadscopereorder = False
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """By files, but for the tests that `LONGEST` names."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFiles(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return nodeid if _named(nodeid) in LONGEST else super()._split_scope(nodeid)
+
+    return ByFiles(config, log) if config.option.dist == "loadfile" else None
+
+
+def _named(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The files that take longest first; a file's tests stay together and in their order."""
-    here = Path(__file__).parent
-    items.sort(key=lambda item: -LONGEST.get(item.path.relative_to(here).as_posix(), 0))
+
+    def weight(item: pytest.Item) -> int:
+        name = _named(item.nodeid)
+        return LONGEST.get(name) or LONGEST.get(name.partition("::")[0], 0)
+
+    items.sort(key=weight, reverse=True)
 
 
 @pytest.fixture(scope="session", autouse=True)

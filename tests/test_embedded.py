@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 from audits import QUIET
-from engines import card_with_bank, few_renderings, score_replies
+from engines import Remembering, card_with_bank, few_renderings, score_replies
 from models import EMBEDDED
 from simulate import make_plan
 
@@ -60,7 +60,7 @@ from verifier.session import Session
 from verifier.steps import ask, score
 from verifier.verdict.decide import decide, decide_folder
 
-#: Three to four minutes in all on two idle cores; a busy machine may take ten times as long.
+#: A busy machine may take ten times as long as an idle one.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 FAULTS = list(VARIANTS)
@@ -76,16 +76,24 @@ def tokenizer(embedded: Path) -> Tokenizer:
 
 
 @pytest.fixture(scope="module")
-def engine(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
+def plain(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
     """The reference, in float32."""
     return TransformersEngine(embedded, eos_ids=(tokenizer.eos_id,))
 
 
 @pytest.fixture(scope="module")
-def served(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
+def engine(plain: TransformersEngine) -> Remembering:
+    """The reference of audits."""
+    return Remembering(plain)
+
+
+@pytest.fixture(scope="module")
+def served(embedded: Path, tokenizer: Tokenizer) -> Remembering:
     """What hosts run, in bfloat16."""
-    return TransformersEngine(
-        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    return Remembering(
+        TransformersEngine(
+            embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+        )
     )
 
 
@@ -93,12 +101,12 @@ def served(embedded: Path, tokenizer: Tokenizer) -> TransformersEngine:
 
 
 def test_the_model_knows_the_capital_of_france(
-    engine: TransformersEngine, tokenizer: Tokenizer
+    plain: TransformersEngine, tokenizer: Tokenizer
 ) -> None:
     """Conversion, tokenizer, template and engine together give the answer known of this model."""
     question = [Message(role="user", content="What is the capital of France?")]
     request = GenerateRequest(prompt_ids=tokenizer.render(question), max_tokens=24)
-    (made,) = engine.generate([request])
+    (made,) = plain.generate([request])
 
     assert tokenizer.decode(made.token_ids) == "The capital of France is Paris."
     assert made.token_ids[-1] == tokenizer.eos_id
@@ -109,13 +117,13 @@ def test_the_model_knows_the_capital_of_france(
 
 
 @pytest.fixture(scope="module")
-def shifts(engine: TransformersEngine, tokenizer: Tokenizer) -> dict[str, float]:
+def shifts(plain: TransformersEngine, tokenizer: Tokenizer) -> dict[str, float]:
     """Mean absolute shift of the replies' log-probabilities by fault; `REFERENCE`: taken back."""
-    before = score_replies(engine, tokenizer)
+    before = score_replies(plain, tokenizer)
 
     def shift(name: str) -> float:
-        engine.load_variant(name)
-        pairs = zip(before, score_replies(engine, tokenizer), strict=True)
+        plain.load_variant(name)
+        pairs = zip(before, score_replies(plain, tokenizer), strict=True)
         moved = [np.subtract(a.logprobs, b.logprobs) for a, b in pairs]
         return float(np.abs(np.concatenate(moved)).mean())
 
@@ -142,13 +150,13 @@ def test_coarser_roundings_move_them_further(shifts: dict[str, float]) -> None:
 
 
 def test_after_all_faults_the_reference_is_taken_back_whole(
-    shifts: dict[str, float], engine: TransformersEngine, embedded: Path
+    shifts: dict[str, float], plain: TransformersEngine, embedded: Path
 ) -> None:
     """Every parameter has the bits of a fresh load, and the scores are the same to the last bit."""
     fresh = TransformersEngine(embedded, eos_ids=())
-    pairs = zip(engine._model.parameters(), fresh._model.parameters(), strict=True)
+    pairs = zip(plain._model.parameters(), fresh._model.parameters(), strict=True)
 
-    assert engine.loaded == REFERENCE
+    assert plain.loaded == REFERENCE
     assert shifts[REFERENCE] == 0
     assert all(torch.equal(one, other) for one, other in pairs)
 
@@ -161,8 +169,8 @@ def run_audit(
     out: Path,
     *,
     fault: str,
-    served: TransformersEngine,
-    engine: TransformersEngine,
+    served: Remembering,
+    engine: Remembering,
     tokenizer: Tokenizer,
     **changes: Any,
 ) -> Report:
@@ -325,8 +333,10 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
 ) -> None:
     """Beside an honest control one is consistent, one accused; beside a 4-bit one, nobody is."""
     fault = "int4-asym-g64"
-    rounded = TransformersEngine(
-        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    rounded = Remembering(
+        TransformersEngine(
+            embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+        )
     )
     rounded.load_variant(fault)
     served.load_variant(REFERENCE)
@@ -422,8 +432,8 @@ def test_a_penalty_on_greedy_replies_is_not_taken_for_rounding(
 
 
 def asked_at_length(
-    engine: TransformersEngine,
-    served: TransformersEngine,
+    engine: Remembering,
+    served: Remembering,
     tokenizer: Tokenizer,
     folder: Path,
     fault: str,
@@ -454,7 +464,7 @@ def asked_at_length(
     [("ceiling:60,hidden", "detected", "cut at 60"), ("none", "excluded", "of 200 tokens")],
 )
 def test_a_ceiling_is_told_from_an_end(
-    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path,
+    engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
     fault: str, decision: str, name: str,
 ) -> None:  # fmt: skip
     """Measured: 31 nats from two replies that are cut at 60 tokens and said to have ended."""
@@ -466,7 +476,7 @@ def test_a_ceiling_is_told_from_an_end(
 
 @pytest.mark.parametrize("fault", ["context:400,front-kept", "context:400,front,hidden"])
 def test_a_cut_prompt_is_found_and_its_window_measured(
-    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path,
+    engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
     fault: str,
 ) -> None:  # fmt: skip
     """Measured: 23 nats from 3 prompts where the count tells it, 44 from 6 where it does not."""
@@ -478,7 +488,7 @@ def test_a_cut_prompt_is_found_and_its_window_measured(
 
 
 def test_an_honest_context_is_not_accused(
-    engine: TransformersEngine, served: TransformersEngine, tokenizer: Tokenizer, tmp_path: Path
+    engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """And at most five prompts are asked; this model does not always tell that it read them all."""
     (found,) = asked_at_length(engine, served, tokenizer, tmp_path, "none", context_tokens=600)

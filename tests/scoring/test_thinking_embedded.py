@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from engines import few_renderings
+from engines import Remembering, few_renderings
 from models import EMBEDDED
 
 from verifier.audit import audit
@@ -67,16 +67,18 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reference(thinker: Path) -> Reference:
     """In float32."""
     tokenizer = Tokenizer(thinker)
-    engine = TransformersEngine(thinker, eos_ids=(tokenizer.eos_id,))
+    engine = Remembering(TransformersEngine(thinker, eos_ids=(tokenizer.eos_id,)))
     return Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
 
 
 @pytest.fixture(scope="module")
-def served(thinker: Path) -> TransformersEngine:
+def served(thinker: Path) -> Remembering:
     """What the host runs, in bfloat16."""
     tokenizer = Tokenizer(thinker)
-    return TransformersEngine(
-        thinker, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    return Remembering(
+        TransformersEngine(
+            thinker, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+        )
     )
 
 
@@ -94,7 +96,7 @@ def test_an_audit_by_thoughts(
     card: Path,
     thinker: Path,
     reference: Reference,
-    served: TransformersEngine,
+    served: Remembering,
     shown: Literal["apart", "stripped", "hidden"],
     weights: str,
     decision: str,

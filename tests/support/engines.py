@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from models import EMBEDDED
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from verifier.records import Message, ReplyScore, ScoreRequest
+from verifier.records import GenerateRequest, Generation, Message, ReplyScore, ScoreRequest
 from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import find_card
 from verifier.reference.checkpoint import read_layout, transformed
@@ -46,6 +46,38 @@ def score_replies(engine: Engine, tokenizer: Tokenizer) -> list[ReplyScore]:
             for question, reply in REPLIES.items()
         ]
     )
+
+
+class Remembering:
+    """An engine that computes nothing twice: audits with one seed ask and score much that is alike.
+
+    What is drawn at random is not remembered.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self._known: dict[Any, Any] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        return self._recalled("score", requests, self._engine.score)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        if any(r.temperature or r.drop_best or r.rare for r in requests):
+            return self._engine.generate(requests)
+        return self._recalled("generate", requests, self._engine.generate)
+
+    def _recalled(
+        self, what: str, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]
+    ) -> list[Any]:
+        asked = [(what, self._engine.loaded, request) for request in requests]
+        new = [one for one in dict.fromkeys(asked) if one not in self._known]
+        if new:
+            found = ask([request for _, _, request in new])
+            self._known |= zip(new, found, strict=True)
+        return [self._known[one] for one in asked]
 
 
 Scores = Sequence[ReplyScore]

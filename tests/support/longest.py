@@ -1,13 +1,15 @@
-"""Which files of tests take longest, so that they are run first."""
+"""Which files of tests take longest, so that they are run first, and which tests go apart."""
 
 from __future__ import annotations
 
 from typing import Final
 
 #: Files of tests that take longest, in seconds on one idle core: with `--dist loadfile` the workers
-#: begin with these, and the short ones at the end even them out.
+#: begin with these, and the short ones at the end even them out. A test that is named goes to
+#: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
-    "test_embedded.py": 600,
+    "test_embedded.py": 400,
+    "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 250,
     "reference/test_vllm_engine.py": 300,
     "scoring/test_thinking_embedded.py": 100,
     "checks/test_length.py": 50,
