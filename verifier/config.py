@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -388,6 +388,10 @@ def _form_of_policy(value: object) -> str:
     return "written out" if isinstance(value, dict | Policy) else "name"
 
 
+#: The fewest replies before "consistent" where the run file says none.
+LEAST_REPLIES: Final = 10
+
+
 class AuditSection(_Section):
     """How to ask and how sure to be."""
 
@@ -402,7 +406,11 @@ class AuditSection(_Section):
     budget_usd: Annotated[float, Field(gt=0)] | None = None  # None: bounded by tokens alone
     max_tokens: Annotated[int, Field(ge=8, le=4096)] = 48
     top_logprobs: Annotated[int, Field(ge=0, le=20)] = 5
-    min_replies: Annotated[int, Field(ge=5)] = 10
+    #: Before "consistent" may be said; None: drawn from the seed, LEAST_REPLIES or more.
+    min_replies: Annotated[int, Field(ge=5)] | None = None
+    after: Path | None = (
+        None  # the run folder of an earlier audit, whose evidence this goes on from
+    )
     kinds: tuple[str, ...] | None = None  # kinds of probes; None: all
     template_settings: dict[str, bool | str] = {}  # of every probe, e.g. enable_thinking
     sampler: bool = False  # ask some probes at temperature 1, and judge how they are sampled
@@ -418,6 +426,11 @@ class AuditSection(_Section):
         Field(ge=60, le=30 * 86_400),
         BeforeValidator(_seconds, json_schema_input_type=float | str),
     ] = 21_600.0
+
+    @property
+    def least_replies(self) -> int:
+        """The fewest replies on which "consistent" may be said."""
+        return LEAST_REPLIES if self.min_replies is None else self.min_replies
 
 
 def _printable(path: Path) -> Path:
@@ -483,6 +496,10 @@ class Fleet(_Section):
             raise PydanticCustomError(
                 "value_error", "give endpoint or targets, exactly one of the two"
             )
+        if self.targets is not None and self.audit.after is not None:
+            raise PydanticCustomError(
+                "value_error", "audit.after: an earlier audit is of one endpoint; leave out targets"
+            )
         return self
 
     @property
@@ -502,7 +519,8 @@ class Fleet(_Section):
         if self.control is None:
             return None
         prices = self.control.prices or self.prices
-        return self._of(self.control.endpoint, prices, out=self.out / CONTROL)
+        made = self._of(self.control.endpoint, prices, out=self.out / CONTROL)
+        return made.model_copy(update={"audit": made.audit.model_copy(update={"after": None})})
 
     @property
     def every_run_file(self) -> dict[str, RunFile]:

@@ -10,6 +10,7 @@ import platform
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
@@ -17,24 +18,28 @@ from typing import Any, Final
 import verifier
 from verifier.checks import CHECKS
 from verifier.checks.check import Planned
-from verifier.config import RunFile
+from verifier.config import LEAST_REPLIES, Policy, RunFile
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.mixture import least_replies
 from verifier.host.budget import Amount, Priced, forecast
 from verifier.host.rate_limits import MAX_WAIT_S
 from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, Plan, read_plan
 from verifier.probes import Pool, draw, size_of
-from verifier.records import REFERENCE, Probe
+from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
+
+#: A stopping point is at most so many times the least.
+MOST_TIMES: Final = 4
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
 def make_plan(
-    config: RunFile, card: Card, calibration: Calibration, pool: Pool
+    config: RunFile, card: Card, calibration: Calibration, pool: Pool, *, after: After | None = None
 ) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:
     """Plan and ordinary probes of a run, and further files of probes by their names; the seed is
-    drawn when the run file names none.
+    drawn when the run file names none. `after` are earlier audits that it goes on from.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
@@ -52,13 +57,14 @@ def make_plan(
     _refuse_small_budget(config, planned)
     if audit.budget_usd is not None and config.prices is None:
         raise ConfigError("audit.budget_usd: dollars need prices; write out prices in the run file")
+    seed = secrets.randbits(63) if audit.seed is None else audit.seed
     plan = Plan(
         schema_version=PLAN_SCHEMA,
         alpha=audit.alpha,
         beta=audit.beta,
-        seed=secrets.randbits(63) if audit.seed is None else audit.seed,
+        seed=seed,
         max_tokens=audit.max_tokens,
-        min_replies=audit.min_replies,
+        min_replies=_stop(config, policy, planned, seed=seed),
         budget_completion_tokens=audit.budget_completion_tokens,
         budget_usd=audit.budget_usd,
         top_logprobs=audit.top_logprobs,
@@ -79,6 +85,7 @@ def make_plan(
         versions=versions(),
         configuration=config.model_dump(mode="json", exclude={"out"}),
         calibration=calibration,
+        after=after,
         **fields,
     )
     probes = _draw(config, plan, pool)
@@ -86,6 +93,35 @@ def make_plan(
     for check in CHECKS:
         probes = check.arrange(plan, probes)
     return plan, probes, dict(filter(None, further))
+
+
+def _stop(config: RunFile, policy: Policy, planned: Sequence[Planned], *, seed: int) -> int:
+    """The replies before which nothing is called consistent, within what the budget pays for."""
+    audit = config.audit
+    if audit.min_replies is not None:
+        return audit.min_replies
+    kept = sum(one.tokens + int(one.share * audit.budget_completion_tokens) for one in planned)
+    paid = int((audit.budget_completion_tokens - kept) // audit.max_tokens)
+    return min(draw_stop(seed, least=least_for(policy, beta=audit.beta)), max(paid, LEAST_REPLIES))
+
+
+def least_for(policy: Policy, *, beta: float) -> int:
+    """Replies that a certificate takes at least: those by which the smallest share that the policy
+    names would have shown at 1 - beta, ln beta / ln(1 - share)."""
+    shares = policy.routed.values()
+    least = [math.ceil(math.log(beta) / math.log1p(-share)) for share in shares]
+    return max([LEAST_REPLIES, *least])
+
+
+def draw_stop(seed: int, *, least: int) -> int:
+    """The stopping point: `least` replies or more, drawn from the seed.
+
+    A host that serves the first replies well must not know when it may stop to: x times `least` is
+    exceeded with probability x ** -4, up to MOST_TIMES; half of all are below 1.2 times.
+    """
+    drawn = int.from_bytes(sha256(f"stopping point {seed}".encode()).digest()[:8], "big")
+    uniform = (drawn + 1) / 2**64  # above 0
+    return min(round(least / math.sqrt(math.sqrt(uniform))), MOST_TIMES * least)
 
 
 def _suspects(config: RunFile, card: Card) -> dict[str, str]:
@@ -104,7 +140,7 @@ def _suspects(config: RunFile, card: Card) -> dict[str, str]:
 def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
     """Raise ConfigError for a budget that pays for no verdict beside what checks keep of it."""
     audit = config.audit
-    budget, least = audit.budget_completion_tokens, audit.min_replies * audit.max_tokens
+    budget, least = audit.budget_completion_tokens, audit.least_replies * audit.max_tokens
     kept, share = 0, 0.0
     for one in planned:
         if not one.tokens and not one.share:
@@ -115,14 +151,14 @@ def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
             if not one.tokens:
                 needed = least / (1 - share)
             raise ConfigError(
-                f"audit.budget_completion_tokens: {budget} cannot pay for {audit.min_replies} "
+                f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
                 f"replies of {audit.max_tokens} tokens beside {one.beside}; allow "
                 f"{math.ceil(needed)} or more"
             )
     if budget < least:
         raise ConfigError(
-            f"audit.budget_completion_tokens: {budget} cannot pay for {audit.min_replies} replies "
-            f"of {audit.max_tokens} tokens, the least for a verdict; allow {least} or more"
+            f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
+            f"replies of {audit.max_tokens} tokens, the least for a verdict; allow {least} or more"
         )
     problem = next((one.problem for one in planned if one.problem), "")
     if problem:
@@ -195,6 +231,20 @@ def _planned_probes(run: Path) -> tuple[Probe, ...]:
         probe for check in CHECKS for asked in check.asked if asked.planned
         for probe in asked.probes(run)
     )  # fmt: skip
+
+
+def describe_policy(run: Path) -> list[str]:
+    """What a consistent verdict of a planned run excludes, and the least that takes, in lines."""
+    plan = read_plan(run)
+    excludes = [*plan.policy.noise, *plan.policy.builds]
+    lines = [f"policy {plan.policy_name}: a consistent verdict excludes {', '.join(excludes)}"]
+    for of, share in plan.policy.routed.items():
+        replies = max(least_replies(share, error=plan.beta), LEAST_REPLIES)
+        lines.append(
+            f"and that {share:.0%} of the requests or more went to {of} or worse, which takes at "
+            f"least {replies} replies, {replies * plan.max_tokens:,} completion tokens"
+        )
+    return lines
 
 
 def longest_waits_s(run: Path) -> float:

@@ -32,7 +32,7 @@ from verifier.files.run_folder import (
 )
 from verifier.files.stored import read_record, read_rows
 from verifier.host.budget import Ceiling
-from verifier.records import Nats, Plain, Probe, Version
+from verifier.records import After, Nats, Plain, Probe, Version
 from verifier.reference.cards import Thinking
 
 #: Version of the plan file.
@@ -61,7 +61,7 @@ class Plan(BaseModel):
     beta: Rate
     seed: int
     max_tokens: Annotated[int, Field(ge=1, le=10**9)]
-    min_replies: Count
+    min_replies: Count  # replies before any "consistent"; drawn, so that no host knows it
     budget_completion_tokens: Count
     budget_usd: Annotated[float, Field(ge=0, le=1e12)] | None = None
     budget_sampled_tokens: Count = 0  # kept of the budget for sampled replies
@@ -82,12 +82,14 @@ class Plan(BaseModel):
     template_sha256: str | None
     thinking: Thinking | None = None  # how thoughts are written; None: nothing is known of them
     bank: tuple[str, ...]
+    suspected: tuple[str, ...] = ()  # builds of it that are scored on cause
     suspects: dict[str, str] = {}  # other models that may be named, and what each is in words
     pool_sha256: str
     pool_size: Count
     versions: dict[str, str]
     configuration: Annotated[dict[str, Any], Plain()]  # the run file, less where it was written
     calibration: Calibration
+    after: After | None = None  # earlier audits whose evidence this run goes on from
 
     @property
     def ceiling(self) -> Ceiling:
@@ -102,7 +104,7 @@ class Plan(BaseModel):
     def _policy_is_known(self) -> Self:
         classes = {known.name for known in self.calibration.classes}
         unknown = {*self.policy.noise, *self.policy.routed} - classes
-        unknown |= {*self.policy.builds} - {*self.bank}
+        unknown |= {*self.policy.builds, *self.suspected} - {*self.bank}
         if unknown:
             raise ValueError(f"the policy names {min(unknown)!r}, of which nothing is known")
         return self

@@ -325,6 +325,33 @@ class Substitution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class After:
+    """Earlier audits of the same endpoint, whose evidence a run goes on from."""
+
+    report_sha256: str  # of the last one's report, as decided when this run was planned
+    decisions: tuple[Decision, ...]  # of all of them, the first one first
+    log_e: Nats  # of all of them together, against honest serving
+
+    @property
+    def audits(self) -> int:
+        """How many there were."""
+        return len(self.decisions)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What a consistent verdict rests on, and how far it reaches."""
+
+    #: Class of departures, and the share of requests that may have met it or worse at most.
+    shares: tuple[tuple[str, Share], ...]
+    level: Share  # coverage of each bound, at its stopping time
+    replies: Count  # that the verdict rests on
+    stop: Count  # replies before which none is given, drawn from the seed
+    positions: Count  # tokens of a reply that were looked at, at most
+    kinds: tuple[str, ...]  # of probes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
     """What was asked and spent."""
 
@@ -368,6 +395,7 @@ class Report:
     capabilities: tuple[tuple[str, str], ...] = ()  # label and finding; (): not probed
     substitution: Substitution | None = None  # None: not asked for, and no cause to show it
     control: Control | None = None  # None: there is none
+    certificate: Certificate | None = None  # None: it is not consistent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

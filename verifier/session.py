@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from verifier.checks import CHECKS
-from verifier.checks.check import STAGES, Case, Check, Stage
+from verifier.checks.check import STAGES, Case, Check, Stage, is_between
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.samplers import penalty_columns
@@ -176,6 +176,7 @@ class Session:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
         ended = case.decision != "inconclusive" and not any(c.more(case) for c in CHECKS)
+        ended = ended or (is_between(case) and len(case.scored) >= self.plan.min_replies)
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 
     # -- what the audit uses -------------------------------------------------------------------

@@ -49,6 +49,7 @@ from verifier.scoring.score import is_sampler
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
 from verifier.verdict.case import own_ledger
+from verifier.verdict.chain import read_chain
 from verifier.wording import describe_seconds
 
 
@@ -98,7 +99,9 @@ def start(config: RunFile) -> Plan:
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
     card = load_card(config.reference.card)
     calibration = load_calibration(config.reference.card, card)
-    plan, probes, further = make_plan(config, card, calibration, load_pool())
+    earlier = config.audit.after
+    after = None if earlier is None else read_chain(earlier, config, card)
+    plan, probes, further = make_plan(config, card, calibration, load_pool(), after=after)
     write_plan(run, dump_run_file(config), plan, probes, further)
     return plan
 

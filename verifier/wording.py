@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from verifier.records import (
+    After,
     Decision,
     Finding,
     NoiseScale,
@@ -190,6 +191,11 @@ def describe_seconds(seconds: float) -> str:
 def describe_replies(count: int) -> str:
     """How many replies, in words."""
     return "1 reply" if count == 1 else f"{count} replies"
+
+
+def describe_audits(after: After) -> str:
+    """How many audits came before, in words."""
+    return "1 earlier audit" if after.audits == 1 else f"{after.audits} earlier audits"
 
 
 def describe_share(found: Substitution) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Generic, Literal, Protocol, TypeVar
@@ -19,7 +19,7 @@ from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import Interval, confidence_sequence
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
-from verifier.evidence.noise import SAMPLED_FROM, honest_scales, noise_scale, read_text
+from verifier.evidence.noise import ABOVE, SAMPLED_FROM, honest_scales, noise_scale, read_text
 from verifier.evidence.posterior import Ranked
 from verifier.files.run_folder import EXCHANGES
 from verifier.host.budget import NOTHING, Amount, Purse
@@ -132,6 +132,7 @@ class Case:
     kept: Mapping[str, Any] = field(default_factory=dict)  # what each check keeps, by its name
     aspects: Mapping[str, Aspect] = field(default_factory=dict)
     needed: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # see `Check.shares`
+    reference: str = ""  # how it differs from the calibrated one, see `stacks`; "": it does not
     deadline_s: float | None = None  # at which the last command ended; None: at none
     report: Report | None = None  # as of this reading; None before it is decided
     log_e: float = 0.0  # of everything, against honest serving (nats)
@@ -161,6 +162,12 @@ class Case:
     def interval(self) -> Interval | None:
         """The confidence sequence of the noise scale, at the policy's beta."""
         return confidence_sequence(self.text, TEXT_SCALES, level=1 - self.plan.beta)
+
+    @cached_property
+    def panel(self) -> Array:
+        """Rows [n, S] of replies that were asked to tell templates apart, read as calibrated."""
+        rows = tuple(r for r in self.ledger.rows if r.panel and REFERENCE in r.text)
+        return read_text(replace(self.ledger, rows=rows), REFERENCE, self.plan.calibration.text)
 
     @property
     def tokens_scored(self) -> int:
@@ -436,6 +443,22 @@ def greedy_is_quiet(case: Case, findings: Sequence[Finding]) -> bool:
     return bool(judged) and all(decision == "excluded" for decision in judged)
 
 
+def above_floor(case: Case, interval: Interval | None) -> bool:
+    """Whether noise is shown to be above what any measured stack reaches."""
+    floor = case.plan.calibration.text.honest_scale
+    return interval is not None and interval.lower > floor * ABOVE
+
+
+def is_between(case: Case) -> bool:
+    """Whether the noise is shown to lie above the floor, and below what is held against anyone.
+
+    More replies change nothing then: there is no verdict.
+    """
+    found, end = case.interval, case.plan.calibration.text.tolerated
+    below = found is not None and found.upper is not None and found.upper <= end * ABOVE
+    return below and above_floor(case, found)
+
+
 def greedy_is_settled(case: Case) -> bool:
     """Whether the greedy replies are many enough, and exclude all else, so that it is the turn of
     what is asked at a cost: samples, and long prompts."""
@@ -445,7 +468,7 @@ def greedy_is_settled(case: Case) -> bool:
         for f in case.findings
         if case.aspects[f.aspect].greedy or f.name == SINGLE
     )
-    enough = case.report.usage.replies >= case.plan.min_replies
+    enough = len(case.scored) >= case.plan.min_replies
     return greedy_is_quiet(case, case.findings) and decided and enough
 
 

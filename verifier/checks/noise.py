@@ -1,13 +1,16 @@
 """Noise of the weights: greedy replies against each class of rounding that the policy names.
 
-Null of the evidence: the published weights with logit noise of a scale at most the calibrated
-honest one; the alternative is any scale above it, evenly (`e_values.log_e_value`). Each class is
+Null of the evidence: the published weights with logit noise of a scale at most the tolerated one,
+which lies above the largest that any measured stack reaches (`evidence.stacks`); the alternative is
+any scale above it, evenly (`e_values.log_e_value`). Between the two scales nothing is held against
+a host and nothing is certified. Each class is
 excluded or detected by the confidence sequence of the scale, at the policy's beta and at every
 stopping time. Asks the ordinary probes, in small batches.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -20,8 +23,10 @@ from verifier.checks.check import (
     Case,
     Check,
     Planned,
+    Remark,
     Session,
     Weighed,
+    above_floor,
     make_finding,
     make_weighed,
 )
@@ -54,7 +59,7 @@ def plan(config: RunFile, _card: Card, calibration: Calibration) -> Planned:
 
 
 def weigh(case: Case, _kept: None) -> Weighed[float]:
-    """Noise above the honest scale, of all ordinary replies: what other evidence is mixed to."""
+    """Noise above what is tolerated, of all ordinary replies: what other evidence is mixed to."""
     log_e = log_e_noise(case.text, TEXT_SCALES, case.plan.calibration.text)
     return Weighed(evidence=log_e, log_e=(log_e,))
 
@@ -72,7 +77,8 @@ def find(
 
 def _find_class(case: Case, account: Account, name: str) -> Finding:
     (scale,) = (known.scale for known in case.plan.calibration.classes if known.name == name)
-    honest = case.plan.calibration.text.honest_scale
+    channel = case.plan.calibration.text
+    honest, tolerated = channel.honest_scale, channel.tolerated
     if account.unknown_words:  # what is left of them looks like noise of the weights
         detail = "the words of the hidden prompt are not known; send what the client sent first"
         return make_finding(NOISE, "not run", name, None, detail)
@@ -85,14 +91,78 @@ def _find_class(case: Case, account: Account, name: str) -> Finding:
     if len(account.text) == 0:
         return make_finding(NOISE, "undecided", name, 0.0, "no reply was scored")
     members = np.asarray(scale <= TEXT_SCALES * ABOVE)
+    towards = log_e_against_scales(account.text, ~members)
+    detected = f"the noise scale is at least {scale:.2g}"
+    if scale <= tolerated * ABOVE and towards >= math.log(1 / case.plan.beta):
+        detail = f"{detected}, which an honest stack may reach: up to {tolerated:.2g} is tolerated"
+        return make_finding(NOISE, "undecided", name, towards, detail)
     return make_weighed(
         case, NOISE, name,
-        towards=log_e_against_scales(account.text, ~members),
+        towards=towards,
         against=log_e_against_scales(account.text, members),
         excluded=f"the noise scale is below {scale:.2g}",
-        detected=f"the noise scale is at least {scale:.2g}",
+        detected=detected,
         undecided=f"the noise scale is not yet bounded below {scale:.2g}",
     )  # fmt: skip
+
+
+def remarks(
+    case: Case, _evidence: float, account: Account, _found: Sequence[Finding]
+) -> list[Remark]:
+    """What the error rates are conditional on, and what lies outside of what was calibrated."""
+    found = [Remark(text=text) for text in (_on_stacks(case), *_on_domain(case)) if text]
+    if above_floor(case, account.interval) and not account.differs and account.by == "published":
+        channel = case.plan.calibration.text
+        text = (
+            f"the noise is above what any measured stack reaches ({channel.honest_scale:.2g}), and "
+            f"nothing up to {channel.tolerated:.2g} is held against a host: a verdict would need "
+            "this stack among those that the calibration measures"
+        )
+        found.insert(0, Remark(text=text, at="evidence"))
+    if not account.differs and account.by == "published" and not _panel_is_quiet(case):
+        text = (
+            "replies to the probes that tell templates apart are noisier than honest serving, so "
+            "no endpoint is called consistent"
+        )
+        found.insert(0, Remark(text=text, at="evidence"))
+    return found
+
+
+def _panel_is_quiet(case: Case) -> bool:
+    return log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text) < math.log(
+        1 / case.plan.beta
+    )
+
+
+def _on_stacks(case: Case) -> str:
+    """The two errors of an accusation, apart: of replies given the stack, and of stacks."""
+    zone, channel = case.plan.calibration.zone, case.plan.calibration.text
+    if zone is None:
+        return ""
+    told = (
+        f"alpha {case.plan.alpha:g} is that of an honest stack whose noise stays within "
+        f"{channel.tolerated:.2g}, {zone.kappa:.2g} times the largest that {zone.stacks} measured "
+        f"stacks reach; of stacks no more is known: a new one is noisier than all of them with a "
+        f"probability of up to 1 in {zone.stacks + 1}"
+    )
+    if zone.risk is not None:
+        told += (
+            f", and noisier than is tolerated with {zone.risk:.2g}, if logs of scales are normal "
+            f"({zone.alike} stacks of its arithmetic)"
+        )
+    return told
+
+
+def _on_domain(case: Case) -> list[str]:
+    """What this audit asks that no stack was measured on."""
+    plan, calibration = case.plan, case.plan.calibration
+    told = []
+    if plan.max_tokens > calibration.max_tokens:
+        told.append(
+            f"replies of up to {plan.max_tokens} tokens were asked for, and stacks measured on "
+            f"{calibration.max_tokens}: of what comes later nothing is known but that"
+        )
+    return told
 
 
 def ask(session: Session, case: Case, _kept: None) -> bool:
@@ -122,6 +192,7 @@ CHECK: Final = Check[None, float](
     shares=lambda _plan: (1.0,),
     weigh=weigh,
     find=find,
+    remarks=remarks,
     ask={"ordinary": ask},
     asked=(Asked(probes=read_probes, planned=True, in_ledger=True),),
 )

@@ -225,7 +225,7 @@ def _find_share(
     if account.by != "published":
         detail = "the replies are to another rendering of the prompts; mend the template first"
         return make_finding(ROUTING, "not run", name, None, detail)
-    if scale <= case.plan.calibration.text.honest_scale * ABOVE:
+    if scale <= case.plan.calibration.text.tolerated * ABOVE:
         detail = f"its scale {scale:.2g} is within honest serving on this card"
         return make_finding(ROUTING, "not run", name, None, detail)
     if len(account.text) == 0:
@@ -281,6 +281,33 @@ def describe(
             (name, own.estimate, own.lower, own.upper) for name, own in shares.shares.items()
         ),
     )
+
+
+def bound_shares(case: Case) -> tuple[tuple[str, float], ...]:
+    """For each class of noise of the policy, the share of requests that it may have met at most.
+
+    Of a model of that class or any noisier one, at the policy's beta and at every stopping time.
+    Classes that honest stacks reach, and those of which no share is excluded, are left out.
+    """
+    plan, needed = case.plan, math.log(1 / case.plan.beta)
+    scales = {known.name: known.scale for known in plan.calibration.classes}
+    named = {*plan.policy.noise, *plan.policy.routed}
+    lower = case.text[:, case.honest]
+    each = {
+        column: log_e_against_shares(mix(case.text[:, column], lower))
+        for column in np.flatnonzero(~case.honest)
+        if len(case.text)
+    }
+    found = []
+    for name in sorted(named, key=lambda name: scales[name]):
+        curves = [curve for at, curve in each.items() if TEXT_SCALES[at] * ABOVE >= scales[name]]
+        if not curves or scales[name] <= plan.calibration.text.tolerated * ABOVE:
+            continue
+        against = np.minimum.accumulate(np.min(curves, axis=0)[::-1])[::-1]  # this share, or more
+        excluded = np.flatnonzero((against >= needed) & (SHARES > 0))
+        if len(excluded) and SHARES[excluded[0]] < 1:
+            found.append((name, float(SHARES[excluded[0]])))
+    return tuple(found)
 
 
 def members(case: Case, shares: ShareEvidence) -> Mask | None:

@@ -141,6 +141,12 @@ def audit(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the probes; drawn in secret when left out.")
     ] = None,
+    after: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN", help="Go on from the evidence of an earlier audit of this endpoint."
+        ),
+    ] = None,
     control: Annotated[
         str | None,
         typer.Option(metavar="URL", help="A trusted endpoint, which is asked the same probes."),
@@ -187,6 +193,7 @@ def audit(
             "budget_completion_tokens": budget_completion_tokens,
             "alpha": alpha,
             "seed": seed,
+            "after": after,
         },
         "out": out,
     }
@@ -421,7 +428,7 @@ def plan(
     from verifier.config import load_fleet
     from verifier.files.run_folder import working_in
     from verifier.host.budget import add_up
-    from verifier.plan import forecast_run, longest_waits_s
+    from verifier.plan import describe_policy, forecast_run, longest_waits_s
     from verifier.steps import make_endpoint
     from verifier.wording import describe_seconds
 
@@ -440,6 +447,8 @@ def plan(
             say("")
             say(f"== {name} ==")
         say(f"run folder: {config.out}")
+        for line in describe_policy(config.out):
+            say(line)
         _print_forecast(*forecasts[name])
         say(
             f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "

@@ -47,7 +47,9 @@ class Stack(_Record):
 class Channel(_Record):
     """How the rows of one channel are read; see `e_values`."""
 
-    honest_scale: Scale  # sigma0: the largest scale of honest serving
+    honest_scale: Scale  # sigma0, the floor: the largest scale of the stacks that were measured
+    #: The largest scale that is held against nobody, see `stacks`; None: the floor.
+    tolerated_scale: Scale | None = None
     spread: Annotated[float, Field(ge=0, le=10)]  # of replies around their stack's, in log scale
     learning_rate: Annotated[float, Field(ge=1e-3, le=10)]  # power of the likelihood
 
@@ -56,6 +58,41 @@ class Channel(_Record):
         if 0 < self.spread < 1e-3:
             raise ValueError("spread: expected 0, or 0.001 and more")
         return self
+
+    @model_validator(mode="after")
+    def _tolerates_what_is_honest(self) -> Self:
+        if self.tolerated < self.honest_scale:
+            raise ValueError(
+                f"tolerated_scale: {self.tolerated_scale:.3g} is below honest_scale, "
+                f"{self.honest_scale:.3g}"
+            )
+        return self
+
+    @property
+    def tolerated(self) -> float:
+        """The largest scale that is held against nobody: kappa times the floor."""
+        return self.honest_scale if self.tolerated_scale is None else self.tolerated_scale
+
+
+class Zone(_Record):
+    """The zone of indifference above the floor, and what is known of stacks; see `stacks`."""
+
+    kappa: Annotated[float, Field(ge=1, le=1e3)]  # the end of the zone, in floors: greedy text
+    stacks: Count  # honest ones that were measured, held-out ones among them
+    alike: Count  # those of them in the arithmetic that is noisiest: what `risk` rests on
+    #: Chance that a new stack lies above the zone if logs of scales are normal; None: too few.
+    risk: Share | None
+    basis: str  # what the end of the zone rests on
+
+
+class Measured(_Record):
+    """What a calibration was measured with: what moves its numbers."""
+
+    engine: str
+    dtype: str  # of the reference's arithmetic
+    attention: str | None = None  # None: as the engine has it
+    top_logprobs: Count  # alternatives named per token
+    kinds: tuple[str, ...] = ()  # of probes; (): all
 
 
 class NoiseClass(_Record):
@@ -78,6 +115,8 @@ class Calibration(_Record):
     versions: dict[str, str]
     text: Channel
     logprob: Channel
+    zone: Zone | None = None  # None: none was derived
+    measured: Measured | None = None  # None: not on record
     classes: tuple[NoiseClass, ...]
     stacks: tuple[Stack, ...]
 
@@ -88,9 +127,12 @@ class Calibration(_Record):
             ("text", self.text, TEXT_SCALES),
             ("logprob", self.logprob, LOGPROB_SCALES),
         ):
-            if not scales[0] * (1 - 1e-9) <= channel.honest_scale < scales[-1]:
-                raise ValueError(
-                    f"{name}.honest_scale: {channel.honest_scale:.3g} is outside the scales from "
-                    f"{scales[0]:.3g} to {scales[-1]:.3g}"
-                )
+            for what, scale in (
+                ("honest_scale", channel.honest_scale), ("tolerated_scale", channel.tolerated),
+            ):  # fmt: skip
+                if not scales[0] * (1 - 1e-9) <= scale < scales[-1]:
+                    raise ValueError(
+                        f"{name}.{what}: {scale:.3g} is outside the scales from "
+                        f"{scales[0]:.3g} to {scales[-1]:.3g}"
+                    )
         return self

@@ -1,7 +1,8 @@
 """Noise of the logits: rows read as calibrated, honest scales, and what builds make of the rows.
 
 Null wherever "honest" is said: the replies come from the published weights with logit noise of a
-scale at most the calibrated honest one. Assumptions: replies are independent, and the calibrated
+scale at most the tolerated one, which lies above the largest that was measured (`stacks`).
+Assumptions: replies are independent, and the calibrated
 model of a row holds (`e_values`). Pure arithmetic.
 """
 
@@ -37,12 +38,12 @@ def read_text(ledger: Ledger, column: str, channel: Channel) -> Array:
 
 
 def honest_scales(scales: Array, channel: Channel) -> Mask:
-    """Which scales [S] of a grid honest serving may have."""
-    return np.asarray(scales <= channel.honest_scale * ABOVE)
+    """Which scales [S] of a grid honest serving may have: up to the end of the zone."""
+    return np.asarray(scales <= channel.tolerated * ABOVE)
 
 
 def log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
-    """Log e-value of noise above the honest scale against the best up to it; 0 without rows."""
+    """Log e-value of noise above what is tolerated against the best up to it; 0 without rows."""
     if len(rows) == 0:
         return 0.0
     totals, honest = rows.sum(axis=0), honest_scales(scales, channel)

@@ -20,17 +20,20 @@ from verifier.evidence.calibration import (
     Calibration,
     Channel,
     Estimate,
+    Measured,
     NoiseClass,
     Role,
 )
-from verifier.evidence.calibration import Stack as Measured
+from verifier.evidence.calibration import Stack as MeasuredStack
 from verifier.evidence.e_values import (
     confidence_sequence,
     fit_reading,
     spread_rows,
 )
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.evidence.stacks import above_floor, with_zone
 from verifier.lab.corpus import (
+    TOP_LOGPROBS,
     Dtype,
     Progress,
     RememberingEngine,
@@ -126,7 +129,7 @@ def calibrate(
         honest=honest, known=known, what="log-probabilities",
     )  # fmt: skip
     stacks = tuple(_measure(item, cells[item.stack.name], text, logprob) for item in items)
-    return Calibration(
+    made = Calibration(
         schema_version=CALIBRATION_SCHEMA,
         card=card.name,
         tensors_sha256=card.digests.tensors_sha256 or tensors_sha256(weights),
@@ -136,9 +139,32 @@ def calibrate(
         versions=dict(versions),
         text=text,
         logprob=logprob,
+        measured=measured_with(reference.versions),
         classes=noise_classes(stacks),
         stacks=stacks,
     )
+    refuse_above_floor(made)
+    return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
+
+
+def measured_with(engine: Mapping[str, str]) -> Measured:
+    """What a calibration of all kinds of probes is measured with, by the reference's own words."""
+    return Measured(
+        engine=engine.get("engine", "unknown"), dtype=engine.get("dtype", "unknown"),
+        attention=engine.get("attention"), top_logprobs=TOP_LOGPROBS,
+    )  # fmt: skip
+
+
+def refuse_above_floor(calibration: Calibration) -> None:
+    """Raise ReferenceMismatch where a held-out stack is noisier than the floor: it is too low."""
+    noisier = above_floor(calibration)
+    if noisier:
+        raise ReferenceMismatch(
+            f"calibration: {', '.join(noisier)} was held out and is noisier than the floor, "
+            f"{calibration.text.honest_scale:.2g} from text and "
+            f"{calibration.logprob.honest_scale:.2g} from log-probabilities; name it among "
+            "calibration_stacks in the card, and measure other stacks as held out"
+        )
 
 
 def _collect(
@@ -200,9 +226,9 @@ def _score(
     return _Cells(text=plain.text(), logprob=named.logprob(), tokens=tokens)
 
 
-def _measure(item: Item, cells: _Cells, text: Channel, logprob: Channel) -> Measured:
+def _measure(item: Item, cells: _Cells, text: Channel, logprob: Channel) -> MeasuredStack:
     """Where one stack stands on both channels."""
-    return Measured(
+    return MeasuredStack(
         name=item.stack.name if item.role != "variant" else item.stack.weights,
         role=item.role,
         family=item.family,
@@ -290,7 +316,7 @@ def estimate(rows: Array, scales: Array, channel: Channel) -> Estimate | None:
     return Estimate(estimate=found.estimate, lower=found.lower, upper=found.upper)
 
 
-def noise_classes(stacks: Sequence[Measured]) -> tuple[NoiseClass, ...]:
+def noise_classes(stacks: Sequence[MeasuredStack]) -> tuple[NoiseClass, ...]:
     """The scale below which each class of departures is excluded: a margin of its mildest member.
 
     The margins and their reasons are in `variants`.

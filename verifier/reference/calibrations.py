@@ -6,6 +6,8 @@ from pathlib import Path
 
 from verifier.errors import ReferenceMismatch
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.evidence.stacks import with_zone
 from verifier.files.run_folder import write_json
 from verifier.files.stored import read_record
 from verifier.reference.cards import Card, find_card
@@ -24,6 +26,8 @@ def load_calibration(name: str, card: Card) -> Calibration:
     if not path.is_file():
         raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
     found = read_record(path, Calibration, advice=advice)
+    if found.zone is None:  # from before there was a zone: its stacks say what it would be
+        found = with_zone(found, TEXT_SCALES, LOGPROB_SCALES)
     pinned = card.digests.tensors_sha256
     if pinned is not None and found.tensors_sha256 != pinned:
         raise ReferenceMismatch(

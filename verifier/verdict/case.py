@@ -10,6 +10,7 @@ from typing import Any
 from verifier.checks import ASPECTS, CHECKS
 from verifier.checks.check import Case
 from verifier.evidence.ledger import Ledger, read_ledger
+from verifier.evidence.stacks import read_beside
 from verifier.files.run_folder import DEADLINE, LEDGER
 from verifier.files.stored import read_record
 from verifier.host.collect import Record, read_unanswered
@@ -80,7 +81,13 @@ def make_case(
     deadline_s: float | None = None,
     report: Report | None = None,
 ) -> Case:
-    """A case of what is at hand; checks that `kept` does not name have asked nothing."""
+    """A case of what is at hand; checks that `kept` does not name have asked nothing.
+
+    The plan's calibration is read as it holds for the reference that scored.
+    """
+    beside = read_beside(plan.calibration, ledger.engine)
+    if beside.why:
+        plan = plan.model_copy(update={"calibration": beside.calibration})
     return Case(
         run=run,
         plan=plan,
@@ -92,6 +99,7 @@ def make_case(
         kept={check.name: check.none for check in CHECKS} | dict(kept or {}),
         aspects=ASPECTS,
         needed=needed(plan),
+        reference=beside.why,
         deadline_s=deadline_s,
         report=report,
     )

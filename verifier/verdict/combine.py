@@ -31,7 +31,8 @@ def combine(case: Case) -> Combined:
 
     Null: the endpoint serves the published weights honestly. Each check takes its shares, fixed in
     the plan, of the mixture of all before it; a weighted mean of e-values is one, whatever the
-    dependence between them (Vovk and Wang 2021), and stays one at every stopping time.
+    dependence between them (Vovk and Wang 2021), and stays one at every stopping time. So does its
+    product with that of earlier audits of the endpoint, whose probes were drawn anew: the chain.
     """
     weighed = {check.name: check.weigh(case, case.kept[check.name]) for check in CHECKS}
     total = greedy = 0.0
@@ -39,7 +40,8 @@ def combine(case: Case) -> Combined:
         shares, log_e = check.shares(case.plan), weighed[check.name].log_e
         total = _mix(total, shares, log_e)
         greedy = _mix(greedy, shares, log_e) if _is_greedy(check) else greedy
-    return Combined(weighed=weighed, log_e_greedy=greedy, log_e=total)
+    before = 0.0 if case.plan.after is None else case.plan.after.log_e
+    return Combined(weighed=weighed, log_e_greedy=before + greedy, log_e=before + total)
 
 
 def _mix(total: float, shares: Sequence[float], log_e: Sequence[float]) -> float:

@@ -2,7 +2,8 @@
 
 "Inconsistent" is said when the evidence against honest serving (`combine`) reaches 1/alpha: its
 false-alarm rate is at most alpha at every stopping time (Ville 1939). A departure is excluded or
-detected at 1/beta, and "consistent" needs every one that the policy names excluded.
+detected at 1/beta, and "consistent" needs every one that the policy names excluded. Noise that is
+above what any measured stack reaches, and below what is held against anyone, earns neither.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from pathlib import Path
 from verifier.checks import CHECKS, PLACES, substitution
 from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
 from verifier.checks.capabilities.probe import describe as describe_capabilities
-from verifier.checks.check import Account, Case, Check, greedy_is_quiet, scale_of
+from verifier.checks.check import (
+    Account,
+    Case,
+    Check,
+    above_floor,
+    greedy_is_quiet,
+    scale_of,
+)
+from verifier.evidence.ledger import TEXT_SCALES
+from verifier.evidence.noise import log_e_noise
 from verifier.files.run_folder import REPORT, write_json
-from verifier.records import Decision, Finding, NoiseScale, Report, Usage
+from verifier.records import Certificate, Decision, Finding, NoiseScale, Report, Usage
 from verifier.report_file import SCHEMA_VERSION, report_to_json
 from verifier.verdict.case import read_case
 from verifier.verdict.combine import Combined, combine
@@ -26,7 +36,7 @@ from verifier.verdict.control import judge_beside, read_control
 from verifier.verdict.explain import explain, headline
 from verifier.verdict.notes import MAX_UNUSABLE, take_notes
 from verifier.verdict.usage import count_usage, why_not_judged
-from verifier.wording import describe_replies, describe_seconds
+from verifier.wording import describe_audits, describe_replies, describe_seconds
 
 _Found = list[tuple[int, Finding]]  # by its place in the report
 
@@ -70,14 +80,15 @@ def decided(case: Case) -> tuple[Report, Case]:
     findings = tuple(finding for _, finding in found)
     if decision == "consistent" and _names_a_fault(case, findings):
         decision = "inconclusive"  # no certificate beside a fault that is named
+    certificate = _certificate(case, decision)
     report = Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(case, combined, findings, usage, decision),
+        summary=_summarise(case, combined, account, findings, usage, decision),
         findings=findings,
         noise_scale=_noise_scale(case, account),
         usage=usage,
-        notes=tuple(take_notes(case, combined, account, findings, usage, decision)),
+        notes=tuple(take_notes(case, combined, account, findings, usage, decision, certificate)),
         policy=case.plan.policy_name,
         alpha=case.plan.alpha,
         beta=case.plan.beta,
@@ -86,6 +97,7 @@ def decided(case: Case) -> tuple[Report, Case]:
         substitution=substitution.describe(
             case, combined.of(substitution.CHECK), account, decision
         ),
+        certificate=certificate,
     )
     report = _at_deadline(case, report)
     sought = headline(findings) is None
@@ -125,11 +137,14 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
         return "inconsistent"
     required = [f for f in findings if case.aspects[f.aspect].required and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
+    panel_log_e = log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text)
     earned = (
         required
         and all(finding.decision == "excluded" for finding in required)
         and greedy_is_quiet(case, findings)
-        and usage.replies >= case.plan.min_replies
+        and len(case.scored) >= case.plan.min_replies
+        and not above_floor(case, account.interval)
+        and panel_log_e < math.log(1 / case.plan.beta)
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
         and not any(f.decision == "detected" for f in findings)
     )
@@ -144,16 +159,27 @@ def _names_a_fault(case: Case, findings: Sequence[Finding]) -> bool:
 
 
 def _summarise(
-    case: Case, combined: Combined, findings: Sequence[Finding], usage: Usage, decision: Decision
-) -> str:
+    case: Case, combined: Combined, account: Account, findings: Sequence[Finding], usage: Usage,
+    decision: Decision,
+) -> str:  # fmt: skip
     replies = f"{describe_replies(usage.replies)}, {usage.completion_tokens} completion tokens"
+    if case.reference:
+        end = case.plan.calibration.text.tolerated
+        replies += f"; {case.reference}: noise up to {end:.2g} is held against nobody"
     if decision == "inconsistent":
         needed = math.log(1 / case.plan.alpha)
         differ = headline(findings) or _differ(case, findings)
-        return f"{differ}: evidence log e {combined.log_e:.1f}, {needed:.1f} was needed; {replies}"
+        evidence = f"evidence log e {combined.log_e:.1f}{_of_chain(case)}"
+        return f"{differ}: {evidence}, {needed:.1f} was needed; {replies}"
     if decision == "consistent":
         names = [f.name for f in findings if f.decision == "excluded"]
         return f"excluded: {', '.join(names)}; {replies}"
+    if above_floor(case, case.interval) and account.by == "published":
+        channel = case.plan.calibration.text
+        return (
+            f"noise above what was calibrated ({channel.honest_scale:.2g}), and not above what is "
+            f"tolerated ({channel.tolerated:.2g}): no verdict on such a stack; {replies}"
+        )
     opened = [f.name for f in findings if f.decision == "undecided"]
     if usage.replies == 0:
         said = f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
@@ -162,6 +188,28 @@ def _summarise(
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
+
+
+def _of_chain(case: Case) -> str:
+    """How much of the evidence is that of earlier audits."""
+    after = case.plan.after
+    return "" if after is None else f" ({after.log_e:.1f} of it from {describe_audits(after)})"
+
+
+def _certificate(case: Case, decision: Decision) -> Certificate | None:
+    """What a consistent verdict rests on."""
+    if decision != "consistent":
+        return None
+    plan = case.plan
+    kinds = plan.configuration.get("audit", {}).get("kinds")
+    return Certificate(
+        shares=substitution.bound_shares(case),
+        level=1 - plan.beta,
+        replies=len(case.scored),
+        stop=plan.min_replies,
+        positions=plan.max_tokens,
+        kinds=tuple(kinds or ()),
+    )
 
 
 def _differ(case: Case, findings: Sequence[Finding]) -> str:

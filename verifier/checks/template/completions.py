@@ -151,7 +151,7 @@ def _arrived(counted: int | None, rendered: Mapping[str, int]) -> bool | None:
 def _excludes_all(plan: Plan, text: Array) -> bool:
     """Whether every class of noise that the policy names, and text can show, is excluded."""
     known = {found.name: found.scale for found in plan.calibration.classes}
-    honest = plan.calibration.text.honest_scale * ABOVE
+    honest = plan.calibration.text.tolerated * ABOVE
     scales = [known[name] for name in plan.policy.noise if known[name] > honest]
     return bool(scales) and all(
         log_e_against_scales(text, np.asarray(scale <= TEXT_SCALES * ABOVE))

@@ -306,7 +306,7 @@ def _name_unknown(account: Account) -> Finding:
 
 def _noise_left(case: Case, account: Account, name: str) -> list[Finding]:
     """The weights' own fault under a named rendering; none where the noise left is honest."""
-    honest = case.plan.calibration.text.honest_scale * ABOVE
+    honest = case.plan.calibration.text.tolerated * ABOVE
     if account.interval is None or account.interval.lower <= honest:
         return []
     like = f"noise like {scale_of(case, account.interval).equivalent}"

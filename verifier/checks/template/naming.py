@@ -50,7 +50,7 @@ def needed_to_name(
 
 def leaves_noise(templates: TemplateEvidence, calibration: Calibration) -> bool:
     """Whether noise beyond honest serving is left under the likeliest rendering."""
-    return templates.scale > calibration.text.honest_scale * ABOVE
+    return templates.scale > calibration.text.tolerated * ABOVE
 
 
 def is_unknown(column: str | None) -> bool:
