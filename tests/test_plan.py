@@ -23,7 +23,7 @@ from verifier.config import Policy, Prices, RunFile, Suspect, dump_run_file
 from verifier.errors import ConfigError
 from verifier.files.run_folder import PLAN, PROBES, RUN, write_json
 from verifier.host.budget import most_prompt_tokens
-from verifier.plan import make_plan
+from verifier.plan import draw_stop, least_for, make_plan
 from verifier.plan_file import (
     SPARE_PROBES,
     Plan,
@@ -101,6 +101,16 @@ def plan(pool: Pool, **audit: Any) -> tuple[Plan, tuple[Probe, ...]]:
 def test_looks_start_small_and_end_with_the_last_probe(total: int, ends: list[int]) -> None:
     """One probe as a scout, then batches that grow to eight: sums of (1, 1, 2, 2, 4, 4, 8, 8)."""
     assert batch_ends(total) == ends
+
+
+@pytest.mark.parametrize(
+    ("stop", "ends"),
+    [(0, [1, 2, 4, 6, 10, 14, 20]), (10, [1, 2, 4, 6, 10, 14, 20]),
+     (12, [1, 2, 4, 6, 10, 12, 14, 20]), (21, [1, 2, 4, 6, 10, 14, 20])],
+)  # fmt: skip
+def test_one_of_the_looks_is_at_the_stopping_point(stop: int, ends: list[int]) -> None:
+    """Wherever the seed puts it."""
+    assert batch_ends(20, stop=stop) == ends
 
 
 def test_a_plan_holds_all_that_a_verdict_depends_on(pool: Pool) -> None:
@@ -239,6 +249,41 @@ def test_the_least_budget_is_enough(pool: Pool) -> None:
     made, _ = plan(pool, budget_completion_tokens=480)
 
     assert made.budget_completion_tokens == 480
+
+
+def test_the_stopping_point_is_drawn_from_the_seed() -> None:
+    """Least, most and median by hand; no two thirds of seeds share one."""
+    stops = [draw_stop(seed, least=10) for seed in range(4000)]
+
+    assert (min(stops), max(stops)) == (10, 40)
+    assert 11 <= sorted(stops)[2000] <= 12
+    beyond = sum(stop > 20 for stop in stops) / 4000
+    assert beyond == pytest.approx((20.5 / 10) ** -4, abs=0.015)
+    assert stops == [draw_stop(seed, least=10) for seed in range(4000)]
+
+
+@pytest.mark.parametrize(
+    ("routed", "least"),
+    [({}, 10), ({"4-bit-class rounding": 0.5}, 10), ({"4-bit-class rounding": 0.25}, 25),
+     ({"4-bit-class rounding": 0.1, "another model": 0.5}, 66)],
+)  # fmt: skip
+def test_a_certificate_takes_the_replies_that_its_smallest_share_does(
+    routed: dict[str, float], least: int
+) -> None:
+    """ln beta / ln(1 - share), and never fewer than ten."""
+    assert least_for(Policy(noise=("another model",), routed=routed), beta=0.001) == least
+
+
+def test_a_stopping_point_is_within_what_the_budget_pays_for(pool: Pool) -> None:
+    """And one that the run file gives is kept to."""
+    stops = {
+        plan(pool, seed=seed, min_replies=None, budget_completion_tokens=600)[0].min_replies
+        for seed in range(60)
+    }
+    given = plan(pool, seed=1, min_replies=17)[0].min_replies
+
+    assert (min(stops), max(stops)) == (10, 12)
+    assert given == 17
 
 
 def test_dollars_are_tokens_times_prices_per_million() -> None:

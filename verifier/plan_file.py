@@ -119,16 +119,19 @@ class Plan(BaseModel):
         return self
 
 
-def batch_ends(total: int) -> list[int]:
-    """How many of `total` probes have been asked at each look at the evidence."""
-    ends: list[int] = []
+def batch_ends(total: int, *, stop: int = 0) -> list[int]:
+    """How many of `total` probes have been asked at each look at the evidence.
+
+    One of the looks is at the stopping point, so that nothing is asked beyond it in vain.
+    """
+    ends = {stop} if 0 < stop <= total else set()
     asked = 0
     for size in chain(BATCHES, repeat(BATCHES[-1])):
         if asked >= total:
-            return ends
+            break
         asked = min(asked + size, total)
-        ends.append(asked)
-    return ends
+        ends.add(asked)
+    return sorted(ends)
 
 
 def cost_usd(prices: Prices | None, *, prompt_tokens: int, completion_tokens: int) -> float | None:

@@ -182,7 +182,7 @@ def ask(run: Path, *, api_key: str | None, probes: int | None, show: Show) -> in
     session.read()
     asked, sampled = read_probes(run)[:probes], read_probes(run, name=SAMPLED)
     session.begin("ordinary")
-    for end in batch_ends(len(asked)):
+    for end in batch_ends(len(asked), stop=plan.min_replies):
         if not session.ask(asked[:end]) or pace.late():
             break
     session.begin("sampled")

@@ -14,9 +14,10 @@ from hosts import judge, only, rows_at, under_a_build
 from simulate import case_of, make_plan, simulate_row
 
 from verifier.checks import builds
-from verifier.config import Policy
+from verifier.config import AuditSection, Policy
 from verifier.evidence.e_values import log_mean_exp
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
+from verifier.lab.bench.precision import plan_audit
 from verifier.records import REFERENCE
 
 PLAN = make_plan(policy=Policy(noise=("another model",), builds=("int4-sym-g64",)))
@@ -109,3 +110,64 @@ def test_a_build_that_is_not_served_is_excluded_without_excluding_its_class() ->
 
     assert only(report, "int4-sym-g64").decision == "excluded"
     assert "this build" in only(report, "int4-sym-g64").detail
+
+
+# -- builds that are scored on cause -------------------------------------------------------------
+
+SUSPECTED = make_plan(suspected=("int4-sym-g64",))
+
+
+def test_a_suspected_build_counts_once_every_reply_is_scored_under_it() -> None:
+    """A choice of replies would be no e-value; its share is lost until then."""
+    rows = rows_at(0.3, 6, seed=3, builds=("int4-sym-g64",))
+    some = [replace(row, text={REFERENCE: row.text[REFERENCE]}) for row in rows[:1]] + rows[1:]
+
+    def weighed(rows: Sequence[Row]) -> float:
+        (found,) = builds.CHECK.weigh(case_of(SUSPECTED, Ledger(rows=tuple(rows))), None).log_e
+        return found
+
+    assert weighed(rows) > 5
+    assert weighed(some) == -math.inf
+
+
+def test_a_build_told_slowly_by_noise_is_told_fast_by_its_own_column() -> None:
+    """Half as noisy again as what is tolerated: the same three replies, with and without."""
+    rows = rows_at(0.16, 3, seed=3, builds=("int4-sym-g64",))
+
+    with_build = judge(rows, SUSPECTED).decision
+    without = judge(rows, make_plan()).decision
+    assert (with_build, without) == ("inconsistent", "inconclusive")
+
+
+def test_honest_replies_pay_little_for_suspected_builds() -> None:
+    """Level at the edge of the null, once they are looked at, over every look, at 1 in 20."""
+    plan = make_plan(suspected=("int4-sym-g64",), alpha=0.05)
+    accused = 0
+    for seed in range(80):
+        rng = np.random.default_rng([9, seed])
+        rows = [
+            under_a_build(simulate_row(rng, f"p{n}", scale=0.1, tokens=10), rng, 0.1)
+            for n in range(8)
+        ]
+        accused += any(judge(rows[:n], plan).decision == "inconsistent" for n in range(1, 9))
+
+    assert accused <= 80 / 20 + 5
+
+
+def test_it_pays_to_look_closer_only_once_replies_are_noisier_than_measured_stacks() -> None:
+    """At odds of 20 to 1."""
+    quiet = case_of(SUSPECTED, Ledger(rows=tuple(rows_at(0.08, 40, seed=1))))
+    loud = case_of(SUSPECTED, Ledger(rows=tuple(rows_at(0.2, 20, seed=1))))
+
+    assert not builds.is_noisy(quiet)
+    assert builds.is_noisy(loud)
+    assert not builds.is_noisy(case_of(SUSPECTED, Ledger(rows=())))
+
+
+def test_the_policy_standard_suspects_builds_of_fp8_on_the_card_that_ships() -> None:
+    """Those of the classes that it names whose noise is little above what is tolerated."""
+    found = plan_audit(AuditSection(policy="standard", seed=1))
+
+    assert found.suspected == ("fp8-channel", "fp8-tensor")
+    assert plan_audit(AuditSection(policy="screen", seed=1)).suspected == ()
+    assert plan_audit(AuditSection(policy="strict", seed=1)).suspected == ()

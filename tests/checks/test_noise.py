@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +13,14 @@ from hosts import judge, only, rows_at
 from simulate import case_of, make_calibration, make_plan
 
 from verifier.checks import noise
+from verifier.checks.check import is_between
 from verifier.config import Policy
-from verifier.evidence.calibration import Channel
+from verifier.evidence.calibration import Channel, NoiseClass, Zone
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
-from verifier.plan_file import batch_ends
+from verifier.plan_file import Plan, batch_ends
 from verifier.records import REFERENCE
+from verifier.reference.calibrations import load_calibration
+from verifier.reference.cards import load_card
 from verifier.verdict.combine import combine
 
 # -- level ---------------------------------------------------------------------------------------
@@ -160,3 +164,108 @@ def test_a_policy_whose_every_class_is_within_the_floor_is_never_consistent() ->
     plan = make_plan(policy=Policy(noise=("int8-class rounding",)))
 
     assert judge(rows_at(0.0, 20, seed=5), plan).decision == "inconclusive"
+
+
+# -- the zone above the floor --------------------------------------------------------------------
+
+
+def zoned(**changes: Any) -> Plan:
+    """A plan whose calibration tolerates 1.6 times its floor of 0.1."""
+    channel = Channel(honest_scale=0.1, tolerated_scale=0.16, spread=0.0, learning_rate=1.0)
+    zone = Zone(kappa=1.6, stacks=6, alike=3, risk=0.013, basis="test")
+    return make_plan(
+        calibration=make_calibration(text=channel, logprob=channel, zone=zone), **changes
+    )
+
+
+def test_a_stack_in_the_zone_is_accused_by_no_throw_of_the_probes() -> None:
+    """Under the calibration that ships, at 1.7 times the floor: 20 of 20 were accused once."""
+    card = load_card("smollm2-135m-instruct")
+    calibration = load_calibration(card.name, card)
+    policy = Policy(noise=tuple(c.name for c in calibration.classes if c.scale > 0.1))
+    plan = make_plan(calibration=calibration, policy=policy, bank=card.columns)
+    accused = 0
+    for seed in range(20):
+        rows = rows_at(0.112, 126, seed=seed, tokens=45)
+        accused += any(judge(rows[:n], plan).decision == "inconsistent" for n in (38, 78, 126))
+
+    assert accused == 0
+
+
+def test_noise_above_the_zone_is_accused_still() -> None:
+    """Power: at 1.9 times the end of the zone."""
+    found = [judge(rows_at(0.3, 40, seed=s), zoned()).decision for s in range(20)]
+
+    assert found.count("inconsistent") >= 18
+
+
+def test_noise_in_the_zone_is_neither_certified_nor_accused_and_the_report_says_why() -> None:
+    """Shown above the floor, and every departure excluded: no verdict on such a stack."""
+    report = judge(rows_at(0.14, 90, seed=4, tokens=45), zoned())
+
+    assert report.decision == "inconclusive"
+    assert all(f.decision == "excluded" for f in report.findings if f.aspect == "noise")
+    assert report.summary.startswith("noise above what was calibrated (0.1), and not above what")
+    assert any("above what any measured stack reaches" in note for note in report.notes)
+
+
+def test_nothing_more_is_asked_of_a_stack_in_the_zone() -> None:
+    """Once its noise is shown to lie between floor and end, more replies change nothing."""
+    case = case_of(zoned(), Ledger(rows=tuple(rows_at(0.13, 300, seed=4, tokens=45))))
+
+    assert is_between(case)
+    assert not is_between(case_of(zoned(), Ledger(rows=tuple(rows_at(0.05, 40, seed=4)))))
+    assert not is_between(case_of(zoned(), Ledger(rows=())))
+
+
+def test_a_class_within_the_zone_is_excluded_or_open_and_never_detected() -> None:
+    """An honest stack may be as noisy as its builds."""
+    mild = (NoiseClass(name="mild", scale=0.13, basis="test"),)
+    channel = zoned().calibration.text
+    plan = make_plan(
+        policy=Policy(noise=("mild",)), calibration=make_calibration(text=channel, classes=mild)
+    )
+    loud, quiet = judge(rows_at(0.155, 200, seed=2), plan), judge(rows_at(0.02, 40, seed=2), plan)
+
+    assert only(loud, "mild").decision == "undecided"
+    assert "an honest stack may reach" in only(loud, "mild").detail
+    assert only(quiet, "mild").decision == "excluded"
+
+
+def test_both_errors_are_told_apart() -> None:
+    """That of replies given a stack, and what is known of stacks."""
+    (told,) = [note for note in judge(rows_at(0.05, 12, seed=1), zoned()).notes if "alpha" in note]
+
+    assert "stays within 0.16, 1.6 times the largest that 6 measured stacks reach" in told
+    assert "up to 1 in 7" in told
+    assert "with 0.013, if logs of scales are normal (3 stacks of its arithmetic)" in told
+
+
+def test_replies_longer_than_any_that_was_calibrated_are_said_to_be() -> None:
+    """Of their later tokens nothing was measured."""
+    notes = judge(rows_at(0.05, 12, seed=1), make_plan(max_tokens=200)).notes
+
+    assert any("up to 200 tokens were asked for, and stacks measured on 30" in n for n in notes)
+    assert not any("stacks measured on" in n for n in judge(rows_at(0.05, 12, seed=1)).notes)
+
+
+def test_a_certificate_is_refused_while_replies_of_the_panel_are_noisy() -> None:
+    """They are replies too: 12 of 4-bit noise beside ten good ones."""
+    rows = rows_at(0.0, 10, seed=1, tokens=60)
+    panel = [replace(row, panel=True) for row in rows_at(0.7, 12, seed=2, tokens=60)]
+    panel = [replace(row, probe_id=f"t{n}") for n, row in enumerate(panel)]
+    calm = [replace(row, text=rows[0].text) for row in panel]
+
+    assert judge([*rows, *calm]).decision == "consistent"
+    report = judge([*rows, *panel])
+    assert report.decision == "inconclusive"
+    assert any("tell templates apart are noisier" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(("ordinary", "panel"), [(2, 8), (1, 9), (9, 4)])
+def test_replies_of_the_panel_are_none_that_a_verdict_rests_on(ordinary: int, panel: int) -> None:
+    """`min_replies` counts what the evidence is of."""
+    rows = rows_at(0.0, ordinary + panel, seed=1, tokens=60)
+    rows[ordinary:] = [replace(row, panel=True) for row in rows[ordinary:]]
+
+    assert judge(rows).decision == "inconclusive"

@@ -10,6 +10,8 @@ from fakes_card import write_card
 from simulate import make_calibration
 
 from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.evidence.stacks import with_zone
 from verifier.files.run_folder import write_json
 from verifier.reference.calibrations import load_calibration, write_calibration
 from verifier.reference.cards import load_card
@@ -18,10 +20,11 @@ from verifier.reference.cards import load_card
 def test_a_calibration_comes_back_as_it_was_written(tmp_path: Path) -> None:
     """It lies beside its card."""
     name = str(write_card(tmp_path))
-    path = write_calibration(name, make_calibration())
+    made = with_zone(make_calibration(), TEXT_SCALES, LOGPROB_SCALES)
+    path = write_calibration(name, made)
 
     assert path == tmp_path / "tiny.calibration.json"
-    assert load_calibration(name, load_card(name)) == make_calibration()
+    assert load_calibration(name, load_card(name)) == made
 
 
 def test_a_missing_calibration_says_how_to_make_one(tmp_path: Path) -> None:

@@ -79,7 +79,10 @@ def write_run_file(folder: Path, url: str, *, name: str = "file.yaml", **changes
     stand for the one endpoint.
     """
     endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1}
-    settings = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 240, "top_logprobs": 0}
+    settings = {
+        "max_tokens": 12, "seed": 5, "budget_completion_tokens": 240, "top_logprobs": 0,
+        "min_replies": 10,
+    }  # fmt: skip
     policy = {"noise": ["4-bit-class rounding", "another model"]}
     content = {
         "endpoint": endpoint | changes.pop("endpoint", {}),
@@ -128,7 +131,9 @@ def host_with(fault: str, engine: FakeEngine | None = None) -> Iterator[str]:
 def configure(url: str, card: Path, out: Path, **changes: Any) -> RunFile:
     """A run file; `changes` go into its audit section, `endpoint` into that one."""
     endpoint = {"base_url": url, "model": "tiny", "max_attempts": 1} | changes.pop("endpoint", {})
-    settings = {"max_tokens": 12, "seed": 5, "budget_completion_tokens": 1200} | changes
+    settings = {
+        "max_tokens": 12, "seed": 5, "budget_completion_tokens": 1200, "min_replies": 10,
+    } | changes  # fmt: skip
     policy = {"noise": ["4-bit-class rounding", "another model"]}
     return RunFile.model_validate(
         {

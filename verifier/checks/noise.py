@@ -173,7 +173,8 @@ def ask(session: Session, case: Case, _kept: None) -> bool:
         (n for n, probe in enumerate(case.probes) if probe.id not in case.outcomes),
         len(case.probes),
     )
-    batches = enumerate(batch_ends(len(case.probes)), 1)
+    ends = batch_ends(len(case.probes), stop=case.plan.min_replies)
+    batches = enumerate(ends, 1)
     number, end = next(((n, end) for n, end in batches if end > settled), (0, 0))
     if not number or not session.finish(f"batch {number}"):
         return False  # all are asked, or the budget did not pay for the rest of a batch

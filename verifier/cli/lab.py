@@ -152,8 +152,9 @@ def bench(
     Some parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
     20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
     answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
-    hour), `templates` (which template fault is named; hours), `tricks` (hosts that look right; an
-    hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
+    hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates` (which
+    template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire` (what
+    collecting withstands, and how fast it is; half an hour).
 
     \b
     Examples:
@@ -200,6 +201,11 @@ def _measure(
             from verifier.lab.bench.samplers import tabulate_samplers as tabulate
 
             return run_sampler_bench(out, **given), tabulate
+        case ["stacks"]:
+            from verifier.lab.bench.stacks import run_stacks_bench
+            from verifier.lab.bench.stacks import tabulate_stacks as tabulate
+
+            return run_stacks_bench(out, audits=audits, **given), tabulate
         case ["templates"]:
             from verifier.lab.bench.templates import run_template_bench
             from verifier.lab.bench.templates import tabulate_templates as tabulate

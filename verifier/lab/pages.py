@@ -114,6 +114,17 @@ def tabulate_calibration(name: str) -> str:
     )
     text, logprob = calibration.text.honest_scale, calibration.logprob.honest_scale
     floor = f"Honest floor: {text:.2g} from text, {logprob:.2g} from log-probabilities."
+    zone = calibration.zone
+    if zone is not None:
+        floor += (
+            f" Tolerated: up to {calibration.text.tolerated:.2g} and "
+            f"{calibration.logprob.tolerated:.2g}, kappa {zone.kappa:.2g} ({zone.basis})."
+        )
+        if zone.risk is not None:
+            floor += (
+                f" Of {zone.stacks} stacks {zone.alike} are of the noisiest arithmetic; if logs of "
+                f"scales are normal, a new one lies above with probability {zone.risk:.2g}."
+            )
     return f"{measured}\n\n{floor}\n\n{classes}"
 
 

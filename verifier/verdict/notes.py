@@ -53,10 +53,11 @@ def _on_certificate(case: Case, found: Certificate | None) -> list[str]:
         for of, share in found.shares
     ]
     kinds = f"probes of kind {', '.join(found.kinds)}" if found.kinds else "probes of every kind"
-    notes = [
+    rests = (
         f"the verdict rests on {describe_replies(found.replies)} of up to {found.positions} tokens "
         f"to {kinds}, and speaks of nothing later or other"
-    ]
+    )
+    notes = [rests]
     if bounds:
         notes.append(f"{', and '.join(bounds)}, each at {level}; smaller shares stay open")
     if case.plan.configuration.get("audit", {}).get("min_replies") is None:

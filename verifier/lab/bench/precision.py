@@ -39,7 +39,7 @@ from verifier.lab.corpus import (
     read_stack,
     score_corpus,
 )
-from verifier.plan import make_plan
+from verifier.plan import draw_stop, least_for, make_plan
 from verifier.plan_file import BATCHES, Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
@@ -293,6 +293,12 @@ def plan_audit(section: AuditSection, *, suspects: Sequence[Suspect] = ()) -> Pl
     return plan
 
 
+def stop_anew(plan: Plan, number: int) -> Plan:
+    """The plan of the next audit: with a stopping point of its own, as each seed draws one."""
+    stop = draw_stop(plan.seed + number, least=least_for(plan.policy, beta=plan.beta))
+    return plan.model_copy(update={"min_replies": stop})
+
+
 def replay(
     plan: Plan, ledger: Ledger, outcomes: Mapping[str, Outcome], *, most: int
 ) -> list[Audit]:
@@ -300,7 +306,7 @@ def replay(
     audits: list[Audit] = []
     first = 0
     while len(audits) < most:
-        audit = _replay_one(plan, ledger, outcomes, first)
+        audit = _replay_one(stop_anew(plan, first), ledger, outcomes, first)
         if audit is None:
             return audits
         audits.append(audit)
@@ -313,7 +319,8 @@ def _replay_one(
 ) -> Audit | None:
     available = len(ledger.rows) - first
     taken = spent = 0
-    whole = batch_ends(available + BATCHES[-1])  # the last may be cut short
+    # the last may be cut short
+    whole = batch_ends(available + BATCHES[-1], stop=plan.min_replies)
     for end in (end for end in whole if end <= available):
         affordable = (plan.budget_completion_tokens - spent) // plan.max_tokens
         taken = min(end, taken + affordable)
