@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from verifier.checks.check import is_between
 from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
 from verifier.errors import ConfigError
 from verifier.evidence.e_values import best_scale
@@ -330,7 +331,8 @@ def _replay_one(
         case = make_case(plan, slice_, outcomes=asked)
         report = decide(case)
         spent = sum(_tokens(outcome, plan) for outcome in asked.values())
-        if report.decision == "inconclusive" and taken == end:
+        over = is_between(case) and taken >= plan.min_replies
+        if report.decision == "inconclusive" and taken == end and not over:
             continue
         return Audit(
             first=first,

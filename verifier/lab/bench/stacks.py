@@ -10,8 +10,9 @@ against what it promises: nobody accused up to its end, everybody some way above
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from verifier.config import AuditSection
 from verifier.evidence.arrays import Array
 from verifier.evidence.ledger import Ledger, Row, logprob_cells, text_cells
 from verifier.files.run_folder import read_json, write_json
-from verifier.lab.bench.precision import plan_audit, replay, stop_anew
+from verifier.lab.bench.precision import Audit, plan_audit, replay, stop_anew
 from verifier.lab.bench.results import (
     begin_results,
     count_decisions,
@@ -40,11 +41,11 @@ from verifier.reference.tokenizer import Tokenizer
 
 PART: Final = "stacks"
 
-#: Noise scales of the simulated stacks: as calibrated, in the zone, and above it.
-SCALES: Final = (0.056, 0.071, 0.08, 0.09, 0.1, 0.112, 0.12, 0.15, 0.2)
+#: Noise scales of the simulated stacks, and audits of each: as calibrated and in the zone, above it.
+SCALES: Final = {0.056: 400, 0.08: 400, 0.1: 400, 0.112: 400, 0.12: 40, 0.15: 40, 0.2: 40}
 
-#: Policy, completion tokens at most, and audits a scale.
-POLICIES: Final = (("screen", 6000, 400), ("standard", 6000, 400), ("routing", 14_000, 40))
+#: Completion tokens at most, by policy.
+POLICIES: Final = {"screen": 6000, "standard": 6000, "routing": 14_000}
 
 #: Alternatives reported per token; 0: the text alone is read.
 CHANNELS: Final = (0, 5)
@@ -53,6 +54,9 @@ CHANNELS: Final = (0, 5)
 REPLIES: Final = 320
 
 _POOL: Final = "pool.json"
+
+#: Replies that are made before an audit looks whether it needs more.
+_AT_ONCE: Final = 40
 
 
 def run_stacks_bench(
@@ -66,7 +70,7 @@ def run_stacks_bench(
     if path.exists():
         results["lines"] = read_json(path)["lines"]
     done = {(line["policy"], line["top_logprobs"], line["scale"]) for line in results["lines"]}
-    for policy, budget, most in POLICIES:
+    for policy, budget in POLICIES.items():
         for top_logprobs in CHANNELS:
             plan = plan_audit(
                 AuditSection(
@@ -74,7 +78,7 @@ def run_stacks_bench(
                     budget_completion_tokens=budget,
                 )
             )  # fmt: skip
-            for number, scale in enumerate(SCALES):
+            for number, (scale, most) in enumerate(SCALES.items()):
                 skipped = (policy, top_logprobs, scale) in done
                 if skipped or (policies and policy not in policies):
                     continue
@@ -94,9 +98,14 @@ def _measure(
     found = []
     for number in range(audits):
         rng = np.random.default_rng((*seed, number))
-        rows = noisy_rows(pool, scale, rng=rng, top_logprobs=plan.top_logprobs)
-        outcomes = {row.probe_id: _reply(row) for row in rows}
-        found += replay(stop_anew(plan, number), Ledger(rows=rows), outcomes, most=1)
+        making = noisy_rows(pool, scale, rng=rng, top_logprobs=plan.top_logprobs)
+        rows: list[Row] = []
+        ended: list[Audit] = []
+        while not ended and len(rows) < len(pool):
+            rows += islice(making, _AT_ONCE)
+            outcomes = {row.probe_id: _reply(row) for row in rows}
+            ended = replay(stop_anew(plan, number), Ledger(rows=tuple(rows)), outcomes, most=1)
+        found += ended
     return {
         "policy": plan.policy_name,
         "top_logprobs": plan.top_logprobs,
@@ -114,12 +123,10 @@ def _measure(
 
 def noisy_rows(
     pool: Sequence[ReplyScore], scale: float, *, rng: np.random.Generator, top_logprobs: int
-) -> tuple[Row, ...]:
+) -> Iterator[Row]:
     """Every reply of the pool once, in an order of chance, as a stack of this scale gives it."""
-    return tuple(
-        _noisy_row(pool[at], f"r{n:04}", scale, rng=rng, top_logprobs=top_logprobs)
-        for n, at in enumerate(rng.permutation(len(pool)))
-    )
+    for n, at in enumerate(rng.permutation(len(pool))):
+        yield _noisy_row(pool[at], f"r{n:04}", scale, rng=rng, top_logprobs=top_logprobs)
 
 
 def _noisy_row(
