@@ -196,7 +196,7 @@ class Session:
             if self.pace.late() and case.decision == "inconclusive" and case.deadline_s is None:
                 write_json(self.run / DEADLINE, {"deadline_s": self.pace.deadline_s})
                 report, case = decided(replace(case, deadline_s=self.pace.deadline_s))
-            self._tell(publish(self.run, report), len(case.attempts))
+            self._tell(publish(self.run, report, case), len(case.attempts))
         self._case = case
         return case
 

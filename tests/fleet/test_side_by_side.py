@@ -455,6 +455,7 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
     control = Control(
         base_url=NOWHERE, model="m", finding="inconsistent", summary="it differs", usage=None
     )
+    case = case_of(make_plan(), Ledger(rows=()))
     detected = plain_finding("detected")
     report = replace(
         make_report("inconsistent"),
@@ -463,7 +464,7 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
             plain_finding("excluded"),
         ),
     )  # fmt: skip
-    beside = judge_beside(report, control)
+    beside = judge_beside(report, control, case)
 
     assert [(f.aspect, f.decision) for f in beside.findings] == [
         ("noise", "undecided"), ("samples", "detected"), ("noise", "excluded"),

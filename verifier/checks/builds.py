@@ -63,16 +63,18 @@ def shares(plan: Plan) -> tuple[float, ...]:
 
 def weigh(case: Case, _kept: None) -> Weighed[Totals]:
     """A build, served honestly, against the published weights, so served; 0 where unscored."""
-    found, log_e = {}, []
+    found, log_e, at_any_noise = {}, [], []
     for name in case.plan.policy.builds:
         rows = build_rows(case.ordinary, name, case.plan.calibration.text)
         if rows is None:
             log_e.append(0.0)
+            at_any_noise.append(0.0)
             continue
         build, reference = (some.sum(axis=0) for some in rows)
         found[name] = (build, reference)
         log_e.append(log_e_value(build[case.honest], reference[case.honest]))
-    return Weighed(evidence=found, log_e=tuple(log_e))
+        at_any_noise.append(log_e_value(build[case.honest], reference))
+    return Weighed(evidence=found, log_e=tuple(log_e), at_any_noise=tuple(at_any_noise))
 
 
 def find(case: Case, totals: Totals, account: Account, _found: Sequence[Finding]) -> list[Finding]:

@@ -155,7 +155,7 @@ def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
         return Weighed(evidence=None)
     labels = [row.strata for row in case.scored]
     strata = weigh_strata(case.text, labels, case.honest, seed=case.plan.seed)
-    return Weighed(evidence=strata, log_e=(strata.log_e,))
+    return Weighed(evidence=strata, log_e=(strata.log_e,), at_any_noise=(strata.log_e_apart,))
 
 
 def stands_apart(case: Case, strata: StrataEvidence) -> bool:

@@ -20,6 +20,7 @@ class Combined:
     weighed: Mapping[str, Weighed[Any]]
     log_e_greedy: float  # of everything but samples and what is long
     log_e: float
+    log_e_any_noise: float  # of what holds against the published weights with noise of any scale
 
     def of(self, check: Check[Any, Any]) -> Any:
         """What one check found, before any threshold."""
@@ -35,11 +36,14 @@ def combine(case: Case) -> Combined:
     """
     weighed = {check.name: check.weigh(case, case.kept[check.name]) for check in CHECKS}
     total = greedy = 0.0
+    any_noise = -math.inf
     for check in CHECKS:
         shares, log_e = check.shares(case.plan), weighed[check.name].log_e
         total = _mix(total, shares, log_e)
         greedy = _mix(greedy, shares, log_e) if _is_greedy(check) else greedy
-    return Combined(weighed=weighed, log_e_greedy=greedy, log_e=total)
+        apart = weighed[check.name].at_any_noise or (-math.inf,) * len(shares)
+        any_noise = _mix(any_noise, shares, apart)
+    return Combined(weighed=weighed, log_e_greedy=greedy, log_e=total, log_e_any_noise=any_noise)
 
 
 def _mix(total: float, shares: Sequence[float], log_e: Sequence[float]) -> float:

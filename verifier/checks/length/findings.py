@@ -211,8 +211,9 @@ def weigh(case: Case, kept: Context) -> Weighed[LongEvidence]:
     if plan.output_tokens:
         log_e.append(replies)
     return Weighed(
-        evidence=LongEvidence(found=kept, prompts=prompts, replies=replies), log_e=tuple(log_e)
-    )
+        evidence=LongEvidence(found=kept, prompts=prompts, replies=replies),
+        log_e=tuple(log_e), at_any_noise=tuple(log_e),
+    )  # fmt: skip
 
 
 def find(

@@ -223,6 +223,7 @@ def weigh(case: Case, _kept: None) -> Weighed[SamplingEvidence]:
     return Weighed(
         evidence=SamplingEvidence(samplers=samplers, repeats=repeats),
         log_e=(samplers.log_e, repeats),
+        at_any_noise=(min(samplers.log_e, samplers.log_e_named), repeats),
     )
 
 
