@@ -186,7 +186,7 @@ def test_a_control_that_differs_by_far_less_withdraws_nothing() -> None:
 
 
 def test_what_the_control_may_be_itself_is_not_held_against_the_endpoint() -> None:
-    """A reference that is far off: that the two differ stands, a class that both may be of does not."""
+    """Beside a reference that is far off the two differ: that stands, a class of both does not."""
     alone, case = judged(rows_of(1.0, 60))
     control = control_of(rows_of(0.4, 60, seed=1))
     beside = judge_beside(alone, control, case)
