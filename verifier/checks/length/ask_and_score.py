@@ -4,8 +4,8 @@ Asked after the ordinary probes, where the run file says so, since long prompts 
 register of rooms, of which the first line, the middle one and the last are to be copied. A prompt
 that does not fit the published weights is halved towards the longest that does; the window between
 them is then measured by scoring the replies under prompts that are cut, without another request. An
-endpoint that refuses a long prompt, or says of a reply that a limit ended it, says so honestly: that
-is a limit, and no fault.
+endpoint that refuses a long prompt, or says that a limit ended a reply, says so honestly: that is a
+limit, and no fault.
 """
 
 from __future__ import annotations

@@ -63,6 +63,12 @@ from verifier.wording import describe_replies
 
 REPEATS: Final = Aspect(name="repeats", label="asked again", place=80)
 
+#: What samples are called that come again: in other words too, in the same words alone, and before
+#: the two are told apart.
+STORED: Final = "replies from a store"
+SAME_WORDS: Final = "the same reply to the same words"
+COME_AGAIN: Final = "replies that come again"
+
 #: Share of the token budget that is kept for sampled replies, where they are asked for. What greedy
 #: replies leave over is theirs as well.
 BUDGET: Final = 0.5
@@ -77,6 +83,7 @@ class SamplingEvidence:
 
     samplers: SamplerEvidence | None  # None: the plan asks for no samples
     repeats: float  # log e-value against replies that are drawn anew
+    otherwise: float  # the same of those alone that were asked in other words
 
 
 def planned_samplers(plan: Plan) -> dict[str, Sampler]:
@@ -157,7 +164,7 @@ def ready(case: Case) -> bool:
 def wants_more(findings: Sequence[Finding], decision: str) -> bool:
     """Whether more samples may decide: none is decided, or what was found has no name yet."""
     named = any(
-        (f.aspect == REPEATS.name and f.decision == "detected")
+        (f.aspect == REPEATS.name and f.decision == "detected" and f.name != COME_AGAIN)
         or (f.aspect == SAMPLER.name and f.name != UNNAMED)
         for f in findings
     )
@@ -214,14 +221,16 @@ def shares(plan: Plan) -> tuple[float, ...]:
 def weigh(case: Case, _kept: None) -> Weighed[SamplingEvidence]:
     """Samplers other than asked, and texts that come again; see `evidence`, `stored_replies`."""
     repeats = weigh_repeats(case.ledger.repeats)
+    otherwise = weigh_repeats([one for one in case.ledger.repeats if one.otherwise])
     if not case.plan.samplers:
-        return Weighed(evidence=SamplingEvidence(samplers=None, repeats=repeats))
+        evidence = SamplingEvidence(samplers=None, repeats=repeats, otherwise=otherwise)
+        return Weighed(evidence=evidence)
     samplers = weigh_samplers(
         case.ledger.sampled, planned_samplers(case.plan), case.plan.honest_samplers,
         level=1 - case.plan.beta, noise=None if case.interval is None else case.interval.upper,
     )  # fmt: skip
     return Weighed(
-        evidence=SamplingEvidence(samplers=samplers, repeats=repeats),
+        evidence=SamplingEvidence(samplers=samplers, repeats=repeats, otherwise=otherwise),
         log_e=(samplers.log_e, repeats),
         at_any_noise=(min(samplers.log_e, samplers.log_e_named), repeats),
     )
@@ -295,7 +304,7 @@ def _find_as_asked(found: SamplerEvidence, told: str, needed: float) -> Finding:
 
 def _find_repeats(case: Case, evidence: SamplingEvidence, account: Account) -> Finding:
     """Whether samples come again more often than chance has it; other causes come first."""
-    log_e, name, repeats = evidence.repeats, "replies from a store", case.ledger.repeats
+    log_e, name, repeats = evidence.repeats, STORED, case.ledger.repeats
     again = [repeat for repeat in repeats if repeat.came_again]
     told = f"{len(again)} of {describe_replies(len(repeats))} to what was asked before came again"
     if log_e < needed_of_repeats(case):
@@ -307,7 +316,20 @@ def _find_repeats(case: Case, evidence: SamplingEvidence, account: Account) -> F
         return make_finding(REPEATS, "not run", name, None, detail)
     words = sum(repeat.otherwise for repeat in again)
     detail = f"{told} word by word at temperature 1, {words} of them asked in other words"
-    return make_finding(REPEATS, "detected", name, log_e, detail)
+    name, why = _how_they_come_again(case, evidence)
+    return make_finding(REPEATS, "detected", name, log_e, f"{detail}: {why}")
+
+
+def _how_they_come_again(case: Case, evidence: SamplingEvidence) -> tuple[str, str]:
+    """What is said of samples that come again, and why: a seed needs the very words, and a store
+    may not. To other words with the same seed another text comes, unless it is short."""
+    if evidence.otherwise >= needed_of_repeats(case):
+        return STORED, "no seed does that"
+    if any(one.otherwise and not one.came_again for one in case.ledger.repeats):
+        return SAME_WORDS, (
+            "a seed that is the same each time explains it, and so does a store of the very words"
+        )
+    return COME_AGAIN, "whether from a store or by a seed is not told yet"
 
 
 def needed_of_repeats(case: Case) -> float:
@@ -318,8 +340,9 @@ def needed_of_repeats(case: Case) -> float:
 
 def headline(findings: Sequence[Finding]) -> str | None:
     """What samples differ in; repeats come before the sampler."""
-    if any(f.aspect == REPEATS.name and f.decision == "detected" for f in findings):
-        return "samples are not drawn anew (replies from a store)"
+    again = [f.name for f in findings if f.aspect == REPEATS.name and f.decision == "detected"]
+    if again:
+        return f"samples are not drawn anew ({again[0]})"
     said = [f for f in findings if f.aspect == SAMPLER.name]
     if any(f.decision in ("detected", "undecided") for f in said):
         return f"the replies are not sampled as asked ({' and '.join(f.name for f in said)})"
