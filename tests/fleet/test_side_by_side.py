@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -72,6 +73,10 @@ from verifier.reports.tables import print_summary
 from verifier.verdict.combine import combine
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
+
+
+#: Run folders of a known truth.
+VERDICTS = Path(__file__).parents[1] / "verdicts"
 
 
 def make_fleet(card: Path, out: Path, **sections: Any) -> Fleet:
@@ -675,6 +680,21 @@ def test_no_accusation_stands_while_the_control_is_in_doubt(tmp_path: Path) -> N
     assert vouched.targets[0].accusation == "stands"
     assert vouched.control is not None
     assert vouched.control.decision == "consistent"
+
+
+def test_what_is_long_counts_among_several_as_it_does_alone(tmp_path: Path) -> None:
+    """A cut prompt or reply is all that is wrong: its evidence is in the summary, and stands."""
+    out, cut = tmp_path / "hosts", VERDICTS / "folders" / "long-is-cut"
+    make_folders(out, {"a": (0.05, 14), "cut": (0.05, 1)})
+    shutil.rmtree(out / "cut")
+    shutil.copytree(cut, out / "cut")
+    honest, found = summarise(out).targets
+    report = json.loads((out / "cut" / REPORT).read_text())
+
+    assert (honest.decision, found.decision) == ("consistent", "inconsistent")
+    assert found.accusation == "stands"
+    assert found.log_e is not None
+    assert f"evidence log e {found.log_e:.1f}, " in report["summary"]
 
 
 @pytest.mark.parametrize("count", [3, 8])
