@@ -74,7 +74,6 @@ from verifier.verdict.combine import combine
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
 
-
 #: Run folders of a known truth.
 VERDICTS = Path(__file__).parents[1] / "verdicts"
 
