@@ -11,7 +11,7 @@ from verifier.checks import CHECKS
 from verifier.checks.check import STAGES, Case, Check, Stage
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
-from verifier.evidence.samplers import penalty_columns
+from verifier.evidence.samplers import made, penalty_columns
 from verifier.files.run_folder import DEADLINE, EXCHANGES, LEDGER, write_json
 from verifier.host.budget import Ceiling, Purse
 from verifier.host.collect import STOP_AFTER_FAILURES, Record, collect
@@ -154,6 +154,7 @@ class Session:
                 catalogue=reference.catalogue, thinking=plan.thinking, book=self._book,
                 suspects={name: one for name, one in suspects.items() if name in others},
                 penalties=penalty_columns() if penalties else {},
+                defaults={name: made(of) for name, of in plan.greedy_defaults.items()},
                 progress=lambda done, of: self.show.step("scoring", done, of),
             )  # fmt: skip
         return self._ledger

@@ -128,6 +128,7 @@ class Case:
     run: Path
     plan: Plan
     ledger: Ledger
+    default: str = ""  # of the publisher's, that it decodes greedily under; "": under none
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     attempts: Sequence[Attempt] = ()
     unanswered: tuple[Request, ...] = ()  # sent, and no attempt on record

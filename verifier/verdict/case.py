@@ -9,6 +9,7 @@ from typing import Any
 
 from verifier.checks import ASPECTS, CHECKS
 from verifier.checks.check import Case
+from verifier.evidence.defaults import judge_by_default
 from verifier.evidence.ledger import Ledger, read_ledger
 from verifier.files.run_folder import DEADLINE, LEDGER
 from verifier.files.stored import read_record
@@ -81,10 +82,12 @@ def make_case(
     report: Report | None = None,
 ) -> Case:
     """A case of what is at hand; checks that `kept` does not name have asked nothing."""
+    ledger, default = judge_by_default(ledger, [*plan.greedy_defaults], plan.calibration.text)
     return Case(
         run=run,
         plan=plan,
         ledger=ledger,
+        default=default,
         outcomes=outcomes or {},
         attempts=attempts,
         unanswered=unanswered,

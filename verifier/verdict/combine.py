@@ -9,6 +9,7 @@ from typing import Any
 
 from verifier.checks import CHECKS
 from verifier.checks.check import Case, Check, Weighed
+from verifier.evidence.defaults import cost_of_choice
 from verifier.evidence.e_values import mix_log_e
 from verifier.plan_file import Plan
 
@@ -32,7 +33,8 @@ def combine(case: Case) -> Combined:
 
     Null: the endpoint serves the published weights honestly. Each check takes its shares, fixed in
     the plan, of the mixture of all before it; a weighted mean of e-values is one, whatever the
-    dependence between them (Vovk and Wang 2021), and stays one at every stopping time.
+    dependence between them (Vovk and Wang 2021), and stays one at every stopping time. Where the
+    publisher has defaults for what no request says, the choice among them is paid for (`defaults`).
     """
     weighed = {check.name: check.weigh(case, case.kept[check.name]) for check in CHECKS}
     total = greedy = 0.0
@@ -43,7 +45,11 @@ def combine(case: Case) -> Combined:
         greedy = _mix(greedy, shares, log_e) if _is_greedy(check) else greedy
         apart = weighed[check.name].at_any_noise or (-math.inf,) * len(shares)
         any_noise = _mix(any_noise, shares, apart)
-    return Combined(weighed=weighed, log_e_greedy=greedy, log_e=total, log_e_any_noise=any_noise)
+    cost = cost_of_choice([*case.plan.greedy_defaults])
+    return Combined(
+        weighed=weighed, log_e_greedy=greedy - cost, log_e=total - cost,
+        log_e_any_noise=any_noise - cost,
+    )  # fmt: skip
 
 
 def _mix(total: float, shares: Sequence[float], log_e: Sequence[float]) -> float:
@@ -66,8 +72,11 @@ def needed(plan: Plan) -> dict[str, tuple[float, ...]]:
     Of its share of the mixture so far, later checks leave only a part: `1/(alpha x what is left)`.
     """
     left, found = 1.0, {}
+    cost = cost_of_choice([*plan.greedy_defaults])
     for check in reversed(CHECKS):
         shares = check.shares(plan)
-        found[check.name] = tuple(math.log(1 / (plan.alpha * share * left)) for share in shares)
+        found[check.name] = tuple(
+            math.log(1 / (plan.alpha * share * left)) + cost for share in shares
+        )
         left *= max(0.0, 1 - sum(shares))
     return found

@@ -20,6 +20,7 @@ from verifier.checks.check import (
     Case,
     Check,
     Planned,
+    Remark,
     Session,
     Weighed,
     greedy_is_quiet,
@@ -47,6 +48,7 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.samplers import (
     Sampler,
     changed,
+    greedy_defaults,
     honest_samplers,
     made,
     name_of,
@@ -97,11 +99,14 @@ def planned_samplers(plan: Plan) -> dict[str, Sampler]:
 def plan(config: RunFile, card: Card, _calibration: Calibration) -> Planned:
     """The samplers that replies are held against, and what is kept of the budget."""
     audit = config.audit
+    silent = greedy_defaults(card.sampling, config.endpoint.extra_body)
+    defaults = {"greedy_defaults": {name: changed(sampler) for name, sampler in silent.items()}}
     if not audit.sampler:
-        return Planned()
+        return Planned(fields=defaults)
     columns = sampler_columns(card.sampling)
     return Planned(
-        fields={
+        fields=defaults
+        | {
             "budget_sampled_tokens": int(BUDGET * audit.budget_completion_tokens),
             "samplers": {name: changed(sampler) for name, sampler in columns.items()},
             "honest_samplers": tuple(map(name_of, honest_samplers(card.sampling))),
@@ -332,6 +337,19 @@ def _how_they_come_again(case: Case, evidence: SamplingEvidence) -> tuple[str, s
     return COME_AGAIN, "whether from a store or by a seed is not told yet"
 
 
+def remarks(
+    case: Case, _evidence: SamplingEvidence, _account: Account, _found: Sequence[Finding]
+) -> list[Remark]:
+    """What the endpoint decodes greedily under, where that is not the weights alone."""
+    if not case.default:
+        return []
+    told = (
+        f"the greedy replies are those of the publisher's default {case.default}, which the "
+        "endpoint applies where a request says nothing of it, as is honest: they are judged so"
+    )
+    return [Remark(text=told, at="evidence")]
+
+
 def needed_of_repeats(case: Case) -> float:
     """The evidence of repeats that suffices for the verdict by itself, in nats."""
     needed = case.needed.get(CHECK.name, ())
@@ -358,6 +376,7 @@ CHECK: Final = Check[None, SamplingEvidence](
     shares=shares,
     weigh=weigh,
     find=find,
+    remarks=remarks,
     headline=headline,
     ready=ready,
     ask={"sampled": ask},
