@@ -176,7 +176,9 @@ class Session:
     def wants_ordinary(self, case: Case) -> bool:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
-        ended = case.decision != "inconclusive" and not any(c.more(case) for c in CHECKS)
+        ended = case.decision != "inconclusive" and not (
+            self.pace.wanted() or any(c.more(case) for c in CHECKS)
+        )
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 
     # -- what the audit uses -------------------------------------------------------------------

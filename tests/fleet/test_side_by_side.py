@@ -27,13 +27,14 @@ from audits import (
     QUIET,
     configure,
     host,
+    host_with,
     load_reference,
     make_engine,
     run,
     write_run_file,
 )
 from command_line import call, with_fake_reference
-from fakes_engine import FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer
 from fakes_host import Asked, FakeHost, chat, error
 from fleets import endpoint, make_folders, write_folder
 from junitparser import JUnitXml
@@ -330,6 +331,31 @@ def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None:
             assert getattr(beside, key) == getattr(alone, key)
         page = (tmp_path / f"{name}-beside" / PAGE).read_text()
         assert f"tiny at {trusted}" in page
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_noise_of_no_known_build_is_held_against_the_control(
+    card: Path, tmp_path: Path, several: bool
+) -> None:
+    """Both are asked on until they are told apart, and the same command asks nothing more."""
+    out, served = tmp_path / "run", FakeEngine(margin=3.5, noise={"nf4-g64": 0.35})
+    served.load_variant("nf4-g64")
+    with host_with("nf4-g64", served) as url, host() as trusted:
+        alone = run(configure(url, card, tmp_path / "alone", top_logprobs=0))
+        sections = {"targets": {"a": endpoint(url)}} if several else {"endpoint": endpoint(url)}
+        fleet = make_fleet(
+            card, out, control=endpoint(trusted), audit={"top_logprobs": 0}, **sections
+        )
+        ask: Callable[[Fleet], object] = audit_all if several else audit_one
+        ask(fleet)
+        before = every_file(out)
+        ask(fleet)
+    report = decide_folder(out / "a" if several else out)
+
+    assert alone.decision == report.decision == "inconsistent"
+    assert report.usage.replies > alone.usage.replies
+    assert "the endpoint is noisier than its control" in report.notes[-1]
+    assert every_file(out) == before
 
 
 @pytest.mark.parametrize("weights", ["reference", FAULT])

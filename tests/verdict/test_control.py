@@ -36,6 +36,7 @@ from verifier.verdict.control import (
     read_control,
     slack,
     stands_apart,
+    waits_for_replies,
     with_replies,
     write_control,
 )
@@ -166,6 +167,23 @@ def test_an_undecided_control_is_compared_with_where_it_has_replies_enough() -> 
     assert judge_beside(alone, many, case).decision == "inconclusive"
     assert judge_beside(alone, few, case).decision == "inconsistent"
     assert "vouches for nothing" in judge_beside(alone, few, case).notes[-1]
+
+
+def test_replies_are_waited_for_where_they_may_tell_the_two_apart() -> None:
+    """An accusation by noise alone, and a quiet control of few replies; nothing else."""
+    alone, accused = judged(rows_of(0.25, 60))
+    quiet = control_of(rows_of(0.1, 10, seed=1), "consistent")
+    _, honest = judged(rows_of(0.05, 14))
+    _, clear = judged(rows_of(0.63, 4))
+    _, named = judged(rows_of(0.6, 3, builds=("int4-sym-g64",)))
+    many = control_of(rows_of(0.2, 60, seed=1), "consistent")
+
+    assert alone.decision == "inconsistent"
+    assert waits_for_replies(quiet, accused)
+    assert not any(waits_for_replies(quiet, case) for case in (honest, clear, named))
+    assert not waits_for_replies(many, accused)
+    assert not waits_for_replies(replace(quiet, finding="inconsistent"), accused)
+    assert not waits_for_replies(replace(quiet, text=(), replies=0), accused)
 
 
 # -- beside a control that differs, too ----------------------------------------------------------

@@ -41,6 +41,11 @@ from verifier.wording import describe_replies
 #: in a finer precision is quieter by far more, and so guards less.
 SLACK: Final = 1.6
 
+#: Ordinary replies of an endpoint and its control after which no more are asked to tell them apart.
+#: Simulated, an endpoint of three times its control's noise (0.18 and 0.06) is told from it by 24
+#: and 22 replies in 88 of 100, by 46 and 46 in 100.
+ENOUGH: Final = 46
+
 #: Decimals kept of what the control's replies say: far below any evidence.
 _DECIMALS: Final = 4
 
@@ -106,6 +111,22 @@ def stands_apart(report: Report, case: Case) -> bool:
         for f in report.findings
     )  # fmt: skip
     return named or case.log_e_any_noise >= needed
+
+
+def waits_for_replies(control: Control, case: Case) -> bool:
+    """Whether more replies of an endpoint and its control may show that it is noisier.
+
+    An accusation rests on that, and one of the two has fewer replies than ENOUGH.
+    """
+    report = case.report
+    accused = report is not None and report.decision == "inconsistent"
+    if report is None or not accused or stands_apart(report, case):
+        return False
+    apart = difference(control, case)
+    if control.finding == "inconsistent" or not _speaks(control, case) or apart is None:
+        return False
+    fewest = min(control.replies, len(case.text))
+    return apart < math.log(1 / case.plan.alpha) and fewest < ENOUGH
 
 
 def _speaks(control: Control, case: Case) -> bool:
