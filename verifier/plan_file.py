@@ -67,6 +67,8 @@ class Plan(BaseModel):
     budget_sampled_tokens: Count = 0  # kept of the budget for sampled replies
     samplers: dict[str, dict[str, Nats]] = {}  # columns of sampled replies; {}: none are asked for
     honest_samplers: tuple[str, ...] = ()  # those of them that an honest host may use
+    #: What a host may decode greedily under where no request says otherwise; {}: nothing.
+    greedy_defaults: dict[str, dict[str, Nats]] = {}
     context_tokens: Count = 0  # the longest prompt asked; 0: the context is not asked about
     output_tokens: Count = 0  # the longest reply asked for; 0: none
     varies: bool = False  # whether probes are asked in ways drawn at random
@@ -111,7 +113,7 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _samplers_can_be_read(self) -> Self:
-        for name, settings in self.samplers.items():
+        for name, settings in (*self.samplers.items(), *self.greedy_defaults.items()):
             try:
                 made(settings)
             except (TypeError, ConfigError) as error:

@@ -25,6 +25,9 @@ class Pace:
     began: float | None = None  # by the monotonic clock, when the command did; None: just now
     deadline_s: float = math.inf  # after `began`, when what is under way is given up
     late: Callable[[], bool] = lambda: False  # whether that has come
+    #: Whether others beside it need one more batch of its ordinary replies, although it has a
+    #: verdict; asked before each batch.
+    wanted: Callable[[], bool] = lambda: False
 
 
 #: The pace of an audit by itself.

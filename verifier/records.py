@@ -375,6 +375,11 @@ class Control:
     finding: Literal["consistent", "inconsistent", "inconclusive", "failed", "pending"]
     summary: str  # one line: what was found, or why it could not be judged
     usage: Usage | None  # None: not judged
+    replies: Count = 0  # that `text` is of
+    #: Total log-likelihood of its replies at each scale of the text channel, read as calibrated;
+    #: (): not kept, as in a report, or in a folder of an older version.
+    text: tuple[Nats, ...] = ()
+    noisier: Nats | None = None  # log e that the endpoint is noisier than it; None: not compared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from verifier.checks import CHECKS
 from verifier.checks.check import STAGES, Case, Check, Stage, is_between
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
-from verifier.evidence.samplers import penalty_columns
+from verifier.evidence.samplers import made, penalty_columns
 from verifier.files.run_folder import DEADLINE, EXCHANGES, LEDGER, write_json
 from verifier.host.budget import Ceiling, Purse
 from verifier.host.collect import STOP_AFTER_FAILURES, Record, collect
@@ -154,6 +154,7 @@ class Session:
                 catalogue=reference.catalogue, thinking=plan.thinking, book=self._book,
                 suspects={name: one for name, one in suspects.items() if name in others},
                 penalties=penalty_columns() if penalties else {},
+                defaults={name: made(of) for name, of in plan.greedy_defaults.items()},
                 progress=lambda done, of: self.show.step("scoring", done, of),
             )  # fmt: skip
         return self._ledger
@@ -175,7 +176,9 @@ class Session:
     def wants_ordinary(self, case: Case) -> bool:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
-        ended = case.decision != "inconclusive" and not any(c.more(case) for c in CHECKS)
+        ended = case.decision != "inconclusive" and not (
+            self.pace.wanted() or any(c.more(case) for c in CHECKS)
+        )
         ended = ended or (is_between(case) and len(case.scored) >= self.plan.min_replies)
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 
@@ -197,7 +200,7 @@ class Session:
             if self.pace.late() and case.decision == "inconclusive" and case.deadline_s is None:
                 write_json(self.run / DEADLINE, {"deadline_s": self.pace.deadline_s})
                 report, case = decided(replace(case, deadline_s=self.pace.deadline_s))
-            self._tell(publish(self.run, report), len(case.attempts))
+            self._tell(publish(self.run, report, case), len(case.attempts))
         self._case = case
         return case
 

@@ -44,7 +44,7 @@ from verifier.reference.cards import load_card
 from verifier.reference.loaded import LoadReference, Reference, render_as_ids
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
-from verifier.scoring.loadable import refuse_unknown_builds
+from verifier.scoring.loadable import refuse_unknown_builds, refuse_unscored_defaults
 from verifier.scoring.score import is_sampler
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
@@ -68,6 +68,7 @@ def open_session(
     read_probes(run)
     reference = load_reference()
     refuse_unknown_builds(plan, reference.engine)
+    refuse_unscored_defaults(plan, reference.engine)
     endpoint = replace(
         make_endpoint(config, api_key=api_key, render=render_as_ids(reference.tokenizer)),
         count_tokens=lambda text: len(reference.tokenizer.encode(text)),
@@ -203,7 +204,9 @@ def score(
     With `builds` the first replies under the bank and the suspects too, and with `penalties` under
     these, so that a cause can be named.
     """
-    session = Session(run, read_plan(run), show, reference=reference)
+    plan = read_plan(run)
+    refuse_unscored_defaults(plan, reference.engine)
+    session = Session(run, plan, show, reference=reference)
     session.score()
     if builds or penalties:
         score_for_name(session, session.read(), sought=builds, penalties=penalties)

@@ -11,12 +11,12 @@ import pytest
 from audits import QUIET, configure
 from fakes_engine import FakeEngine, FakeTokenizer
 from long_audits import asked_of, long_host, run_long, script
-from simulate import decide, make_plan
+from simulate import decide, make_plan, replies, simulate_row
 
 from verifier.audit import audit
 from verifier.checks.length import findings as length
 from verifier.checks.length.ask_and_score import Context, add_room
-from verifier.checks.length.evidence import PLACES, LongRow
+from verifier.checks.length.evidence import PLACES, CeilingRow, LongRow
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
@@ -107,18 +107,57 @@ def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) 
     assert report.usage.failures == 0
 
 
-@pytest.mark.parametrize("said", ["", ",hidden"])
-def test_a_ceiling_is_named_whatever_is_said_of_the_end(
-    card: Path, tmp_path: Path, said: str
-) -> None:
-    """The published weights go on where the reply ends."""
-    with long_host(f"ceiling:90{said}", margin=12) as url:
+def test_a_ceiling_without_a_word_is_named(card: Path, tmp_path: Path) -> None:
+    """The published weights go on where the reply ends, and "stop" is said of it."""
+    with long_host("ceiling:90,hidden", margin=12) as url:
         config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
         report = audit(config, api_key=None, load_reference=sure, show=QUIET)
 
     found = finding(report, "ceiling")
     assert (report.decision, found.decision) == ("inconsistent", "detected")
     assert found.name == "replies cut at 90 tokens"
+
+
+def test_a_ceiling_that_is_said_is_a_limit_and_no_fault(card: Path, tmp_path: Path) -> None:
+    """As a refused prompt is; one reply is enough to know it."""
+    out = tmp_path / "run"
+    with long_host("ceiling:90") as url:
+        report = run_long(configure(url, card, out, output=200, budget_completion_tokens=1600))
+
+    found = finding(report, "ceiling")
+    assert (report.decision, found.decision, found.log_e) == ("consistent", "not run", None)
+    assert found.detail == (
+        "the endpoint ends replies at 90 tokens and says so (length), as is honest"
+    )
+    assert any(found.detail in note for note in report.notes)
+    assert len(read_probes(out, name=CONTEXT)) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "decision", "status"),
+    [("length", "consistent", "not run"), ("stop", "inconsistent", "detected"),
+     (None, "inconsistent", "detected")],
+)  # fmt: skip
+def test_half_of_what_was_asked_is_a_fault_without_a_word_alone(
+    said: str | None, decision: str, status: str
+) -> None:
+    """Two replies of 1,024 of 2,048 tokens, at a place where the weights end with exp(-14)."""
+    rng = np.random.default_rng(1)
+    rows = [simulate_row(rng, f"p{n}", scale=0.05) for n in range(12)]
+    end = tuple(-14.0 for _ in TEXT_SCALES)
+    cut = tuple(
+        CeilingRow(probe_id=name, asked=2048, tokens=1024, finish_reason=said, end=end)
+        for name in ("output-1", "output-2")
+    )
+    report = decide(
+        make_plan(output_tokens=2048), Ledger(rows=tuple(rows)), outcomes=replies(rows),
+        length=Context(prompts=(), replies=cut, refusals=()),
+    )  # fmt: skip
+    found = finding(report, "ceiling")
+
+    assert (report.decision, found.decision) == (decision, status)
+    if status == "detected":
+        assert found.log_e == pytest.approx(18.1, abs=0.1)
 
 
 def test_long_replies_that_come_whole_are_no_fault(card: Path, tmp_path: Path) -> None:

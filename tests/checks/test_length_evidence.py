@@ -72,8 +72,10 @@ def test_whole_prompts_are_accused_at_most_at_the_rate_promised() -> None:
     assert accused <= audits * 0.01 + 3 * math.sqrt(audits * 0.01)
 
 
-def test_honest_ends_are_accused_at_most_at_the_rate_promised() -> None:
-    """A model that ends with any probability at each token is seldom said to be cut."""
+@pytest.mark.parametrize("limit", [50, 30])
+def test_honest_ends_are_accused_at_most_at_the_rate_promised(limit: int) -> None:
+    """A model that ends with any probability at each token is seldom said to be cut, nor is a host
+    with a limit of its own that says so."""
     rng = np.random.default_rng(3)
     accused, audits = 0, 4000
     for _ in range(audits):
@@ -81,9 +83,10 @@ def test_honest_ends_are_accused_at_most_at_the_rate_promised() -> None:
         rows = []
         for name in ("a", "b"):
             size = int(rng.geometric(chance))
-            end = None if size > 50 else tuple(math.log(chance) for _ in TEXT_SCALES)
+            said, size = ("length", limit) if size > limit else ("stop", size)
+            end = None if size >= 50 else tuple(math.log(chance) for _ in TEXT_SCALES)
             rows.append(
-                CeilingRow(probe_id=name, asked=50, tokens=size, finish_reason="stop", end=end)
+                CeilingRow(probe_id=name, asked=50, tokens=size, finish_reason=said, end=end)
             )
         accused += weigh_ceiling(rows, channel=CHANNEL) >= math.log(1 / 0.05)
 
@@ -134,7 +137,7 @@ def test_ends_are_held_to_how_likely_they_are() -> None:
     Of a second, half of it within two tokens of the first.
     """
     end = tuple(-20.0 for _ in TEXT_SCALES)
-    early = CeilingRow(probe_id="a", asked=200, tokens=90, finish_reason="length", end=end)
+    early = CeilingRow(probe_id="a", asked=200, tokens=90, finish_reason=None, end=end)
     whole = CeilingRow(probe_id="b", asked=200, tokens=200, finish_reason="length", end=None)
 
     assert weigh_ceiling([early], channel=CHANNEL) == pytest.approx(20 - math.log(200))
@@ -142,6 +145,8 @@ def test_ends_are_held_to_how_likely_they_are() -> None:
     both = 40 - math.log(200) + math.log(0.5 / 200 + 0.5 / 5)
     assert weigh_ceiling([early, again], channel=CHANNEL) == pytest.approx(both)
     assert weigh_ceiling([early, whole], channel=CHANNEL) < 0
+    said = CeilingRow(probe_id="b", asked=200, tokens=90, finish_reason="length", end=end)
+    assert weigh_ceiling([early, said], channel=CHANNEL) < 0
     assert weigh_ceiling([], channel=CHANNEL) == 0
 
 

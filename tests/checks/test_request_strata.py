@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from audits import FAULT, configure, host_with, run
+from scipy.stats import binom
 from simulate import decide, make_calibration, make_plan, replies, simulate_row
 
-from verifier.checks.request_strata import vary, weigh_strata
+from verifier.checks.request_strata import MOST, vary, weigh_strata
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row, count_outranked
 from verifier.evidence.noise import honest_scales
 from verifier.files.run_folder import REPORT
 from verifier.host.collect import read_attempts
-from verifier.plan_file import read_probes
+from verifier.plan_file import batch_ends, read_probes
 from verifier.probes import SHORT_TOKENS, STRATA, labels_of
 from verifier.records import Message, Probe, Report
 from verifier.verdict.decide import decide_folder
@@ -78,6 +79,28 @@ def test_replies_that_differ_at_random_name_no_stratum() -> None:
     assert sum(p <= 0.01 and apart >= math.log(1000) for _, apart, p, _ in found) <= 2
 
 
+def test_a_stratum_is_named_at_most_at_the_rate_promised_over_all_looks() -> None:
+    """A router at random, looked at after every batch; at 1 in 5, where a simulation can see it."""
+    rng = np.random.default_rng(9)
+    named, audits = 0, 40
+    for _ in range(audits):
+        rows = rows_of(rng, share=0.4)
+        looks = [n for n in batch_ends(len(rows)) if n <= MOST + 8]
+        named += any(weigh(rows[:n])[2] <= 0.2 for n in looks)
+
+    assert named <= float(binom.ppf(0.999, audits, 0.2))
+
+
+def test_between_two_looks_nothing_changes() -> None:
+    """What came since the last one, and after them all, is not looked at."""
+    rows = rows_of(np.random.default_rng(5), noisy="streamed")
+    told = {n: weigh(rows[:n])[2] for n in (14, 22, 29, 46, 60)}
+
+    assert told[14] == 1
+    assert told[22] == told[29]
+    assert told[46] == told[60]
+
+
 # -- power ---------------------------------------------------------------------------------------
 
 
@@ -89,7 +112,7 @@ def test_a_stratum_that_differs_is_found_and_named(label: str) -> None:
     assert best == label
     assert log_e > math.log(1000)
     assert apart > math.log(1000)
-    assert p_value == pytest.approx(1 / 500)
+    assert p_value == pytest.approx(5 / 1000)  # none of 999 labellings, at one of five looks
 
 
 # -- known answer --------------------------------------------------------------------------------
@@ -147,6 +170,8 @@ def test_a_host_that_spares_some_ways_of_asking_is_found(
     assert report.decision == "inconsistent"
     found = [f.name for f in report.findings if f.aspect == "strata" and f.decision == "detected"]
     assert found == [named]
+    (said,) = [f.detail for f in report.findings if f.aspect == "strata"]
+    assert ("not drawn at random" in said) == (spared == "first")
     assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
     before = (tmp_path / "run" / REPORT).read_bytes()
     decide_folder(tmp_path / "run")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from audits import CARD, FAULT, QUIET, configure, host_with, load_reference
+from audits import CARD, FAULT, QUIET, configure, host_with, load_reference, write_card
 from fakes_engine import FakeEngine, FakeTokenizer, wordy_script
 from samples import COLUMNS, HONEST, TOKENS, sample_rows, sampled_row, sampler_plan
 from simulate import decide, replies, simulate_row
@@ -22,6 +23,7 @@ from verifier.checks.sampling.evidence import (
     weigh_samplers,
 )
 from verifier.config import RunFile
+from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger, SampledRow, ledger_from_json, ledger_to_json
 from verifier.evidence.samplers import (
     Sampler,
@@ -36,7 +38,7 @@ from verifier.files.run_folder import (
     read_json,
     read_lines,
 )
-from verifier.host.collect import read_outcomes
+from verifier.host.collect import read_attempts, read_outcomes
 from verifier.plan_file import read_probes
 from verifier.records import Finding, Report
 from verifier.reference.loaded import Reference
@@ -377,3 +379,71 @@ def test_a_penalty_on_greedy_replies_is_named_and_no_noise(
     before = (out / REPORT).read_bytes()
     decide_folder(out)
     assert (out / REPORT).read_bytes() == before
+
+
+# -- the publisher's defaults, where no request says otherwise -----------------------------------
+
+
+def chanted(card: Path, out: Path, fault: str, engine: Any = None, **endpoint: Any) -> Report:
+    """An audit of a host of a model that says two words over and over."""
+    reference = Reference(
+        engine=engine or FakeEngine(script=chanting, margin=4.5), tokenizer=FakeTokenizer()
+    )
+    host = FakeEngine(script=chanting, margin=4.5, noise={FAULT: 1.5})
+    with host_with(fault, host) as url:
+        return run(configure(url, card, out, endpoint=endpoint), lambda: reference)
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_a_host_with_the_publishers_default_penalty_is_consistent(
+    tmp_path: Path, served: bool
+) -> None:
+    """Whether it applies it to greedy requests or not; the report says which."""
+    card, out = write_card(tmp_path, sampling={"presence_penalty": 1.5}), tmp_path / "run"
+    report = chanted(card, out, "sampler:presence-penalty=1.5" if served else "none")
+
+    assert report.decision == "consistent"
+    assert not [f for f in report.findings if f.decision == "detected"]
+    told = [note for note in report.notes if "the publisher's default presence penalty 1.5" in note]
+    assert len(told) == served
+    before = (out / REPORT).read_bytes()
+    decide_folder(out)
+    assert (out / REPORT).read_bytes() == before
+
+
+def test_a_penalty_that_the_card_does_not_have_is_found_and_named(tmp_path: Path) -> None:
+    """Another one than the publisher's is no default."""
+    card = write_card(tmp_path, sampling={"presence_penalty": 0.2})
+    report = chanted(card, tmp_path / "run", "sampler:presence-penalty=1.5")
+    finding = of_sampler(report)
+
+    assert (report.decision, finding.decision) == ("inconsistent", "detected")
+    assert finding.name.startswith("presence penalty 1.5")
+
+
+def test_other_weights_behind_a_default_penalty_are_found(tmp_path: Path) -> None:
+    """It explains no rounding."""
+    card = write_card(tmp_path, sampling={"presence_penalty": 1.5})
+    report = chanted(card, tmp_path / "run", f"{FAULT}+sampler:presence-penalty=1.5")
+
+    assert report.decision == "inconsistent"
+    assert not [f for f in report.findings if f.aspect == "sampler"]
+
+
+def test_an_engine_that_cannot_score_a_default_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    """Unless the run file sends the neutral value: then no host has that choice."""
+    card = write_card(tmp_path, sampling={"presence_penalty": 1.5})
+    narrow = Narrow(script=chanting, margin=4.5)
+    with pytest.raises(ConfigError, match=r"presence penalty 1.5.*endpoint.extra_body"):
+        chanted(card, tmp_path / "a", "none", narrow)
+    report = chanted(
+        card, tmp_path / "b", "none", narrow, extra_body={"presence_penalty": 0.0}
+    )  # fmt: skip
+
+    assert report.decision == "consistent"
+    assert not read_attempts(tmp_path / "a")
+    assert all(
+        json.loads(a.request)["presence_penalty"] == 0 for a in read_attempts(tmp_path / "b")
+    )

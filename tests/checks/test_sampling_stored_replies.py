@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from audits import configure, host_with, make_engine, run
 from fakes_engine import FakeTokenizer
+from simulate import decide, make_plan, replies, simulate_row
 
 from verifier.checks.sampling.ask_and_score import score_repeats
+from verifier.checks.sampling.findings import wants_more
 from verifier.checks.sampling.stored_replies import (
     LEAST_TOKEN,
     SLACK,
@@ -30,6 +32,10 @@ from verifier.verdict.decide import decide_folder
 
 def repeat(came_again: bool, log_p: float) -> Repeat:
     return Repeat(probe_id="a~same", otherwise=False, came_again=came_again, log_p=log_p)
+
+
+def otherwise(came_again: bool) -> Repeat:
+    return replace(repeat(came_again, -40.0), probe_id="a~otherwise", otherwise=True)
 
 
 def make_reply(probe_id: str, text: str) -> Reply:
@@ -145,17 +151,57 @@ def test_a_store_is_found_by_the_first_questions_asked_again(
     card: Path, tmp_path: Path, fault: str
 ) -> None:
     """In the same words; the weights are not accused, and no more is asked then."""
-    report = audited(card, tmp_path / "run", fault)
+    # the first question that is asked in other words is a long one: the host goes by its end
+    report = audited(card, tmp_path / "run", fault, seed=8)
 
     found = finding(report, "repeats")
     assert (report.decision, found.decision) == ("inconsistent", "detected")
     assert report.summary.startswith("samples are not drawn anew")
     assert report.usage.completion_tokens < 1200  # no more is asked once it is found
-    assert fault != "cache:same" or "0 of them asked in other words" in found.detail
+    if fault == "cache:same":
+        assert found.name == "the same reply to the same words"
+        assert "0 of them asked in other words: a seed that is the same each time" in found.detail
+    else:
+        assert found.name == "replies from a store"
+        assert "1 of them asked in other words: no seed does that" in found.detail
     assert not any(f.aspect == "cause" for f in report.findings)
     before = (tmp_path / "run" / REPORT).read_bytes()
     decide_folder(tmp_path / "run")
     assert (tmp_path / "run" / REPORT).read_bytes() == before
+
+
+def test_a_seed_that_is_the_same_each_time_is_no_store(card: Path, tmp_path: Path) -> None:
+    """It is not drawn anew either; to other words other replies come, and one of them is asked."""
+    out = tmp_path / "run"
+    report = audited(card, out, "seed:1")
+
+    found = finding(report, "repeats")
+    assert (report.decision, found.decision) == ("inconsistent", "detected")
+    assert report.summary.startswith(
+        "samples are not drawn anew (the same reply to the same words):"
+    )
+    assert "a seed that is the same each time explains it" in found.detail
+    assert any(one.otherwise and not one.came_again for one in read_repeats(out))
+
+
+def test_before_it_is_asked_in_other_words_neither_is_said() -> None:
+    """More samples are asked then."""
+    rng = np.random.default_rng(1)
+    quiet = [simulate_row(rng, f"p{n}", scale=0.05) for n in range(12)]
+    plan = make_plan(
+        samplers={"temperature 1": {}, "top-k 4": {"top_k": 4}}, honest_samplers=("temperature 1",)
+    )
+    same = repeat(True, -40.0)
+    for name, repeats in (
+        ("replies that come again", [same]),
+        ("the same reply to the same words", [same, otherwise(False)]),
+        ("replies from a store", [same, otherwise(True)]),
+    ):
+        ledger = Ledger(rows=tuple(quiet), repeats=tuple(repeats))
+        report = decide(plan, ledger, outcomes=replies(quiet))
+        assert (report.decision, finding(report, "repeats").name) == ("inconsistent", name)
+        more = wants_more(report.findings, report.decision)
+        assert more == (name == "replies that come again")
 
 
 def test_honest_samples_do_not_come_again(card: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -26,13 +27,14 @@ from audits import (
     QUIET,
     configure,
     host,
+    host_with,
     load_reference,
     make_engine,
     run,
     write_run_file,
 )
 from command_line import call, with_fake_reference
-from fakes_engine import FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer
 from fakes_host import Asked, FakeHost, chat, error
 from fleets import endpoint, make_folders, write_folder
 from junitparser import JUnitXml
@@ -72,6 +74,9 @@ from verifier.reports.tables import print_summary
 from verifier.verdict.combine import combine
 from verifier.verdict.control import judge_beside
 from verifier.verdict.decide import decide_folder
+
+#: Run folders of a known truth.
+VERDICTS = Path(__file__).parents[1] / "verdicts"
 
 
 def make_fleet(card: Path, out: Path, **sections: Any) -> Fleet:
@@ -328,6 +333,31 @@ def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None:
         assert f"tiny at {trusted}" in page
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_noise_of_no_known_build_is_held_against_the_control(
+    card: Path, tmp_path: Path, several: bool
+) -> None:
+    """Both are asked on until they are told apart, and the same command asks nothing more."""
+    out, served = tmp_path / "run", FakeEngine(margin=3.5, noise={"nf4-g64": 0.35})
+    served.load_variant("nf4-g64")
+    with host_with("nf4-g64", served) as url, host() as trusted:
+        alone = run(configure(url, card, tmp_path / "alone", top_logprobs=0))
+        sections = {"targets": {"a": endpoint(url)}} if several else {"endpoint": endpoint(url)}
+        fleet = make_fleet(
+            card, out, control=endpoint(trusted), audit={"top_logprobs": 0}, **sections
+        )
+        ask: Callable[[Fleet], object] = audit_all if several else audit_one
+        ask(fleet)
+        before = every_file(out)
+        ask(fleet)
+    report = decide_folder(out / "a" if several else out)
+
+    assert alone.decision == report.decision == "inconsistent"
+    assert report.usage.replies > alone.usage.replies
+    assert "the endpoint is noisier than its control" in report.notes[-1]
+    assert every_file(out) == before
+
+
 @pytest.mark.parametrize("weights", ["reference", FAULT])
 @pytest.mark.parametrize("several", [False, True])
 def test_beside_an_inconsistent_control_nothing_is_called_inconsistent(
@@ -455,6 +485,7 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
     control = Control(
         base_url=NOWHERE, model="m", finding="inconsistent", summary="it differs", usage=None
     )
+    case = case_of(make_plan(), Ledger(rows=()))
     detected = plain_finding("detected")
     report = replace(
         make_report("inconsistent"),
@@ -463,7 +494,7 @@ def test_what_samples_show_holds_whatever_the_control_says() -> None:
             plain_finding("excluded"),
         ),
     )  # fmt: skip
-    beside = judge_beside(report, control)
+    beside = judge_beside(report, control, case)
 
     assert [(f.aspect, f.decision) for f in beside.findings] == [
         ("noise", "undecided"), ("samples", "detected"), ("noise", "excluded"),
@@ -674,6 +705,21 @@ def test_no_accusation_stands_while_the_control_is_in_doubt(tmp_path: Path) -> N
     assert vouched.targets[0].accusation == "stands"
     assert vouched.control is not None
     assert vouched.control.decision == "consistent"
+
+
+def test_what_is_long_counts_among_several_as_it_does_alone(tmp_path: Path) -> None:
+    """A cut prompt or reply is all that is wrong: its evidence is in the summary, and stands."""
+    out, cut = tmp_path / "hosts", VERDICTS / "folders" / "long-is-cut"
+    make_folders(out, {"a": (0.05, 14), "cut": (0.05, 1)})
+    shutil.rmtree(out / "cut")
+    shutil.copytree(cut, out / "cut")
+    honest, found = summarise(out).targets
+    report = json.loads((out / "cut" / REPORT).read_text())
+
+    assert (honest.decision, found.decision) == ("consistent", "inconsistent")
+    assert found.accusation == "stands"
+    assert found.log_e is not None
+    assert f"evidence log e {found.log_e:.1f}, " in report["summary"]
 
 
 @pytest.mark.parametrize("count", [3, 8])

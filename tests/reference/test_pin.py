@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +15,7 @@ from models import EMBEDDED
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.reference.cards import find_card, load_card
 from verifier.reference.digests import digests_of
-from verifier.reference.pin import pin_card
+from verifier.reference.pin import GENERATION_CONFIG, generation_defaults, pin_card
 from verifier.reference.weights import check_weights
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -236,3 +237,51 @@ def test_the_embedded_model_is_what_its_card_pins(embedded: Path, tmp_path: Path
     assert opened != shipped
     assert pin(card, embedded) == {f"digests.{key}": value for key, value in digests}
     assert card.read_text() == shipped
+
+
+@pytest.fixture
+def published(tmp_path: Path, tiny: Path) -> Path:
+    """A snapshot of its own, to add files to."""
+    return Path(shutil.copytree(tiny, tmp_path / "published"))
+
+
+def test_sampling_defaults_of_the_repository_are_filled_in(card: Path, published: Path) -> None:
+    """What a server applies where a request says nothing; neutral values are none."""
+    said = {
+        "repetition_penalty": 1.1, "temperature": 0.2, "top_p": 0.8, "top_k": 20, "min_p": 0.0,
+        "do_sample": True, "eos_token_id": [1, 2], "presence_penalty": 0,
+    }  # fmt: skip
+    (published / GENERATION_CONFIG).write_text(json.dumps(said))
+    written = pin(card, published)
+
+    assert {key: value for key, value in written.items() if key.startswith("sampling.")} == {
+        "sampling.repetition_penalty": 1.1, "sampling.top_p": 0.8, "sampling.top_k": 20,
+    }  # fmt: skip
+    assert load_card(str(card)).sampling == {
+        "temperature": 0.7, "repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20,
+    }  # fmt: skip
+    assert pin(card, published) == {}
+
+
+def test_a_penalty_that_differs_from_the_cards_is_refused(card: Path, published: Path) -> None:
+    """Honest hosts are held to it; nothing is written then."""
+    card.write_text(CARD.replace("temperature: 0.7", "repetition_penalty: 1.05"))
+    (published / GENERATION_CONFIG).write_text(json.dumps({"repetition_penalty": 1.1}))
+    before = card.read_bytes()
+    for again in (False, True):
+        with pytest.raises(ReferenceMismatch, match=r"sampling.repetition_penalty is 1.1, but"):
+            pin(card, published, again=again)
+
+    assert card.read_bytes() == before
+
+
+def test_a_card_without_sampling_gets_the_section(card: Path, published: Path) -> None:
+    """And one whose repository says nothing stays without it."""
+    card.write_text(CARD.replace("sampling: {temperature: 0.7}\n", ""))
+    pin(card, published)
+    assert load_card(str(card)).sampling == {}
+    (published / GENERATION_CONFIG).write_text(json.dumps({"repetition_penalty": 1.1}))
+    pin(card, published)
+
+    assert load_card(str(card)).sampling == {"repetition_penalty": 1.1}
+    assert generation_defaults(published) == {"repetition_penalty": 1.1}

@@ -9,6 +9,7 @@ import pytest
 from junitparser import JUnitXml, TestSuite
 from reports import HOSTILE, make_report, plain_finding
 
+from verifier.checks import ASPECTS
 from verifier.records import Report
 from verifier.reports.junit import render_junit
 
@@ -47,6 +48,15 @@ def test_the_verdict_is_a_test_case(decision: Any, outcome: list[str]) -> None:
     case = parsed(make_report(decision))["verdict"]
 
     assert [type(result).__name__ for result in case.result] == outcome
+
+
+@pytest.mark.parametrize("name", [n for n, a in ASPECTS.items() if a.role != "departure"])
+def test_what_neither_accuses_nor_acquits_fails_nothing(name: str) -> None:
+    """Names and remarks, such as shown prompts, are no test case, whatever they say."""
+    finding = replace(plain_finding("detected"), aspect=name)
+    cases = parsed(replace(make_report("consistent"), findings=(finding,)))
+
+    assert [(case.name, case.result) for case in cases.values()] == [("verdict", [])]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -99,26 +99,36 @@ def shares(plan: Plan) -> tuple[float, ...]:
 
 def weigh(case: Case, _kept: None) -> Weighed[Totals]:
     """A build, served honestly, against the published weights, so served; 0 where unscored."""
-    found, log_e = {}, []
+    found, log_e, at_any_noise = {}, [], []
     for name in case.plan.policy.builds:
         rows = build_rows(case.ordinary, name, case.plan.calibration.text)
         if rows is None:
             log_e.append(0.0)
+            at_any_noise.append(0.0)
             continue
         build, reference = (some.sum(axis=0) for some in rows)
         found[name] = (build, reference)
         log_e.append(log_e_value(build[case.honest], reference[case.honest]))
-    log_e += [_weigh_suspected(case, name) for name in case.plan.suspected]
-    return Weighed(evidence=found, log_e=tuple(log_e))
+        at_any_noise.append(log_e_value(build[case.honest], reference))
+    suspected = [_weigh_suspected(case, name) for name in case.plan.suspected]
+    return Weighed(
+        evidence=found,
+        log_e=(*log_e, *(one for one, _ in suspected)),
+        at_any_noise=(*at_any_noise, *(one for _, one in suspected)),
+    )
 
 
-def _weigh_suspected(case: Case, name: str) -> float:
-    """A build that is scored on cause: by every reply, or not at all, so that none is chosen."""
+def _weigh_suspected(case: Case, name: str) -> tuple[float, float]:
+    """A build that is scored on cause: by every reply, or not at all, so that none is chosen.
+
+    Against honest noise, and against noise of any scale.
+    """
     rows = build_rows(case.ordinary, name, case.plan.calibration.text)
     if rows is None or len(rows[0]) < len(case.scored):
-        return -math.inf
+        return -math.inf, -math.inf
     build, reference = (some.sum(axis=0) for some in rows)
-    return log_e_value(build[case.honest], reference[case.honest])
+    served = build[case.honest]
+    return log_e_value(served, reference[case.honest]), log_e_value(served, reference)
 
 
 def find(case: Case, totals: Totals, account: Account, _found: Sequence[Finding]) -> list[Finding]:

@@ -88,6 +88,9 @@ class Weighed(Generic[E]):
 
     evidence: E
     log_e: tuple[float, ...] = ()
+    #: The same against the published weights with noise of *any* scale, which no honest floor is
+    #: needed for; (): it has none that is not of noise.
+    at_any_noise: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +128,7 @@ class Case:
     run: Path
     plan: Plan
     ledger: Ledger
+    default: str = ""  # of the publisher's, that it decodes greedily under; "": under none
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     attempts: Sequence[Attempt] = ()
     unanswered: tuple[Request, ...] = ()  # sent, and no attempt on record
@@ -136,6 +140,7 @@ class Case:
     deadline_s: float | None = None  # at which the last command ended; None: at none
     report: Report | None = None  # as of this reading; None before it is decided
     log_e: float = 0.0  # of everything, against honest serving (nats)
+    log_e_any_noise: float = -math.inf  # of what does not rest on the honest floor
     seeks_cause: bool = False  # whether a name is sought for weights that differ
 
     @cached_property

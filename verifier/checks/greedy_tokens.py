@@ -117,7 +117,8 @@ def weigh(case: Case, _kept: None) -> Weighed[SingleEvidence]:
     kinds = {name_of(sampler): kind_of(sampler) for sampler in SINGLE_TOKENS}
     told = [row.outranked > 0 for row in ledger.rows if row.outranked is not None]
     single = weigh_single(columns, kinds, case.honest, told)
-    return Weighed(evidence=single, log_e=(single.log_e,))
+    named = min(single.log_e, single.log_e_named)
+    return Weighed(evidence=single, log_e=(single.log_e,), at_any_noise=(named,))
 
 
 def find(

@@ -29,7 +29,10 @@ from verifier.records import Decision, Finding
 from verifier.wording import describe_replies
 
 LOGPROBS: Final = Aspect(name="logprobs", label="reported logprobs", place=40)
-FORGED: Final = Aspect(name="forged", label="forged log-probabilities", place=160, role="remark")
+FORGED: Final = Aspect(
+    name="forged", label="forged log-probabilities", place=160, role="remark",
+    without_reference=True,  # its own words contradict each other
+)  # fmt: skip
 
 #: Positions whose own log-probabilities contradict the reply, before it is said that they do.
 FORGED_FROM: Final = 3

@@ -8,7 +8,10 @@ asked for. An e-value against "one noise scale for all replies" (universal infer
 Ramdas and Balakrishnan 2020): honest in the rest and more in the stratum, both mixed. And a
 permutation test, since strata are drawn at random: under any host that does not look at how it is
 asked, a part of whose replies may come from anywhere, labels can be exchanged (Phipson and Smyth
-2010). Assumption: replies are independent. Pure arithmetic.
+2010). It is looked at after LOOKS replies and nowhere between, each look at its part of NAMED_AT
+(Bonferroni), so that it errs at NAMED_AT over all of them. Early and late replies alone are not
+drawn at random: a host that changes with time earns these names without looking at anything.
+Assumption: replies are independent. Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -43,13 +46,20 @@ SHORT_SHARE: Final = 0.25
 #: Strata of which one says that requests *are* so.
 _STATES: Final = ("streamed", "not streamed", "short", "long", "late", "early")
 
-#: Probes asked at least, and at most, to tell which way of asking it is, once something is wrong.
-LEAST: Final = 16
+#: Replies after which a stratum may be named; between two of these the first ones alone count.
+LOOKS: Final = (16, 22, 30, 38, 46)
+
+#: Probes asked at most to tell which way of asking it is, once something is wrong.
 MOST: Final = 48
 
-#: A stratum is named when a random labelling does as well at most so often.
+#: A stratum is named when a random labelling does as well at most so often, over all looks.
 NAMED_AT: Final = 0.01
-_LABELLINGS: Final = 499
+
+#: Labellings drawn: so many that one in NAMED_AT / len(LOOKS) can be told by two of them.
+_LABELLINGS: Final = 999
+
+#: What is said of strata that are no matter of chance.
+_IN_TIME: Final = ("late", "early")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +68,7 @@ class StrataEvidence:
 
     log_e: float  # of more noise than honest in any one of them
     log_e_apart: float  # of it in one of them and honest noise in the rest, against one for all
-    p_value: float  # how often a random labelling parts them as well
+    p_value: float  # how often a random labelling parts the first of them as well, over all looks
     best: str  # the stratum whose replies differ; "" where none can be
     replies: int  # of that stratum
 
@@ -106,18 +116,33 @@ def weigh_strata(
             log_e=log_mean_exp(np.array(alone)), log_e_apart=0.0, p_value=1.0, best="", replies=0
         )
     best = int(apart.argmax())
-    rng = np.random.default_rng(seed)
-    as_good = 1 + sum(
-        float(_apart(rows, both[rng.permutation(len(both))], honest).max()) >= apart[best]
-        for _ in range(_LABELLINGS)
-    )
+    log_e_apart = float(np.logaddexp.reduce(apart) - np.log(len(apart)))
     return StrataEvidence(
         log_e=log_mean_exp(np.array(alone)),
-        log_e_apart=float(np.logaddexp.reduce(apart) - np.log(len(apart))),
-        p_value=as_good / (_LABELLINGS + 1),
+        log_e_apart=log_e_apart,
+        # where one scale explains all replies nothing is named, and nothing is drawn
+        p_value=_p_value(rows, both, honest, seed=seed) if log_e_apart > 0 else 1.0,
         best=names[best],
         replies=int(both[:, best].sum()),
     )
+
+
+def _p_value(rows: Array, members: Mask, honest: Mask, *, seed: int) -> float:
+    """How often a random labelling parts the replies of the last look as well, times the looks.
+
+    1 before the first look. What comes after the last one is not looked at.
+    """
+    look = max((n for n in LOOKS if n <= len(rows)), default=0)
+    rows, members = rows[:look], members[:look]
+    if not look:
+        return 1.0
+    best = float(_apart(rows, members, honest).max())
+    rng = np.random.default_rng(seed)
+    as_good = 1 + sum(
+        float(_apart(rows, members[rng.permutation(look)], honest).max()) >= best
+        for _ in range(_LABELLINGS)
+    )
+    return min(1.0, len(LOOKS) * as_good / (_LABELLINGS + 1))
 
 
 def _apart(rows: Array, members: Mask, honest: Mask) -> Array:
@@ -155,7 +180,7 @@ def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
         return Weighed(evidence=None)
     labels = [row.strata for row in case.scored]
     strata = weigh_strata(case.text, labels, case.honest, seed=case.plan.seed)
-    return Weighed(evidence=strata, log_e=(strata.log_e,))
+    return Weighed(evidence=strata, log_e=(strata.log_e,), at_any_noise=(strata.log_e_apart,))
 
 
 def stands_apart(case: Case, strata: StrataEvidence) -> bool:
@@ -183,9 +208,11 @@ def name_it(
     if strata.best in _STATES:
         name = f"requests that are {strata.best}"
     told = f"{describe_replies(strata.replies)} asked so differ, others do not"
-    chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
+    detail = f"{told}; a random labelling parts them as well with probability {strata.p_value:.2g}"
+    if strata.best in _IN_TIME:
+        detail += "; what comes late is not drawn at random: a host that changes in time does this"
     said: Status = "detected" if stands_apart(case, strata) else "undecided"
-    return [make_finding(STRATUM, said, name, strata.log_e_apart, f"{told}; {chance}")]
+    return [make_finding(STRATUM, said, name, strata.log_e_apart, detail)]
 
 
 def more(case: Case) -> bool:
@@ -193,7 +220,7 @@ def more(case: Case) -> bool:
     if not case.plan.varies or case.decision != "inconsistent":
         return False
     found = [f.decision for f in case.findings if f.aspect == STRATUM.name]
-    most = MOST if "undecided" in found else LEAST
+    most = MOST if "undecided" in found else LOOKS[0]
     asked = sum(probe.id in case.outcomes for probe in case.probes)
     return "detected" not in found and asked < most
 

@@ -200,7 +200,7 @@ def weigh(case: Case, _kept: None) -> Weighed[ShareEvidence]:
     scored = {n: build_rows(case.ordinary, n, channel) for n in case.plan.policy.builds}
     known = {name: rows for name, rows in scored.items() if rows is not None}
     shares = weigh_shares(case.text, TEXT_SCALES, case.honest, known)
-    return Weighed(evidence=shares, log_e=(shares.log_e,))
+    return Weighed(evidence=shares, log_e=(shares.log_e,), at_any_noise=(shares.log_e_part,))
 
 
 def find(

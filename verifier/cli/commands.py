@@ -621,10 +621,10 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
     Example:
       verifier decide runs/first
     """
-    from verifier.verdict.decide import decide_folder, standing_of
+    from verifier.verdict.decide import judge_folder
 
     with _to_write_in(run) as writes:
-        report = decide_folder(run) if writes else standing_of(run)
+        report, _ = judge_folder(run, writes=writes)
     show_report(report, run, as_json=as_json)
     raise typer.Exit(EXIT[report.decision])
 

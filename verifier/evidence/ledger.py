@@ -42,6 +42,9 @@ TEMPLATE = "template:"
 #: How the name of a penalty's column of greedy replies begins; the sampler's name follows.
 SAMPLER = "sampler:"
 
+#: How the name of a column begins of greedy replies under a default of the publisher's.
+DEFAULT = "default:"
+
 #: By how much a token must be outranked, in nats: far more than any rounding.
 OUTRANKED_BY = 0.5
 

@@ -14,7 +14,7 @@ Pure arithmetic on arrays; knows nothing of models.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Final, cast
@@ -102,6 +102,10 @@ SEVERAL: Final = "several settings"
 _NOT_ASKED: Final = (
     "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"
 )  # fmt: skip
+
+#: Those of them that move greedy replies, too: servers such as vLLM take them from the publisher's
+#: generation_config where a request says nothing, at temperature 0 as at any other.
+PENALTIES: Final = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 #: How far from 1 the temperature of an honest host may look. Logit noise of scale s is to samples
 #: what temperature sqrt(1 + s^2) is: 1.0025 at the honest scale of the embedded model (0.07).
@@ -212,6 +216,19 @@ def honest_samplers(defaults: Mapping[str, float]) -> tuple[Sampler, ...]:
     ]  # fmt: skip
     found = [*near, *(_of(settings) for settings in wider)]
     return tuple(dict.fromkeys(found))
+
+
+def greedy_defaults(
+    defaults: Mapping[str, float], sent: Collection[str] = ()
+) -> dict[str, Sampler]:
+    """What an honest host may decode under that is asked for temperature 0 and nothing else, by
+    name: the publisher's penalties, each alone and all together.
+
+    Those that are `sent` with every request are not the host's to choose.
+    """
+    silent = {n: defaults[n] for n in PENALTIES if n in defaults and n not in sent}
+    each = [*({name: value} for name, value in silent.items()), silent]
+    return {name_of(sampler): sampler for sampler in map(_of, each) if sampler.penalizes}
 
 
 def _each() -> Iterator[Sampler]:

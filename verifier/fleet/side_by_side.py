@@ -15,11 +15,13 @@ from threading import Condition, Thread
 from typing import Final
 
 from verifier.audit import audit
+from verifier.checks.check import Case
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.errors import ConfigError, VerifierError
 from verifier.files.run_folder import (
     CONTROL,
     FLEET,
+    LEDGER,
     LOCK,
     make_folder,
     refuse_link,
@@ -38,8 +40,8 @@ from verifier.records import Report, Summary
 from verifier.reference.loaded import LoadReference, Reference
 from verifier.safety import sieve
 from verifier.steps import start, write_page
-from verifier.verdict.control import read_control
-from verifier.verdict.decide import decide_folder
+from verifier.verdict.control import ENOUGH, read_control, waits_for_replies
+from verifier.verdict.decide import decide_folder, judge_folder
 
 #: Seconds that a target waits for the control before a batch, and no longer.
 PATIENCE_S: Final = 60.0
@@ -269,7 +271,47 @@ def _audit_all(
                 pending_control(control),
                 {name: config for name, config in runs.items() if not _is_vouched(config)},
             )
-        return _run_all(every, keys=keys, reference=reference, began=began, show=show)
+        run = partial(_run_all, keys=keys, reference=reference, began=began, show=show)
+        raised = run(every)
+        if control is not None and CONTROL not in raised:
+            judged = {name: config for name, config in runs.items() if name not in raised}
+            raised |= _tell_apart(judged, control, run)
+        return raised
+
+
+def _tell_apart(
+    runs: Mapping[str, RunFile], control: RunFile, run: Callable[..., _Raised]
+) -> _Raised:
+    """Ask targets and the control on, a batch at a time, while an accusation waits for both.
+
+    It ends with a round that brings nothing new: the budgets are spent, or the deadline has come.
+    """
+    before = -1
+    while True:
+        found = find_control(control, None, writes=False)
+        cases = {name: _case_of(config) for name, config in runs.items()}
+        waiting = {n: c for n, c in cases.items() if c is not None and waits_for_replies(found, c)}
+        replies = found.replies + sum(len(case.text) for case in waiting.values())
+        if not waiting or replies == before:
+            return {}
+        before = replies
+        every = {n: runs[n] for n, case in waiting.items() if len(case.text) < ENOUGH}
+        if found.replies < ENOUGH:
+            every[CONTROL] = control
+        raised = run(every, further=True)
+        if raised:
+            return raised
+
+
+def _case_of(config: RunFile) -> Case | None:
+    """What a run folder holds; None before anything is scored."""
+    return judge_folder(config.out, writes=False)[1] if (config.out / LEDGER).exists() else None
+
+
+def _once() -> Callable[[], bool]:
+    """True the first time, and never again."""
+    left = [True]
+    return lambda: bool(left and left.pop())
 
 
 def _run_all(
@@ -279,7 +321,9 @@ def _run_all(
     reference: Reference,
     began: float,
     show: Show,
+    further: bool = False,
 ) -> _Raised:
+    """Audit all of them at once; `further`: one more batch of each, whatever its verdict."""
     raised: _Raised = {}
     longest_s = max(config.audit.deadline for config in every.values())
     together = Together(every, ends_at=began + longest_s)
@@ -292,7 +336,10 @@ def _run_all(
                 load_reference=lambda: reference,
                 show=_named(show, name, together.stopped),
                 pace=Pace(
-                    begin=partial(together.begin, name), stopped=together.stopped, began=began
+                    begin=partial(together.begin, name),
+                    stopped=together.stopped,
+                    began=began,
+                    wanted=_once() if further else lambda: False,
                 ),
             )
         except _Stopped:

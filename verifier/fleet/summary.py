@@ -31,18 +31,14 @@ from verifier.records import Control, Report, Standing, Summary, Usage
 from verifier.report_file import plain, read_report
 from verifier.reports.findings import causes
 from verifier.verdict.case import read_case
-from verifier.verdict.combine import combine
-from verifier.verdict.control import write_control
-from verifier.verdict.decide import decide_folder, standing_of
+from verifier.verdict.control import evidence_beside, read_control, with_replies, write_control
+from verifier.verdict.decide import judge_folder
 from verifier.verdict.usage import count_usage
 
 SUMMARY_SCHEMA: Final = 1
 
 #: What is said of a target whose audit was stopped before anything was scored.
 UNFINISHED: Final = "nothing is scored yet; the same command goes on"
-
-#: While a control says so, the reference is in doubt, and no evidence counts.
-_IN_DOUBT: Final = ("inconsistent", "pending")
 
 
 def folders_of(out: Path) -> tuple[Path, ...]:
@@ -70,12 +66,11 @@ def summarise(out: Path, *, writes: bool = True) -> Summary:
     for run in (*fleet.run_files.values(), *filter(None, [fleet.control_file])):
         refuse_link(run.out)
     errors = _read_errors(out)
-    control = None
     if fleet.control_file is not None:
         control = find_control(fleet.control_file, errors.get(CONTROL), writes=writes)
         if writes:
             place_control(control, fleet.run_files)
-    summary = _summarise(fleet, errors, control, writes=writes)
+    summary = _summarise(fleet, errors, writes=writes)
     if writes:
         write_json(out / SUMMARY, plain(summary))
     return summary
@@ -115,8 +110,9 @@ def find_control(config: RunFile, error: str | None, *, writes: bool = True) -> 
         return replace(pending, finding="failed", summary=error)
     if not (config.out / LEDGER).exists():
         return pending
-    report = decide_folder(config.out) if writes else standing_of(config.out)
-    return replace(pending, finding=report.decision, summary=report.summary, usage=report.usage)
+    report, case = judge_folder(config.out, writes=writes)
+    found = replace(pending, finding=report.decision, summary=report.summary, usage=report.usage)
+    return with_replies(found, case)
 
 
 def pending_control(config: RunFile) -> Control:
@@ -140,30 +136,26 @@ def place_control(control: Control, run_files: Mapping[str, RunFile]) -> None:
 # -- the targets -------------------------------------------------------------------------------
 
 
-def _summarise(
-    fleet: Fleet, errors: Mapping[str, str], control: Control | None, *, writes: bool
-) -> Summary:
+def _summarise(fleet: Fleet, errors: Mapping[str, str], *, writes: bool) -> Summary:
     """Null of each target: its endpoint serves the published weights honestly.
 
-    Its e-value is that of its own audit at the reply where that stopped (`combine`), so e-BH keeps
-    the false-discovery rate of the accusations that stand at alpha, whatever the targets have in
-    common: the probes, the reference, the host behind a router (Wang and Ramdas 2022). Assumes
-    what each audit assumes. A target that was not judged counts as no evidence, log e 0, and so
-    does every target while the control puts the reference in doubt.
+    Its e-value is that of its own audit at the reply where that stopped, as it stands beside the
+    control (`evidence_beside`), so e-BH keeps the false-discovery rate of the accusations that
+    stand at alpha, whatever the targets have in common: the probes, the reference, the control, the
+    host behind a router (Wang and Ramdas 2022). Assumes what each audit assumes. A target that was
+    not judged counts as no evidence, log e 0.
     """
-    found = {
-        name: _find(name, config, errors.get(name), writes=writes)
+    found = [
+        _find(name, config, errors.get(name), writes=writes)
         for name, config in fleet.run_files.items()
-    }
-    doubted = control is not None and control.finding in _IN_DOUBT
-    log_e = [0.0 if doubted else (one.log_e or 0.0) for one in found.values()]
-    rejected = e_bh(log_e, fleet.audit.alpha)
+    ]
+    rejected = e_bh([counts for _, counts in found], fleet.audit.alpha)
     targets = tuple(
-        _accused(one, stands=number in rejected) for number, one in enumerate(found.values())
+        _accused(one, stands=number in rejected) for number, (one, _) in enumerate(found)
     )
     beside = None
     if fleet.control_file is not None:
-        beside = _find(CONTROL, fleet.control_file, errors.get(CONTROL), writes=writes)
+        beside, _ = _find(CONTROL, fleet.control_file, errors.get(CONTROL), writes=writes)
     needed = math.log(len(targets) / (fleet.audit.alpha * min(len(targets), len(rejected) + 1)))
     return Summary(
         schema_version=SUMMARY_SCHEMA,
@@ -176,13 +168,17 @@ def _summarise(
     )
 
 
-def _find(name: str, config: RunFile, error: str | None, *, writes: bool) -> Standing:
-    """What a run folder says, before it is looked at among others."""
+def _find(name: str, config: RunFile, error: str | None, *, writes: bool) -> tuple[Standing, float]:
+    """What a run folder says before it is looked at among others, and the evidence (nats) that
+    counts there."""
     if error is None and not (config.out / LEDGER).exists():
         error = UNFINISHED
-    decided = decide_folder if writes else standing_of
-    report = None if error is not None else decided(config.out)
-    return Standing(
+    report, log_e, counts = None, None, 0.0
+    if error is None:
+        report, case = judge_folder(config.out, writes=writes)
+        log_e = _rounded_down(case.log_e)
+        counts = _rounded_down(evidence_beside(report, read_control(config.out), case))
+    standing = Standing(
         name=name,
         base_url=config.endpoint.base_url,
         model=config.endpoint.model,
@@ -190,10 +186,15 @@ def _find(name: str, config: RunFile, error: str | None, *, writes: bool) -> Sta
         summary=str(error) if report is None else report.summary,
         best_name=None if report is None else _best_name(report),
         noise_scale=None if report is None else report.noise_scale,
-        log_e=None if report is None else _log_e(config.out),
+        log_e=log_e,
         accusation=None,
         usage=_spent(config.out) if report is None else report.usage,
     )
+    return standing, counts
+
+
+def _rounded_down(log_e: float) -> float:
+    return math.floor(log_e * 1e4) / 1e4
 
 
 def _spent(run: Path) -> Usage | None:
@@ -206,11 +207,6 @@ def _spent(run: Path) -> Usage | None:
 def _best_name(report: Report) -> str | None:
     names = [finding.name for finding in causes(report)]
     return " and ".join(names) if names else None
-
-
-def _log_e(run: Path) -> float:
-    """All evidence of a run against honest serving, rounded down."""
-    return math.floor(combine(read_case(run)).log_e * 1e4) / 1e4
 
 
 def _accused(one: Standing, *, stands: bool) -> Standing:

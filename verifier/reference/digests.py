@@ -84,7 +84,7 @@ def config_parts(directory: Path) -> Parts:
     """What shapes the computation: config.json, quantization beside it, and code that lies there.
 
     Code is never run; a checkpoint that ships some is pinned with it. generation_config.json is
-    left out: replies are scored, and probes say themselves how they are sampled.
+    left out: replies are scored, and what probes leave unsaid of sampling is the card's to say.
     """
     path = directory / CONFIG
     config = read_object(path)

@@ -1,4 +1,5 @@
-"""Pinning a card: the digests of what was published, written into the card's own file.
+"""Pinning a card: the digests of what was published, written into the card's own file, and the
+sampling defaults that its generation_config has for what no request says.
 
 Takes a local snapshot or one from the hub. What is pinned already is overwritten only when that is
 asked for, and never for other tensors.
@@ -18,42 +19,55 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.evidence.samplers import PENALTIES, RANGES, Sampler
 from verifier.files.run_folder import write_whole
 from verifier.reference.cards import Digests, HubSource, find_card, load_card
 from verifier.reference.digests import digests_of
 from verifier.reference.hub import commit_of, fetch_snapshot
-from verifier.reference.snapshot import read_raw
+from verifier.reference.snapshot import read_object, read_raw
 from verifier.reference.weights import Tell, refuse_older_rules
 
 #: Where a repository keeps the licence of its weights, the first that is there.
 LICENCE_FILES = ("LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
+
+#: Where a repository keeps what servers apply where a request says nothing.
+GENERATION_CONFIG = "generation_config.json"
 
 _ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
 def pin_card(
     name: str, weights: str, *, again: bool = False, tell: Tell
-) -> dict[str, tuple[str | int | None, str | int]]:
-    """Fill the digests that a card leaves open from `weights`, a directory or REPO@REVISION.
+) -> dict[str, tuple[str | float | None, str | float]]:
+    """Fill what a card leaves open from `weights`, a directory or REPO@REVISION: digests, and
+    sampling defaults.
 
-    With `again` those that are pinned and differ are overwritten, but for that of the tensors.
+    With `again` digests that are pinned and differ are overwritten, but for that of the tensors.
     Returns what was written, by dotted key: the old value and the new one; empty when all of it
     was pinned before. Raises ReferenceMismatch, and writes nothing, when a digest differs from one
-    that is pinned, or was made by older rules.
+    that is pinned or was made by older rules, or a penalty from the card's.
     """
     card, path = load_card(name), find_card(name)
     if not again:
         refuse_older_rules(card)
     directory = _find_weights(weights, card.source, tell=tell)
     tell("computing digests; this reads every tensor")
-    found = {f"digests.{key}": value for key, value in digests_of(directory) if value is not None}
+    found: dict[str, str | float] = {
+        f"digests.{key}": value for key, value in digests_of(directory) if value is not None
+    }
     licence = _licence_sha256(directory)
     if licence is not None:
         found["licence.sha256"] = licence
     commit = commit_of(directory)
     if isinstance(card.source, HubSource) and commit is not None:
         found["source.revision"] = commit
-    pinned = {
+    defaults = generation_defaults(directory)
+    found |= {
+        f"sampling.{key}": value for key, value in defaults.items()
+        if key in PENALTIES or key not in card.sampling  # others are often a page's, not the file's
+    }  # fmt: skip
+    pinned: dict[str, str | float | None] = {
+        **{f"sampling.{key}": card.sampling.get(key) for key in defaults},
         **{f"digests.{key}": value for key, value in card.digests},
         "licence.sha256": card.licence.sha256,
         "source.revision": getattr(card.source, "revision", None),
@@ -63,13 +77,34 @@ def pin_card(
         kept = not again or not key.startswith("digests.") or key == "digests.tensors_sha256"
         if before is not None and before != value and kept:
             raise ReferenceMismatch(
-                f"{weights}: {key} is {value[:12]}…, but {path} pins {before[:12]}…; nothing was "
-                "written: give the snapshot that the card is of, or make a card of its own"
+                f"{weights}: {key} is {_short(value)}, but {path} pins {_short(before)}; nothing "
+                "was written: give the snapshot that the card is of, or make a card of its own"
             )
     written = {key: value for key, value in found.items() if pinned[key] != value}
     if written:
         _write(path, written)
     return {key: (pinned[key], value) for key, value in written.items()}
+
+
+def _short(value: str | float) -> str:
+    return f"{value[:12]}…" if isinstance(value, str) else f"{value:g}"
+
+
+def generation_defaults(directory: Path) -> dict[str, float]:
+    """What a repository's generation_config says of sampling and is not neutral; {} without one.
+
+    Raises ReferenceMismatch for a file that is no JSON object.
+    """
+    if not (directory / GENERATION_CONFIG).is_file():
+        return {}
+    said = read_object(directory / GENERATION_CONFIG)
+    known = {key: said.get(key) for key in RANGES if key not in ("drop_best", "rare")}
+    found = {
+        key: value for key, value in known.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+        and RANGES[key][0] <= value <= RANGES[key][1]
+    }  # fmt: skip
+    return {key: value for key, value in found.items() if value != getattr(Sampler(), key)}
 
 
 def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
@@ -96,7 +131,7 @@ def _licence_sha256(directory: Path) -> str | None:
     return None
 
 
-def _write(path: Path, values: Mapping[str, str | int]) -> None:
+def _write(path: Path, values: Mapping[str, str | float]) -> None:
     """Set values by dotted key in a YAML file whose comments and order stay."""
     yaml = YAML()
     yaml.Representer = _WithNull
@@ -106,6 +141,7 @@ def _write(path: Path, values: Mapping[str, str | int]) -> None:
     raw: Any = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in values.items():
         section, _, field = key.partition(".")
+        raw.setdefault(section, {})
         if section == "digests" and field not in raw[section]:  # at its place: not below comments
             place = list(Digests.model_fields).index(field)
             raw[section].insert(min(place, len(raw[section])), field, value)

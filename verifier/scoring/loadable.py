@@ -40,3 +40,14 @@ def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
             f"audit.policy: builds: {', '.join(unknown)} cannot be loaded by the engine "
             f"{engine.versions['engine']}; take a policy without builds, or another --engine"
         )
+
+
+def refuse_unscored_defaults(plan: Plan, engine: Engine) -> None:
+    """Before an honest host is held to less than its card lets it do."""
+    if plan.greedy_defaults and not engine.scores_samplers:
+        raise ConfigError(
+            "the card's publisher has defaults that a host may apply to greedy requests "
+            f"({', '.join(plan.greedy_defaults)}), and the engine {engine.versions['engine']} "
+            "cannot score under them: take --engine transformers, or have the run file send the "
+            "neutral value of each (endpoint.extra_body, such as repetition_penalty: 1.0)"
+        )

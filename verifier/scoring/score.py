@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from verifier.evidence.ledger import (
+    DEFAULT,
     FLOOR,
     SAMPLER,
     TEMPLATE,
@@ -66,6 +67,7 @@ def score_replies(
     catalogue: Mapping[str, Rendering] | None = None,
     every: Sequence[Probe] | None = None,
     penalties: Mapping[str, Sampler] | None = None,
+    defaults: Mapping[str, Sampler] | None = None,
     thinking: Thinking | None = None,
     progress: Callable[[int, int], None] | None = None,
     book: ScoreBook | None = None,
@@ -76,8 +78,9 @@ def score_replies(
     `suspects` read prompts and replies in their own way.
     `templates` are renderings of `catalogue` under which the published weights score the replies
     too; with a catalogue the ledger also says how long every rendering of each prompt is.
-    `penalties` are samplers under whose penalties they score the replies too. A `book` of the run
-    folder saves reading its scores.
+    `penalties` are samplers under whose penalties they score the replies too, and `defaults` those
+    that the publisher has for requests that say nothing. A `book` of the run folder saves reading
+    its scores.
 
     The reference comes first: it decides how a text is read. Scores are appended as they come and
     nothing is scored twice; then the ledger is written anew and returned. It has a row for each
@@ -91,7 +94,8 @@ def score_replies(
     scorer.score_weights(replies, (REFERENCE, *weights), suspects or {}, progress)
     entries = catalogue or {}
     scorer.score_templates(replies, [entries[name] for name in templates if name != REFERENCE])
-    scorer.score_penalties(replies, penalties or {})
+    scorer.score_penalties(replies, penalties or {}, kind=SAMPLER)
+    scorer.score_penalties(replies, defaults or {}, kind=DEFAULT)
     ledger = build_ledger(
         probes if every is None else every,
         book,
@@ -163,14 +167,16 @@ class _Scorer:
             self._keep(found, chunk)
 
     def score_penalties(
-        self, replies: Sequence[tuple[Probe, Reply]], penalties: Mapping[str, Sampler]
+        self, replies: Sequence[tuple[Probe, Reply]], penalties: Mapping[str, Sampler], *, kind: str
     ) -> None:
-        """Under the published weights, as a host with a penalty would choose."""
-        first = SAMPLER + next(iter(penalties), "")
+        """Under the published weights, as a host with a penalty would choose, into columns of a
+        `kind`."""
+        first = kind + next(iter(penalties), "")
         new = [r for r in self._judged(replies) if not self.book.has(r[0].id, first)]
         for chunk in _chunks(new if penalties else []):
             read = [(probe, self.book.read_as(probe.id)) for probe, _ in chunk]
-            found = _score_penalties(read, penalties, self.engine, self.tokenizer)
+            columns = {kind + name: sampler for name, sampler in penalties.items()}
+            found = _score_penalties(read, columns, self.engine, self.tokenizer)
             self._keep(found, chunk)
 
     def _judged(self, replies: Sequence[tuple[Probe, Reply]]) -> list[tuple[Probe, Reply]]:
@@ -354,7 +360,8 @@ def _score_penalties(
     engine: Engine,
     tokenizer: Reader,
 ) -> list[Scored]:
-    """Greedy replies under the published weights, as a host with a penalty would choose."""
+    """Greedy replies under the published weights, as a host with a penalty would choose, by the
+    names of their columns."""
     requests = [
         ScoreRequest(prompt_ids=published_ids(probe, tokenizer), reply_ids=aligned.reply_ids)
         for probe, aligned in readings
@@ -362,7 +369,7 @@ def _score_penalties(
     scores = engine.score_penalized(requests, tuple(penalties.values()))
     return [
         Scored(
-            probe_id=probe.id, weights=SAMPLER + name, score=rounded(score),
+            probe_id=probe.id, weights=name, score=rounded(score),
             aligned=replace(aligned, candidates=None, reported=None),
         )
         for (probe, aligned), each in zip(readings, scores, strict=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 from verifier.checks import ASPECTS, CHECKS
 from verifier.checks.check import Case
+from verifier.evidence.defaults import judge_by_default
 from verifier.evidence.ledger import Ledger, read_ledger
 from verifier.evidence.stacks import read_beside
 from verifier.files.run_folder import DEADLINE, LEDGER
@@ -88,10 +89,12 @@ def make_case(
     beside = read_beside(plan.calibration, ledger.engine)
     if beside.why:
         plan = plan.model_copy(update={"calibration": beside.calibration})
+    ledger, default = judge_by_default(ledger, [*plan.greedy_defaults], plan.calibration.text)
     return Case(
         run=run,
         plan=plan,
         ledger=ledger,
+        default=default,
         outcomes=outcomes or {},
         attempts=attempts,
         unanswered=unanswered,

@@ -19,7 +19,7 @@ from verifier.records import After
 from verifier.reference.cards import Card
 from verifier.report_file import report_to_json
 from verifier.verdict.case import read_case
-from verifier.verdict.decide import decided, standing_of
+from verifier.verdict.decide import decided, judge_folder
 
 
 def read_chain(run: Path, config: RunFile, card: Card) -> After:
@@ -43,8 +43,8 @@ def read_chain(run: Path, config: RunFile, card: Card) -> After:
             f"{run}: audit.after: asked the probes of seed {plan.seed}; leave audit.seed out, so "
             "that new ones are drawn"
         )
-    report, case = decided(case)
-    stands = standing_of(run)
+    report, _ = decided(case)
+    stands, case = judge_folder(run, writes=False)
     if stands.decision != report.decision:
         raise ConfigError(
             f"{run}: audit.after: what it found was withdrawn beside its control, so there is "

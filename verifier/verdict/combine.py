@@ -9,6 +9,7 @@ from typing import Any
 
 from verifier.checks import CHECKS
 from verifier.checks.check import Case, Check, Weighed
+from verifier.evidence.defaults import cost_of_choice
 from verifier.evidence.e_values import mix_log_e
 from verifier.plan_file import Plan
 
@@ -20,6 +21,7 @@ class Combined:
     weighed: Mapping[str, Weighed[Any]]
     log_e_greedy: float  # of everything but samples and what is long
     log_e: float
+    log_e_any_noise: float  # of what holds against the published weights with noise of any scale
 
     def of(self, check: Check[Any, Any]) -> Any:
         """What one check found, before any threshold."""
@@ -33,15 +35,24 @@ def combine(case: Case) -> Combined:
     the plan, of the mixture of all before it; a weighted mean of e-values is one, whatever the
     dependence between them (Vovk and Wang 2021), and stays one at every stopping time. So does its
     product with that of earlier audits of the endpoint, whose probes were drawn anew: the chain.
+    Where the publisher has defaults for what no request says, the choice among them is paid for
+    (`defaults`).
     """
     weighed = {check.name: check.weigh(case, case.kept[check.name]) for check in CHECKS}
     total = greedy = 0.0
+    any_noise = -math.inf
     for check in CHECKS:
         shares, log_e = check.shares(case.plan), weighed[check.name].log_e
         total = _mix(total, shares, log_e)
         greedy = _mix(greedy, shares, log_e) if _is_greedy(check) else greedy
+        apart = weighed[check.name].at_any_noise or (-math.inf,) * len(shares)
+        any_noise = _mix(any_noise, shares, apart)
     before = 0.0 if case.plan.after is None else case.plan.after.log_e
-    return Combined(weighed=weighed, log_e_greedy=before + greedy, log_e=before + total)
+    cost = cost_of_choice([*case.plan.greedy_defaults])
+    return Combined(
+        weighed=weighed, log_e_greedy=before + greedy - cost, log_e=before + total - cost,
+        log_e_any_noise=any_noise - cost,
+    )  # fmt: skip
 
 
 def _mix(total: float, shares: Sequence[float], log_e: Sequence[float]) -> float:
@@ -64,8 +75,11 @@ def needed(plan: Plan) -> dict[str, tuple[float, ...]]:
     Of its share of the mixture so far, later checks leave only a part: `1/(alpha x what is left)`.
     """
     left, found = 1.0, {}
+    cost = cost_of_choice([*plan.greedy_defaults])
     for check in reversed(CHECKS):
         shares = check.shares(plan)
-        found[check.name] = tuple(math.log(1 / (plan.alpha * share * left)) for share in shares)
+        found[check.name] = tuple(
+            math.log(1 / (plan.alpha * share * left)) + cost for share in shares
+        )
         left *= max(0.0, 1 - sum(shares))
     return found

@@ -43,24 +43,25 @@ _Found = list[tuple[int, Finding]]  # by its place in the report
 
 def decide_folder(run: Path) -> Report:
     """Decide a run folder from its plan, ledger, exchanges and control, and write its report."""
-    return publish(run, decide(read_case(run)))
+    return judge_folder(run)[0]
 
 
-def standing_of(run: Path) -> Report:
-    """What `decide_folder` would write, with nothing written."""
-    return _beside_control(run, decide(read_case(run)))
+def judge_folder(run: Path, *, writes: bool = True) -> tuple[Report, Case]:
+    """The same, and the case, whatever its control shows; nothing is written without `writes`."""
+    found, case = decided(read_case(run))
+    return (publish if writes else _beside_control)(run, found, case), case
 
 
-def publish(run: Path, found: Report) -> Report:
+def publish(run: Path, found: Report, case: Case) -> Report:
     """Write what was found of a run's endpoint as it stands beside the control, if it has one."""
-    report = _beside_control(run, found)
+    report = _beside_control(run, found, case)
     write_json(run / REPORT, report_to_json(report))
     return report
 
 
-def _beside_control(run: Path, found: Report) -> Report:
+def _beside_control(run: Path, found: Report, case: Case) -> Report:
     control = read_control(run)
-    return found if control is None else judge_beside(found, control)
+    return found if control is None else judge_beside(found, control, case)
 
 
 def decide(case: Case) -> Report:
@@ -101,7 +102,11 @@ def decided(case: Case) -> tuple[Report, Case]:
     )
     report = _at_deadline(case, report)
     sought = headline(findings) is None
-    return report, replace(case, report=report, log_e=combined.log_e, seeks_cause=sought)
+    case = replace(
+        case, report=report, log_e=combined.log_e, log_e_any_noise=combined.log_e_any_noise,
+        seeks_cause=sought,
+    )  # fmt: skip
+    return report, case
 
 
 # -- findings ----------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ Asked after the ordinary probes, where the run file says so, since long prompts 
 register of rooms, of which the first line, the middle one and the last are to be copied. A prompt
 that does not fit the published weights is halved towards the longest that does; the window between
 them is then measured by scoring the replies under prompts that are cut, without another request. An
-endpoint that refuses a long prompt says so honestly: that is a limit, and no fault.
+endpoint that refuses a long prompt, or says that a limit ended a reply, says so honestly: that is a
+limit, and no fault.
 """
 
 from __future__ import annotations
@@ -185,8 +186,8 @@ def next_probe(
     """
     probe = None
     number = len(found.replies) + len(found.unread) + 1
-    whole = any(row.end is None for row in found.replies)
-    if replies and plan.output_tokens and number <= LONG_REPLIES and not whole:
+    settled = any(row.end is None or row.is_limited for row in found.replies)
+    if replies and plan.output_tokens and number <= LONG_REPLIES and not settled:
         probe = _kept(run, f"output-{number}") or output_probe(plan, number)
     elif plan.context_tokens:
         number, length = found.asked + 1, _next(plan, found, needed)

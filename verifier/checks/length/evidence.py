@@ -1,7 +1,8 @@
 """The evidence of long prompts and long replies: whether a host cuts them, where, and to what.
 
 Null: the host reads each prompt whole, renders it as published, and ends a reply only where the
-published model does or where it was asked to, with logit noise of any scale of the grid. The
+published model does, where it was asked to, or where it says that it has a limit (finish_reason
+"length"), with logit noise of any scale of the grid. The
 alternative of a cut is a mixture over places and windows with equal weights fixed in advance, noise
 free; cuts that were never scored add nothing, so choosing what to score by what was seen loses
 power, never the level. The alternative of a ceiling is a reply that ends at some length below the
@@ -72,6 +73,9 @@ SAME: Final = 2
 #: A cut so many nats behind the best under one prompt is scored on no other.
 BEHIND: Final = 15.0
 
+#: What is said of a reply that a limit ended: the one asked for or, where it is shorter, another.
+LIMITED: Final = "length"
+
 #: No e-value counts for less: mixed with others, what is lost would be lost anyway.
 _LEAST: Final = 1e-6
 
@@ -111,6 +115,11 @@ class CeilingRow:
     tokens: int  # of its text, as the reference reads it
     finish_reason: str | None
     end: tuple[float, ...] | None  # log p of ending there, per TEXT_SCALES; None: at full length
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether the endpoint says that a limit of its own ended it, as a refused prompt does."""
+        return self.end is not None and self.finish_reason == LIMITED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,12 +217,13 @@ def _windows(each: Mapping[str, float], best: Cut) -> tuple[int, int]:
 def weigh_ceiling(rows: Sequence[CeilingRow], *, channel: Channel) -> float:
     """Log e-value that replies end below the length asked for, where the model does not end them.
 
-    The alternative: the first ends at any length, each as likely; of the next, half end within SAME
-    tokens of it, and half at any length again. One at full length ends the bet.
+    The alternative: the first ends at any length, each as likely, without a word of a limit; of the
+    next, half end within SAME tokens of it, and half at any length again. One at full length ends
+    the bet, and so does one that is said to be cut at a limit: neither can be of the alternative.
     """
     log_e = 0.0
     for row in rows:
-        if row.end is None:
+        if row.end is None or row.is_limited:
             return math.log(_LEAST)
         chance = 1 / row.asked
         if row is not rows[0]:

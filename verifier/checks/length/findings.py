@@ -37,6 +37,7 @@ from verifier.checks.length.ask_and_score import (
 from verifier.checks.length.evidence import (
     CONTEXT_SHARE,
     CONTEXT_TOKENS,
+    LIMITED,
     LONG_REPLIES,
     MARKS,
     PLACE_WORDS,
@@ -211,8 +212,9 @@ def weigh(case: Case, kept: Context) -> Weighed[LongEvidence]:
     if plan.output_tokens:
         log_e.append(replies)
     return Weighed(
-        evidence=LongEvidence(found=kept, prompts=prompts, replies=replies), log_e=tuple(log_e)
-    )
+        evidence=LongEvidence(found=kept, prompts=prompts, replies=replies),
+        log_e=tuple(log_e), at_any_noise=tuple(log_e),
+    )  # fmt: skip
 
 
 def find(
@@ -292,6 +294,9 @@ def _find_in_replies(case: Case, evidence: LongEvidence, *, differs: bool) -> Fi
     if whole:
         detail = f"a reply of {whole[0].tokens} tokens came where {whole[0].asked} were asked for"
         return make_finding(REPLIES, "excluded", name, None, detail)
+    limited = [row.tokens for row in found.replies if row.is_limited]
+    if limited:
+        return make_finding(REPLIES, "not run", name, None, _ended(limited))
     if not found.replies:
         why = found.unread[0] if found.unread else "no long reply was asked for yet"
         return make_finding(REPLIES, "undecided", name, 0.0, why)
@@ -308,6 +313,12 @@ def _find_in_replies(case: Case, evidence: LongEvidence, *, differs: bool) -> Fi
     return make_finding(
         REPLIES, "undecided", name, log_e, f"{told}, as the published weights may too"
     )
+
+
+def _ended(limited: Sequence[int]) -> str:
+    """What is said where a limit is told: no ground of a verdict, however the weights go on."""
+    most = max(limited)
+    return f"the endpoint ends replies at {most} tokens and says so ({LIMITED}), as is honest"
 
 
 def headline(findings: Sequence[Finding]) -> str | None:

@@ -20,6 +20,7 @@ from verifier.checks.check import (
     Case,
     Check,
     Planned,
+    Remark,
     Session,
     Weighed,
     greedy_is_quiet,
@@ -47,6 +48,7 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.samplers import (
     Sampler,
     changed,
+    greedy_defaults,
     honest_samplers,
     made,
     name_of,
@@ -63,6 +65,12 @@ from verifier.wording import describe_replies
 
 REPEATS: Final = Aspect(name="repeats", label="asked again", place=80)
 
+#: What samples are called that come again: in other words too, in the same words alone, and before
+#: the two are told apart.
+STORED: Final = "replies from a store"
+SAME_WORDS: Final = "the same reply to the same words"
+COME_AGAIN: Final = "replies that come again"
+
 #: Share of the token budget that is kept for sampled replies, where they are asked for. What greedy
 #: replies leave over is theirs as well.
 BUDGET: Final = 0.5
@@ -77,6 +85,7 @@ class SamplingEvidence:
 
     samplers: SamplerEvidence | None  # None: the plan asks for no samples
     repeats: float  # log e-value against replies that are drawn anew
+    otherwise: float  # the same of those alone that were asked in other words
 
 
 def planned_samplers(plan: Plan) -> dict[str, Sampler]:
@@ -90,11 +99,14 @@ def planned_samplers(plan: Plan) -> dict[str, Sampler]:
 def plan(config: RunFile, card: Card, _calibration: Calibration) -> Planned:
     """The samplers that replies are held against, and what is kept of the budget."""
     audit = config.audit
+    silent = greedy_defaults(card.sampling, config.endpoint.extra_body)
+    defaults = {"greedy_defaults": {name: changed(sampler) for name, sampler in silent.items()}}
     if not audit.sampler:
-        return Planned()
+        return Planned(fields=defaults)
     columns = sampler_columns(card.sampling)
     return Planned(
-        fields={
+        fields=defaults
+        | {
             "budget_sampled_tokens": int(BUDGET * audit.budget_completion_tokens),
             "samplers": {name: changed(sampler) for name, sampler in columns.items()},
             "honest_samplers": tuple(map(name_of, honest_samplers(card.sampling))),
@@ -157,7 +169,7 @@ def ready(case: Case) -> bool:
 def wants_more(findings: Sequence[Finding], decision: str) -> bool:
     """Whether more samples may decide: none is decided, or what was found has no name yet."""
     named = any(
-        (f.aspect == REPEATS.name and f.decision == "detected")
+        (f.aspect == REPEATS.name and f.decision == "detected" and f.name != COME_AGAIN)
         or (f.aspect == SAMPLER.name and f.name != UNNAMED)
         for f in findings
     )
@@ -214,15 +226,18 @@ def shares(plan: Plan) -> tuple[float, ...]:
 def weigh(case: Case, _kept: None) -> Weighed[SamplingEvidence]:
     """Samplers other than asked, and texts that come again; see `evidence`, `stored_replies`."""
     repeats = weigh_repeats(case.ledger.repeats)
+    otherwise = weigh_repeats([one for one in case.ledger.repeats if one.otherwise])
     if not case.plan.samplers:
-        return Weighed(evidence=SamplingEvidence(samplers=None, repeats=repeats))
+        evidence = SamplingEvidence(samplers=None, repeats=repeats, otherwise=otherwise)
+        return Weighed(evidence=evidence)
     samplers = weigh_samplers(
         case.ledger.sampled, planned_samplers(case.plan), case.plan.honest_samplers,
         level=1 - case.plan.beta, noise=None if case.interval is None else case.interval.upper,
     )  # fmt: skip
     return Weighed(
-        evidence=SamplingEvidence(samplers=samplers, repeats=repeats),
+        evidence=SamplingEvidence(samplers=samplers, repeats=repeats, otherwise=otherwise),
         log_e=(samplers.log_e, repeats),
+        at_any_noise=(min(samplers.log_e, samplers.log_e_named), repeats),
     )
 
 
@@ -294,7 +309,7 @@ def _find_as_asked(found: SamplerEvidence, told: str, needed: float) -> Finding:
 
 def _find_repeats(case: Case, evidence: SamplingEvidence, account: Account) -> Finding:
     """Whether samples come again more often than chance has it; other causes come first."""
-    log_e, name, repeats = evidence.repeats, "replies from a store", case.ledger.repeats
+    log_e, name, repeats = evidence.repeats, STORED, case.ledger.repeats
     again = [repeat for repeat in repeats if repeat.came_again]
     told = f"{len(again)} of {describe_replies(len(repeats))} to what was asked before came again"
     if log_e < needed_of_repeats(case):
@@ -306,7 +321,33 @@ def _find_repeats(case: Case, evidence: SamplingEvidence, account: Account) -> F
         return make_finding(REPEATS, "not run", name, None, detail)
     words = sum(repeat.otherwise for repeat in again)
     detail = f"{told} word by word at temperature 1, {words} of them asked in other words"
-    return make_finding(REPEATS, "detected", name, log_e, detail)
+    name, why = _how_they_come_again(case, evidence)
+    return make_finding(REPEATS, "detected", name, log_e, f"{detail}: {why}")
+
+
+def _how_they_come_again(case: Case, evidence: SamplingEvidence) -> tuple[str, str]:
+    """What is said of samples that come again, and why: a seed needs the very words, and a store
+    may not. To other words with the same seed another text comes, unless it is short."""
+    if evidence.otherwise >= needed_of_repeats(case):
+        return STORED, "no seed does that"
+    if any(one.otherwise and not one.came_again for one in case.ledger.repeats):
+        return SAME_WORDS, (
+            "a seed that is the same each time explains it, and so does a store of the very words"
+        )
+    return COME_AGAIN, "whether from a store or by a seed is not told yet"
+
+
+def remarks(
+    case: Case, _evidence: SamplingEvidence, _account: Account, _found: Sequence[Finding]
+) -> list[Remark]:
+    """What the endpoint decodes greedily under, where that is not the weights alone."""
+    if not case.default:
+        return []
+    told = (
+        f"the greedy replies are those of the publisher's default {case.default}, which the "
+        "endpoint applies where a request says nothing of it, as is honest: they are judged so"
+    )
+    return [Remark(text=told, at="evidence")]
 
 
 def needed_of_repeats(case: Case) -> float:
@@ -317,8 +358,9 @@ def needed_of_repeats(case: Case) -> float:
 
 def headline(findings: Sequence[Finding]) -> str | None:
     """What samples differ in; repeats come before the sampler."""
-    if any(f.aspect == REPEATS.name and f.decision == "detected" for f in findings):
-        return "samples are not drawn anew (replies from a store)"
+    again = [f.name for f in findings if f.aspect == REPEATS.name and f.decision == "detected"]
+    if again:
+        return f"samples are not drawn anew ({again[0]})"
     said = [f for f in findings if f.aspect == SAMPLER.name]
     if any(f.decision in ("detected", "undecided") for f in said):
         return f"the replies are not sampled as asked ({' and '.join(f.name for f in said)})"
@@ -334,6 +376,7 @@ CHECK: Final = Check[None, SamplingEvidence](
     shares=shares,
     weigh=weigh,
     find=find,
+    remarks=remarks,
     headline=headline,
     ready=ready,
     ask={"sampled": ask},

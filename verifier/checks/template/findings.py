@@ -200,7 +200,8 @@ def weigh(case: Case, kept: Kept) -> Weighed[Evidence]:
     """Every fault against every valid rendering; its share is reserved where none was scored."""
     templates = _weigh(case)
     log_e = -math.inf if templates is None else templates.log_e
-    return Weighed(evidence=Evidence(templates=templates, kept=kept), log_e=(log_e,))
+    evidence = Evidence(templates=templates, kept=kept)
+    return Weighed(evidence=evidence, log_e=(log_e,), at_any_noise=(log_e,))
 
 
 def needed(case: Case) -> float:

@@ -41,7 +41,7 @@ from verifier.reference.tokenizer import Tokenizer
 
 PART: Final = "stacks"
 
-#: Noise scales of the simulated stacks, and audits of each: as calibrated and in the zone, above it.
+#: Noise scales of the simulated stacks, and audits of each: calibrated, in the zone, above it.
 SCALES: Final = {0.056: 400, 0.08: 400, 0.1: 400, 0.112: 400, 0.12: 40, 0.15: 40, 0.2: 40}
 
 #: Completion tokens at most, by policy.

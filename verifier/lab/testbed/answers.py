@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from verifier.errors import RenderingError
-from verifier.lab.testbed.behaviours import Store, answered, ignoring, is_spared, read_whole_or_cut
+from verifier.lab.testbed.behaviours import Store, answered, is_spared, read_whole_or_cut, taken
 from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.wire import Answer, Body, ChatBody, ShownToken, WireError, request_of
 from verifier.prompts import make_prompt
@@ -120,9 +120,7 @@ def _tricked(
     except WireError as error:
         return error
     most = request.max_tokens if tricks.ceiling is None else tricks.ceiling
-    return ignoring(
-        replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most)), tricks
-    )
+    return taken(replace(request, prompt_ids=ids, max_tokens=min(request.max_tokens, most)), tricks)
 
 
 def _read(body: Body, host: Host) -> GenerateRequest | WireError:

@@ -40,6 +40,7 @@ TRICKS: Final = {
     "forges:logprobs": "log-probabilities of the published weights go with the faulty ones' text",
     "cache:same": "a prompt that came before gets its earlier reply, whatever the temperature",
     "cache:alike": "so does one that ends in the same words",
+    "seed:1": "what is asked without a seed is drawn by this one, each time",
     "streams:other": "streams count a prompt token less, and never say that a reply has ended",
 }
 
@@ -65,6 +66,7 @@ class Tricks:
     spares: Spared | None = None  # requests that get the published weights all the same
     forges: bool = False  # whether log-probabilities are those of the published weights
     cache: Literal["same", "alike"] | None = None  # which prompts get an earlier reply
+    seed: int | None = None  # of requests that name none; None: each is drawn anew
     streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
 
@@ -125,6 +127,11 @@ def _read_cache(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, cache="same" if value == "same" else "alike")
 
 
+def _read_seed(value: str, tricks: Tricks) -> Tricks | None:
+    digits = value.isascii() and value.isdigit() and len(value) < 10
+    return replace(tricks, seed=int(value)) if digits else None
+
+
 def _read_streams(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, streams_differ=True) if value == "other" else None
 
@@ -137,6 +144,7 @@ _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "spares": _read_spares,
     "forges": _read_forges,
     "cache": _read_cache,
+    "seed": _read_seed,
     "streams": _read_streams,
 }
 
@@ -172,12 +180,16 @@ def answered(
     return answer
 
 
-def ignoring(request: GenerateRequest, tricks: Tricks) -> GenerateRequest:
-    """A request less what the host ignores; several replies are the server's to ignore."""
+def taken(request: GenerateRequest, tricks: Tricks) -> GenerateRequest:
+    """A request less what the host ignores, and with its own seed where none is named.
+
+    Several replies are the server's to ignore.
+    """
     plain: dict[str, Any] = {
         "seed": None, "stop": (), "logit_bias": (), "max_tokens": DEFAULT_MAX_TOKENS,
     }  # fmt: skip
-    return replace(request, **{n: v for n, v in plain.items() if n in tricks.ignores})
+    request = replace(request, **{n: v for n, v in plain.items() if n in tricks.ignores})
+    return replace(request, seed=tricks.seed) if request.seed is None else request
 
 
 def is_spared(body: Body, limit: int, number: int, tricks: Tricks) -> bool:
