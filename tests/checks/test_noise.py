@@ -15,8 +15,9 @@ from simulate import case_of, make_calibration, make_plan
 from verifier.checks import noise
 from verifier.checks.check import is_between
 from verifier.config import Policy
-from verifier.evidence.calibration import Channel, NoiseClass, Zone
+from verifier.evidence.calibration import Certificate, Channel, NoiseClass, Zone
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
+from verifier.evidence.noise import honest_scales
 from verifier.plan_file import Plan, batch_ends
 from verifier.records import REFERENCE
 from verifier.reference.calibrations import load_calibration
@@ -269,3 +270,54 @@ def test_replies_of_the_panel_are_none_that_a_verdict_rests_on(ordinary: int, pa
     rows[ordinary:] = [replace(row, panel=True) for row in rows[ordinary:]]
 
     assert judge(rows).decision == "inconclusive"
+
+
+# -- what honest replies were measured to make of the bet ----------------------------------------
+
+
+def with_certificate(**changes: Any) -> Plan:
+    """A plan whose calibration holds what honest replies made of the bet."""
+    calibration = make_calibration()
+    largest = float(TEXT_SCALES[honest_scales(TEXT_SCALES, calibration.text)][-1])
+    values: dict[str, Any] = {
+        "replies": 5200, "stacks": ("a", "b"), "level": 0.99, "excess": 0.001,
+        "largest_honest_scale": largest, "spread": 0.0, "learning_rate": 1.0,
+    }  # fmt: skip
+    measured = Certificate(**values | changes)
+    return make_plan(calibration=make_calibration(certificate=measured))
+
+
+def test_an_accusation_says_how_often_honest_replies_were_measured_to_come_so_far() -> None:
+    """By the certificate of the calibration, whatever the noise is made of."""
+    rows = rows_at(0.6, 8, seed=2)
+    report = judge(rows, with_certificate())
+    (note,) = [note for note in report.notes if "the noise bet was measured" in note]
+
+    assert report.decision == "inconsistent"
+    assert "5,200 honest replies of 2 stacks" in note
+    assert "each counted 20-fold at most: its mean is at most 1.001 (99%)" in note
+    assert (
+        f"8 replies of such a stack bring it to 1,000 with probability at most {0.001:.2g}" in note
+    )
+    chance = float(note.rpartition("at most ")[2].rstrip(")"))
+    brought = float(note.rpartition("bring it to ")[2].partition(" ")[0])
+    assert chance == pytest.approx(1.001**8 / brought, rel=0.05)
+    assert brought > 1000
+
+
+@pytest.mark.parametrize(
+    ("scale", "plan"),
+    [
+        (0.6, make_plan()),
+        (0.6, with_certificate(largest_honest_scale=0.0501187)),
+        (0.6, with_certificate(spread=0.3)),
+        (0.6, with_certificate().model_copy(update={"max_tokens": 31})),
+        (0.05, with_certificate()),
+    ],
+    ids=["none", "another floor", "another reading", "other lengths", "no accusation"],
+)
+def test_nothing_is_said_of_a_bet_that_was_not_measured(scale: float, plan: Plan) -> None:
+    """A certificate is of one reading, of one length of replies, and for an accusation."""
+    notes = judge(rows_at(scale, 8, seed=2), plan).notes
+
+    assert not any("the noise bet was measured" in note for note in notes)

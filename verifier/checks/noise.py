@@ -33,12 +33,14 @@ from verifier.checks.check import (
 from verifier.config import RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.certificate import CAP, alpha_of, capped_ratios, log_e_capped
 from verifier.evidence.e_values import log_e_against_scales
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import ABOVE, log_e_noise
 from verifier.plan_file import batch_ends, read_probes
 from verifier.records import Finding
 from verifier.reference.cards import Card
+from verifier.wording import describe_replies
 
 NOISE: Final = Aspect(
     name="noise", label="class of rounding", place=10, required=True, of_weights=True
@@ -125,7 +127,7 @@ def remarks(
             "no endpoint is called consistent"
         )
         found.insert(0, Remark(text=text, at="evidence"))
-    return found
+    return [*_on_the_bet(case, account), *found]
 
 
 def _panel_is_quiet(case: Case) -> bool:
@@ -163,6 +165,31 @@ def _on_domain(case: Case) -> list[str]:
             f"{calibration.max_tokens}: of what comes later nothing is known but that"
         )
     return told
+
+
+def _on_the_bet(case: Case, account: Account) -> list[Remark]:
+    """Beside an accusation: how often honest replies bring the bet so far, by measure alone."""
+    plan, channel = case.plan, case.plan.calibration.text
+    measured, replies = plan.calibration.certificate, len(case.text)
+    if measured is None or not replies or not account.differs:
+        return []
+    largest = float(TEXT_SCALES[case.honest][-1])
+    reading = (largest, channel.spread, channel.learning_rate)
+    of = (measured.largest_honest_scale, measured.spread, measured.learning_rate)
+    if not np.allclose(reading, of) or plan.max_tokens != plan.calibration.max_tokens:
+        return []  # the bet of these replies is not the one that was measured
+    log_e = log_e_capped(capped_ratios(case.text, case.honest))
+    chance = alpha_of(replies, excess=measured.excess, alpha=math.exp(-log_e))
+    alpha = alpha_of(replies, excess=measured.excess, alpha=plan.alpha)
+    text = (
+        f"the noise bet was measured on {measured.replies:,} honest replies of "
+        f"{len(measured.stacks)} stacks that no calibration saw, each counted {CAP:g}-fold at "
+        f"most: its mean is at most {1 + measured.excess:.4g} ({measured.level:.0%}), so that "
+        f"{describe_replies(replies)} of such a stack bring it to {1 / plan.alpha:,.0f} with "
+        f"probability at most {alpha:.2g}; these bring it to {math.exp(min(log_e, 700)):.3g} "
+        f"(probability at most {chance:.2g})"
+    )
+    return [Remark(text=text, at="evidence")]
 
 
 def ask(session: Session, case: Case, _kept: None) -> bool:

@@ -124,6 +124,7 @@ def demo(
 _OF_TEMPLATES: Final = "Options of the part templates"
 _OF_AUDITS: Final = "Options of the parts templates and tricks"
 _OF_IDENTITY: Final = "Options of the part identity"
+_OF_CERTIFICATE: Final = "Options of the part certificate"
 
 
 def bench(
@@ -146,10 +147,17 @@ def bench(
             metavar="DIR", help="A model of another family.", rich_help_panel=_OF_IDENTITY
         ),
     ] = None,
+    replies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="So many replies of each host at most.", rich_help_panel=_OF_CERTIFICATE
+        ),
+    ] = None,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are not measured with the others but alone: `engine` (what scoring with vLLM costs;
+    Some parts are not measured with the others but alone: `certificate` (what thousands of honest
+    replies make of the noise bet; hours), `engine` (what scoring with vLLM costs;
     20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
     answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
     hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates` (which
@@ -162,25 +170,34 @@ def bench(
       verifier bench runs/templates --part templates --audits 4
     """
     from verifier.files.run_folder import read_json
+    from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
+    from verifier.lab.pages import TABLES
 
     with showing() as show:
         path, tabulate = _measure(
-            out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family, show=show
-        )
+            out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,
+            most=replies, show=show,
+        )  # fmt: skip
     for line in tabulate(read_json(path)).splitlines():
         say(line)
     say(f"results: {path}")
+    say(summarize_standing(keep_standing(out, (one for one in TABLES if one != PART))))
 
 
 def _measure(
     out: Path, part: list[str] | None, *, seed: int, faults: tuple[str, ...], audits: int | None,
-    family: Path | None, show: Show,
+    family: Path | None, most: int | None, show: Show,
 ) -> tuple[Path, Callable[[Any], str]]:  # fmt: skip
     """Measure parts of the benchmark: the file of results, and what makes a table of it."""
     given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
     audited: dict[str, Any] = {"seed": seed, "load_reference": _embedded(show), "show": show}
     replies = partial(show.step, "replies")
     match part:
+        case ["certificate"]:
+            from verifier.lab.bench.certificate import run_certificate_bench
+            from verifier.lab.bench.certificate import tabulate_certificate as tabulate
+
+            return run_certificate_bench(out, replies=most, progress=replies, **given), tabulate
         case ["engine"]:
             from verifier.lab.bench.engine import run_engine_bench
             from verifier.lab.bench.engine import tabulate_engine as tabulate

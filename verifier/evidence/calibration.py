@@ -103,6 +103,18 @@ class NoiseClass(_Record):
     basis: str  # what the scale rests on
 
 
+class Certificate(_Record):
+    """What held-out honest replies make of the noise bet, see `certificate`; of one reading."""
+
+    replies: Count
+    stacks: tuple[str, ...]
+    level: Share  # coverage of each stack's bound
+    excess: Annotated[float, Field(ge=0, le=100)]  # d: the mean ratio is at most 1 + d, on each
+    largest_honest_scale: Scale  # what the ratios were taken against
+    spread: Annotated[float, Field(ge=0, le=10)]
+    learning_rate: Annotated[float, Field(ge=1e-3, le=10)]
+
+
 class Calibration(_Record):
     """What `verifier calibrate` measured for one card."""
 
@@ -119,6 +131,7 @@ class Calibration(_Record):
     measured: Measured | None = None  # None: not on record
     classes: tuple[NoiseClass, ...]
     stacks: tuple[Stack, ...]
+    certificate: Certificate | None = None  # None: not measured
 
     @model_validator(mode="after")
     def _honest_scales_are_of_the_grids(self) -> Self:

@@ -1,8 +1,8 @@
 """The tables in the pages of `reference/`, made of the cards and the results that lie beside them.
 
 `python -m verifier.lab.pages DIR` writes them anew into a checkout, each between its marks
-`<!-- begin NAME -->` and `<!-- end NAME -->`; what stands around them is written by hand. A test
-holds the pages to it.
+`<!-- begin NAME -->` and `<!-- end NAME -->`; what stands around them is written by hand. The
+standing bet is written with them: honest audits of new results enter it. A test holds all to it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,19 @@ from typing import Any, Final
 from verifier.evidence.calibration import Estimate
 from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
+    certificate,
     engine,
     identity,
     precision,
+    roundings,
     routing,
     samplers,
+    standing,
     templates,
     tricks,
     wire,
 )
-from verifier.lab.bench.results import CARD, results_path, tabulate_rows
+from verifier.lab.bench.results import CARD, lay_out, results_path, tabulate_rows
 from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import list_cards, load_card
 from verifier.reports.tables import CARD_COLUMNS, card_row
@@ -42,7 +45,13 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     templates.PART: templates.tabulate_templates,
     tricks.PART: tricks.tabulate_tricks,
     wire.PART: wire.tabulate,
+    certificate.PART: certificate.tabulate_certificate,
+    roundings.PART: roundings.tabulate_roundings,
+    standing.PART: standing.tabulate_standing,
 }
+
+#: What stands in the place of the tables of a part that has no results yet.
+_UNMEASURED: Final = "Not measured yet."
 
 #: Where the results lie in a checkout.
 BENCHMARKS: Final = Path("reference/benchmarks")
@@ -52,8 +61,13 @@ _ONE_IN_TWENTY: Final = 0.05
 
 
 def make_pages(root: Path) -> dict[Path, str]:
-    """The pages of a checkout with their tables made anew, by path."""
-    found = {part: read_json(results_path(root / BENCHMARKS, part)) for part in TABLES}
+    """The pages of a checkout with their tables made anew, by path.
+
+    Among them the standing bet, which honest audits of new results enter.
+    """
+    paths = {part: results_path(root / BENCHMARKS, part) for part in TABLES}
+    found = {part: read_json(path) for part, path in paths.items() if path.exists()}
+    found[standing.PART] = standing.append_audits(found.get(standing.PART), found)
     blocks = {
         "README.md": {"measured": summarize(found)},
         "reference/README.md": {
@@ -61,13 +75,15 @@ def make_pages(root: Path) -> dict[Path, str]:
             f"calibration {CARD}": tabulate_calibration(CARD),
         },
         f"{BENCHMARKS}/README.md": {
-            part: tabulate(found[part]) for part, tabulate in TABLES.items()
+            part: tabulate(found[part]) if part in found else _UNMEASURED
+            for part, tabulate in TABLES.items()
         },
     }
-    return {
+    pages = {
         root / name: fill((root / name).read_text(encoding="utf-8"), within)
         for name, within in blocks.items()
     }
+    return pages | {paths[standing.PART]: lay_out(found[standing.PART])}
 
 
 def fill(page: str, blocks: Mapping[str, str]) -> str:
@@ -139,7 +155,7 @@ def _show(found: Estimate | None) -> str:
 
 
 def summarize(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Two sentences on what was measured, in lines as the page has them."""
+    """Three sentences on what was measured, in lines as the page has them."""
     honest = _sum_up(found[CARD], "honest")
     faults, fp8 = _sum_up(found[CARD], "faults"), _sum_up(found[CARD], "fp8")
     routed = [line for line in found[routing.PART]["lines"] if line["share"] == _ONE_IN_TWENTY]
@@ -157,7 +173,8 @@ def summarize(found: Mapping[str, Mapping[str, Any]]) -> str:
         f"weights {fp8['inconsistent']:,} of {fp8['audits']:,}, half within {fp8['tokens']}. "
         f"Another model behind one request in twenty was found in {caught:,} of "
         f"{sum(line['audits'] for line in routed):,} audits, and the true template fault named, "
-        f"alone or in a group, in {rightly:,} of {len(named):,}."
+        f"alone or in a group, in {rightly:,} of {len(named):,}. "
+        f"{standing.summarize_standing(found[standing.PART])}"
     )
     return textwrap.fill(text, width=100, break_on_hyphens=False)
 
