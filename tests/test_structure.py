@@ -112,7 +112,7 @@ HOMES = {
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
     "matplotlib": {"reports.noise_dial"},
     "psutil": {"lab.bench.engine"},
-    "scipy": {"evidence.e_values"},
+    "scipy": {"evidence.e_values", "evidence.stacks"},
     "starlette": {"lab.testbed.app", "lab.testbed.router", "lab.testbed.server"},
     "uvicorn": {"lab.testbed.server"},
     "typer": {"cli.commands", "cli.lab", "cli.reference", "cli.common"},

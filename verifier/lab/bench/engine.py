@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
     return write_results(out, PART, found)
 
 
-def tabulate_engine(results: dict[str, Any]) -> str:
+def tabulate_engine(results: Mapping[str, Any]) -> str:
     """The results as a Markdown table."""
     speed, bank, memory = results["throughput"], results["bank"], results["memory"]
     per_s = speed["tokens_per_s"]
