@@ -291,18 +291,22 @@ def test_an_accusation_says_how_often_honest_replies_were_measured_to_come_so_fa
     """By the certificate of the calibration, whatever the noise is made of."""
     rows = rows_at(0.6, 8, seed=2)
     report = judge(rows, with_certificate())
-    (note,) = [note for note in report.notes if "the noise bet was measured" in note]
+    (note,) = [note for note in report.notes if "the bet on noise was measured" in note]
 
     assert report.decision == "inconsistent"
     assert "5,200 honest replies of 2 stacks" in note
-    assert "each counted 20-fold at most: its mean is at most 1.001 (99%)" in note
-    assert (
-        f"8 replies of such a stack bring it to 1,000 with probability at most {0.001:.2g}" in note
-    )
-    chance = float(note.rpartition("at most ")[2].rstrip(")"))
-    brought = float(note.rpartition("bring it to ")[2].partition(" ")[0])
-    assert chance == pytest.approx(1.001**8 / brought, rel=0.05)
-    assert brought > 1000
+    assert "counted 20-fold at most: its mean is at most 1.001 (99%)" in note
+    assert "8 replies of such a stack bring it to 1,000 with probability at most 0.001," in note
+    brought, _, chance = note.partition("and to ")[2].partition(", as these do, with at most ")
+    assert float(chance.partition(". ")[0]) == pytest.approx(1.001**8 / float(brought), rel=0.05)
+    assert float(brought) > 1000
+
+
+def test_so_much_evidence_that_no_number_holds_it_is_told_too() -> None:
+    """As far as it is: 300 replies, each counted for all that it may be."""
+    rows = rows_at(0.9, 300, seed=3, tokens=8)
+
+    assert any("the bet on noise was measured" in n for n in judge(rows, with_certificate()).notes)
 
 
 @pytest.mark.parametrize(
@@ -320,4 +324,4 @@ def test_nothing_is_said_of_a_bet_that_was_not_measured(scale: float, plan: Plan
     """A certificate is of one reading, of one length of replies, and for an accusation."""
     notes = judge(rows_at(scale, 8, seed=2), plan).notes
 
-    assert not any("the noise bet was measured" in note for note in notes)
+    assert not any("the bet on noise was measured" in note for note in notes)

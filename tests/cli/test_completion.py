@@ -79,5 +79,6 @@ def test_the_help_of_bench_groups_options_by_part() -> None:
     assert sections == [
         "Arguments:", "Options:", "Options of the part templates:",
         "Options of the parts templates and tricks:", "Options of the part identity:",
+        "Options of the part certificate:",
     ]  # fmt: skip
     assert text.rindex("--seed") < text.rindex("--fault") < text.rindex("--audits")

@@ -18,6 +18,7 @@ LONGEST: Final = {
     "safety/test_keys.py": 40,
     "files/test_malformed.py": 35,
     "fleet/test_side_by_side.py": 35,
+    "verdict/test_theorem.py": 45,
     "checks/test_template_completions.py": 30,
     "checks/test_request_strata.py": 30,
     "checks/test_sampling_stored_replies.py": 25,

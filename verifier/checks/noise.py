@@ -42,6 +42,9 @@ from verifier.records import Finding
 from verifier.reference.cards import Card
 from verifier.wording import describe_replies
 
+#: Nats beyond which evidence is told no further.
+_MOST: Final = 600.0
+
 NOISE: Final = Aspect(
     name="noise", label="class of rounding", place=10, required=True, of_weights=True
 )
@@ -171,23 +174,24 @@ def _on_the_bet(case: Case, account: Account) -> list[Remark]:
     """Beside an accusation: how often honest replies bring the bet so far, by measure alone."""
     plan, channel = case.plan, case.plan.calibration.text
     measured, replies = plan.calibration.certificate, len(case.text)
-    if measured is None or not replies or not account.differs:
+    judged = account.differs and account.by == "published"
+    if measured is None or not replies or not judged:
         return []
-    largest = float(TEXT_SCALES[case.honest][-1])
-    reading = (largest, channel.spread, channel.learning_rate)
+    reading = (float(TEXT_SCALES[case.honest][-1]), channel.spread, channel.learning_rate)
     of = (measured.largest_honest_scale, measured.spread, measured.learning_rate)
     if not np.allclose(reading, of) or plan.max_tokens != plan.calibration.max_tokens:
         return []  # the bet of these replies is not the one that was measured
-    log_e = log_e_capped(capped_ratios(case.text, case.honest))
-    chance = alpha_of(replies, excess=measured.excess, alpha=math.exp(-log_e))
-    alpha = alpha_of(replies, excess=measured.excess, alpha=plan.alpha)
+    brought = math.exp(min(log_e_capped(capped_ratios(case.text, case.honest)), _MOST))
+    alpha, chance = (
+        alpha_of(replies, excess=measured.excess, alpha=one) for one in (plan.alpha, 1 / brought)
+    )
     text = (
-        f"the noise bet was measured on {measured.replies:,} honest replies of "
-        f"{len(measured.stacks)} stacks that no calibration saw, each counted {CAP:g}-fold at "
-        f"most: its mean is at most {1 + measured.excess:.4g} ({measured.level:.0%}), so that "
-        f"{describe_replies(replies)} of such a stack bring it to {1 / plan.alpha:,.0f} with "
-        f"probability at most {alpha:.2g}; these bring it to {math.exp(min(log_e, 700)):.3g} "
-        f"(probability at most {chance:.2g})"
+        f"the bet on noise was measured without a model of it, on {measured.replies:,} honest "
+        f"replies of {len(measured.stacks)} stacks that were held out from the calibration, each "
+        f"counted {CAP:g}-fold at most: its mean is at most {1 + measured.excess:.4g} "
+        f"({measured.level:.0%}). So {describe_replies(replies)} of such a stack bring it to "
+        f"{1 / plan.alpha:,.0f} with probability at most {alpha:.2g}, and to {brought:.3g}, as "
+        f"these do, with at most {chance:.2g}. The verdict rests on evidence that is not cut so"
     )
     return [Remark(text=text, at="evidence")]
 

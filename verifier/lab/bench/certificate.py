@@ -181,7 +181,7 @@ def certify(results: Mapping[str, Any]) -> Certificate:
     )
 
 
-def tabulate_certificate(results: Mapping[str, Any]) -> str:
+def tabulate_certificate(results: dict[str, Any]) -> str:
     """Each stack: its replies, what their ratios are, and what bounds the mean; and its audits."""
     head = ("host", "replies", "mean ratio", "largest", f"mean at most ({results['level']:.0%})",
             "audits", "inconsistent")  # fmt: skip

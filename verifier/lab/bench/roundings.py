@@ -62,7 +62,13 @@ def ratio_of_scales(
 
 def tabulate_roundings(results: Mapping[str, Any]) -> str:
     """Each build with its noise scale and its share of the plain rounding's."""
-    head = ("build", "replies", "scale", f"of that of {PLAIN}", "error of the layers' outputs")
+    head = (
+        "build",
+        "replies",
+        "scale",
+        f"of that of {PLAIN}",
+        "error of the layers' outputs, in squares and in sample",
+    )
     return tabulate_rows(
         head,
         (
