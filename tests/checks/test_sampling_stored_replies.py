@@ -194,6 +194,7 @@ def test_before_it_is_asked_in_other_words_neither_is_said() -> None:
     same = repeat(True, -40.0)
     for name, repeats in (
         ("replies that come again", [same]),
+        ("replies that come again", [same, replace(otherwise(True), log_p=-4.0)]),
         ("the same reply to the same words", [same, otherwise(False)]),
         ("replies from a store", [same, otherwise(True)]),
     ):

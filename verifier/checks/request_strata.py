@@ -208,7 +208,10 @@ def name_it(
     if strata.best in _STATES:
         name = f"requests that are {strata.best}"
     told = f"{describe_replies(strata.replies)} asked so differ, others do not"
-    detail = f"{told}; a random labelling parts them as well with probability {strata.p_value:.2g}"
+    chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
+    if len(case.scored) < LOOKS[0]:
+        chance = f"fewer than {LOOKS[0]} replies do not tell how often chance does that"
+    detail = f"{told}; {chance}"
     if strata.best in _IN_TIME:
         detail += "; what comes late is not drawn at random: a host that changes in time does this"
     said: Status = "detected" if stands_apart(case, strata) else "undecided"

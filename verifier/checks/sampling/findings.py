@@ -330,7 +330,8 @@ def _how_they_come_again(case: Case, evidence: SamplingEvidence) -> tuple[str, s
     may not. To other words with the same seed another text comes, unless it is short."""
     if evidence.otherwise >= needed_of_repeats(case):
         return STORED, "no seed does that"
-    if any(one.otherwise and not one.came_again for one in case.ledger.repeats):
+    otherwise = [one.came_again for one in case.ledger.repeats if one.otherwise]
+    if otherwise and not any(otherwise):
         return SAME_WORDS, (
             "a seed that is the same each time explains it, and so does a store of the very words"
         )
