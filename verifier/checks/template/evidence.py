@@ -7,7 +7,11 @@ channels, the replies and the counts of prompt tokens (`prompt_counts`).
 Null of the e-value: the host renders in one of the valid ways, with logit noise of any scale of the
 grid, and counts as `prompt_counts` says. The alternative is the even mixture of all faults, noise
 free. Faults that were scored on the first replies only keep their share of the mixture, so leaving
-them off loses power, never the level. Pure arithmetic.
+them off loses power, never the level.
+
+To lead all others is not to fit: `Fitting` holds a rendering to the replies as honest serving would
+make them (`goodness_of_fit`) and to the counts within one constant (`prompt_counts.fit_counts`), so
+that a name is given only to what fits (`naming`). Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -21,9 +25,18 @@ import numpy as np
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
-from verifier.evidence.e_values import log_mean_exp, spread_rows
+from verifier.evidence.e_values import log_mean_exp
+from verifier.evidence.goodness_of_fit import Fit, judge_fits
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
-from verifier.evidence.prompt_counts import Accounting, count_log_likelihoods, read_accounting
+from verifier.evidence.noise import honest_scales, read_rows
+from verifier.evidence.prompt_counts import (
+    Accounting,
+    CountFit,
+    count_log_likelihoods,
+    fit_counts,
+    read_accounting,
+    speaking_counts,
+)
 from verifier.records import REFERENCE
 from verifier.reference.renderings.catalogue import Rendering
 
@@ -38,6 +51,15 @@ ENOUGH: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """How well one rendering explains what a host does, beside no other."""
+
+    replies: int  # scored under it
+    reply: Fit  # of the replies, against honest serving under it
+    counts: CountFit  # of the counts of prompt tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateEvidence:
     """What a ledger says of the rendering, before any threshold."""
 
@@ -48,6 +70,7 @@ class TemplateEvidence:
     among: dict[str, float]  # nats of each text behind the likeliest that stands for the same
     valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
+    fits: dict[str, Fitting]  # name -> how well that column fits by itself
     log_e: float  # of a fault, against every valid rendering at any noise
     scale: float  # the likeliest noise scale under the likeliest rendering
     accounting: Accounting  # how the counts relate to the published rendering
@@ -102,6 +125,7 @@ def weigh_templates(
         },
         valid=frozenset(valid),
         columns=columns,
+        fits=_fits(ledger, cells, columns, catalogue),
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
         scale=float(TEXT_SCALES[cells.totals(first, like=first).argmax()]),
         accounting=read_accounting(
@@ -172,6 +196,25 @@ def _count_evidence(
     )
 
 
+def _fits(
+    ledger: Ledger, cells: _Cells, columns: Mapping[str, str], catalogue: Mapping[str, Rendering]
+) -> dict[str, Fitting]:
+    """The fit of each reported name, by the column that speaks for it."""
+    renderings = {name: column.removeprefix(TEMPLATE) for name, column in columns.items()}
+    rendered = {
+        name: [row.rendered.get(name) for row in ledger.rows] for name in renderings.values()
+    }
+    told = speaking_counts([row.prompt_tokens for row in ledger.rows], rendered)
+    return {
+        name: Fitting(
+            replies=cells.scored(own),
+            reply=cells.fit(own),
+            counts=fit_counts(told, rendered[own], free=catalogue[own].stands_for is not None),
+        )
+        for name, own in renderings.items()
+    }
+
+
 def _merge(
     values: Mapping[str, float], catalogue: Mapping[str, Rendering]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -196,6 +239,18 @@ class _Cells:
             row for row in ledger.rows if any(column.startswith(TEMPLATE) for column in row.text)
         ]
         self._channel = channel
+        self._honest = honest_scales(TEXT_SCALES, channel)
+
+    def scored(self, name: str) -> int:
+        """How many rows were scored under a column."""
+        return sum(_column(name) in row.text for row in self.rows)
+
+    def fit(self, name: str) -> Fit:
+        """Its goodness of fit on these rows, read as calibrated."""
+        rows = [row for row in self.rows if _column(name) in row.text]
+        read = {name: self._read([row.text[_column(name)] for row in rows])}
+        tokens = sum(row.tokens for row in rows)
+        return judge_fits(read, TEXT_SCALES, self._honest, tokens=tokens)[0]
 
     def totals(self, name: str, *, like: str) -> Array:
         """Totals [S] of a column over the rows that have the column `like`.
@@ -205,9 +260,11 @@ class _Cells:
         column = _column(name)
         rows = [row for row in self.rows if _column(like) in row.text]
         cells = [row.text.get(column, row.text[REFERENCE]) for row in rows]
+        return np.asarray(self._read(cells).sum(axis=0))
+
+    def _read(self, cells: Sequence[Sequence[float]]) -> Array:
         found = np.array(cells, dtype=float).reshape(len(cells), len(TEXT_SCALES))
-        read = self._channel.learning_rate * spread_rows(found, TEXT_SCALES, self._channel.spread)
-        return np.asarray(read.sum(axis=0))
+        return read_rows(found, TEXT_SCALES, self._channel)
 
     def marginal(self, name: str, *, like: str | None = None) -> float:
         """log p of the replies under a column, noise free."""

@@ -16,13 +16,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.evidence import (
     ENOUGH,
     TemplateEvidence,
     weigh_templates,
 )
 from verifier.checks.template.findings import CHECK as TEMPLATE_CHECK
-from verifier.checks.template.naming import named_template
+from verifier.checks.template.naming import Named, named_template
 from verifier.checks.template.panel import (
     FURTHER_ROUNDS,
     PANEL_PROBES,
@@ -340,17 +341,25 @@ class _Bench:
         evidence = weigh_templates(ledger, self._entries, self._plan.calibration.text)
         if evidence is None:  # no reply could be judged
             return {"said": [], "ranked": [], "log_odds": None, "log_e": 0.0, "noise_lower": None}
-        column = named_template(evidence, self._plan.calibration, needed=self._needed)
+        named = named_template(evidence, self._plan.calibration, needed=self._needed)
+        column = None if named is None else named.column
         rows = read_rows(ledger.text(column or REFERENCE), TEXT_SCALES, self._plan.calibration.text)
         interval = confidence_sequence(rows, TEXT_SCALES, level=1 - self._plan.beta)
         second = evidence.behind[evidence.ranked[1]] if len(evidence.ranked) > 1 else None
         return {
-            "said": list(evidence.group) if column else [],
+            "said": said_of(named),
             "ranked": list(evidence.ranked[:3]),
             "log_odds": second,
             "log_e": evidence.log_e,
             "noise_lower": None if interval is None else interval.lower,
         }
+
+
+def said_of(named: Named | None) -> list[str]:
+    """The names that a report gives, the one of a rendering that is not known among them."""
+    if named is None:
+        return []
+    return [*named.names, *(() if named.names and named.certain else (UNKNOWN_RENDERING,))]
 
 
 def _uncounted(ledger: Ledger) -> Ledger:

@@ -209,8 +209,8 @@ _LLAMA_CPP: Final = {
         assistant=("<｜hy_Assistant｜>", _HY.format(2)), opens="",
     ),
     "hunyuan-vl": Format(
-        system=("", _HY.format(3)), user=("", "<｜hy_User｜>"), assistant=("", "<｜hy_Assistant｜>"),
-        opens="", begins="<｜hy_begin▁of▁sentence｜>",
+        system=("", _HY.format(3)), user=("", "<｜hy_User｜>"),
+        assistant=("", "<｜hy_Assistant｜>"), opens="", begins="<｜hy_begin▁of▁sentence｜>",
     ),
     "gpt-oss-plain": Format(
         system=("<|start|>system<|message|>", "<|end|>"),
