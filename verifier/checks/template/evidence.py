@@ -26,7 +26,7 @@ import numpy as np
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
 from verifier.evidence.e_values import log_mean_exp
-from verifier.evidence.goodness_of_fit import Fit, judge_fits
+from verifier.evidence.goodness_of_fit import log_e_of_misfit
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
 from verifier.evidence.noise import honest_scales, read_rows
 from verifier.evidence.prompt_counts import (
@@ -55,7 +55,8 @@ class Fitting:
     """How well one rendering explains what a host does, beside no other."""
 
     replies: int  # scored under it
-    reply: Fit  # of the replies, against honest serving under it
+    misfit: float  # log e-value of the replies against honest serving under it
+    scale: float  # of the noise that is left under it
     counts: CountFit  # of the counts of prompt tokens
 
 
@@ -208,7 +209,8 @@ def _fits(
     return {
         name: Fitting(
             replies=cells.scored(own),
-            reply=cells.fit(own),
+            misfit=cells.misfit(own),
+            scale=float(TEXT_SCALES[cells.totals(own, like=own).argmax()]),
             counts=fit_counts(told, rendered[own], free=catalogue[own].stands_for is not None),
         )
         for name, own in renderings.items()
@@ -245,12 +247,11 @@ class _Cells:
         """How many rows were scored under a column."""
         return sum(_column(name) in row.text for row in self.rows)
 
-    def fit(self, name: str) -> Fit:
-        """Its goodness of fit on these rows, read as calibrated."""
-        rows = [row for row in self.rows if _column(name) in row.text]
-        read = {name: self._read([row.text[_column(name)] for row in rows])}
-        tokens = sum(row.tokens for row in rows)
-        return judge_fits(read, TEXT_SCALES, self._honest, tokens=tokens)[0]
+    def misfit(self, name: str) -> float:
+        """Log e-value of these rows, read as calibrated, against honest serving under it."""
+        column = _column(name)
+        rows = self._read([row.text[column] for row in self.rows if column in row.text])
+        return log_e_of_misfit(rows, self._honest)
 
     def totals(self, name: str, *, like: str) -> Array:
         """Totals [S] of a column over the rows that have the column `like`.

@@ -349,7 +349,7 @@ def _describe_fit(fitting: Fitting, entry: Rendering) -> tuple[list[str], list[s
     if replies_fit(fitting):
         fits.append(replies)
     else:
-        scale = f"noise of a scale of {fitting.reply.scale:.2g}"
+        scale = f"noise of a scale of {fitting.scale:.2g}"
         leaves.append(f"leaves {scale} in {replies}")
     if counts.fails(FIT_ERROR):
         apart = "" if counts.example is None else " ({} where it has {})".format(*counts.example)

@@ -4,16 +4,18 @@ Two questions, apart. *Is there a fault?* The e-value of all faults against ever
 any noise (`evidence`). *Which?* The best of a catalogue is no name: a rendering is named where it
 fits by itself. Null of its fit: the host renders so, serves the published weights with honest
 noise, and counts what it renders but for one constant. Rejected at FIT_ERROR by the replies
-(`goodness_of_fit`, at every stopping time) and by the counts (`prompt_counts.CountFit`, at each
-look). Counts that deny a rendering are the end of it. Replies that deny it may be those of other
-weights after it: then ENOUGH counts that agree must speak for it. What nothing fits is a rendering
-that is not known. Assumes of a template outside the catalogue that it leaves noise under the
-nearest entry, or counts that are not its own: that is measured (`lab.bench.left_out`). Names decide
-no verdict, so these levels bound how often a true name is withheld.
+(`goodness_of_fit.log_e_of_misfit`, at every stopping time) and by the counts
+(`prompt_counts.CountFit`, at each look). Counts that deny a rendering are the end of it. Replies
+that deny it may be those of other weights after it: then ENOUGH counts that agree must speak for
+it. What nothing fits is a rendering that is not known. Assumes of a template outside the catalogue
+that it leaves noise under the nearest entry, or counts that are not its own: that is measured
+(`lab.bench.left_out`). Names decide no verdict, so these levels bound how often a true name is
+withheld.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -89,7 +91,7 @@ def is_borne_out(fitting: Fitting, *, hidden: bool) -> bool:
 
 def replies_fit(fitting: Fitting) -> bool:
     """Whether enough replies are as honest serving under a rendering would make them."""
-    return fitting.replies >= ENOUGH and not fitting.reply.fails(FIT_ERROR)
+    return fitting.replies >= ENOUGH and fitting.misfit < math.log(1 / FIT_ERROR)
 
 
 def needed_to_name(
