@@ -48,6 +48,8 @@ from verifier.verdict.decide import decide_folder
 ENTRIES = catalogue()
 CALIBRATION = make_calibration()
 NEEDED = math.log(1 / (0.001 * TEMPLATE_SHARE))
+
+
 def ranked(ledger: Ledger) -> tuple[str, ...]:
     found = weigh_templates(ledger, ENTRIES, CHANNEL)
     assert found is not None

@@ -199,6 +199,4 @@ def test_one_number_for_all_prompts_says_nothing() -> None:
     """However they are rendered; two prompts of one length are no such case."""
     assert speaking_counts([7, 7], {"a": [30, 40]}) == [None, None]
     assert speaking_counts([7, 9], {"a": [30, 40]}) == [7, 9]
-    assert fit_counts([None, None], [30, 40]) == CountFit(
-        matched=0, of=0, constant=0, example=None
-    )
+    assert fit_counts([None, None], [30, 40]) == CountFit(matched=0, of=0, constant=0, example=None)

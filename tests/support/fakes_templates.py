@@ -21,7 +21,7 @@ from verifier.reference.renderings.catalogue import family_template
 
 #: Directions in which prompts move the logits, and how far: what a template that is not the one
 #: served leaves is like noise of a scale around a half.
-_DIRECTIONS, _PULL = 24, 1.2
+_DIRECTIONS, _PULL, _ENDS = 24, 1.2, 0.3
 
 
 @lru_cache(maxsize=256)
@@ -106,7 +106,13 @@ def _pairs(size: int) -> np.ndarray:
 
 
 def _place(prompt_ids: tuple[int, ...], size: int) -> np.ndarray:
-    """Where a prompt stands: the mean of its pairs of tokens, at a distance of one."""
+    """Where a prompt stands: the mean of its pairs of tokens, and how it begins and ends."""
     ids = np.array([n for n in prompt_ids if n < size])
-    found = _pairs(size)[ids[:-1], ids[1:]].sum(axis=0)
-    return np.asarray(found / np.linalg.norm(found))
+    pairs = _pairs(size)[ids[:-1], ids[1:]].sum(axis=0)
+    ends = _end(tuple(ids[:3].tolist())) + _end(tuple(ids[-3:].tolist()))
+    return np.asarray(pairs / np.linalg.norm(pairs) + _ENDS * ends)
+
+
+@lru_cache(maxsize=1 << 12)
+def _end(ids: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng([3, *ids]).normal(size=_DIRECTIONS) / _DIRECTIONS**0.5

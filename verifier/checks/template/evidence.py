@@ -71,7 +71,8 @@ class TemplateEvidence:
     among: dict[str, float]  # nats of each text behind the likeliest that stands for the same
     valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
-    fits: dict[str, Fitting]  # name -> how well that column fits by itself
+    counts: dict[str, CountFit]  # name -> how well its column fits the counts by itself
+    fits: dict[str, Fitting]  # the same of all that it does, for the names of `group`
     log_e: float  # of a fault, against every valid rendering at any noise
     scale: float  # the likeliest noise scale under the likeliest rendering
     accounting: Accounting  # how the counts relate to the published rendering
@@ -79,14 +80,7 @@ class TemplateEvidence:
     @property
     def group(self) -> tuple[str, ...]:
         """The fewest names that hold NAMED_AT of the posterior, likeliest first."""
-        total = sum(math.exp(-gap) for gap in self.behind.values())
-        held, found = 0.0, []
-        for name in self.ranked:
-            found.append(name)
-            held += math.exp(-self.behind[name]) / total
-            if held >= NAMED_AT:
-                break
-        return tuple(found)
+        return _group(self.behind)
 
 
 def weigh_templates(
@@ -113,12 +107,14 @@ def weigh_templates(
     merged, columns = _merge(relative, catalogue)
     e_values = [cells.against(name, valid, counts) for name in faults]
     best = max(merged.values())
+    behind = {name: best - value for name, value in merged.items()}
+    counted = _fit_counts(ledger, columns, catalogue)
     first = columns[max(merged, key=lambda name: merged[name])].removeprefix(TEMPLATE)
     return TemplateEvidence(
         scored=len(cells.rows),
         counted=sum(row.prompt_tokens is not None for row in ledger.rows),
         ranked=tuple(sorted(merged, key=lambda name: -merged[name])),
-        behind={name: best - value for name, value in merged.items()},
+        behind=behind,
         among={
             name: relative[columns[catalogue[name].stands_for or name].removeprefix(TEMPLATE)]
             - relative[name]
@@ -126,7 +122,8 @@ def weigh_templates(
         },
         valid=frozenset(valid),
         columns=columns,
-        fits=_fits(ledger, cells, columns, catalogue),
+        counts=counted,
+        fits={name: cells.fit(columns[name], counted[name]) for name in _group(behind)},
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
         scale=float(TEXT_SCALES[cells.totals(first, like=first).argmax()]),
         accounting=read_accounting(
@@ -197,22 +194,29 @@ def _count_evidence(
     )
 
 
-def _fits(
-    ledger: Ledger, cells: _Cells, columns: Mapping[str, str], catalogue: Mapping[str, Rendering]
-) -> dict[str, Fitting]:
-    """The fit of each reported name, by the column that speaks for it."""
+def _group(behind: Mapping[str, float]) -> tuple[str, ...]:
+    """The fewest names that hold NAMED_AT of the posterior, likeliest first."""
+    total = sum(math.exp(-gap) for gap in behind.values())
+    held, found = 0.0, []
+    for name in sorted(behind, key=lambda name: behind[name]):
+        found.append(name)
+        held += math.exp(-behind[name]) / total
+        if held >= NAMED_AT:
+            break
+    return tuple(found)
+
+
+def _fit_counts(
+    ledger: Ledger, columns: Mapping[str, str], catalogue: Mapping[str, Rendering]
+) -> dict[str, CountFit]:
+    """How well each reported name fits the counts, by the column that speaks for it."""
     renderings = {name: column.removeprefix(TEMPLATE) for name, column in columns.items()}
     rendered = {
         name: [row.rendered.get(name) for row in ledger.rows] for name in renderings.values()
     }
     told = speaking_counts([row.prompt_tokens for row in ledger.rows], rendered)
     return {
-        name: Fitting(
-            replies=cells.scored(own),
-            misfit=cells.misfit(own),
-            scale=float(TEXT_SCALES[cells.totals(own, like=own).argmax()]),
-            counts=fit_counts(told, rendered[own], free=catalogue[own].stands_for is not None),
-        )
+        name: fit_counts(told, rendered[own], free=catalogue[own].stands_for is not None)
         for name, own in renderings.items()
     }
 
@@ -243,15 +247,13 @@ class _Cells:
         self._channel = channel
         self._honest = honest_scales(TEXT_SCALES, channel)
 
-    def scored(self, name: str) -> int:
-        """How many rows were scored under a column."""
-        return sum(_column(name) in row.text for row in self.rows)
-
-    def misfit(self, name: str) -> float:
-        """Log e-value of these rows, read as calibrated, against honest serving under it."""
-        column = _column(name)
+    def fit(self, column: str, counts: CountFit) -> Fitting:
+        """How well the rows that were scored under a column fit it, beside its counts."""
         rows = self._read([row.text[column] for row in self.rows if column in row.text])
-        return log_e_of_misfit(rows, self._honest)
+        return Fitting(
+            replies=len(rows), misfit=log_e_of_misfit(rows, self._honest),
+            scale=float(TEXT_SCALES[rows.sum(axis=0).argmax()]), counts=counts,
+        )  # fmt: skip
 
     def totals(self, name: str, *, like: str) -> Array:
         """Totals [S] of a column over the rows that have the column `like`.

@@ -245,10 +245,10 @@ def named_fault(case: Case, evidence: Evidence) -> Named | None:
 def faults_shown(evidence: Evidence) -> tuple[str, ...]:
     """The faults that the endpoint's own prompts show, but for those that its own counts deny."""
     shown, templates = evidence.kept.shown, evidence.templates
-    known = {} if templates is None else templates.fits
+    known = {} if templates is None else templates.counts
     return tuple(
         name for name in (() if shown is None else shown.faults)
-        if name not in known or not known[name].counts.fails(FIT_ERROR)
+        if name not in known or not known[name].fails(FIT_ERROR)
     )  # fmt: skip
 
 
