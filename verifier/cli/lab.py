@@ -291,6 +291,7 @@ def serve_testbed(
       verifier testbed serve --fault int4-asym-g64 --port 8000
       verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
       verifier testbed serve --fault weights:models/another
+      verifier testbed serve --fault jinja:models/another/chat_template.jinja
     """
     from dataclasses import replace
 

@@ -57,11 +57,11 @@ class Fault:
 def list_faults() -> list[tuple[str, str]]:
     """Name and one-line summary of everything the testbed can serve; "none" is honest.
 
-    One fault of each kind can be served together, with a plus sign between them.
+    One fault of each kind can be served together, with a plus sign between them. A template that
+    is not in the catalogue is served by its file, as jinja:FILE.
     """
     honest = ("none", "the published weights, as they are")
     other = (f"{_MODEL}DIR", "the model of a directory, with its own tokenizer and template")
-    given = (f"{_JINJA}FILE", "the chat template of a file, whether the catalogue knows it or not")
     weights = [(variant.name, variant.summary) for variant in VARIANTS.values()]
     renderings = [
         (_TEMPLATE + entry.name, entry.summary)
@@ -69,7 +69,7 @@ def list_faults() -> list[tuple[str, str]]:
         if entry.name != REFERENCE and entry.stands_for in (None, entry.name)
     ]
     samplers = [(_SAMPLER + name, summary) for name, summary in _SAMPLERS.items()]
-    return [honest, *weights, other, *renderings, given, *samplers, *TRICKS.items()]
+    return [honest, *weights, other, *renderings, *samplers, *TRICKS.items()]
 
 
 def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) -> Fault:
