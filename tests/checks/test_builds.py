@@ -112,6 +112,27 @@ def test_a_build_that_is_not_served_is_excluded_without_excluding_its_class() ->
     assert "this build" in only(report, "int4-sym-g64").detail
 
 
+def test_a_build_that_is_only_the_nearer_is_not_detected() -> None:
+    """Noise beyond honest serving is left under it: what is served is a build near it."""
+    policy = Policy(noise=("4-bit-class rounding",), builds=("int4-sym-g64",))
+    rng = np.random.default_rng(5)
+    rows = [under_a_build(simulate_row(rng, f"p{n}", scale=1.0), rng, 1.0) for n in range(8)]
+    near = [
+        replace(far, text=far.text | {"int4-sym-g64": simulate_row(rng, "x", scale=0.3).text[
+            REFERENCE]})
+        for far in rows
+    ]  # fmt: skip
+    report = judge(near, make_plan(policy=policy))
+    (build,) = [finding for finding in report.findings if finding.aspect == "weights"]
+
+    assert report.decision == "inconsistent"
+    assert (build.name, build.decision) == ("int4-sym-g64", "undecided")
+    assert "do not fit this build either" in build.detail
+    assert (report.findings[-1].name, report.findings[-1].decision) == (
+        "a build near int4-sym-g64", "undecided"
+    )  # fmt: skip
+
+
 # -- builds that are scored on cause -------------------------------------------------------------
 
 SUSPECTED = make_plan(suspected=("int4-sym-g64",))

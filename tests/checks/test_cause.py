@@ -76,7 +76,7 @@ def test_a_model_near_the_one_served_is_not_said_to_be_it() -> None:
     assert not any(f.decision == "detected" for f in found)
     near = [f for f in found if f.name == "a model near sibling"]
     assert len(near) >= 15
-    assert near[0].detail.startswith("the replies are nearest to sibling: another size; fits")
+    assert near[0].detail.startswith("the replies are nearest to sibling: another size; explains")
     assert "even so, noise of a scale of" in near[0].detail
 
 
@@ -108,6 +108,25 @@ def test_replies_that_nothing_explains_are_said_to_be_so() -> None:
     assert "nats per token from the published weights" in cause.detail
     assert "from the nearest build, int4-sym-g64" in cause.detail
     assert "sampling in spite of temperature 0" in cause.detail
+
+
+def test_a_build_near_the_one_served_is_not_said_to_be_it() -> None:
+    """The bank's builds are held to their fit as suspects are."""
+    found = []
+    for seed in range(20):
+        rows = suspected_rows(seed, noise=2.5, near=0.6, count=6)
+        rows = [
+            replace(row, text={"int4-sym-g64" if k == "sibling" else k: v
+                               for k, v in row.text.items()})
+            for row in rows
+        ]  # fmt: skip
+        found.append(cause(rows))
+
+    assert not any(f.decision == "detected" for f in found)
+    near = [f for f in found if f.name == "a build near int4-sym-g64"]
+    assert len(near) >= 15
+    assert "; explains 6 replies better than " in near[0].detail
+    assert "even so, noise of a scale of" in near[0].detail
 
 
 # -- power ---------------------------------------------------------------------------------------

@@ -145,3 +145,15 @@ def test_a_share_within_honest_serving_is_not_run() -> None:
     report = judge(rows_at(0.05, 12, seed=1), plan)
 
     assert only(report, "50 % of requests to int8-class rounding or worse").decision == "not run"
+
+
+def test_a_share_is_not_judged_under_a_penalty_and_the_sampler_is_to_be_mended() -> None:
+    """Not the template: the replies tell which."""
+    penalty = "sampler:repetition penalty 1.1"
+    policy = Policy(noise=("4-bit-class rounding",), routed={"4-bit-class rounding": 0.3})
+    report = judge(rows_at(0.6, 12, seed=3, builds=(penalty,)), make_plan(policy=policy))
+    (share,) = [finding for finding in report.findings if finding.aspect == "routing"]
+
+    assert any(f.aspect == "sampler" and f.decision == "detected" for f in report.findings)
+    assert share.decision == "not run"
+    assert share.detail == "the replies are made under a penalty; mend the sampler first"

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 from audits import FAULT, QUIET, configure, host, load_reference, run
+from rendered import CHANNEL, NAMES, make_ledger
 from simulate import decide, make_calibration, make_plan, replies
 
+from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.evidence import (
     BEHIND,
     TemplateEvidence,
@@ -28,81 +30,24 @@ from verifier.checks.template.panel import (
     read_prompts,
 )
 from verifier.config import Policy
-from verifier.evidence.calibration import Channel
 from verifier.evidence.e_values import log_mean_exp
 from verifier.evidence.ledger import (
     TEMPLATE,
     Ledger,
-    Row,
     ledger_from_json,
     ledger_to_json,
-    text_cells,
 )
 from verifier.files.run_folder import LEDGER, PAGE, PANEL, PROMPTS, SCORES, write_json
 from verifier.host.collect import read_outcomes
 from verifier.plan_file import read_probes
-from verifier.records import REFERENCE, ReplyScore, Report
+from verifier.records import REFERENCE, Report
 from verifier.reference.renderings.catalogue import catalogue, entries_named
 from verifier.steps import score
 from verifier.verdict.decide import decide_folder
 
 ENTRIES = catalogue()
-CHANNEL = Channel(honest_scale=0.1, spread=0.0, learning_rate=1.0)
 CALIBRATION = make_calibration()
 NEEDED = math.log(1 / (0.001 * TEMPLATE_SHARE))
-NAMES = ("bos-doubled", "system-ignored", "no-template", "space-added", "history-cut-front")
-LENGTHS = {REFERENCE: 40, "bos-doubled": 41, "system-ignored": 28, "no-template": 19,
-           "space-added": 43, "history-cut-front": 25}  # fmt: skip
-
-
-def make_row(
-    rng: np.random.Generator,
-    number: int,
-    *,
-    served: str,
-    scale: float,
-    apart: float = 1.0,
-    tokens: int = 12,
-    counts: bool = False,
-    columns: tuple[str, ...] = NAMES,
-) -> Row:
-    """A greedy reply of a host that renders as `served`, with Gumbel noise of `scale`.
-
-    The logits after another rendering differ from the published ones by `apart`.
-    """
-    base = rng.normal(0, 2, (tokens, 40))
-    logits = {name: base + apart * rng.normal(0, 1, base.shape) for name in NAMES}
-    logits[REFERENCE] = base
-    chosen = (logits[served] + rng.gumbel(0, scale, base.shape)).argmax(axis=1)
-    extra = number % 4  # prompts are of different lengths, and faults touch them differently
-    lengths = {name: n + extra * (n % 7) for name, n in LENGTHS.items()}
-    cells = {
-        REFERENCE if name == REFERENCE else TEMPLATE + name: text_cells(
-            score_of(logits[name], chosen), range(tokens)
-        )
-        for name in (REFERENCE, *columns)
-    }
-    return Row(
-        probe_id=f"t{number:02}", tokens=tokens, left_out=0, text=cells, logprob=None,
-        logprob_problem="none", prompt_tokens=lengths[served] if counts else None,
-        rendered=lengths, panel=True,
-    )  # fmt: skip
-
-
-def score_of(logits: Any, chosen: Any) -> ReplyScore:
-    logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    top = -np.sort(-logp, axis=1)[:, :20]
-    picked = np.take_along_axis(logp, chosen[:, None], axis=1)[:, 0]
-    return ReplyScore(
-        logprobs=tuple(picked.tolist()), ranks=(1,) * len(chosen), entropies=(0.0,) * len(chosen),
-        top_ids=tuple(logits.argmax(axis=1).tolist()), top_logprobs=tuple(map(tuple, top.tolist())),
-        candidate_logprobs=None,
-    )  # fmt: skip
-
-
-def make_ledger(seed: int, *, rows: int = 8, **host: Any) -> Ledger:
-    rng = np.random.default_rng(seed)
-    return Ledger(rows=tuple(make_row(rng, n, **host) for n in range(rows)))
 
 
 def ranked(ledger: Ledger) -> tuple[str, ...]:
@@ -295,7 +240,8 @@ def test_beside_weights_that_differ_a_name_takes_twice_the_evidence() -> None:
     quiet = replace(found, scale=0.05)
 
     def named(evidence: TemplateEvidence, log_e: float) -> str | None:
-        return named_template(replace(evidence, log_e=log_e), CALIBRATION, needed=NEEDED)
+        found = named_template(replace(evidence, log_e=log_e), CALIBRATION, needed=NEEDED)
+        return None if found is None else found.column
 
     assert found.scale == pytest.approx(0.5, rel=0.5)
     assert named(quiet, NEEDED - 0.1) is None
@@ -494,8 +440,8 @@ def test_a_fault_is_reported_with_odds_and_advice_and_no_noise_is_accused() -> N
 
 
 def test_both_faults_of_a_host_are_reported() -> None:
-    """The template by name, and the noise that is left under it."""
-    report = verdict(make_ledger(4, rows=12, served="no-template", scale=0.6))
+    """The template by name, which its counts confirm, and the noise that is left under it."""
+    report = verdict(make_ledger(4, rows=12, served="no-template", scale=0.6, counts=True))
     detected = {f.aspect for f in report.findings if f.decision == "detected"}
 
     assert {"template", "noise"} <= detected
@@ -515,7 +461,9 @@ def test_under_a_hidden_prompt_of_unknown_words_no_noise_is_accused() -> None:
 
     (named,) = [f for f in report.findings if f.aspect in ("template", "cause")]
     assert report.decision == "inconsistent"
-    assert (named.aspect, named.name) == ("template", "system-injected")
+    assert (named.aspect, named.name) == (
+        "template", f"system-injected or {UNKNOWN_RENDERING}"
+    )  # fmt: skip
     assert {f.decision for f in report.findings if f.aspect == "noise"} == {"not run"}
     assert report.noise_scale.equivalent.startswith("unknown")
 

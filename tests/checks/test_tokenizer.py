@@ -17,6 +17,7 @@ from simulate import decide, make_plan, make_reply, replies, simulate_row
 
 from verifier.checks.cause import ANOTHER_FAMILY, NOTHING_FITS
 from verifier.checks.tokenizer import (
+    UNKNOWN_TOKENIZER,
     Counting,
     counting_probes,
     judge_counting,
@@ -119,6 +120,33 @@ def test_a_failed_request_is_no_count() -> None:
 
     assert found is not None
     assert "7 of 8 counts fit" in found.detail
+
+
+def test_a_tokenizer_that_the_table_lacks_is_not_named_after_the_nearest() -> None:
+    """Five of eight counts are its own: more are off than glitches explain."""
+    entry = TABLE.tokenizers[0]
+    counts = [count + 3 * n for n, count in enumerate(entry.counts[:3], 1)] + list(entry.counts[3:])
+    found = judge_counting(counting(), told(counts))
+
+    assert found is not None
+    assert (found.decision, found.name) == ("undecided", UNKNOWN_TOKENIZER)
+    assert found.detail.startswith(f"nothing in the table fits; the nearest is {entry.name}")
+    assert "5 of 8 counts fit" in found.detail
+
+
+def test_a_tokenizer_is_told_once_in_a_summary() -> None:
+    """By the cause, which says more; each has its finding all the same."""
+    rng = np.random.default_rng(5)
+    rows = [simulate_row(rng, f"p{n}", scale=1.0) for n in range(4)]
+    rows = [replace(row, text=row.text | {"int4-sym-g64": row.text[REFERENCE]}) for row in rows]
+    report = decide(
+        make_plan(), Ledger(rows=tuple(rows)),
+        outcomes=replies(rows) | told(TABLE.tokenizers[0].counts), counting=counting(),
+    )  # fmt: skip
+
+    assert report.summary.count("prompts are counted as by claude") == 1
+    assert ANOTHER_FAMILY in report.summary
+    assert len([f for f in report.findings if "counted as by claude" in f.name]) == 2
 
 
 @pytest.mark.parametrize(

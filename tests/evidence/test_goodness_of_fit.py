@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.stats import binom
 
-from verifier.evidence.goodness_of_fit import Fit, judge_fits
+from verifier.evidence.goodness_of_fit import Fit, judge_fits, log_e_of_misfit
 
 Array = NDArray[np.float64]
 SCALES: Array = 10.0 ** np.linspace(-1, 1, 41)
@@ -64,3 +64,39 @@ def test_columns_come_best_first() -> None:
     assert [fit.column for fit in found] == ["good", "middling", "bad"]
     assert found[0].divergence == 0
     assert found[0].log_e < 0
+
+
+# -- a part of the replies ------------------------------------------------------------------------
+
+
+def test_replies_that_one_honest_scale_describes_rarely_misfit() -> None:
+    """Level of the bet on all and on a part, looked at after every reply."""
+    failed = 0
+    for seed in range(100):
+        rows = rows_at(1.0, 16, seed=1000 + seed)
+        failed += any(log_e_of_misfit(rows[:n], HONEST) >= math.log(20) for n in range(1, 17))
+
+    assert failed <= binom.ppf(0.999, 100, 0.05)
+
+
+def test_a_part_of_the_replies_that_misfits_shows() -> None:
+    """Power: a quarter of the replies at three times the scale, where one scale for all is slow."""
+    found = []
+    for seed in range(40):
+        rows = np.concatenate([rows_at(0.3, 15, seed=seed), rows_at(3.0, 5, seed=500 + seed)])
+        found.append(log_e_of_misfit(rows, HONEST) >= math.log(20))
+
+    assert sum(found) >= 38
+
+
+def test_one_reply_has_the_misfit_written_out() -> None:
+    """Half on one scale above for all rows, half on shares, cut at a factor of 1,000."""
+    rows = rows_at(2.0, 1, seed=3)
+    above, below = rows[0][~HONEST], rows[0][HONEST]
+    whole = np.logaddexp.reduce(above) - math.log(len(above)) - below.max()
+    ratio = math.exp(np.logaddexp.reduce(above) - math.log(len(above)) - below.max())
+    found = log_e_of_misfit(rows, HONEST)
+
+    shares = 2 * math.exp(found) - math.exp(whole)  # the mean of 1 - share + share x ratio
+    assert 1 < shares < ratio
+    assert log_e_of_misfit(rows[:0], HONEST) == 0.0

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 from verifier.evidence.prompt_counts import (
     BORROWED,
@@ -14,8 +15,11 @@ from verifier.evidence.prompt_counts import (
     OFFSETS,
     UNRELATED,
     Accounting,
+    CountFit,
     count_log_likelihoods,
+    fit_counts,
     read_accounting,
+    speaking_counts,
 )
 
 PUBLISHED = (30, 44, 51, 80, 120, 33)
@@ -133,3 +137,66 @@ def test_a_prompt_that_a_template_refuses_speaks_against_it() -> None:
 def test_accounting_without_counts_is_empty() -> None:
     """Nothing is matched, of nothing."""
     assert read_accounting([None, None], [3, 4]) == Accounting(matched=0, of=0, offset=0)
+
+
+# -- the fit of one rendering ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 5, 12, 40])
+def test_a_rendering_that_is_counted_rarely_fails(count: int) -> None:
+    """Level: one count in a hundred off, and a constant that honest hosts add."""
+    rng, lengths = np.random.default_rng(count), [30 + 9 * n for n in range(count)]
+    failed = 0
+    for _ in range(400):
+        off = np.where(rng.random(count) < GLITCH, rng.integers(1, 50, count), 0)
+        told = [int(n) for n in np.array(lengths) + off + int(rng.choice([*OFFSETS]))]
+        failed += fit_counts(told, lengths).fails(0.05)
+
+    assert failed <= binom.ppf(0.999, 400, 0.05)
+
+
+@pytest.mark.parametrize("name", ["reference", "system-ignored", "last-turn-only"])
+def test_a_rendering_that_is_not_counted_fails(name: str) -> None:
+    """Power: against each that lengths tell apart, on six counts."""
+    told: list[int | None] = list(RENDERED[name])
+
+    for other, lengths in RENDERED.items():
+        fails = fit_counts(told, lengths).fails(0.05)
+        assert fails is (other not in (name, *(("bos-doubled",) if name == "reference" else ())))
+
+
+@pytest.mark.parametrize(
+    ("off", "of", "tail"),
+    [(1, 1, 0.01), (1, 5, 1 - 0.99**5), (2, 12, 1 - 0.99**12 - 12 * 0.01 * 0.99**11)],
+)
+def test_the_tail_of_counts_off_is_known_by_hand(off: int, of: int, tail: float) -> None:
+    """Known answers: that so many or more of so many are off, each once in a hundred."""
+    fit = CountFit(matched=of - off, of=of, constant=0, example=None)
+
+    assert fit.fails(tail * 1.001)
+    assert not fit.fails(tail * 0.999)
+    assert not CountFit(matched=of, of=of, constant=0, example=None).fails(0.99)
+
+
+def test_a_fit_says_which_count_is_not_its_own() -> None:
+    """A count of 34 where 114 are rendered; one off in five is more than a glitch."""
+    found = fit_counts([34, 121, 140, 99, None], [114, 120, 139, 98, 10])
+
+    assert found == CountFit(matched=3, of=4, constant=1, example=(34, 114))
+    assert found.fails(0.05)
+
+
+def test_only_words_that_nobody_knows_have_a_constant_of_any_size() -> None:
+    """And a prompt that the template refuses is no fit."""
+    told: list[int | None] = [n + 57 for n in PUBLISHED]
+
+    assert fit_counts(told, PUBLISHED).matched == 0
+    assert fit_counts(told, PUBLISHED, free=True).matched == 6
+    assert fit_counts([30, 40], [30, None]).matched == 1
+
+
+def test_one_number_for_all_prompts_says_nothing() -> None:
+    """However they are rendered; two prompts of one length are no such case."""
+    assert speaking_counts([7, 7], {"a": [30, 40]}) == [None, None]
+    assert speaking_counts([7, 9], {"a": [30, 40]}) == [7, 9]
+    assert fit_counts([None, None], [30, 40]) == CountFit(matched=0, of=0, constant=0, example=None)

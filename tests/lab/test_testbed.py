@@ -27,7 +27,7 @@ from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.faults import list_faults, read_fault
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running, serve
-from verifier.prompts import prompt_of, wire_extras, wire_message
+from verifier.prompts import make_prompt, prompt_of, wire_extras, wire_message
 from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.variants import VARIANTS
@@ -767,6 +767,20 @@ def test_another_model_can_be_served_with_faults_of_other_kinds() -> None:
     assert found.rendering.name == "bos-doubled"
     assert found.sampler == (("top_k", 4),)
     assert read_fault("none", layers=30, catalogue=catalogue()).directory is None
+
+
+def test_a_template_that_no_catalogue_has_is_served_by_its_file(tmp_path: Path) -> None:
+    """As the only template; a file that is not there is said at once."""
+    path = tmp_path / "odd.jinja"
+    path.write_text("{{ messages[0].content }}!")
+    found = read_fault(f"int4-sym-g64+jinja:{path}", layers=30, catalogue=catalogue())
+    assert found.rendering.change is not None
+    prompt = found.rendering.change(make_prompt([Message(role="user", content="Hi")]))
+
+    assert (found.weights, prompt.template) == ("int4-sym-g64", "{{ messages[0].content }}!")
+    for name in (f"jinja:{tmp_path}/none", f"jinja:{path}+template:bos-doubled"):
+        with pytest.raises(ConfigError, match=r"cannot be read as a template|two of the kind"):
+            read_fault(name, layers=30, catalogue=catalogue())
 
 
 @pytest.mark.parametrize(

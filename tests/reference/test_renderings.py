@@ -323,6 +323,64 @@ def test_an_unknown_rendering_is_refused_with_those_there_are() -> None:
     assert "chatml" in family_names()
 
 
+# -- formats that servers build in ---------------------------------------------------------------
+
+SAID = (("system", "Be brief."), ("user", "Hi."), ("assistant", "Yes?"), ("user", "Why?"))
+BUILT_IN = {
+    "llama2-sys-bos": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi. [/INST]Yes?</s><s>"
+    "[INST] Why? [/INST]",
+    "mistral-v1": " [INST] Be brief.\n\nHi. [/INST] Yes?</s> [INST] Why? [/INST]",
+    "zephyr": "<|system|>\nBe brief.</s>\n<|user|>\nHi.</s>\n<|assistant|>\nYes?</s>\n"
+    "<|user|>\nWhy?</s>\n<|assistant|>\n",
+    "monarch": "system\nBe brief.</s>\n<s>user\nHi.</s>\n<s>assistant\nYes?</s>\n"
+    "<s>user\nWhy?</s>\n<s>assistant\n",
+    "orion": "Human: Be brief.\n\nHi.\n\nAssistant: </s>Yes?</s>Human: Why?\n\nAssistant: </s>",
+    "vicuna": "Be brief.\n\nUSER: Hi.\nASSISTANT: Yes?</s>\nUSER: Why?\nASSISTANT:",
+    "yandex": " Пользователь: Hi.\n\n Ассистент: Yes?\n\n Пользователь: Why?\n\n Ассистент:[SEP]",
+    "alpaca": "Be brief.\n\n### Instruction:\nHi.\n\n### Response:\nYes?\n\n"
+    "### Instruction:\nWhy?\n\n### Response:\n",
+    "alpaca-example": "Be brief.\n\n### Instruction:\nHi.\n\n### Response:\nYes?\n\n"
+    "### Instruction:\nWhy?### Response:\n",
+    "llama2-chat": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi. [/INST] Yes?</s><s>"
+    "[INST] <<SYS>><</SYS>>\n\nWhy? [/INST]",
+    "chatglm2": "[Round 1]\n\n问：Hi.\n\n答：Yes?\n\n[Round 2]\n\n问：Why?\n\n答：",
+    "bailing2": "<role>SYSTEM</role>Be brief.<|role_end|><role>HUMAN</role>Hi.<|role_end|>"
+    "<role>ASSISTANT</role>Yes?<|role_end|><role>HUMAN</role>Why?<|role_end|>"
+    "<role>ASSISTANT</role>",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_format_is_spelled_as_its_server_spells_it(name: str, chatml: Tokenizer) -> None:
+    """Written out by hand, from llama.cpp's, Ollama's and vLLM's own sources."""
+    assert text(f"family-{name}", talk(*SAID), chatml) == BUILT_IN[name]
+
+
+def test_a_default_system_text_stands_where_none_is_sent(chatml: Tokenizer) -> None:
+    """And nothing does where a format has none."""
+    found = text("family-bailing2", ONE, chatml)
+
+    assert found.startswith("<role>SYSTEM</role>detailed thinking off<|role_end|><role>HUMAN")
+    assert text("family-vicuna", ONE, chatml) == "USER: Hi.\nASSISTANT:"
+    assert text("family-vicuna-preamble", ONE, chatml).startswith("A chat between a curious user")
+
+
+def test_no_two_families_are_the_same_text(tokenizers: dict[str, Tokenizer]) -> None:
+    """They would be one entry: what cannot be told apart has one name."""
+    with_bos = tokenizers["llama3"]
+    rough = (
+        ("system", " Be brief. "),
+        ("user", " Hi. "),
+        ("assistant", "Yes?"),
+        ("user", "Why?\n"),
+    )
+    talks = (ONE, talk(*SAID), talk(*rough))
+    made = {name: tuple(text(f"family-{name}", one, with_bos) for one in talks)
+            for name in family_names()}  # fmt: skip
+
+    assert len(set(made.values())) == len(made) == 84
+
+
 # -- on the wire -------------------------------------------------------------------------------
 
 

@@ -135,8 +135,9 @@ def find(case: Case, totals: Totals, account: Account, _found: Sequence[Finding]
     """Each exact build of the policy, by its own column.
 
     Detected: it explains the replies better than the published weights with noise of any scale.
-    Excluded: the published weights, served honestly, explain them better. Other builds of its
-    kind stay open either way. Under another rendering than the published one no build is judged.
+    Not where they do not fit it by itself (`goodness_of_fit`). Excluded: the published weights,
+    served honestly, explain them better. Other builds of its kind stay open either way. Under
+    another rendering than the published one no build is judged.
     """
     builds = case.plan.policy.builds
     if account.column is not None:
@@ -151,9 +152,15 @@ def _find_build(case: Case, name: str, totals: tuple[Array, Array] | None) -> Fi
     if totals is None:
         return make_finding(WEIGHTS, "undecided", name, 0.0, "no reply was scored")
     build, reference = totals
+    towards = log_e_value(build[case.honest], reference)
+    needed = math.log(1 / case.plan.beta)
+    misfit = log_e_value(build[~case.honest], build[case.honest])
+    if towards >= needed and misfit >= needed:  # the nearest of two is not what is served
+        detail = "nearer than the published weights, and the replies do not fit this build either"
+        return make_finding(WEIGHTS, "undecided", name, towards, detail)
     return make_weighed(
         case, WEIGHTS, name,
-        towards=log_e_value(build[case.honest], reference),
+        towards=towards,
         against=log_e_value(reference[case.honest], build[case.honest]),
         excluded="the published weights explain the replies better than this build",
         detected="this build explains the replies better than the published weights",

@@ -85,14 +85,12 @@ def suspicious(case: Case) -> frozenset[str]:
 # -- what it says ------------------------------------------------------------------------------
 
 
-def find(
-    _case: Case, _evidence: None, account: Account, _found: Sequence[Finding]
-) -> list[Finding]:
+def find(case: Case, _evidence: None, account: Account, _found: Sequence[Finding]) -> list[Finding]:
     """The penalty that greedy replies are made under."""
-    return [] if account.penalty is None else [_find_penalty(account.penalty)]
+    return [] if account.penalty is None else [_find_penalty(case, account.penalty)]
 
 
-def _find_penalty(named: Ranked) -> Finding:
+def _find_penalty(case: Case, named: Ranked) -> Finding:
     """The sampler finding of a penalty on greedy replies, against all that is not of its kind."""
     kind = _kind(named.column)
     others = {name: score for name, score in named.scores.items() if _kind(name) != kind}
@@ -104,10 +102,13 @@ def _find_penalty(named: Ranked) -> Finding:
     ]  # fmt: skip
     among = f" ({' or '.join(sorted(alike, key=float))})" if len(alike) > 1 else ""
     runner = second.removeprefix(PENALTY) or NO_BUILD
+    near = named.best_fit.fails(case.plan.beta)
     detail = (
-        f"in greedy replies; fits {describe_replies(named.replies)} better than {runner}, "
-        f"odds {describe_odds(log_odds)} to 1"
+        f"in greedy replies; {'explains' if near else 'fits'} {describe_replies(named.replies)} "
+        f"better than {runner}, odds {describe_odds(log_odds)} to 1"
     )
+    if near:
+        detail += f"; even so, noise of a scale of {named.best_fit.scale:.2g} is left"
     name = named.column.removeprefix(PENALTY) + among
     return make_finding(SAMPLER, "detected", name, log_odds, detail)
 
@@ -141,7 +142,9 @@ def name_it(
         return [make_finding(CAUSE, "undecided", like, None, "no build was scored")]
     if named.stands_out:
         return [_name_best(case, named)]
-    counted = next((f.name for f in found if f.aspect == "tokenizer"), None)
+    counted = next(
+        (f.name for f in found if f.aspect == "tokenizer" and f.decision == "detected"), None
+    )
     far = scale.estimate is not None and scale.estimate >= SAMPLED_FROM
     unread = [name for name in plan.suspects if name not in known]
     return [_name_none(case, named, like, counted=counted, far=far, unread=unread)]
@@ -163,25 +166,27 @@ def _name_none(
 
 
 def _name_best(case: Case, named: Ranked) -> Finding:
-    """The column that stands out; a suspect that does not fit is a model near it."""
+    """The column that stands out; one that does not fit is only the nearest."""
     best, suspects = named.column, case.plan.suspects
     what = VARIANTS[best].summary if best in VARIANTS else "a checkpoint that the card names"
-    detail = (
-        f"{suspects.get(best, what)}; fits {describe_replies(named.replies)} better than "
-        f"{named.second or NO_BUILD}, odds {describe_odds(named.log_odds)} to 1"
-    )
     own = named.best_fit
     near = own.fails(case.plan.beta)
+    detail = (
+        f"{suspects.get(best, what)}; {'explains' if near else 'fits'} "
+        f"{describe_replies(named.replies)} better than "
+        f"{named.second or NO_BUILD}, odds {describe_odds(named.log_odds)} to 1"
+    )
     if near:
         detail += (
             f"; even so, noise of a scale of {own.scale:.2g} is left, {own.divergence:.2g} "
             "nats per token beyond honest serving of it"
         )
-    if best in suspects:  # to be near a model is not to be that model
+    if best in suspects:
         replies = "the replies are nearest to" if near else "the replies are those of"
         detail = f"{replies} {best}: {detail}"
-        if near:
-            return make_finding(CAUSE, "undecided", f"a model near {best}", None, detail)
+    if near:  # to be near weights is not to be those weights
+        name = f"a {'model' if best in suspects else 'build'} near {best}"
+        return make_finding(CAUSE, "undecided", name, None, detail)
     return make_finding(CAUSE, "detected", best, named.log_odds, detail)
 
 

@@ -109,7 +109,7 @@ class Account:
     column: str | None  # of the ledger, that the replies are judged under; None: as published
     text: Array  # [n, S], read as calibrated
     interval: Interval | None  # of the noise scale of `text`
-    unknown_words: bool  # it is a hidden prompt whose words nobody knows
+    unknown_words: bool  # chats have words nobody knows: what is left under it is no noise
     differs: bool  # all evidence reaches 1/alpha
     greedy_differs: bool  # that of the greedy replies alone does
     penalty: Ranked | None  # where `by` says so
@@ -119,6 +119,9 @@ class Account:
     #: of the replies; or the weights. None: nothing differs.
     names: Literal["template", "shown prompt", "completions", "part", "weights"] | None
     members: Mask | None  # the replies whose cause is sought, of `Case.text`; None: all of them
+    #: The column nearest to a rendering that is not known, where the replies show that there is
+    #: one; None: none does, or the rendering is named.
+    nearest: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

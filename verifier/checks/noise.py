@@ -86,6 +86,8 @@ def _find_class(case: Case, account: Account, name: str) -> Finding:
     honest, tolerated = channel.honest_scale, channel.tolerated
     if account.unknown_words:  # what is left of them looks like noise of the weights
         detail = "the words of the hidden prompt are not known; send what the client sent first"
+        if account.nearest is not None:
+            detail = "how chats are rendered is not known; mend the template first"
         return make_finding(NOISE, "not run", name, None, detail)
     if scale <= honest * ABOVE:
         detail = (

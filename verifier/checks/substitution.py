@@ -224,6 +224,8 @@ def _find_share(
     name = f"{describe_percent(share)} of requests to {of} or worse"
     if account.by != "published":
         detail = "the replies are to another rendering of the prompts; mend the template first"
+        if account.by == "penalty":
+            detail = "the replies are made under a penalty; mend the sampler first"
         return make_finding(ROUTING, "not run", name, None, detail)
     if scale <= case.plan.calibration.text.tolerated * ABOVE:
         detail = f"its scale {scale:.2g} is within honest serving on this card"

@@ -28,7 +28,7 @@ from verifier.checks.check import (
     make_finding,
 )
 from verifier.errors import ConfigError
-from verifier.evidence.prompt_counts import count_log_likelihoods
+from verifier.evidence.prompt_counts import count_log_likelihoods, fit_counts
 from verifier.files.run_folder import COUNTED, write_json
 from verifier.files.stored import read_record
 from verifier.host.budget import Amount
@@ -59,6 +59,12 @@ PUBLISHED: Final = 0.5
 
 #: A group of tokenizers is named when its posterior probability reaches this.
 NAMED_AT: Final = 0.95
+
+#: How often, at most, the test of its fit withholds a name that is true.
+FIT_ERROR: Final = 0.05
+
+#: What is said of counts that are those of no tokenizer of the table.
+UNKNOWN_TOKENIZER: Final = "prompts are counted by a tokenizer that is not known"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +126,8 @@ def judge_counting(counting: Counting, outcomes: Mapping[str, Outcome]) -> Findi
     Null: the host counts with the published tokenizer, and adds one constant; a single count is
     off with probability 1 in 100, and one host in 100 counts with a tokenizer of the table although
     it serves the published weights (`prompt_counts`). None: the counts are the published
-    tokenizer's, or say nothing.
+    tokenizer's, or say nothing. The likeliest is named where its counts fit by themselves, that is
+    where no more of them are off than 1 in 100 explains, at FIT_ERROR; else it is the nearest.
     """
     told = [_count(outcomes.get(name)) for name in counting.strings]
     odds = _posterior(told, counting.counts)
@@ -136,6 +143,9 @@ def judge_counting(counting: Counting, outcomes: Mapping[str, Outcome]) -> Findi
         f"{whose}. {matched} of {len(told)} counts fit, one constant aside, of those of the "
         f"published tokenizer {own}; hosts may count with a tokenizer that they do not serve"
     )
+    if fit_counts(told, counting.counts[group[0]], free=True).fails(FIT_ERROR):
+        detail = f"nothing in the table fits; the nearest is {names}. {detail}"
+        return make_finding(TOKENIZER, "undecided", UNKNOWN_TOKENIZER, log_odds, detail)
     said = f"prompts are counted as by {names}"
     return make_finding(TOKENIZER, "detected", said, log_odds, detail)
 

@@ -157,12 +157,13 @@ def bench(
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
     Some parts are not measured with the others but alone: `certificate` (what thousands of honest
-    replies make of the noise bet; hours), `engine` (what scoring with vLLM costs;
-    20 minutes), `identity` (hosts that serve another model; half an hour), `routing` (hosts that
-    answer some requests with another model; 20 minutes), `samplers` (what is said of samplers; an
-    hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates` (which
-    template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire` (what
-    collecting withstands, and how fast it is; half an hour).
+    replies make of the noise bet; hours), `engine` (what scoring with vLLM costs; 20 minutes),
+    `identity` (hosts that serve another model; half an hour), `left-out` (templates that the
+    catalogue lacks; a day), `routing` (hosts that answer some requests with another model; 20
+    minutes), `samplers` (what is said of samplers; an hour), `stacks` (honest stacks noisier than
+    any calibrated one; hours), `templates` (which template fault is named; hours), `tricks` (hosts
+    that look right; an hour) and `wire` (what collecting withstands, and how fast it is; half an
+    hour).
 
     \b
     Examples:
@@ -208,6 +209,11 @@ def _measure(
             from verifier.lab.bench.identity import tabulate_identity as tabulate
 
             return run_identity_bench(out, family=family, progress=replies, **given), tabulate
+        case ["left-out"]:
+            from verifier.lab.bench.left_out import run_left_out_bench
+            from verifier.lab.bench.left_out import tabulate_left_out as tabulate
+
+            return run_left_out_bench(out, faults=faults, audits=audits, **given), tabulate
         case ["routing"]:
             from verifier.lab.bench.routing import run_routing_bench
             from verifier.lab.bench.routing import tabulate_routing as tabulate
@@ -308,6 +314,7 @@ def serve_testbed(
       verifier testbed serve --fault int4-asym-g64 --port 8000
       verifier testbed serve --fault int4-sym-g64+template:default-system-dropped
       verifier testbed serve --fault weights:models/another
+      verifier testbed serve --fault jinja:models/another/chat_template.jinja
     """
     from dataclasses import replace
 

@@ -92,6 +92,20 @@ def rank_penalties(ledger: Ledger, bank: Sequence[str], channel: Channel) -> Ran
     return found if found is not None and found.penalties >= NAMED_AT else None
 
 
+def fits_as_honest(
+    ledger: Ledger, columns: Sequence[str], channel: Channel, *, error: float
+) -> bool:
+    """Whether a penalty, or one of `columns`, explains replies better than noise of any scale does,
+    and as well as calibrated stacks explain theirs."""
+    found = [
+        rank(ledger, scored_among(ledger, columns), channel),
+        rank_penalties(ledger, scored_among(ledger, columns), channel),
+    ]
+    return any(
+        one is not None and one.stands_out and not one.best_fit.fails(error) for one in found
+    )
+
+
 def is_rather_a_suspect(
     ledger: Ledger, column: str, channel: Channel,
     *, bank: Sequence[str], suspects: Sequence[str], error: float,

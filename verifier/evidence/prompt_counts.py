@@ -41,6 +41,61 @@ class Accounting:
     offset: int  # the constant that most counts agree on; 0 without counts
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountFit:
+    """How well one rendering explains the counts of a host, its best constant aside."""
+
+    matched: int  # counts that are its length and the constant
+    of: int  # counts that say anything; 0: none does
+    constant: int
+    example: tuple[int, int] | None  # a count that is not its own, and its length; None: none is
+
+    def fails(self, error: float) -> bool:
+        """Whether more counts are off than single glitches explain, at this error rate.
+
+        Null: the host renders so, adds the one constant to every count, and each count is off by
+        itself with probability GLITCH. Exact: a binomial tail at this look. Hosts that count after
+        another rendering than they serve (BORROWED), or at random (UNRELATED), are lost to it on
+        purpose: a name that the counts deny is not said.
+        """
+        off = self.of - self.matched
+        return off > 0 and _tail(off, self.of) <= error
+
+
+def fit_counts(
+    reported: Sequence[int | None], lengths: Sequence[int | None], *, free: bool = False
+) -> CountFit:
+    """The counts of a host against the lengths of one rendering.
+
+    The constant is one that honest hosts add; where `free`, as for words that only stand for
+    unknown ones, any up to FREE. A prompt that the template refuses has no length, and a count of
+    it is not its own. Counts that say nothing are to be left out by `speaking_counts`.
+    """
+    told = [(c, n) for c, n in zip(reported, lengths, strict=True) if c is not None]
+    gaps = Counter(count - length for count, length in told if length is not None)
+    allowed = [gap for gap in gaps if (abs(gap) <= FREE if free else gap in OFFSETS)]
+    constant = min(allowed, key=lambda gap: (-gaps[gap], abs(gap)), default=0)
+    others = ((c, n) for c, n in told if n is not None and c - n != constant)
+    return CountFit(
+        matched=gaps[constant], of=len(told), constant=constant, example=next(others, None)
+    )
+
+
+def speaking_counts(
+    reported: Sequence[int | None], rendered: Mapping[str, Sequence[int | None]]
+) -> list[int | None]:
+    """The counts of a host, none where they say nothing: one number however long prompts are."""
+    told = [n for n, count in enumerate(reported) if count is not None]
+    if _constant([reported[n] for n in told], rendered, told):
+        return [None] * len(reported)
+    return list(reported)
+
+
+def _tail(off: int, of: int) -> float:
+    """The probability that so many counts or more are off, each with probability GLITCH."""
+    return 1 - sum(math.comb(of, n) * GLITCH**n * (1 - GLITCH) ** (of - n) for n in range(off))
+
+
 def count_log_likelihoods(
     reported: Sequence[int | None],
     rendered: Mapping[str, Sequence[int | None]],

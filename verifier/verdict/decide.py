@@ -220,7 +220,10 @@ def _certificate(case: Case, decision: Decision) -> Certificate | None:
 def _differ(case: Case, findings: Sequence[Finding]) -> str:
     """What the replies differ in, by every name that is given."""
     names = [f for f in findings if case.aspects[f.aspect].role == "name"]
-    named = " and ".join(f.name for f in names if f.aspect != "strata" or f.decision == "detected")
+    told = [f.name for f in names if f.aspect != "strata" or f.decision == "detected"]
+    named = " and ".join(  # what another name says too is said once
+        name for n, name in enumerate(told) if not any(name in o for o in told[n + 1 :])
+    )
     what = "prompts" if any(f.aspect == "template" for f in names) else "weights"
     return f"the replies differ from the published {what} ({named})"
 
@@ -228,7 +231,10 @@ def _differ(case: Case, findings: Sequence[Finding]) -> str:
 def _noise_scale(case: Case, account: Account) -> NoiseScale:
     scale = scale_of(case, account.interval)
     if account.unknown_words:
-        return replace(scale, equivalent="unknown: what words the hidden prompt has")
+        what = "what words the hidden prompt has"
+        if account.nearest is not None:
+            what = "how chats are rendered"
+        return replace(scale, equivalent=f"unknown: {what}")
     return scale
 
 

@@ -33,25 +33,29 @@ _UNKNOWN: Final = TEMPLATE
 def explain(case: Case, combined: Combined) -> Account:
     """What accounts for the ordinary replies; noise is judged under it."""
     plan, of_template = case.plan, combined.of(template.CHECK)
-    shown, bypass = of_template.kept.shown, of_template.kept.completions
+    bypass = of_template.kept.completions
     decided = math.log(1 / plan.alpha)
     differs = combined.log_e >= decided
-    named = template.named_column(case, of_template)
-    faults = () if shown is None or not differs else shown.faults
+    fault = template.named_fault(case, of_template)
+    named = fault.column if fault is not None and fault.names else None
+    nearest = fault.column if fault is not None and not fault.names else None
+    faults = template.faults_shown(of_template) if differs else ()
     column, penalty = named, None
     if column is None and faults:
         scored = {name for row in case.ledger.rows for name in row.text}
         column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
+    unknown_words = is_unknown(column) or (column is None and nearest is not None)
+    column = nearest if column is None else column
     if column is None and not faults and differs:
         penalty = rank_penalties(case.ordinary, plan.bank, plan.calibration.text)
-    judged, unknown_words = column, is_unknown(column)
+    judged = column
     text, how = _judged_text(case, column, penalty)
     if penalty is not None:
         judged = penalty.column
     unknown_rendering = False
     if bypass is not None and bypass.fits and differs:  # the weights, without the template
         text, how, unknown_words = bypass.text, "completions", False
-        unknown_rendering = judged is None and not faults
+        unknown_rendering = (judged is None or judged == nearest) and not faults
         judged = _UNKNOWN if unknown_rendering else judged
     account = Account(
         by=how,
@@ -66,6 +70,7 @@ def explain(case: Case, combined: Combined) -> Account:
         faults=faults,
         names=None,
         members=None,
+        nearest=nearest,
     )
     return _who_names(case, combined, account, unknown_rendering=unknown_rendering)
 
@@ -90,6 +95,8 @@ def _who_names(
         return replace(account, names="shown prompt")
     if unknown_rendering:
         return replace(account, names="completions")
+    if account.nearest is not None:
+        return replace(account, names="template")
     if not account.differs:
         return account
     part = substitution.members(case, combined.of(substitution.CHECK))

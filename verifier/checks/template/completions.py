@@ -23,6 +23,7 @@ from typing import Final
 
 import numpy as np
 
+from verifier.checks.template.naming import may_be_honest
 from verifier.evidence.arrays import Array
 from verifier.evidence.e_values import log_e_against_scales, log_e_value
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, read_ledger
@@ -151,8 +152,8 @@ def _arrived(counted: int | None, rendered: Mapping[str, int]) -> bool | None:
 def _excludes_all(plan: Plan, text: Array) -> bool:
     """Whether every class of noise that the policy names, and text can show, is excluded."""
     known = {found.name: found.scale for found in plan.calibration.classes}
-    honest = plan.calibration.text.tolerated * ABOVE
-    scales = [known[name] for name in plan.policy.noise if known[name] > honest]
+    named = [known[name] for name in plan.policy.noise]
+    scales = [scale for scale in named if not may_be_honest(scale, plan.calibration)]
     return bool(scales) and all(
         log_e_against_scales(text, np.asarray(scale <= TEXT_SCALES * ABOVE))
         >= math.log(1 / plan.beta)

@@ -7,7 +7,11 @@ channels, the replies and the counts of prompt tokens (`prompt_counts`).
 Null of the e-value: the host renders in one of the valid ways, with logit noise of any scale of the
 grid, and counts as `prompt_counts` says. The alternative is the even mixture of all faults, noise
 free. Faults that were scored on the first replies only keep their share of the mixture, so leaving
-them off loses power, never the level. Pure arithmetic.
+them off loses power, never the level.
+
+To lead all others is not to fit: `Fitting` holds a rendering to the replies as honest serving would
+make them (`goodness_of_fit`) and to the counts within one constant (`prompt_counts.fit_counts`), so
+that a name is given only to what fits (`naming`). Pure arithmetic.
 """
 
 from __future__ import annotations
@@ -21,9 +25,18 @@ import numpy as np
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
-from verifier.evidence.e_values import log_mean_exp, spread_rows
+from verifier.evidence.e_values import log_mean_exp
+from verifier.evidence.goodness_of_fit import log_e_of_misfit
 from verifier.evidence.ledger import TEMPLATE, TEXT_SCALES, Ledger
-from verifier.evidence.prompt_counts import Accounting, count_log_likelihoods, read_accounting
+from verifier.evidence.noise import honest_scales, read_rows
+from verifier.evidence.prompt_counts import (
+    Accounting,
+    CountFit,
+    count_log_likelihoods,
+    fit_counts,
+    read_accounting,
+    speaking_counts,
+)
 from verifier.records import REFERENCE
 from verifier.reference.renderings.catalogue import Rendering
 
@@ -38,6 +51,16 @@ ENOUGH: Final = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Fitting:
+    """How well one rendering explains what a host does, beside no other."""
+
+    replies: int  # scored under it
+    misfit: float  # log e-value of the replies against honest serving under it
+    scale: float  # of the noise that is left under it
+    counts: CountFit  # of the counts of prompt tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TemplateEvidence:
     """What a ledger says of the rendering, before any threshold."""
 
@@ -48,6 +71,8 @@ class TemplateEvidence:
     among: dict[str, float]  # nats of each text behind the likeliest that stands for the same
     valid: frozenset[str]  # names of valid renderings
     columns: dict[str, str]  # name -> the ledger's column that speaks for it
+    counts: dict[str, CountFit]  # name -> how well its column fits the counts by itself
+    fits: dict[str, Fitting]  # the same of all that it does, for the names of `group`
     log_e: float  # of a fault, against every valid rendering at any noise
     scale: float  # the likeliest noise scale under the likeliest rendering
     accounting: Accounting  # how the counts relate to the published rendering
@@ -55,14 +80,7 @@ class TemplateEvidence:
     @property
     def group(self) -> tuple[str, ...]:
         """The fewest names that hold NAMED_AT of the posterior, likeliest first."""
-        total = sum(math.exp(-gap) for gap in self.behind.values())
-        held, found = 0.0, []
-        for name in self.ranked:
-            found.append(name)
-            held += math.exp(-self.behind[name]) / total
-            if held >= NAMED_AT:
-                break
-        return tuple(found)
+        return _group(self.behind)
 
 
 def weigh_templates(
@@ -89,12 +107,14 @@ def weigh_templates(
     merged, columns = _merge(relative, catalogue)
     e_values = [cells.against(name, valid, counts) for name in faults]
     best = max(merged.values())
+    behind = {name: best - value for name, value in merged.items()}
+    counted = _fit_counts(ledger, columns, catalogue)
     first = columns[max(merged, key=lambda name: merged[name])].removeprefix(TEMPLATE)
     return TemplateEvidence(
         scored=len(cells.rows),
         counted=sum(row.prompt_tokens is not None for row in ledger.rows),
         ranked=tuple(sorted(merged, key=lambda name: -merged[name])),
-        behind={name: best - value for name, value in merged.items()},
+        behind=behind,
         among={
             name: relative[columns[catalogue[name].stands_for or name].removeprefix(TEMPLATE)]
             - relative[name]
@@ -102,6 +122,8 @@ def weigh_templates(
         },
         valid=frozenset(valid),
         columns=columns,
+        counts=counted,
+        fits={name: cells.fit(columns[name], counted[name]) for name in _group(behind)},
         log_e=log_mean_exp(np.array(e_values)) if e_values else 0.0,
         scale=float(TEXT_SCALES[cells.totals(first, like=first).argmax()]),
         accounting=read_accounting(
@@ -172,6 +194,33 @@ def _count_evidence(
     )
 
 
+def _group(behind: Mapping[str, float]) -> tuple[str, ...]:
+    """The fewest names that hold NAMED_AT of the posterior, likeliest first."""
+    total = sum(math.exp(-gap) for gap in behind.values())
+    held, found = 0.0, []
+    for name in sorted(behind, key=lambda name: behind[name]):
+        found.append(name)
+        held += math.exp(-behind[name]) / total
+        if held >= NAMED_AT:
+            break
+    return tuple(found)
+
+
+def _fit_counts(
+    ledger: Ledger, columns: Mapping[str, str], catalogue: Mapping[str, Rendering]
+) -> dict[str, CountFit]:
+    """How well each reported name fits the counts, by the column that speaks for it."""
+    renderings = {name: column.removeprefix(TEMPLATE) for name, column in columns.items()}
+    rendered = {
+        name: [row.rendered.get(name) for row in ledger.rows] for name in renderings.values()
+    }
+    told = speaking_counts([row.prompt_tokens for row in ledger.rows], rendered)
+    return {
+        name: fit_counts(told, rendered[own], free=catalogue[own].stands_for is not None)
+        for name, own in renderings.items()
+    }
+
+
 def _merge(
     values: Mapping[str, float], catalogue: Mapping[str, Rendering]
 ) -> tuple[dict[str, float], dict[str, str]]:
@@ -196,6 +245,15 @@ class _Cells:
             row for row in ledger.rows if any(column.startswith(TEMPLATE) for column in row.text)
         ]
         self._channel = channel
+        self._honest = honest_scales(TEXT_SCALES, channel)
+
+    def fit(self, column: str, counts: CountFit) -> Fitting:
+        """How well the rows that were scored under a column fit it, beside its counts."""
+        rows = self._read([row.text[column] for row in self.rows if column in row.text])
+        return Fitting(
+            replies=len(rows), misfit=log_e_of_misfit(rows, self._honest),
+            scale=float(TEXT_SCALES[rows.sum(axis=0).argmax()]), counts=counts,
+        )  # fmt: skip
 
     def totals(self, name: str, *, like: str) -> Array:
         """Totals [S] of a column over the rows that have the column `like`.
@@ -205,9 +263,11 @@ class _Cells:
         column = _column(name)
         rows = [row for row in self.rows if _column(like) in row.text]
         cells = [row.text.get(column, row.text[REFERENCE]) for row in rows]
+        return np.asarray(self._read(cells).sum(axis=0))
+
+    def _read(self, cells: Sequence[Sequence[float]]) -> Array:
         found = np.array(cells, dtype=float).reshape(len(cells), len(TEXT_SCALES))
-        read = self._channel.learning_rate * spread_rows(found, TEXT_SCALES, self._channel.spread)
-        return np.asarray(read.sum(axis=0))
+        return read_rows(found, TEXT_SCALES, self._channel)
 
     def marginal(self, name: str, *, like: str | None = None) -> float:
         """log p of the replies under a column, noise free."""

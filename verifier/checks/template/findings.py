@@ -36,20 +36,28 @@ from verifier.checks.template.completions import (
     read_bypass,
     to_complete,
 )
-from verifier.checks.template.evidence import TemplateEvidence, weigh_templates
-from verifier.checks.template.naming import TEMPLATE_SHARE, is_unknown, named_template
+from verifier.checks.template.evidence import Fitting, TemplateEvidence, weigh_templates
+from verifier.checks.template.naming import (
+    FIT_ERROR,
+    TEMPLATE_SHARE,
+    Named,
+    is_unknown,
+    may_be_honest,
+    named_template,
+    replies_fit,
+)
 from verifier.checks.template.panel import look_at_template, score_panel
 from verifier.checks.template.shown_prompts import Shown, is_valid, read_shown
 from verifier.errors import EndpointError
-from verifier.evidence.noise import ABOVE
-from verifier.evidence.posterior import is_rather_a_suspect
+from verifier.evidence.ledger import TEMPLATE
+from verifier.evidence.posterior import fits_as_honest, is_rather_a_suspect
 from verifier.evidence.prompt_counts import OFFSETS
 from verifier.files.run_folder import COMPLETIONS, PANEL, PROBES, SHOWN_EXCHANGES, make_folder
 from verifier.host.budget import Amount
 from verifier.plan_file import Plan, read_probes, write_probes
 from verifier.records import REFERENCE, Decision, Finding, Outcome, Probe
 from verifier.reference.loaded import render_as_text
-from verifier.reference.renderings.catalogue import entries_named
+from verifier.reference.renderings.catalogue import Rendering, entries_named
 from verifier.scoring.score import score_replies
 from verifier.wording import describe_odds, describe_replies
 
@@ -209,24 +217,40 @@ def needed(case: Case) -> float:
     return max(case.needed[CHECK.name])
 
 
-def named_column(case: Case, evidence: Evidence) -> str | None:
-    """The template column that explains the replies; None unless a fault is detected.
+def named_fault(case: Case, evidence: Evidence) -> Named | None:
+    """The rendering that explains the replies, known or not; None unless a fault is detected.
 
     Its own share of the evidence must suffice for the verdict. Not where a suspect explains them
-    rather, nor where completions show other weights: these look like words that nobody knows.
+    rather. Words that nobody knows, and a rendering that nobody knows, look like other weights:
+    they are not claimed where completions show those, nor where a build, a suspect or a penalty
+    explains the ordinary replies by itself.
     """
     if evidence.templates is None:
         return None
     plan, bypass = case.plan, evidence.kept.completions
-    column = named_template(evidence.templates, plan.calibration, needed=needed(case))
-    if column is None:
+    found = named_template(evidence.templates, plan.calibration, needed=needed(case))
+    if found is None:
         return None
     rather = is_rather_a_suspect(
-        case.ledger, column, plan.calibration.text, bank=plan.bank, suspects=tuple(plan.suspects),
-        error=plan.beta,
+        case.ledger, found.column, plan.calibration.text, bank=plan.bank,
+        suspects=tuple(plan.suspects), error=plan.beta,
     )  # fmt: skip
-    others = bypass is not None and bypass.differs and is_unknown(column)
-    return None if rather or others else column
+    open_ended = not found.names or is_unknown(found.column)
+    others = open_ended and bypass is not None and bypass.differs
+    explained = not found.names and fits_as_honest(
+        case.ordinary, (*plan.bank, *plan.suspects), plan.calibration.text, error=plan.beta
+    )
+    return None if rather or others or explained else found
+
+
+def faults_shown(evidence: Evidence) -> tuple[str, ...]:
+    """The faults that the endpoint's own prompts show, but for those that its own counts deny."""
+    shown, templates = evidence.kept.shown, evidence.templates
+    known = {} if templates is None else templates.counts
+    return tuple(
+        name for name in (() if shown is None else shown.faults)
+        if name not in known or not known[name].fails(FIT_ERROR)
+    )  # fmt: skip
 
 
 def name_it(
@@ -265,22 +289,87 @@ def _of_shown(shown: Shown) -> Finding:
 def _name_fault(case: Case, evidence: Evidence, account: Account) -> list[Finding]:
     """The template fault by name, and what noise is left under it.
 
-    None is told under a hidden prompt of unknown words: it looks like noise of the weights.
+    None is told under a hidden prompt of unknown words, nor under the nearest to a rendering that
+    is not known: what they leave looks like noise of the weights.
     """
-    templates = evidence.templates
+    templates, named = evidence.templates, named_fault(case, evidence)
     assert templates is not None
-    group = templates.group
-    first = entries_named(group)[group[0]]
-    rest = [name for name in templates.ranked if name not in group]
-    odds = describe_odds(templates.behind[rest[0]]) if rest else ""
-    against = f", odds {odds} to 1 against {rest[0]}" if rest else ""
-    told = f"{describe_replies(templates.scored)} and {templates.counted} counts of prompt tokens"
-    detail = f"{first.summary}; fits {told}{against}. Advice: {first.advice}"
-    if len(group) > 1:
+    assert named is not None
+    if not named.names:
+        return [_name_nearest(templates, named)]
+    first = entries_named(named.names)[named.nearest]
+    fits, leaves = _describe_fit(templates.fits[named.nearest], first)
+    detail = (
+        f"{first.summary}; {_join(fits, leaves)}{_odds(templates, named.names)}"
+        f". Advice: {first.advice}"
+    )
+    names = named.names
+    if not named.certain:
+        names = (*names, UNKNOWN_RENDERING)
+        detail = f"without counts of prompt tokens another template looks the same: {detail}"
+    elif len(names) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
-    name = " or ".join(group)
+    name = " or ".join(names)
     found = [make_finding(RENDERING, "detected", name, templates.log_e, detail)]
-    return found if account.unknown_words else [*found, *_noise_left(case, account, group[0])]
+    return found if account.unknown_words else [*found, *_noise_left(case, account, named.nearest)]
+
+
+def _name_nearest(templates: TemplateEvidence, named: Named) -> Finding:
+    """That no rendering of the catalogue fits, and what does and does not fit the nearest."""
+    nearest = entries_named([named.nearest])[named.nearest]
+    fits, leaves = _describe_fit(templates.fits[named.nearest], nearest)
+    doubt = "" if replies_fit(templates.fits[named.nearest]) else _OR_WEIGHTS
+    detail = (
+        f"nothing in the catalogue fits; the nearest is {nearest.name} ({nearest.summary}), which "
+        f"{_join(fits, leaves)}{doubt}. Advice: {_COMPARE}"
+    )
+    return make_finding(RENDERING, "detected", UNKNOWN_RENDERING, templates.log_e, detail)
+
+
+#: What a host is told whose rendering nobody knows.
+_COMPARE: Final = (
+    "compare the prompts that chats are rendered to, and what serves them, with the published"
+)
+_OR_WEIGHTS: Final = "; what it leaves may be other weights too, or instead"
+
+
+def _odds(templates: TemplateEvidence, names: Sequence[str]) -> str:
+    """The odds of the first against the likeliest that is not named."""
+    rest = [name for name in templates.ranked if name not in names]
+    if not rest or templates.behind[rest[0]] <= templates.behind[names[0]]:
+        return ""
+    lead = templates.behind[rest[0]] - templates.behind[names[0]]
+    return f", odds {describe_odds(lead)} to 1 against {rest[0]}"
+
+
+def _describe_fit(fitting: Fitting, entry: Rendering) -> tuple[list[str], list[str]]:
+    """What a rendering fits, and what it does not."""
+    fits, leaves = [], []
+    replies, counts = describe_replies(fitting.replies), fitting.counts
+    hidden = entry.stands_for is not None
+    if replies_fit(fitting):
+        fits.append(replies)
+    else:
+        scale = f"noise of a scale of {fitting.scale:.2g}"
+        leaves.append(f"leaves {scale} in {replies}")
+    if counts.fails(FIT_ERROR):
+        apart = "" if counts.example is None else " ({} where it has {})".format(*counts.example)
+        leaves.append(f"has not {counts.of - counts.matched} of {_counts(counts.of)}{apart}")
+    elif counts.of:
+        whole = _counts(counts.of)
+        told = whole if counts.matched == counts.of else f"{counts.matched} of {whole}"
+        fits.append(f"{told} but for one constant" if hidden else told)
+    return fits, leaves
+
+
+def _counts(number: int) -> str:
+    return "1 count of prompt tokens" if number == 1 else f"{number} counts of prompt tokens"
+
+
+def _join(fits: Sequence[str], leaves: Sequence[str]) -> str:
+    """Both in words: "fits 8 replies, and has not 5 of 5 counts"."""
+    said = [f"fits {' and '.join(fits)}"] if fits else []
+    return ", and ".join([*said, *leaves])
 
 
 def _name_shown(case: Case, account: Account) -> list[Finding]:
@@ -289,7 +378,7 @@ def _name_shown(case: Case, account: Account) -> list[Finding]:
     entry = entries_named(faults)[faults[0]]
     detail = f"{entry.summary}, as the prompts that the endpoint shows; advice: {entry.advice}"
     found = [make_finding(RENDERING, "detected", " or ".join(faults), None, detail)]
-    judged = account.column is not None
+    judged = account.column is not None and not account.unknown_words
     return [*found, *(_noise_left(case, account, faults[0]) if judged else ())]
 
 
@@ -299,16 +388,18 @@ def _name_unknown(account: Account) -> Finding:
     detail = (
         f"{describe_replies(len(account.text))} to the same prompts, completed as text without the "
         f"endpoint's template, fit the published weights (noise scale "
-        f"{account.interval.estimate:.2g}), and chats do not. Advice: compare the prompts that "
-        "chats are rendered to, and what serves them, with the published"
+        f"{account.interval.estimate:.2g}), and chats do not"
     )
+    if account.nearest is not None:
+        detail += f"; the nearest that is known is {account.nearest.removeprefix(TEMPLATE)}"
+    detail += f". Advice: {_COMPARE}"
     return make_finding(RENDERING, "detected", UNKNOWN_RENDERING, None, detail)
 
 
 def _noise_left(case: Case, account: Account, name: str) -> list[Finding]:
     """The weights' own fault under a named rendering; none where the noise left is honest."""
-    honest = case.plan.calibration.text.tolerated * ABOVE
-    if account.interval is None or account.interval.lower <= honest:
+    calibration = case.plan.calibration
+    if account.interval is None or may_be_honest(account.interval.lower, calibration):
         return []
     like = f"noise like {scale_of(case, account.interval).equivalent}"
     detail = f"judged under {name}: no build was scored after that rendering"

@@ -1,13 +1,30 @@
-"""Which template fault is named, and how much evidence a name needs."""
+"""Which template fault is named, and how much evidence a name needs.
+
+Two questions, apart. *Is there a fault?* The e-value of all faults against every valid rendering at
+any noise (`evidence`). *Which?* The best of a catalogue is no name: a rendering is named where it
+fits by itself. Null of its fit: the host renders so, serves the published weights with honest
+noise, and counts what it renders but for one constant. Rejected at FIT_ERROR by the replies
+(`goodness_of_fit.log_e_of_misfit`, at every stopping time) and by the counts
+(`prompt_counts.CountFit`, at each look). Counts that deny a rendering are the end of it. Replies
+that deny it may be those of other weights after it: then ENOUGH counts that agree must speak for
+it. What nothing fits is a rendering that is not known. Assumes of a template outside the catalogue
+that it leaves noise under the nearest entry, or counts that are not its own: that is measured
+(`lab.bench.left_out`). Names decide no verdict, so these levels bound how often a true name is
+withheld.
+"""
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
-from verifier.checks.template.evidence import TemplateEvidence
+import numpy as np
+
+from verifier.checks.template.evidence import ENOUGH, Fitting, TemplateEvidence
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.ledger import TEMPLATE
-from verifier.evidence.noise import ABOVE, SAMPLED_FROM
+from verifier.evidence.noise import SAMPLED_FROM, honest_scales
 from verifier.reference.renderings.catalogue import entries_named
 
 #: Share of the template columns in the evidence: what they say is never subtle.
@@ -17,11 +34,24 @@ TEMPLATE_SHARE: Final = 0.01
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY: Final = 2
 
+#: How often, at most, each test of the fit withholds a name that is true.
+FIT_ERROR: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """What is to be said of a template fault that is there."""
+
+    names: tuple[str, ...]  # that fit and cannot be told apart; (): no rendering that is known does
+    nearest: str  # the first of them, or the likeliest of what does not fit
+    column: str  # the ledger's column that speaks for it
+    certain: bool  # False: what is named may be a rendering that is not known all the same
+
 
 def named_template(
     templates: TemplateEvidence, calibration: Calibration, *, needed: float
-) -> str | None:
-    """The template column that explains the replies; None unless a fault is detected.
+) -> Named | None:
+    """The rendering that explains the replies; None unless a fault is detected.
 
     Its own share of the evidence must suffice for the verdict: `needed`, in nats. None where the
     noise left is that of another model: a model of half the layers fitted another family's template
@@ -30,10 +60,38 @@ def named_template(
     enough = needed_to_name(templates, calibration, needed=needed)
     if templates.scale >= SAMPLED_FROM or templates.log_e < enough:
         return None
-    entries = entries_named(templates.ranked)
-    if any(entries[name].kind == "valid" for name in templates.group):
+    group = templates.group
+    entries = entries_named(group)
+    if any(entries[name].kind == "valid" for name in group):
         return None
-    return templates.columns[templates.ranked[0]]
+    fitting = tuple(
+        name for name in group
+        if is_borne_out(templates.fits[name], hidden=entries[name].stands_for is not None)
+    )  # fmt: skip
+    first = (fitting or group)[0]
+    counted = templates.fits[first].counts.of >= ENOUGH
+    return Named(
+        names=fitting,
+        nearest=first,
+        column=templates.columns[first],
+        certain=counted or entries[first].stands_for is None,
+    )
+
+
+def is_borne_out(fitting: Fitting, *, hidden: bool) -> bool:
+    """Whether replies and counts allow that this is what the host renders.
+
+    `hidden`: its words stand for some that nobody knows, so replies leave noise under it, and
+    counts a constant of any size.
+    """
+    if fitting.counts.fails(FIT_ERROR):
+        return False
+    return hidden or replies_fit(fitting) or fitting.counts.of >= ENOUGH
+
+
+def replies_fit(fitting: Fitting) -> bool:
+    """Whether enough replies are as honest serving under a rendering would make them."""
+    return fitting.replies >= ENOUGH and fitting.misfit < math.log(1 / FIT_ERROR)
 
 
 def needed_to_name(
@@ -50,7 +108,12 @@ def needed_to_name(
 
 def leaves_noise(templates: TemplateEvidence, calibration: Calibration) -> bool:
     """Whether noise beyond honest serving is left under the likeliest rendering."""
-    return templates.scale > calibration.text.tolerated * ABOVE
+    return not may_be_honest(templates.scale, calibration)
+
+
+def may_be_honest(scale: float, calibration: Calibration) -> bool:
+    """Whether honest serving may have noise of this scale."""
+    return bool(honest_scales(np.array([scale]), calibration.text)[0])
 
 
 def is_unknown(column: str | None) -> bool:

@@ -16,13 +16,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
+from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.evidence import (
     ENOUGH,
     TemplateEvidence,
     weigh_templates,
 )
 from verifier.checks.template.findings import CHECK as TEMPLATE_CHECK
-from verifier.checks.template.naming import named_template
+from verifier.checks.template.naming import Named, named_template
 from verifier.checks.template.panel import (
     FURTHER_ROUNDS,
     PANEL_PROBES,
@@ -99,6 +100,7 @@ class Host:
 
     fault: str  # as the testbed names it
     audits: int
+    missing: frozenset[str] = frozenset()  # entries that the catalogue lacks when it is audited
 
     @property
     def weights_fault(self) -> bool:
@@ -146,32 +148,34 @@ def run_template_bench(
     """
     card, weights = fetch_measured(cache=cache, tell=tell)
     tokenizer, entries = Tokenizer(weights), catalogue()
-    bench = _Bench(
-        out=out, plan=_plan(seed), tokenizer=tokenizer, entries=entries,
+    bench = Panels(
+        out=out, plan=bench_plan(seed), tokenizer=tokenizer, entries=entries,
         reference=load_engine("transformers", weights, tokenizer),
         host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=1)),
-        layers=card.layers, tell=tell,
+        layers=card.layers,
     )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    first = _design(tokenizer, entries, seed)
+    first = design(tokenizer, entries, seed)
     hosts = [h for h in list_hosts(first, entries) if not faults or h.fault in faults]
     most = max(min(h.audits, audits or h.audits) for h in hosts)
     for number in range(most):
         wanted = [h for h in hosts if number < min(h.audits, audits or h.audits)]
-        bench.measure(number, wanted, _design(tokenizer, entries, seed + number))
+        bench.measure(number, wanted, design(tokenizer, entries, seed + number))
         write_results(out, PART, sum_up(bench.done(), seed=seed))
         tell(f"audit {number + 1} of {most}: {len(wanted)} hosts")
     return results_path(out, PART)
 
 
-def _design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) -> Panel:
+def design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) -> Panel:
+    """The panel of an audit with this seed."""
     return design_panel(
         tokenizer, tuple(entries.values()), load_pool(), seed=seed, size=PANEL_PROBES,
         max_tokens=PANEL_TOKENS,
     )  # fmt: skip
 
 
-def _plan(seed: int) -> Plan:
+def bench_plan(seed: int) -> Plan:
+    """What audits are planned by."""
     from verifier.lab.bench.precision import Figure, make_bench_plan
 
     stack = Stack(dtype="bfloat16", batch=PANEL_PROBES)
@@ -179,13 +183,12 @@ def _plan(seed: int) -> Plan:
     return make_bench_plan(figure, seed=seed)
 
 
-class _Bench:
+class Panels:
     """Two engines, one to serve and one to score, and what they measured."""
 
     def __init__(
         self, *, out: Path, plan: Plan, tokenizer: Tokenizer, entries: Mapping[str, Rendering],
         reference: Engine, host: Engine, layers: int,
-        tell: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._out = out
         self._plan = plan
@@ -196,7 +199,6 @@ class _Bench:
         self._reference = RememberingEngine(reference)
         self._host = host
         self._layers = layers
-        self._tell = tell
 
     def done(self) -> list[dict[str, Any]]:
         """Every audit so far."""
@@ -209,7 +211,9 @@ class _Bench:
         self._reference = RememberingEngine(self._engine)  # what one panel needs, another does not
         replies: dict[str, dict[str, Reply]] = {}
         able = expressible(self._entries.values(), panel.probes, self._tokenizer)
-        likely = {h.fault: (REFERENCE, *(entry.name for entry in able)) for h in hosts}
+        likely = {
+            h.fault: (REFERENCE, *(e.name for e in able if e.name not in h.missing)) for h in hosts
+        }
         settled: set[str] = set()
         ledgers: dict[str, Ledger] = {}
         asked = 0
@@ -268,10 +272,14 @@ class _Bench:
         folder = self._folder(number, host)
         ledger = score_replies(
             folder, probes, replies[host.fault], engine=self._reference,
-            tokenizer=self._tokenizer, templates=names, catalogue=self._entries,
+            tokenizer=self._tokenizer, templates=names, catalogue=self._known(host),
         )  # fmt: skip
         found = weigh_templates(_uncounted(ledger), self._entries, self._plan.calibration.text)
         return ledger, found
+
+    def _known(self, host: Host) -> Mapping[str, Rendering]:
+        """The catalogue that an audit of this host has."""
+        return {name: e for name, e in self._entries.items() if name not in host.missing}
 
     def _folder(self, number: int, host: Host) -> Path:
         return self._out / f"{number:03}" / host.fault.replace(":", "-")
@@ -340,17 +348,29 @@ class _Bench:
         evidence = weigh_templates(ledger, self._entries, self._plan.calibration.text)
         if evidence is None:  # no reply could be judged
             return {"said": [], "ranked": [], "log_odds": None, "log_e": 0.0, "noise_lower": None}
-        column = named_template(evidence, self._plan.calibration, needed=self._needed)
+        named = named_template(evidence, self._plan.calibration, needed=self._needed)
+        column = None if named is None else named.column
         rows = read_rows(ledger.text(column or REFERENCE), TEXT_SCALES, self._plan.calibration.text)
         interval = confidence_sequence(rows, TEXT_SCALES, level=1 - self._plan.beta)
         second = evidence.behind[evidence.ranked[1]] if len(evidence.ranked) > 1 else None
+        own = evidence.fits[evidence.ranked[0]]
         return {
-            "said": list(evidence.group) if column else [],
+            "said": said_of(named),
             "ranked": list(evidence.ranked[:3]),
             "log_odds": second,
             "log_e": evidence.log_e,
             "noise_lower": None if interval is None else interval.lower,
+            "log_e_of_fit": round(own.misfit, 4),
+            "scale_left": round(own.scale, 4),
+            "counts_off": [own.counts.of - own.counts.matched, own.counts.of],
         }
+
+
+def said_of(named: Named | None) -> list[str]:
+    """The names that a report gives, the one of a rendering that is not known among them."""
+    if named is None:
+        return []
+    return [*named.names, *(() if named.names and named.certain else (UNKNOWN_RENDERING,))]
 
 
 def _uncounted(ledger: Ledger) -> Ledger:

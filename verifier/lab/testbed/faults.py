@@ -11,16 +11,20 @@ from verifier.errors import ConfigError
 from verifier.evidence.samplers import read_sampler
 from verifier.lab.testbed.behaviours import KINDS, PLAIN, TRICKS, Tricks, read_trick
 from verifier.records import REFERENCE
-from verifier.reference.renderings.catalogue import Rendering, catalogue, served
+from verifier.reference.renderings.catalogue import Rendering, catalogue, served, with_template
 from verifier.reference.variants import VARIANTS, find_variant
 
-#: How the names of faults begin that are no variants (a directory follows the last), and what
-#: stands between faults served together.
+#: How the names of faults begin that are no variants (a file follows the second, a directory the
+#: last), and what stands between faults served together.
 _TEMPLATE: Final = "template:"
+_JINJA: Final = "jinja:"
 _SAMPLER: Final = "sampler:"
 _MODEL: Final = "weights:"
-_PREFIXES: Final = (_TEMPLATE, _SAMPLER, _MODEL, *(f"{kind}:" for kind in KINDS))
+_PREFIXES: Final = (_TEMPLATE, _JINJA, _SAMPLER, _MODEL, *(f"{kind}:" for kind in KINDS))
 _AND: Final = "+"
+
+#: The kind of a fault, where that is not what its name begins with.
+_OTHER_KINDS: Final = {_MODEL: "model", _JINJA: "template"}
 
 #: Sampler faults that `list_faults` shows; any other number may be given.
 _SAMPLERS: Final = {
@@ -53,7 +57,8 @@ class Fault:
 def list_faults() -> list[tuple[str, str]]:
     """Name and one-line summary of everything the testbed can serve; "none" is honest.
 
-    One fault of each kind can be served together, with a plus sign between them.
+    One fault of each kind can be served together, with a plus sign between them. A template that
+    is not in the catalogue is served by its file, as jinja:FILE.
     """
     honest = ("none", "the published weights, as they are")
     other = (f"{_MODEL}DIR", "the model of a directory, with its own tokenizer and template")
@@ -75,17 +80,32 @@ def read_fault(name: str, *, layers: int, catalogue: Mapping[str, Rendering]) ->
     found: dict[str, str] = {}
     for part in name.split(_AND):
         prefix = next((p for p in _PREFIXES if part.startswith(p)), "")
-        kind = "model" if prefix == _MODEL else prefix.removesuffix(":") or "weights"
+        kind = _OTHER_KINDS.get(prefix, prefix.removesuffix(":") or "weights")
         if kind in found:
             raise ConfigError(f"fault {name!r}: names two of the kind {kind}; give one of each")
-        found[kind] = part.removeprefix(prefix)
+        found[kind] = part if prefix == _JINJA else part.removeprefix(prefix)
     weights, tricks = found.get("weights", "none"), PLAIN
     for kind in KINDS:
         tricks = read_trick(kind, found[kind], tricks) if kind in found else tricks
     return Fault(
         directory=Path(found["model"]) if "model" in found else None,
         weights=REFERENCE if weights == "none" else find_variant(weights, layers=layers).name,
-        rendering=served(found.get("template", REFERENCE), catalogue),
+        rendering=_read_rendering(found.get("template", REFERENCE), catalogue),
         sampler=tuple(read_sampler(found["sampler"]).items()) if "sampler" in found else (),
         tricks=tricks,
     )
+
+
+def _read_rendering(name: str, catalogue: Mapping[str, Rendering]) -> Rendering:
+    """A rendering of the catalogue, or one by the template of a file."""
+    if not name.startswith(_JINJA):
+        return served(name, catalogue)
+    path = Path(name.removeprefix(_JINJA))
+    try:
+        source = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"fault {name!r}: cannot be read as a template: {error}") from None
+    return Rendering(
+        name=name, summary="the chat template of a file", advice="load the published template",
+        change=with_template(source),
+    )  # fmt: skip

@@ -20,6 +20,7 @@ from verifier.records import REFERENCE, Probe, Prompt
 from verifier.reference.reader import Renderer
 from verifier.reference.renderings import changes as c
 from verifier.reference.renderings.changes import PromptChange, TextChange
+from verifier.reference.renderings.formats import FORMATS, spell_template
 
 Kind = Literal["valid", "fault"]
 
@@ -114,13 +115,15 @@ def template_ends(rendering: Rendering, prompt: Prompt, renderer: Renderer) -> t
 
 
 def family_names() -> tuple[str, ...]:
-    """Families whose templates ship."""
-    return tuple(sorted(path.stem for path in _FAMILIES.glob("*.jinja")))
+    """Families whose templates ship: those with a file of their own, then those of the table."""
+    return (*sorted(path.stem for path in _FAMILIES.glob("*.jinja")), *FORMATS)
 
 
 @cache
 def family_template(name: str) -> str:
     """The chat template of a family, in our own words with its real control tokens."""
+    if name in FORMATS:
+        return spell_template(FORMATS[name])
     path = _FAMILIES / f"{name}.jinja"
     if not path.is_file():
         raise ConfigError(f"template: no family {name!r}; there are {', '.join(family_names())}")
@@ -128,6 +131,10 @@ def family_template(name: str) -> str:
 
 
 _FAMILIES: Final = Path(__file__).with_name("families")
+
+#: Families that panels are not searched for to tell apart: any conversation tells most of them from
+#: the published template and from each other, and the search would spend its probes on the rest.
+_RARE: Final = frozenset((*FORMATS, "chatglm", "chatglm2"))
 
 
 def catalogue(
@@ -144,7 +151,7 @@ def catalogue(
             name=f"{_EARLIER}{name}",
             summary=f"the template's earlier revision {name}",
             advice=f"load the current template: yours is that of revision {name}",
-            change=partial(_other_template, source=source),
+            change=with_template(source),
         )
         for name, source in (earlier or {}).items()
     ]
@@ -229,7 +236,7 @@ def _alternatives(sources: Mapping[str, str]) -> list[Rendering]:
             summary=f"the publisher's documented alternative {name}",
             advice="",
             kind="valid",
-            change=partial(_other_template, source=source),
+            change=with_template(source),
         )
         for name, source in sources.items()
     ]
@@ -474,8 +481,14 @@ def _family(name: str) -> Rendering:
         name=f"family-{name}",
         summary=f"the template of another family: {name}",
         advice=f"load the published template of this model: yours is that of {name}",
-        change=partial(_other_template, source=family_template(name)),
+        change=with_template(family_template(name)),
+        searched=name not in _RARE,
     )
+
+
+def with_template(source: str) -> PromptChange:
+    """Conversations rendered by another template, given as its text."""
+    return partial(_other_template, source=source)
 
 
 def _other_template(prompt: Prompt, source: str) -> Prompt:
