@@ -365,6 +365,7 @@ MOST_LINES, MOST_BRANCHES = 60, 15
 #: Tables in the form of a function: rows of one shape, to be read one by one.
 TABLES = {
     "cli.commands.audit",
+    "cli.lab._measure",
     "reference.renderings.catalogue._faults",
     "reference.variants._bank",
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from verifier.checks import CHECKS, request_strata, substitution
@@ -36,26 +36,16 @@ def explain(case: Case, combined: Combined) -> Account:
     bypass = of_template.kept.completions
     decided = math.log(1 / plan.alpha)
     differs = combined.log_e >= decided
-    fault = template.named_fault(case, of_template)
-    named = fault.column if fault is not None and fault.names else None
-    nearest = fault.column if fault is not None and not fault.names else None
-    faults = template.faults_shown(of_template) if differs else ()
-    column, penalty = named, None
-    if column is None and faults:
-        scored = {name for row in case.ledger.rows for name in row.text}
-        column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
-    unknown_words = is_unknown(column) or (column is None and nearest is not None)
-    column = nearest if column is None else column
-    if column is None and not faults and differs:
+    rendered = _rendered(case, of_template, differs=differs)
+    column, nearest, penalty = rendered.column, rendered.nearest, None
+    if column is None and not rendered.faults and differs:
         penalty = rank_penalties(case.ordinary, plan.bank, plan.calibration.text)
-    judged = column
+    judged = column if penalty is None else penalty.column
     text, how = _judged_text(case, column, penalty)
-    if penalty is not None:
-        judged = penalty.column
-    unknown_rendering = False
+    unknown_words, unknown_rendering = rendered.unknown_words, False
     if bypass is not None and bypass.fits and differs:  # the weights, without the template
         text, how, unknown_words = bypass.text, "completions", False
-        unknown_rendering = (judged is None or judged == nearest) and not faults
+        unknown_rendering = (judged is None or judged == nearest) and not rendered.faults
         judged = _UNKNOWN if unknown_rendering else judged
     account = Account(
         by=how,
@@ -66,13 +56,41 @@ def explain(case: Case, combined: Combined) -> Account:
         differs=differs,
         greedy_differs=combined.log_e_greedy >= decided,
         penalty=penalty,
-        template=named,
-        faults=faults,
+        template=rendered.named,
+        faults=rendered.faults,
         names=None,
         members=None,
         nearest=nearest,
     )
     return _who_names(case, combined, account, unknown_rendering=unknown_rendering)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Rendered:
+    """Which rendering accounts for the replies, if one does; names are columns of the ledger."""
+
+    column: str | None  # that they are judged under
+    named: str | None  # of a fault that fits
+    nearest: str | None  # of one that does not, and is nearer than the published one
+    faults: tuple[str, ...]  # that the endpoint's own prompts show
+    unknown_words: bool
+
+
+def _rendered(case: Case, evidence: template.Evidence, *, differs: bool) -> _Rendered:
+    """The rendering by its own evidence, before what the endpoint shows of its prompts."""
+    fault = template.named_fault(case, evidence)
+    named = fault.column if fault is not None and fault.names else None
+    nearest = fault.column if fault is not None and not fault.names else None
+    faults = template.faults_shown(evidence) if differs else ()
+    column = named
+    if column is None and faults:
+        scored = {name for row in case.ledger.rows for name in row.text}
+        column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
+    unknown_words = is_unknown(column) or (column is None and nearest is not None)
+    return _Rendered(
+        column=nearest if column is None else column, named=named, nearest=nearest, faults=faults,
+        unknown_words=unknown_words,
+    )  # fmt: skip
 
 
 def _judged_text(case: Case, column: str | None, penalty: Ranked | None) -> tuple[Array, _By]:
