@@ -23,7 +23,7 @@ from hashlib import sha256
 from typing import Final
 
 import numpy as np
-from scipy.special import gammaln, logsumexp
+from scipy.special import gammaln
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.ledger import LOGPROB_DF, LOGPROB_SCALES, OUTRANKED_BY, Reported
@@ -64,9 +64,11 @@ _SLOPES: Final = np.append(
 )
 _PENALTIES: Final = np.array([0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.3, 1.6, 2.0])
 
-#: Steps that decimals are rounded to, the coarsest first, and the values that it takes to say so.
+#: Steps that decimals are rounded to, the coarsest first, and how many values, and how many that
+#: differ, it takes to say so.
 _STEPS: Final = (1.0, 0.5, 0.25, 0.2, 0.1, 0.05, 0.01)
 _ENOUGH: Final = 8
+_DISTINCT: Final = 2
 
 #: Positions from which a reply's alternatives are its own.
 _TELLING: Final = 4
@@ -141,10 +143,10 @@ def describe_reports(
 
 
 def _count_constant(told: Sequence[tuple[int, float]], known: Sequence[float]) -> int:
-    """Positions of the commonest value, where the weights say another; 0 where none comes again."""
+    """Positions of a value that a third of all have, where the weights say another."""
     ((common, count),) = Counter(value for _, value in told).most_common(1)
     wrong = sum(value == common and abs(known[t] - value) > _WRONG for t, value in told)
-    return wrong if count > 1 else 0
+    return wrong if count > max(2, len(told) / 3) else 0
 
 
 def _count_copied(places: Sequence[_Place]) -> int:
@@ -189,7 +191,7 @@ def _rounding(values: Sequence[float]) -> tuple[float | None, float]:
     A step of 0 stands for bfloat16: 8 binary digits of each.
     """
     told = np.array([value for value in values if value])
-    if len(set(told.tolist())) < _ENOUGH:
+    if len(told) < _ENOUGH or len(set(told.tolist())) < _DISTINCT:
         return None, 0.0
     for step in _STEPS:
         if np.abs(told / step - np.round(told / step)).max() < 1e-6 / step:
@@ -223,7 +225,13 @@ def _log_t(squares: Array, free: Array, scales: Array) -> Array:
 
 def _mean(logs: Array) -> float:
     """log of the mean of exp over everything."""
-    return float(logsumexp(logs) - math.log(logs.size))
+    return float(_means(logs.reshape(1, -1))[0])
+
+
+def _means(logs: Array) -> Array:
+    """log of the mean of exp over each row."""
+    most = logs.max(axis=1)
+    return np.asarray(most + np.log(np.exp(logs - most[:, None]).mean(axis=1)))
 
 
 def _square(off: Array) -> float:
@@ -255,7 +263,7 @@ def _gains(
         GIVEN: _elsewhere(places, lambda _: None),
         SCALED: _scaled(places, free),
         PENALIZED: _penalized(places, free, reply_ids),
-        UNEVEN: float((logsumexp(noise, axis=1) - math.log(noise.shape[1])).sum()),
+        UNEVEN: float(_means(noise).sum()),
     }
     return {name: round(value - best, 2) for name, value in found.items()}
 
@@ -298,8 +306,7 @@ def _elsewhere(
         given.append(own**2 * size / (size + 1))
     alternatives = _log_t(np.array(squares), np.array(dimensions), scales).sum(axis=0)
     alone = _log_t(np.array(given), np.ones(len(given)), LOGPROB_SCALES)
-    free = float((logsumexp(alone, axis=1) - math.log(alone.shape[1])).sum())
-    return _mean(alternatives) + free - orders
+    return _mean(alternatives) + float(_means(alone).sum()) - orders
 
 
 def _moments(places: Sequence[_Place]) -> tuple[Array, Array, Array]:

@@ -8,7 +8,8 @@ fault is named at 1/level. Counts have no such null: no noise makes two values o
 
 Reports join the evidence on the weights where they show no fault, not even likelier than not, and a
 scale that the text allows: at most the upper end of the text's confidence sequence, times the ratio
-of the two channels' scales that calibrated stacks show. Both are functions of what has been seen,
+of the two channels' scales that calibrated stacks show. Where the text has no upper end yet it says
+too little to bear anything out, or accuses by itself. Both are functions of what has been seen,
 so an e-value times the indicator of joining still has a mean of at most 1 at every stopping time.
 What is lost is only power, and of endpoints that report otherwise than they serve. A scale that is
 too small for the text is no reason to leave reports out: they accuse and never acquit.
@@ -80,7 +81,7 @@ class Reports:
     log_e: float  # of noise above the honest scale, if they are to be believed
     joins: bool  # whether they are
     fault: Fault | None  # why not, where that is settled
-    allowed: float | None  # the largest scale that the text allows; None: any, or it is unknown
+    allowed: float | None  # the largest scale that the text allows; None: it does not say
 
 
 def judge_reports(
@@ -98,9 +99,7 @@ def judge_reports(
     found = [row.reported for row in ledger.rows if row.reported is not None]
     gains = {name: _log_e_gain([one.gains.get(name, 0.0) for one in found]) for name in _GAINS}
     fault = _find_fault(ledger, found, gains, level)
-    borne_out = interval is None or (
-        text is not None and (allowed is None or interval.estimate <= allowed)
-    )
+    borne_out = interval is None or (allowed is not None and interval.estimate <= allowed)
     if fault is None and interval is not None and allowed is not None and interval.lower > allowed:
         said = (
             f"differ from the published weights' by a scale of {interval.estimate:.2g}, where the "
@@ -126,15 +125,13 @@ def channel_ratio(calibration: Calibration) -> float:
 
     Of stacks whose text scale is bounded: at the top of its grid it says too little. At least 1.
     """
-    return max(
-        (
-            one.logprob.estimate / one.text.estimate
-            for one in calibration.stacks
-            if one.logprob is not None and one.text is not None and one.text.upper is not None
-            and one.text.estimate > 0
-        ),
-        default=1.0,
+    ratios = (
+        one.logprob.estimate / one.text.estimate
+        for one in calibration.stacks
+        if one.logprob is not None and one.text is not None and one.text.upper is not None
+        and one.text.estimate > 0
     )  # fmt: skip
+    return max(1.0, *ratios, 1.0)
 
 
 def _log_e_gain(gains: Sequence[float]) -> float:
@@ -161,25 +158,34 @@ def _find_fault(
     ledger: Ledger, found: Sequence[Reported], gains: dict[str, float], level: float
 ) -> Fault | None:
     """The first fault that is settled: what is exact before what is only likelier than noise."""
-    needed = math.log(1 / level)
-    moved = max((BEFORE, AFTER), key=lambda name: gains[name])
-    likely = max((GIVEN, SCALED, PENALIZED, UNRELATED, UNEVEN), key=lambda name: gains[name])
-    named = sum(one.named for one in found)
-    copied = sum(one.copied for one in found)
+    named, copied = (sum(getattr(one, kind) for one in found) for kind in ("named", "copied"))
     return (
         _probabilities(ledger)
+        or _rounded(found)
         or _counted(found, "alike")
         or _counted(found, "constant")
         or _counted(found, "fillers")
         or _twice(ledger)
         or (_counted(found, "copied") if copied > _COPIES * named else None)
-        or (_gained(found, moved, gains[moved]) if gains[moved] >= needed else None)
+        or _likeliest(found, gains, math.log(1 / level))
         or _counted(found, "copied")
         or _counted(found, "apart")
-        or _rounded(found)
-        or (_gained(found, likely, gains[likely]) if gains[likely] >= needed else None)
         or _counted(found, "misranked")
     )
+
+
+def _likeliest(found: Sequence[Reported], gains: dict[str, float], needed: float) -> Fault | None:
+    """The fault of most evidence, where that suffices; named where it leads by as much."""
+    best, second = sorted(gains, key=lambda kind: -gains[kind])[:2]
+    if gains[best] < needed:
+        return None
+    if gains[best] < gains[second] + needed:
+        return _gained(found, UNKNOWN, best, gains[best])
+    if best == GIVEN:
+        apart = _counted(found, "apart")
+        if apart is not None:
+            return apart
+    return _gained(found, _GAINS[best], best, gains[best])
 
 
 #: What is said of each count and gain: as "it reports", and as "the log-probabilities that it
@@ -232,6 +238,12 @@ _GAINS: Final = {
     ),
 }
 
+#: Said of numbers that suit several faults better than noise, and none of them best.
+UNKNOWN: Final = (
+    "log-probabilities that no noise explains",
+    "are off as no noise of what is served makes them",
+)
+
 #: Faults that coarse departures of the weights behind right reports come near to.
 _LIKE_OTHER_WEIGHTS: Final = (UNRELATED, UNEVEN)
 
@@ -244,22 +256,18 @@ def _counted(found: Sequence[Reported], kind: str) -> Fault | None:
     return _fault(name, said, [count > 0 for count in counts])
 
 
-def _gained(found: Sequence[Reported], kind: str, log_e: float) -> Fault:
-    name, said = _GAINS[kind]
+def _gained(found: Sequence[Reported], words: tuple[str, str], kind: str, log_e: float) -> Fault:
     seen = [one for one in found if one.gains.get(kind, 0.0) > 0]
-    if kind == SCALED:
+    name, said = words
+    if words == _GAINS[SCALED]:
         slope = float(np.median([one.slope for one in seen or found]))
-        base = next(
-            (f", as logarithms {b} are" for x, b in _SLOPE_OF.items() if abs(slope / x - 1) < 0.02),
-            "",
-        )
         name = f"log-probabilities scaled by about {slope:.2f}"
-        said = (
-            f"are scaled by about {slope:.2f}{base or f', as by a temperature of {1 / slope:.2g}'}"
-        )
+        bases = [f" or logarithms {b}" for x, b in _SLOPE_OF.items() if abs(slope / x - 1) < 0.03]
+        said = f"are scaled by about {slope:.2f}, as by a temperature of {1 / slope:.2g}"
+        said += "".join(bases)
     return Fault(
         name=name, said=said, log_e=log_e, replies=len(seen), of=len(found),
-        of_reports=kind not in _LIKE_OTHER_WEIGHTS,
+        of_reports=kind not in _LIKE_OTHER_WEIGHTS and words != UNKNOWN,
     )  # fmt: skip
 
 

@@ -139,15 +139,15 @@ def _probability(value: float) -> float:
 #: Habits by name: where each was seen, in a line, and what it makes of a reply's tokens.
 HABITS: Final[Mapping[str, tuple[str, Habit]]] = {
     "zeros": (
-        "from the second token on 0.0 without alternatives: llama.cpp when it speculates "
-        "(ggml-org/llama.cpp#27972), vLLM 0.7 (vllm-project/vllm#17876)",
+        ("from the second token on 0.0 without alternatives: llama.cpp when it speculates "
+        "(ggml-org/llama.cpp#27972), vLLM 0.7 (vllm-project/vllm#17876)"),
         _zeros,
     ),
     "given-zero": ("0.0 for the token given, right alternatives beside it (made up)", _given_zero),
     "given-zero-in-both": ("the same, in the alternatives too (made up)", _given_zero_in_both),
     "one-hot": (
-        "0.0 for the token given and nothing for others: SGLang after a temperature of 0 "
-        "(sgl-project/sglang#5761)",
+        ("0.0 for the token given and nothing for others: SGLang after a temperature of 0 "
+        "(sgl-project/sglang#5761)"),
         _one_hot,
     ),
     "before": (
@@ -157,8 +157,8 @@ HABITS: Final[Mapping[str, tuple[str, Habit]]] = {
     "after": ("alternatives of the position after (made up)", _shifted(1)),
     "before-whole": ("all numbers of the position before (meta-llama/llama#869)", _shifted_whole),
     "chunks": (
-        "in each chunk of three tokens the alternatives of its first: SGLang's streams "
-        "(sgl-project/sglang#39260, #2825)",
+        ("in each chunk of three tokens the alternatives of its first: SGLang's streams "
+        "(sgl-project/sglang#39260, #2825)"),
         _chunked,
     ),
     "another-reply": (
