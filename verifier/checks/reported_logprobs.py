@@ -136,7 +136,7 @@ def _remark(case: Case, reports: Reports, account: Account, found: Sequence[Find
         why = problems.most_common(1)[0][0] if problems else "none were returned"
         return f"{unused}: {why}"
     if not reports.joins:
-        return f"{unused}: it is not settled that they are noise of what the text is served from"
+        return f"{unused}: {_why_not(reports)}"
     if reports.interval is not None and reports.log_e <= 0:
         return (
             f"reported log-probabilities of {reports.rows} replies agree with the published "
@@ -144,6 +144,19 @@ def _remark(case: Case, reports: Reports, account: Account, found: Sequence[Find
             "only against an endpoint"
         )
     return None
+
+
+def _why_not(reports: Reports) -> str:
+    """Why reports without a settled fault have no say."""
+    if reports.allowed is None:
+        return "the text does not bound its noise, so it does not bear them out"
+    scale = 0.0 if reports.interval is None else reports.interval.estimate
+    if scale > reports.allowed:
+        return (
+            f"they differ from the published weights' by a scale of {scale:.2g}, and the text "
+            f"bears out {reports.allowed:.2g} at most"
+        )
+    return "it is not settled whether they are right"
 
 
 CHECK: Final = Check[None, Reports](

@@ -23,7 +23,6 @@ from hashlib import sha256
 from typing import Final
 
 import numpy as np
-from scipy.special import gammaln
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.ledger import LOGPROB_DF, LOGPROB_SCALES, OUTRANKED_BY, Reported
@@ -216,11 +215,18 @@ def _digest(places: Sequence[_Place]) -> str | None:
 def _log_t(squares: Array, free: Array, scales: Array) -> Array:
     """log density [.., S] of a Student-t of `free` dimensions at a squared distance, whole."""
     df = LOGPROB_DF
-    constant = gammaln((df + free) / 2) - gammaln(df / 2) - free / 2 * math.log(df * math.pi)
+    constant = _log_gamma((df + free) / 2) - math.lgamma(df / 2) - free / 2 * math.log(df * math.pi)
     far = np.log1p(squares[..., None] / (df * scales**2))
     return np.asarray(
         constant[..., None] - free[..., None] * np.log(scales) - (df + free[..., None]) / 2 * far
     )
+
+
+def _log_gamma(values: Array) -> Array:
+    """Of few different values."""
+    different, places = np.unique(values, return_inverse=True)
+    found = np.array([math.lgamma(value) for value in different.tolist()])
+    return found[places].reshape(values.shape)
 
 
 def _mean(logs: Array) -> float:
@@ -297,7 +303,7 @@ def _elsewhere(
     for place in places:
         centre, size = centre_of(place), len(place.others)
         if centre is not None:
-            orders += float(gammaln(size + 2))
+            orders += math.lgamma(size + 2)
         else:
             centre = place.known[1:]
         squares.append(_square(place.others - centre))

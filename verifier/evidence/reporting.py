@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import logsumexp
 
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import Interval, confidence_sequence
@@ -142,7 +141,7 @@ def _log_e_gain(gains: Sequence[float]) -> float:
     if not gains:
         return 0.0
     places = np.arange(1, len(gains) + 1)
-    single = float(logsumexp(np.array(gains) - np.log(places * (places + 1.0))))
+    single = np.logaddexp.reduce(np.array(gains) - np.log(places * (places + 1.0)))
     return float(np.logaddexp(math.fsum(gains), single)) - math.log(2)
 
 

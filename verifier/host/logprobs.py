@@ -71,7 +71,10 @@ def _read_row(row: object) -> ReportedToken | str:
 def _are_probabilities(rows: list[Any]) -> bool:
     """Whether all positions claim what only a probability can be."""
     claimed = [row.get("logprob") if isinstance(row, dict) else None for row in rows]
-    return all(isinstance(v, float | int) and _LOGPROB_SLACK < v <= 1 for v in claimed)
+    return all(
+        isinstance(value, float | int) and value is not True and _LOGPROB_SLACK < value <= 1
+        for value in claimed
+    )
 
 
 def _native_rows(value: dict[str, Any]) -> list[dict[str, Any]]:
