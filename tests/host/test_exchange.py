@@ -454,7 +454,9 @@ def test_other_words_about_models_are_not_an_unknown_model(status: int, message:
         ({"content": [position("a", float("inf"))] * 2}, "inf is not"),
         ({"content": [position("a", -3.4e38)] * 2}, "-3.4e+38 is not"),
         ({"content": [position("a", -9999.0)] * 2}, "-9999 is not"),
-        ({"content": [position("a", 0.7)] * 2}, "0.7 is not"),
+        ({"content": [position("a", 0.7), position("b", -0.5)]}, "0.7 is not"),
+        ({"content": [position("a", 0.7)] * 2}, "the numbers are probabilities"),
+        ({"content": [position("a", 7)] * 2}, "7 is not"),
         ({"content": [position("a", -(10**400))] * 2}, "too large"),
         ({"content": [position(None, -1)] * 2}, "token is null"),
         (

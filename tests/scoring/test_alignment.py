@@ -206,6 +206,17 @@ def test_reported_tokens_that_do_not_fit_leave_the_text(
 # -- by the text -------------------------------------------------------------------------------
 
 
+def test_what_is_claimed_for_the_given_token_among_its_alternatives_is_kept_apart() -> None:
+    """Its own value stands for it in what is reported; the other may be another one."""
+    twice = ReportedToken(chosen=named(" of", -0.5), top=(named(" the", -0.9), named(" of", -1.5)))
+    alone = ReportedToken(chosen=named(" the", -0.2), top=(named(" of", -2.0),))
+    found = align(make_reply(" of the", logprobs=(twice, alone)), TOKENIZER)
+
+    assert found.reported == ((-0.5, -0.9), (-0.2, -2.0), ())
+    assert found.own == (-1.5, None, None)
+    assert found.without_reports().own is None
+
+
 @pytest.mark.parametrize("logprobs", [None, ()])
 def test_without_reported_tokens_the_text_is_tokenized(
     logprobs: tuple[ReportedToken, ...] | None,

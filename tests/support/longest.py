@@ -11,6 +11,7 @@ LONGEST: Final = {
     "test_embedded.py": 400,
     "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 250,
     "reference/test_vllm_engine.py": 300,
+    "checks/test_reported_logprobs.py": 130,
     "scoring/test_thinking_embedded.py": 100,
     "checks/test_length.py": 50,
     "checks/test_sampling.py": 50,

@@ -19,10 +19,20 @@ from verifier.checks.template.shown_prompts import Shown
 from verifier.checks.tokenizer import Counting
 from verifier.config import Policy
 from verifier.evidence.calibration import Calibration, Channel, Estimate, NoiseClass, Stack
-from verifier.evidence.ledger import Ledger, Row, ledger_to_json, logprob_cells, text_cells
+from verifier.evidence.ledger import (
+    Ledger,
+    Row,
+    count_outranked,
+    ledger_to_json,
+    logprob_cells,
+    text_cells,
+)
+from verifier.evidence.reported import PROBABILITIES, describe_reports
 from verifier.files.run_folder import EXCHANGES, LEDGER, append_lines, write_json
 from verifier.host.collect import attempt_to_json
 from verifier.host.exchange import parse
+from verifier.lab.testbed.reporting import HABITS
+from verifier.lab.testbed.wire import ShownToken
 from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Attempt, Outcome, Reply, ReplyScore, Report
 from verifier.scoring.score_file import digest_of
@@ -41,10 +51,13 @@ def simulate_row(
     tokens: int = 30,
     builds: tuple[str, ...] = (),
     logprob_scale: float | None = None,
+    habit: str | None = None,
 ) -> Row:
     """One greedy reply of a host whose logits are the reference's plus Gumbel noise of `scale`.
 
-    `builds` are columns that the host truly serves: their logits are the host's own.
+    `builds` are columns that the host truly serves: their logits are the host's own. What it
+    reports of its tokens is off by `logprob_scale`; or what it serves, told after a `habit` of the
+    testbed ("right": none).
     """
     logits = rng.normal(0, 2, (tokens, VOCABULARY))
     served = logits + rng.gumbel(0, scale, logits.shape) if scale else logits
@@ -57,6 +70,12 @@ def simulate_row(
         cells = logprob_cells(told.tolist(), known.tolist())
         assert not isinstance(cells, str)
         logprob = cells
+    if habit is not None:
+        reports = simulate_reports(rng, logits, served, chosen, habit)
+    elif logprob is None:
+        reports = {"logprob_problem": "none were returned"}
+    else:
+        reports = {"logprob": logprob, "logprob_problem": None}
     text = {REFERENCE: text_cells(_score(logits, chosen), range(tokens))}
     text |= {build: text_cells(_score(served, chosen), range(tokens)) for build in builds}
     return Row(
@@ -64,9 +83,52 @@ def simulate_row(
         tokens=tokens,
         left_out=0,
         text=text,
-        logprob=logprob,
-        logprob_problem=None if logprob else "none were returned",
+        **{"logprob": None} | reports,
     )
+
+
+def simulate_reports(
+    rng: np.random.Generator, logits: Any, served: Any, chosen: Any, habit: str, *, named: int = 5
+) -> dict[str, Any]:
+    """The fields of a row that come from what a host reports of the logits that it serves."""
+    told = _shown(served, chosen, named)
+    if habit != "right":
+        other = rng.normal(0, 2, served.shape)
+        told = HABITS[habit][1](told, _shown(other, other.argmax(axis=1), named))
+    if all(0 < token.logprob <= 1 for token in told):
+        return {"logprob_problem": PROBABILITIES}
+    known, candidates, reported, own = _log_softmax(logits), [], [], []
+    for token in told:
+        top = {int(raw): v for raw, v in token.top if v > -1000}
+        claims = {int(token.raw): token.logprob}
+        claims |= {n: v for n, v in top.items() if n not in claims}
+        candidates.append(tuple(claims))
+        reported.append(tuple(claims.values()))
+        own.append(top.get(int(token.raw)))
+    weights = tuple(tuple(float(known[t, n]) for n in ids) for t, ids in enumerate(candidates))
+    cells = logprob_cells(reported, weights)
+    score = replace(_score(logits, chosen), candidate_logprobs=weights)
+    return {
+        "logprob": None if isinstance(cells, str) else cells,
+        "logprob_problem": cells if isinstance(cells, str) else None,
+        "outranked": count_outranked(reported),
+        "reported": describe_reports(
+            score, reply_ids=chosen.tolist(), candidates=candidates, reported=reported, own=own
+        ),
+    }
+
+
+def _shown(served: Any, chosen: Any, named: int) -> tuple[ShownToken, ...]:
+    """What a host with these logits says of its tokens, in the shape of the testbed."""
+    logp = _log_softmax(served)
+    top = np.argsort(-logp, axis=1)[:, :named]
+    return tuple(
+        ShownToken(
+            raw=b"%d" % token, start=t, logprob=float(logp[t, token]),
+            top=tuple((b"%d" % n, float(logp[t, n])) for n in top[t]),
+        )
+        for t, token in enumerate(chosen)
+    )  # fmt: skip
 
 
 def _log_softmax(logits: Any) -> Any:

@@ -21,6 +21,7 @@ from verifier.evidence.e_values import Interval, confidence_sequence
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
 from verifier.evidence.noise import ABOVE, SAMPLED_FROM, honest_scales, noise_scale, read_text
 from verifier.evidence.posterior import Ranked
+from verifier.evidence.reporting import Reports, judge_reports
 from verifier.files.run_folder import EXCHANGES
 from verifier.host.budget import NOTHING, Amount, Purse
 from verifier.host.endpoint import Endpoint
@@ -70,6 +71,7 @@ class Aspect:
     of_weights: bool = False  # quiet greedy replies exclude every one of these
     greedy: bool = False  # decided by greedy replies: nothing else is asked while one is open
     without_reference: bool = False  # holds even where the reference is in doubt
+    said: str = ""  # how a summary goes on that names what is detected; "": none does
 
 
 #: Aspects of which several checks speak.
@@ -176,6 +178,15 @@ class Case:
         """Rows [n, S] of replies that were asked to tell templates apart, read as calibrated."""
         rows = tuple(r for r in self.ledger.rows if r.panel and REFERENCE in r.text)
         return read_text(replace(self.ledger, rows=rows), REFERENCE, self.plan.calibration.text)
+
+    @cached_property
+    def reports(self) -> Reports:
+        """What the endpoint reports of the tokens of ordinary replies, and whether it is believed.
+
+        Held against the text under the published weights, at the policy's beta.
+        """
+        plan = self.plan
+        return judge_reports(self.ordinary, self.interval, plan.calibration, level=plan.beta)
 
     @property
     def tokens_scored(self) -> int:

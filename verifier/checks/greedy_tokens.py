@@ -6,7 +6,9 @@ itself reports: at temperature 0 the token that it gives is the likeliest by its
 
 Null: honest logit noise, and at most GLITCHES of the replies have a token that is not the likeliest
 by the endpoint's own words. Replies are independent. Both e-values are products over replies, so
-their mixture is one at every stopping time. Pure arithmetic; knows nothing of models.
+their mixture is one at every stopping time. Words that are not believed (`Case.reports`) are no
+evidence: their e-value times that indicator, which keeps a mean of at most 1. Pure arithmetic;
+knows nothing of models.
 """
 
 from __future__ import annotations
@@ -68,13 +70,14 @@ def weigh_single(
     columns: Mapping[str, tuple[Array, Array]],
     kinds: Mapping[str, str],
     honest: Mask,
-    contradicted: Sequence[bool],
+    contradicted: Sequence[bool] | None,
 ) -> SingleEvidence:
     """The evidence of greedy replies.
 
     `columns` has cells [n, S] with single tokens changed, and without, as calibrated; columns of
     one of `kinds` share its weight evenly. `honest` are scales [S] of honest serving. Of replies
     whose endpoint reports on its tokens, `contradicted` says whether one is not the likeliest.
+    None: what it reports is not believed, and its part of the evidence is lost.
 
     The evidence of a column is the least over the honest scales, at each a product of ratios whose
     means are at most 1; to bound them by SINGLE_MOST only lowers these.
@@ -87,12 +90,13 @@ def weigh_single(
             by_kind.setdefault(kinds[name], []).append((float(gains[honest].min()), free))
     found = [np.array([log_mean_exp(np.array(one)) for one in zip(*some, strict=True)])
              for some in by_kind.values()]  # fmt: skip
-    own = log_e_contradicted(contradicted)
+    own = -math.inf if contradicted is None else log_e_contradicted(contradicted)
     log_e, log_e_named = (
         log_mean_exp(np.array([*(one[at] for one in found), own])) for at in (0, 1)
     )
+    told = contradicted or ()
     return SingleEvidence(
-        log_e=log_e, log_e_named=log_e_named, contradicted=sum(contradicted), told=len(contradicted)
+        log_e=log_e, log_e_named=log_e_named, contradicted=sum(told), told=len(told)
     )
 
 
@@ -116,7 +120,7 @@ def weigh(case: Case, _kept: None) -> Weighed[SingleEvidence]:
         columns[name] = (changed, plain)
     kinds = {name_of(sampler): kind_of(sampler) for sampler in SINGLE_TOKENS}
     told = [row.outranked > 0 for row in ledger.rows if row.outranked is not None]
-    single = weigh_single(columns, kinds, case.honest, told)
+    single = weigh_single(columns, kinds, case.honest, told if case.reports.joins else None)
     named = min(single.log_e, single.log_e_named)
     return Weighed(evidence=single, log_e=(single.log_e,), at_any_noise=(named,))
 

@@ -65,6 +65,30 @@ LogprobCells = Annotated[tuple[Nats, ...], Between(len(LOGPROB_SCALES), len(LOGP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reported:
+    """What is kept of the log-probabilities that an endpoint reports with one reply.
+
+    Counts are of positions: such as no noise of logits brings about. `gains` are log-likelihood
+    ratios, of each fault that reports may have against noise of any scale. See `reported`.
+    """
+
+    given: Count  # with a value for the token that is given
+    named: Count  # that name another known token beside it
+    alike: Count = 0  # of one value for all tokens, where the weights part them
+    constant: Count = 0  # of the reply's commonest value for whatever is given, and wrongly
+    listed: Count = 0  # where the token given is among the alternatives
+    apart: Count = 0  # of these, where it has another value there
+    copied: Count = 0  # with the very alternatives of another position, and wrongly
+    fillers: Count = 0  # with alternatives that share one value far below what the weights say
+    misranked: Count = 0  # where another token outranks the one that text and weights agree on
+    step: Annotated[float, Between(-1, 1e6)] | None = None  # of rounding; 0: bfloat16; None: none
+    rounding: Annotated[float, Between(0, 1e6)] = 0.0  # the error that this makes, root mean square
+    slope: Annotated[float, Between(-1e6, 1e6)] = 1.0  # of what is reported on what the weights say
+    gains: dict[str, Nats] = field(default_factory=dict)  # fault -> nats
+    digest: str | None = None  # of all alternatives; None: too few to tell replies apart
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """The cells of one reply."""
 
@@ -81,6 +105,7 @@ class Row:
     strata: tuple[str, ...] = ()  # how it was asked, see `labels_of`
     single: dict[str, TextCells] = field(default_factory=dict)  # sampler of single tokens
     outranked: Count | None = None  # tokens not the likeliest by its own words; None: untold
+    reported: Reported | None = None  # None: nothing was, or an older version's row
     reply_sha256: str | None = None  # of the answer, see `digest_of`; None: an older version's row
 
 

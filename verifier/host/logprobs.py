@@ -9,6 +9,7 @@ import re
 from itertools import zip_longest
 from typing import Any, Final
 
+from verifier.evidence.reported import PROBABILITIES
 from verifier.host.dialects import kind_of
 from verifier.records import Candidate, ReportedToken
 
@@ -38,6 +39,8 @@ def read_claims(value: object, completion_tokens: int | None) -> tuple[ReportedT
     # some hosts count the end-of-turn token and give no position for it, or the reverse
     if completion_tokens is not None and abs(len(rows) - completion_tokens) > 1:
         return f"{len(rows)} positions for {completion_tokens} completion tokens"
+    if _are_probabilities(rows):
+        return f"the numbers are {PROBABILITIES}"
     found: list[ReportedToken] = []
     for position, row in enumerate(rows, 1):
         token = _read_row(row)
@@ -63,6 +66,15 @@ def _read_row(row: object) -> ReportedToken | str:
         if candidate.logprob > _LOGPROB_FLOOR:
             top.append(candidate)
     return ReportedToken(chosen=chosen, top=tuple(top))
+
+
+def _are_probabilities(rows: list[Any]) -> bool:
+    """Whether all positions claim what only a probability can be."""
+    claimed = [row.get("logprob") if isinstance(row, dict) else None for row in rows]
+    return all(
+        isinstance(value, float | int) and value is not True and _LOGPROB_SLACK < value <= 1
+        for value in claimed
+    )
 
 
 def _native_rows(value: dict[str, Any]) -> list[dict[str, Any]]:

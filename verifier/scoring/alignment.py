@@ -29,11 +29,17 @@ class Aligned:
     reported: tuple[tuple[float, ...], ...] | None  # what it claims for them, parallel
     problem: str | None  # why reported log-probabilities are not used
     unjudged: str | None = None  # why no token of it is known; None: they are
+    #: What it claims for the given token among its alternatives; None: it is none of them.
+    own: tuple[float | None, ...] | None = None
 
     @property
     def kept(self) -> list[int]:
         """The positions that are scored."""
         return [t for t in range(len(self.reply_ids)) if t not in self.left_out]
+
+    def without_reports(self) -> Aligned:
+        """The same, with nothing of what the endpoint claims for its tokens."""
+        return replace(self, candidates=None, reported=None, own=None)
 
 
 def set_aside(reason: str) -> Aligned:
@@ -81,11 +87,14 @@ def align(
         spelled += raw
     if not is_text(spelled.decode("utf-8", "replace"), reply.text):
         return _by_text(reply, vocabulary, "reported tokens do not spell the reply's text")
-    candidates, reported = _named(reply.logprobs[: len(ids)], vocabulary)
+    named = reply.logprobs[: len(ids)]
+    candidates, reported = _named(named, vocabulary)
+    own = [_own(token, vocabulary) for token in named]
     if reply.finish_reason == "stop" and ids[-1] != vocabulary.eos_id:
         ids.append(vocabulary.eos_id)
         candidates.append(())
         reported.append(())
+        own.append(None)
     return Aligned(
         reply_ids=tuple(ids),
         left_out=frozenset(),
@@ -93,6 +102,7 @@ def align(
         candidates=tuple(candidates),
         reported=tuple(reported),
         problem=None,
+        own=tuple(own),
     )
 
 
@@ -111,6 +121,13 @@ def _named(
         candidates.append(tuple(named))
         reported.append(tuple(named.values()))
     return candidates, reported
+
+
+def _own(token: ReportedToken, vocabulary: Vocabulary) -> float | None:
+    """What is claimed for the token that is given, among its alternatives."""
+    given = _id(token.chosen, vocabulary)
+    listed = (one.logprob for one in token.top if _id(one, vocabulary) == given)
+    return None if given is None else next(listed, None)
 
 
 def _by_ids(
@@ -208,11 +225,9 @@ def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Align
         common = set(offsets[t + 1 :])
         end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
         return replace(
-            aligned,
+            aligned.without_reports(),
             reply_ids=ids,
             left_out=frozenset(_moved(aligned, offsets, after, t, end_of_run) | set(range(t, end))),
-            candidates=None,
-            reported=None,
         )
     return None
 
@@ -332,4 +347,5 @@ def _leaving_out(aligned: Aligned, positions: set[int]) -> Aligned:
         candidates=aligned.candidates,
         reported=aligned.reported,
         problem=aligned.problem,
+        own=aligned.own,
     )

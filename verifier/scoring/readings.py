@@ -138,6 +138,7 @@ def cut_to(aligned: Aligned, limit: int) -> Aligned:
         left_out=frozenset(t for t in aligned.left_out if t < limit),
         candidates=None if aligned.candidates is None else aligned.candidates[:limit],
         reported=None if aligned.reported is None else aligned.reported[:limit],
+        own=None if aligned.own is None else aligned.own[:limit],
     )
 
 

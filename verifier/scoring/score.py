@@ -17,6 +17,7 @@ from verifier.evidence.ledger import (
     SAMPLER,
     TEMPLATE,
     Ledger,
+    Reported,
     Row,
     count_outranked,
     dropped_cells,
@@ -25,6 +26,7 @@ from verifier.evidence.ledger import (
     rare_cells,
     text_cells,
 )
+from verifier.evidence.reported import describe_reports
 from verifier.evidence.samplers import SINGLE_TOKENS, Sampler, name_of
 from verifier.files.run_folder import LEDGER, write_json
 from verifier.probes import PANEL_KIND, labels_of
@@ -277,8 +279,20 @@ def _row(columns: Mapping[str, Scored]) -> Row:
             if sampler.drop_best or aligned.by == "bytes"
         },
         outranked=None if aligned.reported is None else count_outranked(aligned.reported),
+        reported=_describe_reports(reference),
         reply_sha256=reference.reply_sha256,
     )
+
+
+def _describe_reports(reference: Scored) -> Reported | None:
+    """What is kept of the log-probabilities that came with a reply."""
+    aligned = reference.aligned
+    if aligned.reported is None or aligned.candidates is None:
+        return None
+    return describe_reports(
+        reference.score, reply_ids=aligned.reply_ids, candidates=aligned.candidates,
+        reported=aligned.reported, own=aligned.own,
+    )  # fmt: skip
 
 
 def is_sampler(column: str) -> bool:
@@ -319,7 +333,7 @@ def _score_suspect(
     rendered = [(p, aligned, render_for(suspect, p, tokenizer)) for p, aligned in readings]
     asked = [(probe, ids, aligned) for probe, aligned, ids in rendered if ids is not None]
     respelled = [
-        Respelled(aligned=replace(aligned, candidates=None, reported=None), lost=0)
+        Respelled(aligned=aligned.without_reports(), lost=0)
         if suspect.same
         else respell(aligned, tokenizer, suspect)
         for _, _, aligned in asked
@@ -370,7 +384,7 @@ def _score_penalties(
     return [
         Scored(
             probe_id=probe.id, weights=name, score=rounded(score),
-            aligned=replace(aligned, candidates=None, reported=None),
+            aligned=aligned.without_reports(),
         )
         for (probe, aligned), each in zip(readings, scores, strict=True)
         for name, score in zip(penalties, each, strict=True)
@@ -408,7 +422,7 @@ def _score_templates(
     found = []
     for entry, probe, request in wanted:
         aligned, score = done[probe.id, REFERENCE].aligned, known[request]
-        aligned = replace(aligned, candidates=None, reported=None)
+        aligned = aligned.without_reports()
         if entry.past_end:
             aligned, score = _run_past_end(request, aligned, score, engine, tokenizer)
         column = TEMPLATE + entry.name

@@ -232,6 +232,7 @@ def _uneven(scored: Scored) -> str | None:
     parts = {
         "aligned.candidates": aligned.candidates,
         "aligned.reported": aligned.reported,
+        "aligned.own": aligned.own,
         "score.logprobs": score.logprobs,
         "score.ranks": score.ranks,
         "score.entropies": score.entropies,

@@ -85,7 +85,8 @@ def decided(case: Case) -> tuple[Report, Case]:
     report = Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(case, combined, account, findings, usage, decision),
+        summary=_summarise(case, combined, account, findings, usage, decision)
+        + _beside(case, findings),
         findings=findings,
         noise_scale=_noise_scale(case, account),
         usage=usage,
@@ -215,6 +216,12 @@ def _certificate(case: Case, decision: Decision) -> Certificate | None:
         positions=plan.max_tokens,
         kinds=tuple(kinds or ()),
     )
+
+
+def _beside(case: Case, findings: Sequence[Finding]) -> str:
+    """What a summary says whatever the verdict, as it goes on."""
+    found = ((case.aspects[f.aspect].said, f) for f in findings if f.decision == "detected")
+    return "".join(f"; {said} {finding.name}" for said, finding in found if said)
 
 
 def _differ(case: Case, findings: Sequence[Finding]) -> str:

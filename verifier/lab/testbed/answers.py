@@ -52,6 +52,7 @@ def answer_batch(host: Host, store: Store, bodies: Sequence[Body]) -> list[Answe
             answer, host.tricks, rendered=length, asked=whole.max_tokens,
             streamed=bool(body.stream),
         )  # fmt: skip
+        answer = store.reported(answer)
         answers.append(store.again(_words(body), whole.max_tokens, answer))
     return answers
 

@@ -11,10 +11,12 @@ from typing import Any, Final, Literal, get_args
 
 from verifier.checks.length.evidence import PLACES, Cut, Place, cut
 from verifier.errors import ConfigError
+from verifier.lab.testbed.reporting import HABITS
 from verifier.lab.testbed.wire import (
     DEFAULT_MAX_TOKENS,
     Answer,
     Body,
+    ShownToken,
     WireError,
     alternatives_asked,
 )
@@ -42,6 +44,7 @@ TRICKS: Final = {
     "cache:alike": "so does one that ends in the same words",
     "seed:1": "what is asked without a seed is drawn by this one, each time",
     "streams:other": "streams count a prompt token less, and never say that a reply has ended",
+    **{f"reports:{name}": f"log-probabilities: {said}" for name, (said, _) in HABITS.items()},
 }
 
 #: Requests that a weights fault may spare.
@@ -69,6 +72,7 @@ class Tricks:
     seed: int | None = None  # of requests that name none; None: each is drawn anew
     streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
+    reports: str | None = None  # how log-probabilities are reported, of `HABITS`; None: right
 
 
 #: A host without any.
@@ -136,6 +140,10 @@ def _read_streams(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, streams_differ=True) if value == "other" else None
 
 
+def _read_reports(value: str, tricks: Tricks) -> Tricks | None:
+    return replace(tricks, reports=value) if value in HABITS else None
+
+
 #: What reads each kind of trick; None: it cannot be read.
 _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "context": _read_context,
@@ -146,6 +154,7 @@ _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "cache": _read_cache,
     "seed": _read_seed,
     "streams": _read_streams,
+    "reports": _read_reports,
 }
 
 
@@ -212,17 +221,26 @@ _FIRST: Final = 8
 
 
 class Store:
-    """Earlier answers of a host that gives them again."""
+    """Earlier answers of a host: some give them again, some report what belongs to them."""
 
     def __init__(self, tricks: Tricks) -> None:
         self._tricks = tricks
         self._asked = 0
         self._known: dict[tuple[str, int], Answer] = {}
+        self._told: tuple[ShownToken, ...] = ()  # of the answer before
 
     def count(self) -> int:
         """The number of one more request."""
         self._asked += 1
         return self._asked - 1
+
+    def reported(self, answer: Answer) -> Answer:
+        """An answer with its tokens as the host reports them."""
+        if self._tricks.reports is None:
+            return answer
+        _, habit = HABITS[self._tricks.reports]
+        tokens, self._told = habit(answer.tokens, self._told), answer.tokens
+        return replace(answer, tokens=tokens)
 
     def again(self, words: str, limit: int, answer: Answer) -> Answer:
         """What an earlier prompt got that is the same or ends alike; `answer` if there was none."""
