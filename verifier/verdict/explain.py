@@ -36,16 +36,11 @@ def explain(case: Case, combined: Combined) -> Account:
     bypass = of_template.kept.completions
     decided = math.log(1 / plan.alpha)
     differs = combined.log_e >= decided
-    fault = template.named_fault(case, of_template)
-    named = fault.column if fault is not None and fault.names else None
-    nearest = fault.column if fault is not None and not fault.names else None
+    named, nearest = _faulty_columns(case, of_template)
     faults = template.faults_shown(of_template) if differs else ()
-    column, penalty = named, None
-    if column is None and faults:
-        scored = {name for row in case.ledger.rows for name in row.text}
-        column = next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
-    unknown_words = is_unknown(column) or (column is None and nearest is not None)
-    column = nearest if column is None else column
+    known, penalty = named or _scored_among(faults, case), None
+    column = known or nearest
+    unknown_words = is_unknown(known) or (known is None and nearest is not None)
     if column is None and not faults and differs:
         penalty = rank_penalties(case.ordinary, plan.bank, plan.calibration.text)
     judged = column
@@ -73,6 +68,21 @@ def explain(case: Case, combined: Combined) -> Account:
         nearest=nearest,
     )
     return _who_names(case, combined, account, unknown_rendering=unknown_rendering)
+
+
+def _faulty_columns(case: Case, evidence: template.Evidence) -> tuple[str | None, str | None]:
+    """The column of the template fault that the replies name, or else the one that is nearest to a
+    rendering that is not known."""
+    fault = template.named_fault(case, evidence)
+    if fault is None:
+        return None, None
+    return (fault.column, None) if fault.names else (None, fault.column)
+
+
+def _scored_among(faults: Sequence[str], case: Case) -> str | None:
+    """The first column of these faults that any reply was scored under."""
+    scored = {name for row in case.ledger.rows for name in row.text}
+    return next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
 
 
 def _judged_text(case: Case, column: str | None, penalty: Ranked | None) -> tuple[Array, _By]:
