@@ -121,8 +121,8 @@ def demo(
 
 
 #: Sections of the help of `bench`, by the part that reads the options.
-_OF_TEMPLATES: Final = "Options of the part templates"
-_OF_AUDITS: Final = "Options of the parts templates and tricks"
+_OF_TEMPLATES: Final = "Options of the parts left-out and templates"
+_OF_AUDITS: Final = "Options of the parts left-out, templates and tricks"
 _OF_IDENTITY: Final = "Options of the part identity"
 _OF_CERTIFICATE: Final = "Options of the part certificate"
 

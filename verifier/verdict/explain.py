@@ -36,18 +36,9 @@ def explain(case: Case, combined: Combined) -> Account:
     bypass = of_template.kept.completions
     decided = math.log(1 / plan.alpha)
     differs = combined.log_e >= decided
-<<<<<<< HEAD
     rendered = _rendered(case, of_template, differs=differs)
     column, nearest, penalty = rendered.column, rendered.nearest, None
     if column is None and not rendered.faults and differs:
-=======
-    named, nearest = _faulty_columns(case, of_template)
-    faults = template.faults_shown(of_template) if differs else ()
-    known, penalty = named or _scored_among(faults, case), None
-    column = known or nearest
-    unknown_words = is_unknown(known) or (known is None and nearest is not None)
-    if column is None and not faults and differs:
->>>>>>> names
         penalty = rank_penalties(case.ordinary, plan.bank, plan.calibration.text)
     judged = column if penalty is None else penalty.column
     text, how = _judged_text(case, column, penalty)
@@ -74,7 +65,6 @@ def explain(case: Case, combined: Combined) -> Account:
     return _who_names(case, combined, account, unknown_rendering=unknown_rendering)
 
 
-<<<<<<< HEAD
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Rendered:
     """Which rendering accounts for the replies, if one does; names are columns of the ledger."""
@@ -101,21 +91,6 @@ def _rendered(case: Case, evidence: template.Evidence, *, differs: bool) -> _Ren
         column=nearest if column is None else column, named=named, nearest=nearest, faults=faults,
         unknown_words=unknown_words,
     )  # fmt: skip
-=======
-def _faulty_columns(case: Case, evidence: template.Evidence) -> tuple[str | None, str | None]:
-    """The column of the template fault that the replies name, or else the one that is nearest to a
-    rendering that is not known."""
-    fault = template.named_fault(case, evidence)
-    if fault is None:
-        return None, None
-    return (fault.column, None) if fault.names else (None, fault.column)
-
-
-def _scored_among(faults: Sequence[str], case: Case) -> str | None:
-    """The first column of these faults that any reply was scored under."""
-    scored = {name for row in case.ledger.rows for name in row.text}
-    return next((TEMPLATE + name for name in faults if TEMPLATE + name in scored), None)
->>>>>>> names
 
 
 def _judged_text(case: Case, column: str | None, penalty: Ranked | None) -> tuple[Array, _By]:
