@@ -1,7 +1,8 @@
 """Makes the run folders of the net anew: `PYTHONPATH=.:tests python tests/verdicts/make.py`.
 
-No test runs this. What is committed is what the verifier decided before it was built anew, and is
-never edited or made again to fit: a folder is added here, and those that are there are left alone.
+No test runs this. A folder is added here, and those that are there are left alone: a change that is
+not meant to change a verdict leaves every byte. Where a rule of the verdict itself is meant to
+change, `make.py anew` decides the same folders and cases again, and the difference is read whole.
 """
 
 from __future__ import annotations
@@ -265,6 +266,12 @@ def one_odd_reply(rng: np.random.Generator) -> Made:
     found = [s.greedy(rng, f"p{n:02}", scale=0.5 if n == 4 else 0.05, tokens=14)
              for n in range(14)]  # fmt: skip
     return Made(plan={"policy": ONLY_NOISE | {"routed": {FOUR_BIT: 0.2}}}, rows=found)
+
+
+@folder
+def logprobs_and_text_differ(rng: np.random.Generator) -> Made:
+    """Both by as much, so that what it reports is believed."""
+    return Made(plan={"top_logprobs": 5}, rows=rows(rng, LEAST, scale=0.3, logprob_scale=0.3))
 
 
 @folder
@@ -915,6 +922,19 @@ def long_is_cut(rng: np.random.Generator) -> Made:
 
 
 @folder
+def replies_are_cut(rng: np.random.Generator) -> Made:
+    """A ceiling that nothing is said of."""
+    return Made(
+        plan={**LONG, "context_tokens": 0}, rows=quiet(rng),
+        answers={"output-1": {"finish": "stop"}, "output-2": {"finish": "stop"}},
+        lines={"context_scores.jsonl": [
+            s.long_reply(1, 90, 200, s.curve(-30, -14)),
+            s.long_reply(2, 91, 200, s.curve(-30, -14)),
+        ]},
+    )  # fmt: skip
+
+
+@folder
 def long_is_open(rng: np.random.Generator) -> Made:
     """Prompts that do not fit and no cut explains, and a reply that ends as it may."""
     return Made(
@@ -1061,8 +1081,34 @@ def digest_cases() -> None:
     DIGESTS.write_text(json.dumps(found, indent=0) + "\n")
 
 
+def decide_anew(run: Path) -> None:
+    """Decide a folder again, from what it holds."""
+    with tempfile.TemporaryDirectory() as folder:
+        left_out = shutil.ignore_patterns("expected-*")
+        copy = Path(shutil.copytree(run, Path(folder) / run.name, ignore=left_out))
+        decide_folder(copy)
+        shutil.copyfile(copy / "report.json", run / "expected-report.json")
+
+
+def summarise_anew(out: Path) -> None:
+    """Say again where several targets stand, from what their folders hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        left_out = shutil.ignore_patterns("expected-*")
+        copy = Path(shutil.copytree(out, Path(folder) / out.name, ignore=left_out))
+        summarise(copy)
+        for path in sorted(out.rglob("expected-*")):
+            made = copy / path.parent.relative_to(out) / path.name.removeprefix("expected-")
+            shutil.copyfile(made, path)
+
+
 def main(names: list[str]) -> None:
-    """Make the folders of these names, or all that are missing."""
+    """Make the folders of these names, or all that are missing; `anew`: decide them all again."""
+    if names == ["anew"]:
+        for run in sorted(FOLDERS.iterdir()):
+            decide_anew(run)
+        summarise_anew(FLEET)
+        digest_cases()
+        return
     for name, maker in MAKERS.items():
         run = FOLDERS / name
         if name in names:
