@@ -96,6 +96,7 @@ FULL: dict[str, Any] = {
         "max_tokens": 32,
         "top_logprobs": 0,
         "min_replies": 6,
+        "after": "runs/before",
         "kinds": ["code", "list"],
         "template_settings": {"enable_thinking": False},
         "sampler": True,
@@ -621,7 +622,8 @@ def test_policies_ship_each_stricter_than_the_last() -> None:
     noise = [set(policy.noise) for policy in three]
     assert noise[0] < noise[1] < noise[2]
     assert [policy.builds for policy in three] == [(), (), ("all",)]
-    assert [policy.routed for policy in three] == [{}, {}, {}]
+    share = [policy.routed["4-bit-class rounding"] for policy in three]
+    assert share == [0.55, 0.25, 0.25]
     routed = {"4-bit-class rounding": 0.05}
     assert routing == three[0].model_copy(update={"routed": routed})
 

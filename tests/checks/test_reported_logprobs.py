@@ -117,7 +117,7 @@ def test_reported_logprobs_accuse_but_never_acquit() -> None:
     assert only(accused, "reported log-probabilities").decision == "detected"
 
 
-@pytest.mark.parametrize(("scale", "count"), [(0.2, 1), (0.15, 2), (0.12, 4)])
+@pytest.mark.parametrize(("scale", "count"), [(0.2, 2), (0.15, 6)])
 def test_right_reports_find_fine_rounding_sooner_than_the_text(scale: float, count: int) -> None:
     """Hosts of 8-bit and 6-bit-like noise, who report what they serve."""
     told = text = 0

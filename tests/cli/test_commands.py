@@ -427,13 +427,16 @@ def test_logprobs_that_are_no_numbers_are_left_unused(tmp_path: Path) -> None:
 def test_the_plan_says_what_it_may_cost_and_sends_nothing(tmp_path: Path) -> None:
     """Requests, tokens and dollars, as expected and at most: 240 tokens at 2 dollars a million."""
     ended = call("plan", write_run_file(tmp_path, NOWHERE))
-    folder, expected, most, deadline = ended.out.splitlines()
+    folder, policy, expected, most, deadline = ended.out.splitlines()
     said = re.compile(
         r"([\d,]+) requests, ([\d,]+) prompt and 240 completion tokens, USD (0\.\d+)$"
     )
 
     assert (ended.status, ended.err) == (0, "")
     assert folder == f"run folder: {tmp_path / 'run'}"
+    assert policy == (
+        "policy custom: a consistent verdict excludes 4-bit-class rounding, another model"
+    )
     figures = [said.search(line) for line in (expected, most)]
     assert all(figures)
     low, high = ([float(x.replace(",", "")) for x in found.groups()] for found in figures if found)
@@ -877,10 +880,10 @@ def test_weights_are_kept_where_the_surroundings_say(
 
 
 def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def fail(_run: Path) -> None:
+    def fail(_run: Path, *, writes: bool) -> None:
         raise error
 
-    monkeypatch.setattr("verifier.verdict.decide.decide_folder", fail)
+    monkeypatch.setattr("verifier.verdict.decide.judge_folder", fail)
 
 
 def test_an_error_is_one_printable_line_whatever_it_quotes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -908,7 +911,7 @@ def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = call("decide", "run", VERIFIER_TRACEBACK="1")
 
     assert ended.status == 4
-    assert "decide_folder" in ended.err
+    assert "judge_folder" in ended.err
     assert "ZeroDivisionError: here" in ended.err
 
 

@@ -154,7 +154,7 @@ SPOILT: list[tuple[str, str, Change, str]] = [
     ("one", folder.PLAN, put("configuration", {"a": 1e999}), "configuration: holds a number that"),
     ("one", folder.PLAN, put("configuration", {"a": 10**400}), "configuration: holds a number"),
     ("one", folder.PLAN, put("configuration", {"a": nested(900)}), "recursion limit exceeded"),
-    ("one", folder.PLAN, put("calibration", "text", "honest_scale", 5.0), "text.honest_scale: 5"),
+    ("one", folder.PLAN, put("calibration", "text", "honest_scale", 5.0), "is below honest_scale"),
     ("one", folder.PLAN, put("calibration", "text", "honest_scale", 1e-9), "text.honest_scale: 1"),
     ("one", folder.PLAN, put("calibration", "text", "spread", 5e-324), "spread: expected 0, or"),
     ("one", folder.PLAN, put("prices", {"prompt": 1e300, "completion": 1.0}), "prices.prompt: "),

@@ -335,7 +335,7 @@ def test_an_honest_control_changes_nothing(card: Path, tmp_path: Path) -> None:
 
 def test_noise_of_no_known_build_is_held_against_the_control(card: Path, tmp_path: Path) -> None:
     """Both are asked on until they are told apart, and the same command asks nothing more."""
-    out, served = tmp_path / "run", FakeEngine(margin=3.5, noise={"nf4-g64": 0.35})
+    out, served = tmp_path / "run", FakeEngine(margin=3.5, noise={"nf4-g64": 0.5})
     served.load_variant("nf4-g64")
     with host_with("nf4-g64", served) as url, host() as trusted:
         alone = run(configure(url, card, tmp_path / "alone", top_logprobs=0))

@@ -49,6 +49,7 @@ from verifier.evidence.e_values import log_mean_exp
 from verifier.evidence.ledger import LOGPROB_DF, LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.evidence.mixture import SHARES
 from verifier.evidence.noise import honest_scales, read_rows
+from verifier.evidence.reporting import Reports, judge_reports
 from verifier.evidence.samplers import changed, honest_samplers, name_of, sampler_columns
 from verifier.plan_file import Plan
 from verifier.records import REFERENCE, Finding
@@ -223,9 +224,24 @@ def test_no_evidence_against_honest_serving_has_a_mean_above_one(name: str) -> N
     means = worst_stop(evidence_of(name), settings()[name].truths())
 
     assert means.max() <= MOST
-    assert (
-        means[:, 0].max() > 0.85
-    )  # the bound is near: worlds in which nothing tells prove nothing
+    # the bound is near: worlds in which nothing tells prove nothing; so short a text bears no
+    # reports out, and their half is lost
+    assert means[:, 0].max() > (0.45 if name == "what it reports" else 0.85)
+
+
+def test_nor_where_reports_are_believed_whatever_they_look_like(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To leave them out can only lower the evidence, so the bound is that of reports which join."""
+
+    def believed(*given: Any, **more: Any) -> Reports:
+        return replace(judge_reports(*given, **more), joins=True)
+
+    monkeypatch.setattr("verifier.checks.check.judge_reports", believed)
+    found = settings()["what it reports"]
+    means = worst_stop(enumerate_process(found.world, weigh_all(found.plan)), found.truths())
+
+    assert 0.85 < means[:, 0].max() <= means.max() <= MOST
 
 
 @pytest.mark.parametrize("floor", [worlds.FLOOR, 0.0], ids=["as the ledger", "without its floor"])

@@ -243,8 +243,9 @@ UNKNOWN: Final = (
     "are off as no noise of what is served makes them",
 )
 
-#: Faults that coarse departures of the weights behind right reports come near to.
-_LIKE_OTHER_WEIGHTS: Final = (UNRELATED, UNEVEN)
+#: Faults that other weights behind right reports come near to: what they give is unlikely by the
+#: published ones, and likely by their own.
+_LIKE_OTHER_WEIGHTS: Final = (GIVEN, SCALED, PENALIZED, UNRELATED, UNEVEN)
 
 
 def _counted(found: Sequence[Reported], kind: str) -> Fault | None:

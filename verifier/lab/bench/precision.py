@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from verifier.checks.check import is_between
-from verifier.config import AuditSection, EndpointSection, ReferenceSection, RunFile, Suspect
+from verifier.config import (
+    LEAST_REPLIES,
+    AuditSection,
+    EndpointSection,
+    ReferenceSection,
+    RunFile,
+    Suspect,
+)
 from verifier.errors import ConfigError
 from verifier.evidence.e_values import best_scale
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
@@ -295,7 +302,12 @@ def plan_audit(section: AuditSection, *, suspects: Sequence[Suspect] = ()) -> Pl
 
 
 def stop_anew(plan: Plan, number: int) -> Plan:
-    """The plan of the next audit: with a stopping point of its own, as each seed draws one."""
+    """The plan of the next audit: with a stopping point of its own, as each seed draws one.
+
+    Where the run file gives one, that is kept.
+    """
+    if plan.configuration.get("audit", {}).get("min_replies", LEAST_REPLIES) is not None:
+        return plan
     stop = draw_stop(plan.seed + number, least=least_for(plan.policy, beta=plan.beta))
     return plan.model_copy(update={"min_replies": stop})
 
