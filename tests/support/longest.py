@@ -26,5 +26,6 @@ LONGEST: Final = {
     "verdict/test_decide.py": 25,
     "scoring/test_reasoning.py": 25,
     "test_checks.py": 25,
+    "lab/test_bench_left_out.py": 25,
     "cli/test_commands.py": 20,
 }
