@@ -21,10 +21,12 @@ from verifier.lab.bench import (
     certificate,
     engine,
     identity,
+    left_out,
     precision,
     roundings,
     routing,
     samplers,
+    stacks,
     standing,
     templates,
     tricks,
@@ -47,6 +49,8 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     wire.PART: wire.tabulate,
     certificate.PART: certificate.tabulate_certificate,
     roundings.PART: roundings.tabulate_roundings,
+    stacks.PART: stacks.tabulate_stacks,
+    left_out.PART: left_out.tabulate_left_out,
     standing.PART: standing.tabulate_standing,
 }
 
