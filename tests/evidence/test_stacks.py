@@ -168,7 +168,7 @@ def test_a_coarser_reference_is_not_held_against_the_host() -> None:
     assert found.calibration.text.tolerated == pytest.approx(math.hypot(0.1, 0.066))
     assert found.calibration.logprob.tolerated == pytest.approx(math.hypot(0.1, 0.066))
     assert found.calibration.text.honest_scale == 0.1
-    assert found.why == "scored by a reference in bfloat16, calibrated for one in float32"
+    assert found.why == "scored by a reference in bfloat16 (vllm), calibrated for one in float32"
 
 
 def test_a_reference_of_unknown_precision_is_taken_for_as_noisy_as_the_floor() -> None:
@@ -178,6 +178,24 @@ def test_a_reference_of_unknown_precision_is_taken_for_as_noisy_as_the_floor() -
 
     assert found.calibration.text.tolerated == pytest.approx(math.hypot(0.1, 0.1))
     assert "unknown precision" in found.why
+
+
+@pytest.mark.parametrize(
+    ("engine", "attention", "why"),
+    [("transformers", "sdpa", ""), ("transformers", "eager", "(transformers, eager), calibrated"),
+     ("vllm", "sdpa", "(vllm, sdpa), calibrated")],
+)  # fmt: skip
+def test_kernels_count_where_rounding_is_coarse(engine: str, attention: str, why: str) -> None:
+    """Two references in bfloat16 differ by as much as two hosts do; two in float32 do not."""
+    measured = Measured(engine="transformers", dtype="bfloat16", attention="sdpa", top_logprobs=5)
+    made = calibration(stack("bfloat16-batch32", 0.06), measured=measured)
+    found = read_beside(made, {"engine": engine, "dtype": "bfloat16", "attention": attention})
+    fine = read_beside(made, {"engine": engine, "dtype": "float32", "attention": attention})
+
+    assert why in found.why
+    assert bool(found.why) == bool(why)
+    assert (found.calibration.text.tolerated > 0.1) == bool(why)
+    assert fine.why == ""
 
 
 def test_nothing_is_said_where_nothing_is_on_record() -> None:

@@ -131,5 +131,7 @@ def test_a_coarser_reference_is_said_in_the_first_line_and_accuses_of_less() -> 
 
     fine, coarse = said("float32"), said("bfloat16")
     assert (fine.decision, coarse.decision) == ("inconsistent", "inconclusive")
-    assert "scored by a reference in bfloat16, calibrated for one in float32" in coarse.summary
+    assert (
+        "scored by a reference in bfloat16 (vllm), calibrated for one in float32" in coarse.summary
+    )
     assert "noise up to 0.14 is held against nobody" in coarse.summary

@@ -16,7 +16,14 @@ import numpy as np
 from scipy import stats
 
 from verifier.evidence.arrays import Array
-from verifier.evidence.calibration import Calibration, Channel, Estimate, Stack, Zone
+from verifier.evidence.calibration import (
+    Calibration,
+    Channel,
+    Estimate,
+    Measured,
+    Stack,
+    Zone,
+)
 
 #: The least kappa: two roundings as large as the largest that was measured, one on the other.
 LEAST_KAPPA: Final = math.sqrt(2)
@@ -26,6 +33,9 @@ COVERAGE: Final = 0.999
 
 #: The largest scale that is ever tolerated: below the top of either grid.
 _MOST: Final = 0.9
+
+#: Precisions in which the choice of kernels moves no score by what any host's rounding does.
+_EXACT: Final = ("float64", "float32")
 
 #: Precisions of arithmetic, the finest first; what is not among them is taken for the coarsest.
 _PRECISIONS: Final = ("float64", "float32", "float16", "bfloat16")
@@ -154,24 +164,41 @@ def read_beside(calibration: Calibration, engine: Mapping[str, str]) -> Beside:
     """What a calibration says where scores come from this engine (by its own words).
 
     The scale of noise between host and reference grows with the reference's own rounding: of a
-    reference in coarser arithmetic than the calibrated one, or of unknown arithmetic, what that
-    arithmetic was measured to make (else the floor) is added to what is tolerated, as variances
-    add. So nothing is held against a host that the reference's rounding can make.
+    reference in coarser arithmetic than the calibrated one, or of unknown arithmetic, or in 16 bits
+    with other kernels than the calibrated one, what that arithmetic was measured to make (else the
+    floor) is added to what is tolerated, as variances add. So nothing is held against a host that
+    the reference's rounding can make.
     """
     measured = calibration.measured
     if measured is None or not engine:
         return Beside(calibration=calibration, why="")
     dtype = engine.get("dtype")
-    if dtype is not None and _rank(dtype) <= _rank(measured.dtype):
+    told, other = _computes(engine, dtype), _computes(dict(_kernels(measured)), measured.dtype)
+    same = dtype in _EXACT or told == other
+    if dtype is not None and _rank(dtype) <= _rank(measured.dtype) and same:
         return Beside(calibration=calibration, why="")
-    told = f"in {dtype}" if dtype else "of unknown precision"
-    why = f"scored by a reference {told}, calibrated for one in {measured.dtype}"
+    why = f"scored by a reference {told}, calibrated for one {other}"
 
     own = [s for s in calibration.stacks if s.role != "variant" and _dtype(s.name) == dtype]
     text = _widen(calibration.text, [s.text for s in own])
     logprob = _widen(calibration.logprob, [s.logprob for s in own])
     updated = calibration.model_copy(update={"text": text, "logprob": logprob})
     return Beside(calibration=updated, why=why)
+
+
+def _kernels(measured: Measured) -> list[tuple[str, str]]:
+    known = [("engine", measured.engine)]
+    return known if measured.attention is None else [*known, ("attention", measured.attention)]
+
+
+def _computes(engine: Mapping[str, str], dtype: str | None) -> str:
+    """How a reference computes, in words: kernels count where rounding is coarse."""
+    if dtype is None:
+        return "of unknown precision"
+    if dtype in _EXACT:
+        return f"in {dtype}"
+    kernels = [engine[name] for name in ("engine", "attention") if name in engine]
+    return f"in {dtype} ({', '.join(kernels)})" if kernels else f"in {dtype}"
 
 
 def _widen(channel: Channel, own: Sequence[Estimate | None]) -> Channel:

@@ -103,6 +103,7 @@ class TransformersEngine:
             "torch": torch.__version__,
             "device": self._device,
             "dtype": self._dtype,
+            "attention": str(getattr(self._model.config, "_attn_implementation", "eager")),
         }
 
     @property
