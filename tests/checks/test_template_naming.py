@@ -115,9 +115,9 @@ def test_a_rendering_that_nobody_knows_is_not_named_after_the_nearest(counts: bo
 
 
 def test_a_count_of_34_where_the_rendering_has_114_forbids_its_name() -> None:
-    """Five counts that a rendering contradicts, and the replies that no other fits as well."""
+    """Counts that a rendering contradicts, and replies that it alone fits; one count is enough."""
     ledger = renamed(
-        make_ledger(4, rows=5, served="no-template", scale=0.03), "no-template", "family-llama3"
+        make_ledger(4, served="no-template", scale=0.03), "no-template", "family-llama3"
     )
     far = Ledger(
         rows=tuple(
@@ -125,7 +125,7 @@ def test_a_count_of_34_where_the_rendering_has_114_forbids_its_name() -> None:
             for n, row in enumerate(ledger.rows)
         )
     )
-    denied = counted(far, 34, 41, 29, 50, 37)
+    denied = counted(far, 34, 41, 29, 50, 37, 44, 40, 52)
     report = verdict(denied)
     named = template(report)
 
@@ -133,9 +133,10 @@ def test_a_count_of_34_where_the_rendering_has_114_forbids_its_name() -> None:
         names=(), nearest="family-llama3", column="template:family-llama3", certain=True
     )
     assert told(far) == replace(told(denied) or Named, names=("family-llama3",))
+    assert told(counted(far, *(114 + n for n in range(7)), 52)) == told(denied)
     assert (named.name, named.decision) == (UNKNOWN_RENDERING, "detected")
     assert "the nearest is family-llama3 (" in named.detail
-    assert "fits 5 replies, and has not 5 of 5 counts of prompt tokens (34 where it has 114" in (
+    assert "fits 8 replies, and has not 8 of 8 counts of prompt tokens (34 where it has 114" in (
         named.detail
     )
     assert UNKNOWN_RENDERING in report.summary
@@ -185,6 +186,28 @@ def test_names_are_those_of_a_group_that_fit() -> None:
 
     assert found is not None
     assert found.names == ("no-template",)
+
+
+def test_a_few_replies_name_nothing_for_sure() -> None:
+    """A template that is nearly the same fits four of them as well."""
+    ledger = make_ledger(4, rows=4, served="no-template", scale=0.03, counts=True)
+    named = template(verdict(ledger))
+
+    assert named.name == f"no-template or {UNKNOWN_RENDERING}"
+    assert named.detail.startswith("on so few replies another template may look the same: ")
+    assert template(verdict(make_ledger(4, served="no-template", scale=0.03))).name == "no-template"
+
+
+def test_another_model_after_a_rendering_is_named_by_its_counts_alone() -> None:
+    """Where they are its own and not those of the published one; noise of that size fits all."""
+    far = make_ledger(4, rows=30, served="no-template", scale=1.0, apart=2.0, counts=True)
+    silent = counted(far, *([None] * 30))  # type: ignore[arg-type]
+    found = weigh_templates(far, ENTRIES, CHANNEL)
+    assert found is not None
+
+    assert found.scale >= 0.8
+    assert (told(far) or Named).names == ("no-template",)
+    assert told(silent) is None
 
 
 # -- words that nobody knows ---------------------------------------------------------------------

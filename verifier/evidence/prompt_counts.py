@@ -28,6 +28,9 @@ GLITCH: Final = 0.01
 #: An unrelated count is anything up to this, evenly.
 LARGEST: Final = 4096
 
+#: Tokens by which unknown words may be read otherwise where other words follow them.
+EDGE: Final = 1
+
 #: A hidden prompt of unknown words is longer or shorter than what stands for it by up to this.
 FREE: Final = 1000
 
@@ -50,6 +53,12 @@ class CountFit:
     constant: int
     example: tuple[int, int] | None  # a count that is not its own, and its length; None: none is
 
+    @property
+    def agrees(self) -> bool:
+        """Whether every count is its own: what a rendering that differs in one place fails, and a
+        host whose counts glitch once in a hundred fails in one panel of nine."""
+        return self.matched == self.of
+
     def fails(self, error: float) -> bool:
         """Whether more counts are off than single glitches explain, at this error rate.
 
@@ -68,17 +77,22 @@ def fit_counts(
     """The counts of a host against the lengths of one rendering.
 
     The constant is one that honest hosts add; where `free`, as for words that only stand for
-    unknown ones, any up to FREE. A prompt that the template refuses has no length, and a count of
-    it is not its own. Counts that say nothing are to be left out by `speaking_counts`.
+    unknown ones, any up to FREE, and a token of the words' last may be read with what follows it
+    (EDGE). A prompt that the template refuses has no length, and a count of it is not its own.
+    Counts that say nothing are to be left out by `speaking_counts`.
     """
     told = [(c, n) for c, n in zip(reported, lengths, strict=True) if c is not None]
     gaps = Counter(count - length for count, length in told if length is not None)
     allowed = [gap for gap in gaps if (abs(gap) <= FREE if free else gap in OFFSETS)]
-    constant = min(allowed, key=lambda gap: (-gaps[gap], abs(gap)), default=0)
-    others = ((c, n) for c, n in told if n is not None and c - n != constant)
-    return CountFit(
-        matched=gaps[constant], of=len(told), constant=constant, example=next(others, None)
-    )
+    edge = EDGE if free else 0
+
+    def near(constant: int) -> int:
+        return sum(n for gap, n in gaps.items() if abs(gap - constant) <= edge)
+
+    constant = min(allowed, key=lambda gap: (-near(gap), abs(gap)), default=0)
+    others = ((c, n) for c, n in told if n is not None and abs(c - n - constant) > edge)
+    matched = near(constant) if allowed else 0
+    return CountFit(matched=matched, of=len(told), constant=constant, example=next(others, None))
 
 
 def speaking_counts(

@@ -38,7 +38,7 @@ from verifier.checks.template.completions import (
 )
 from verifier.checks.template.evidence import Fitting, TemplateEvidence, weigh_templates
 from verifier.checks.template.naming import (
-    FIT_ERROR,
+    SURE,
     TEMPLATE_SHARE,
     Named,
     is_unknown,
@@ -249,7 +249,7 @@ def faults_shown(evidence: Evidence) -> tuple[str, ...]:
     known = {} if templates is None else templates.counts
     return tuple(
         name for name in (() if shown is None else shown.faults)
-        if name not in known or not known[name].fails(FIT_ERROR)
+        if name not in known or known[name].agrees
     )  # fmt: skip
 
 
@@ -306,7 +306,9 @@ def _name_fault(case: Case, evidence: Evidence, account: Account) -> list[Findin
     names = named.names
     if not named.certain:
         names = (*names, UNKNOWN_RENDERING)
-        detail = f"without counts of prompt tokens another template looks the same: {detail}"
+        few = templates.fits[named.nearest].replies < SURE
+        lacks = "on so few replies" if few else "without counts of prompt tokens"
+        detail = f"{lacks} another template may look the same: {detail}"
     elif len(names) > 1:
         detail = f"these cannot be told apart; the likeliest: {detail}"
     name = " or ".join(names)
@@ -352,12 +354,11 @@ def _describe_fit(fitting: Fitting, entry: Rendering) -> tuple[list[str], list[s
     else:
         scale = f"noise of a scale of {fitting.scale:.2g}"
         leaves.append(f"leaves {scale} in {replies}")
-    if counts.fails(FIT_ERROR):
+    if not counts.agrees:
         apart = "" if counts.example is None else " ({} where it has {})".format(*counts.example)
         leaves.append(f"has not {counts.of - counts.matched} of {_counts(counts.of)}{apart}")
     elif counts.of:
-        whole = _counts(counts.of)
-        told = whole if counts.matched == counts.of else f"{counts.matched} of {whole}"
+        told = _counts(counts.of)
         fits.append(f"{told} but for one constant" if hidden else told)
     return fits, leaves
 

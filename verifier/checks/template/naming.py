@@ -4,13 +4,13 @@ Two questions, apart. *Is there a fault?* The e-value of all faults against ever
 any noise (`evidence`). *Which?* The best of a catalogue is no name: a rendering is named where it
 fits by itself. Null of its fit: the host renders so, serves the published weights with honest
 noise, and counts what it renders but for one constant. Rejected at FIT_ERROR by the replies
-(`goodness_of_fit.log_e_of_misfit`, at every stopping time) and by the counts
-(`prompt_counts.CountFit`, at each look). Counts that deny a rendering are the end of it. Replies
-that deny it may be those of other weights after it: then ENOUGH counts that agree must speak for
-it. What nothing fits is a rendering that is not known. Assumes of a template outside the catalogue
-that it leaves noise under the nearest entry, or counts that are not its own: that is measured
-(`lab.bench.left_out`). Names decide no verdict, so these levels bound how often a true name is
-withheld.
+(`goodness_of_fit.log_e_of_misfit`, at every stopping time), and by any count that is not its own.
+Counts that deny a rendering are the end of it. Replies that deny it may be those of other weights
+after it: then ENOUGH counts that agree must speak for it. What nothing fits is a rendering that is
+not known, and what rests on fewer than SURE replies may be one. Assumes of a template outside the
+catalogue that it leaves noise under the nearest entry, or counts that are not its own: that is
+measured (`lab.bench.left_out`). Names decide no verdict, so FIT_ERROR bounds how often a true name
+is withheld.
 """
 
 from __future__ import annotations
@@ -34,8 +34,11 @@ TEMPLATE_SHARE: Final = 0.01
 #: 4-bit host after the right template reached 11.6 nats for a hidden prompt, where 11.5 suffice.
 NOISY: Final = 2
 
-#: How often, at most, each test of the fit withholds a name that is true.
+#: How often, at most, the replies withhold a name that is true.
 FIT_ERROR: Final = 0.05
+
+#: Replies that a name must rest on before it is said for sure: fewer fit a near twin as well.
+SURE: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,14 +57,16 @@ def named_template(
     """The rendering that explains the replies; None unless a fault is detected.
 
     Its own share of the evidence must suffice for the verdict: `needed`, in nats. None where the
-    noise left is that of another model: a model of half the layers fitted another family's template
-    by 116 nats.
+    noise left is that of another model, unless counts say the same: a model of half the layers
+    fitted another family's template by 116 nats.
     """
-    enough = needed_to_name(templates, calibration, needed=needed)
-    if templates.scale >= SAMPLED_FROM or templates.log_e < enough:
-        return None
     group = templates.group
     entries = entries_named(group)
+    far = templates.scale >= SAMPLED_FROM
+    if templates.log_e < needed_to_name(templates, calibration, needed=needed):
+        return None
+    if far and (entries[group[0]].stands_for is not None or not counts_part(templates)):
+        return None
     if any(entries[name].kind == "valid" for name in group):
         return None
     fitting = tuple(
@@ -70,12 +75,20 @@ def named_template(
     )  # fmt: skip
     first = (fitting or group)[0]
     counted = templates.fits[first].counts.of >= ENOUGH
+    hidden = entries[first].stands_for is not None
     return Named(
         names=fitting,
         nearest=first,
         column=templates.columns[first],
-        certain=counted or entries[first].stands_for is None,
+        certain=templates.fits[first].replies >= SURE and (counted or not hidden),
     )
+
+
+def counts_part(templates: TemplateEvidence) -> bool:
+    """Whether the counts are those of the likeliest rendering, and of no valid one."""
+    own = templates.counts[templates.ranked[0]]
+    valid = (templates.counts[name] for name in templates.behind if name in templates.valid)
+    return own.of >= ENOUGH and own.agrees and not any(one.agrees for one in valid)
 
 
 def is_borne_out(fitting: Fitting, *, hidden: bool) -> bool:
@@ -84,7 +97,7 @@ def is_borne_out(fitting: Fitting, *, hidden: bool) -> bool:
     `hidden`: its words stand for some that nobody knows, so replies leave noise under it, and
     counts a constant of any size.
     """
-    if fitting.counts.fails(FIT_ERROR):
+    if not fitting.counts.agrees:
         return False
     return hidden or replies_fit(fitting) or fitting.counts.of >= ENOUGH
 

@@ -180,13 +180,15 @@ def ends_panel(
     """Whether no more of a panel is needed: one name leads by far, and a fault can be said.
 
     A rendering that is not known is said on the whole panel: what fits may yet come to lead. So is
-    one that no counts confirm: a template that is nearly the same fits a few replies as well.
+    one that no counts confirm, and none is said for sure on a few replies: a template that is
+    nearly the same fits these as well.
     """
     named = named_template(evidence, calibration, needed=needed)
-    confirmed = named is not None and evidence.fits[named.nearest].counts.of >= ENOUGH
-    may_be_said = evidence.ranked[0] in evidence.valid or (
-        named is not None and named.names != () and confirmed
-    )
+    confirmed = (
+        named is not None and named.names != () and named.certain
+        and evidence.fits[named.nearest].counts.of >= ENOUGH
+    )  # fmt: skip
+    may_be_said = evidence.ranked[0] in evidence.valid or confirmed
     return may_be_said and is_settled(evidence, names, entries)
 
 

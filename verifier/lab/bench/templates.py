@@ -57,7 +57,7 @@ from verifier.lab.corpus import (
 from verifier.lab.testbed.faults import Fault, read_fault
 from verifier.plan_file import Plan
 from verifier.probes import draw, load_pool
-from verifier.records import REFERENCE, Probe, Reply, ScoreRequest
+from verifier.records import REFERENCE, Failure, NotJudged, Probe, Reply, ScoreRequest
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.renderings.catalogue import (
@@ -86,6 +86,9 @@ _WEIGHTS: Final = "int4-sym-g64"
 #: Hosts that render as they should: one of them in another valid way, one of them badly rounded.
 RIGHT: Final = ("none", "template:leading-whitespace-stripped", _WEIGHTS)
 BOTH: Final = f"{_WEIGHTS}+template:default-system-dropped"
+
+#: What was answered: what is not judged counts its prompt all the same.
+_Answer = Reply | NotJudged
 
 #: Names so few nats apart have the same likelihood.
 _TIED: Final = 1e-6
@@ -209,7 +212,7 @@ class Panels:
         have = {(audit["fault"], audit["number"]) for audit in self.done()}
         hosts = [host for host in hosts if (host.fault, number) not in have]
         self._reference = RememberingEngine(self._engine)  # what one panel needs, another does not
-        replies: dict[str, dict[str, Reply]] = {}
+        replies: dict[str, dict[str, _Answer]] = {}
         able = expressible(self._entries.values(), panel.probes, self._tokenizer)
         likely = {
             h.fault: (REFERENCE, *(e.name for e in able if e.name not in h.missing)) for h in hosts
@@ -244,7 +247,7 @@ class Panels:
             append_line(self._out / AUDITS, audit | {"panel_requests": of_panel})
 
     def _go_on(
-        self, number: int, host: Host, panel: Panel, replies: dict[str, dict[str, Reply]],
+        self, number: int, host: Host, panel: Panel, replies: dict[str, dict[str, _Answer]],
         names: tuple[str, ...],
     ) -> Ledger:  # fmt: skip
         """Ordinary replies after a panel's, as an audit asks where other weights blur the name."""
@@ -266,7 +269,7 @@ class Panels:
 
     def _look(
         self, number: int, host: Host, probes: Sequence[Probe],
-        replies: Mapping[str, Mapping[str, Reply]], names: tuple[str, ...],
+        replies: Mapping[str, Mapping[str, _Answer]], names: tuple[str, ...],
     ) -> tuple[Ledger, TemplateEvidence | None]:  # fmt: skip
         """Score a host's replies under renderings, and weigh them without their counts."""
         folder = self._folder(number, host)
@@ -286,7 +289,7 @@ class Panels:
 
     def _ask(
         self, number: int, host: Host, probes: Sequence[Probe], *, most: int, kind: str = "panel"
-    ) -> dict[str, Reply]:
+    ) -> dict[str, _Answer]:
         fault: Fault = read_fault(host.served(number), layers=self._layers, catalogue=self._entries)
         folder = self._folder(number, host) / kind
         stack = Stack(dtype="bfloat16", batch=PANEL_PROBES, weights=fault.weights)
@@ -296,17 +299,18 @@ class Panels:
         )  # fmt: skip
         outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
         return {
-            name: replace(reply, logprobs=None, logprobs_problem=None)
-            for name, reply in outcomes.items()
-            if isinstance(reply, Reply)
-        }
+            name: replace(found, logprobs=None, logprobs_problem=None)
+            if isinstance(found, Reply) else found
+            for name, found in outcomes.items()
+            if not isinstance(found, Failure)
+        }  # fmt: skip
 
     def _score_together(
         self,
         number: int,
         hosts: Sequence[Host],
         probes: Sequence[Probe],
-        replies: Mapping[str, Mapping[str, Reply]],
+        replies: Mapping[str, Mapping[str, _Answer]],
         likely: Mapping[str, tuple[str, ...]],
     ) -> None:
         """Score what the hosts' ledgers will need at once: rendered prompts are then shared."""
@@ -331,7 +335,7 @@ class Panels:
         self._reference.score(list(wanted))
 
     def _read(
-        self, host: Host, number: int, ledger: Ledger, replies: Mapping[str, Reply]
+        self, host: Host, number: int, ledger: Ledger, replies: Mapping[str, _Answer]
     ) -> dict[str, Any]:
         asked = {row.probe_id for row in ledger.rows}
         read = dict(zip(READINGS, (ledger, _uncounted(ledger), _counted_on(ledger)), strict=True))
