@@ -20,6 +20,7 @@ from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
     engine,
     identity,
+    left_out,
     precision,
     routing,
     samplers,
@@ -37,6 +38,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     CARD: precision.tabulate,
     engine.PART: engine.tabulate_engine,
     identity.PART: identity.tabulate_identity,
+    left_out.PART: left_out.tabulate_left_out,
     routing.PART: routing.tabulate_routing,
     samplers.PART: samplers.tabulate_samplers,
     templates.PART: templates.tabulate_templates,
