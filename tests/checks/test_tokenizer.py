@@ -23,6 +23,7 @@ from verifier.checks.tokenizer import (
     judge_counting,
     plan_counting,
     read_counting,
+    read_strings,
 )
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import Ledger
@@ -260,6 +261,14 @@ def test_a_folder_without_counts_has_none_and_a_broken_one_is_refused(tmp_path: 
         (tmp_path / COUNTED).write_text(broken)
         with pytest.raises(ConfigError, match="remove it and audit again"):
             read_counting(tmp_path)
+
+
+def test_a_folder_without_the_probes_that_strings_were_asked_as_is_refused(tmp_path: Path) -> None:
+    """A spoilt one, in one line; without strings there is nothing to miss."""
+    assert read_strings(tmp_path) == ()
+    plan_counting(tmp_path, TABLE, FakeTokenizer(), like=LIKE)
+    with pytest.raises(ConfigError, match=r"probes\.jsonl: missing; restore the run folder"):
+        read_strings(tmp_path)
 
 
 def test_the_table_tells_families_apart() -> None:

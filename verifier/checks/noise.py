@@ -149,9 +149,13 @@ def _on_stacks(case: Case) -> str:
     told = (
         f"alpha {case.plan.alpha:g} is that of an honest stack whose noise stays within "
         f"{channel.tolerated:.2g}, {zone.kappa:.2g} times the largest that {zone.stacks} measured "
-        f"stacks reach; of stacks no more is known: a new one is noisier than all of them with a "
-        f"probability of up to 1 in {zone.stacks + 1}"
+        f"stacks reach; of stacks no more is known"
     )
+    if zone.stacks:
+        told += (
+            ": a new one is noisier than all of them with a probability of up to 1 in "
+            f"{zone.stacks + 1}"
+        )
     if zone.risk is not None:
         told += (
             f", and noisier than is tolerated with {zone.risk:.2g}, if logs of scales are normal "

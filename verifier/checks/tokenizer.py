@@ -29,7 +29,7 @@ from verifier.checks.check import (
 )
 from verifier.errors import ConfigError
 from verifier.evidence.prompt_counts import count_log_likelihoods, fit_counts
-from verifier.files.run_folder import COUNTED, write_json
+from verifier.files.run_folder import COUNTED, PROBES, write_json
 from verifier.files.stored import read_record
 from verifier.host.budget import Amount
 from verifier.plan_file import Plan, read_probes
@@ -190,9 +190,17 @@ def read(run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) -> Counting |
 
 
 def read_strings(run: Path) -> tuple[Probe, ...]:
-    """The strings that tell tokenizers apart, once they are asked."""
+    """The strings that tell tokenizers apart, once they are asked.
+
+    Raises ConfigError where the ordinary probes are gone, as which they were asked.
+    """
     counting = read_counting(run)
-    return () if counting is None else counting_probes(counting, like=read_probes(run)[0])
+    if counting is None:
+        return ()
+    ordinary = read_probes(run)
+    if not ordinary:
+        raise ConfigError(f"{run / PROBES}: missing; restore the run folder from a copy")
+    return counting_probes(counting, like=ordinary[0])
 
 
 def ask(session: Session, case: Case, kept: Counting | None) -> bool:

@@ -42,6 +42,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     CARD: precision.tabulate,
     engine.PART: engine.tabulate_engine,
     identity.PART: identity.tabulate_identity,
+    left_out.PART: left_out.tabulate_left_out,
     routing.PART: routing.tabulate_routing,
     samplers.PART: samplers.tabulate_samplers,
     templates.PART: templates.tabulate_templates,

@@ -124,16 +124,20 @@ def call(read: Mapping[str, Any]) -> str:
 
 
 def tabulate_left_out(results: Mapping[str, Any]) -> str:
-    """Two Markdown tables: what was said in all, and which entries were called another's."""
+    """Two Markdown tables: what was said in all, and what of entries that were called otherwise."""
     calls = ("not known", "another, or not known", NONE, "another")
     totals = [
         (key, len(results["each"]), *(results["said"][key].get(one, 0) for one in calls))
         for key in READINGS
     ]  # fmt: skip
-    wrong = [
-        (audit["truth"], key, " or ".join(audit[key]["said"]), audit[key]["scale_left"])
-        for audit in results["each"] for key in READINGS if call(audit[key]) == "another"
+    otherwise = [
+        (audit["truth"], key, audit[key])
+        for audit in results["each"] for key in READINGS if call(audit[key]) != "not known"
     ]  # fmt: skip
+    wrong = [
+        (name, key, " or ".join(read["said"]) or NONE, read.get("scale_left", "-"))
+        for name, key, read in otherwise
+    ]
     first = tabulate_rows(("read", "audits", *calls), totals)
     head = ("left out and served", "read", "called", "noise scale left")
     return f"{first}\n\n{tabulate_rows(head, wrong)}" if wrong else first
