@@ -9,7 +9,10 @@ from typing import Final
 #: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
     "test_embedded.py": 400,
-    "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 250,
+    "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 300,
+    "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
+    "[context:400,front,hidden]": 200,
+    "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
     "reference/test_vllm_engine.py": 300,
     "checks/test_reported_logprobs.py": 130,
     "scoring/test_thinking_embedded.py": 100,
