@@ -623,7 +623,7 @@ def test_policies_ship_each_stricter_than_the_last() -> None:
     assert noise[0] < noise[1] < noise[2]
     assert [policy.builds for policy in three] == [(), (), ("all",)]
     share = [policy.routed["4-bit-class rounding"] for policy in three]
-    assert share == [0.55, 0.25, 0.25]
+    assert share == [0.75, 0.25, 0.25]
     routed = {"4-bit-class rounding": 0.05}
     assert routing == three[0].model_copy(update={"routed": routed})
 

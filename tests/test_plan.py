@@ -252,13 +252,13 @@ def test_the_least_budget_is_enough(pool: Pool) -> None:
 
 
 def test_the_stopping_point_is_drawn_from_the_seed() -> None:
-    """Least, most and median by hand; no two thirds of seeds share one."""
+    """Least, most and how often either is passed, by hand."""
     stops = [draw_stop(seed, least=10) for seed in range(4000)]
 
     assert (min(stops), max(stops)) == (10, 40)
-    assert 11 <= sorted(stops)[2000] <= 12
+    assert sum(stop == 10 for stop in stops) / 4000 == pytest.approx(0.5 + 0.5 * 0.18, abs=0.04)
     beyond = sum(stop > 20 for stop in stops) / 4000
-    assert beyond == pytest.approx((20.5 / 10) ** -4, abs=0.015)
+    assert beyond == pytest.approx((20.5 / 10) ** -4 / 2, abs=0.012)
     assert stops == [draw_stop(seed, least=10) for seed in range(4000)]
 
 

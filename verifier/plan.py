@@ -116,11 +116,12 @@ def least_for(policy: Policy, *, beta: float) -> int:
 def draw_stop(seed: int, *, least: int) -> int:
     """The stopping point: `least` replies or more, drawn from the seed.
 
-    A host that serves the first replies well must not know when it may stop to: x times `least` is
-    exceeded with probability x ** -4, up to MOST_TIMES; half of all are below 1.2 times.
+    A host that serves the first replies well must not know when it may stop to. Half of all stop at
+    `least`, so that certificates stay cheap; x times `least` is exceeded with probability
+    x ** -4 / 2, up to MOST_TIMES.
     """
     drawn = int.from_bytes(sha256(f"stopping point {seed}".encode()).digest()[:8], "big")
-    uniform = (drawn + 1) / 2**64  # above 0
+    uniform = min(1.0, (drawn + 1) / 2**63)  # above 0
     return min(round(least / math.sqrt(math.sqrt(uniform))), MOST_TIMES * least)
 
 
