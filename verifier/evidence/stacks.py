@@ -31,6 +31,9 @@ LEAST_KAPPA: Final = math.sqrt(2)
 #: Coverage of the prediction for a new stack, where stacks are enough to tell.
 COVERAGE: Final = 0.999
 
+#: Fewer stacks say nothing of how far they spread.
+_LEAST_STACKS: Final = 3
+
 #: The largest scale that is ever tolerated: below the top of either grid.
 _MOST: Final = 0.9
 
@@ -49,13 +52,12 @@ def predict_above(scales: Sequence[float], scale: float) -> float | None:
     Student's t with K - 1 degrees of freedom (Geisser 1993, "Predictive inference", chapter 2).
     Each scale is an estimate, whose own error is in the variance too.
     """
-    if len(scales) < 3:
+    if len(scales) < _LEAST_STACKS:
         return None
-    logs = np.log(np.asarray(scales, dtype=float))
-    width = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
+    middle, width = _spread(scales)
     if width == 0:
         return 0.0 if scale >= max(scales) else 1.0
-    return float(stats.t.sf((math.log(scale) - logs.mean()) / width, len(logs) - 1))
+    return float(stats.t.sf((math.log(scale) - middle) / width, len(scales) - 1))
 
 
 def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> float | None:
@@ -63,11 +65,16 @@ def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> flo
 
     Model and source are those of `predict_above`.
     """
-    if len(scales) < 3:
+    if len(scales) < _LEAST_STACKS:
         return None
+    middle, width = _spread(scales)
+    return float(np.exp(middle + stats.t.ppf(coverage, len(scales) - 1) * width))
+
+
+def _spread(scales: Sequence[float]) -> tuple[float, float]:
+    """Mean of the logs of scales, and the width of what they predict of one more."""
     logs = np.log(np.asarray(scales, dtype=float))
-    width = float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
-    return float(np.exp(logs.mean() + stats.t.ppf(coverage, len(logs) - 1) * width))
+    return float(logs.mean()), float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
 
 
 def end_of_zone(

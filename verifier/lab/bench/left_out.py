@@ -18,22 +18,17 @@ from verifier.checks.template.panel import PANEL_PROBES
 from verifier.checks.template.panel_design import Panel
 from verifier.lab.bench.results import (
     begin_results,
-    fetch_measured,
     results_path,
     tabulate_rows,
     write_results,
 )
-from verifier.lab.bench.templates import NONE, READINGS, Host, Panels, bench_plan, design
-from verifier.lab.corpus import Stack, load_host
-from verifier.reference.engines.load import load_engine
+from verifier.lab.bench.templates import NONE, READINGS, Host, design, open_panels
 from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import (
     Rendering,
-    catalogue,
     expressible,
     render_probe,
 )
-from verifier.reference.tokenizer import Tokenizer
 
 PART: Final = "left-out"
 
@@ -86,15 +81,9 @@ def run_left_out_bench(
     Every audit is kept as it ends, and a run goes on where an earlier one with the same `out` and
     seed was stopped.
     """
-    card, weights = fetch_measured(cache=cache, tell=tell)
-    tokenizer, entries = Tokenizer(weights), catalogue()
-    bench = Panels(
-        out=out, plan=bench_plan(seed), tokenizer=tokenizer, entries=entries,
-        reference=load_engine("transformers", weights, tokenizer),
-        host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=PANEL_PROBES)),
-        layers=card.layers,
-    )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    bench, tokenizer, entries = open_panels(
+        out, cache=cache, seed=seed, batch=PANEL_PROBES, tell=tell
+    )
     most = AUDITS if audits is None else audits
     for number in range(most):
         panel = design(tokenizer, entries, seed + number)

@@ -149,15 +149,7 @@ def run_template_bench(
     Every audit is kept as it ends, and a run goes on where an earlier one with the same `out` and
     seed was stopped. Audits of all hosts go side by side, so that what a stopped run has is even.
     """
-    card, weights = fetch_measured(cache=cache, tell=tell)
-    tokenizer, entries = Tokenizer(weights), catalogue()
-    bench = Panels(
-        out=out, plan=bench_plan(seed), tokenizer=tokenizer, entries=entries,
-        reference=load_engine("transformers", weights, tokenizer),
-        host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=1)),
-        layers=card.layers,
-    )  # fmt: skip
-    out.mkdir(parents=True, exist_ok=True)
+    bench, tokenizer, entries = open_panels(out, cache=cache, seed=seed, batch=1, tell=tell)
     first = design(tokenizer, entries, seed)
     hosts = [h for h in list_hosts(first, entries) if not faults or h.fault in faults]
     most = max(min(h.audits, audits or h.audits) for h in hosts)
@@ -175,6 +167,22 @@ def design(tokenizer: Tokenizer, entries: Mapping[str, Rendering], seed: int) ->
         tokenizer, tuple(entries.values()), load_pool(), seed=seed, size=PANEL_PROBES,
         max_tokens=PANEL_TOKENS,
     )  # fmt: skip
+
+
+def open_panels(
+    out: Path, *, cache: Path, seed: int, batch: int, tell: Callable[[str], None]
+) -> tuple[Panels, Tokenizer, Mapping[str, Rendering]]:
+    """What measures panels in `out`, on a host in bfloat16; its tokenizer, and the catalogue."""
+    card, weights = fetch_measured(cache=cache, tell=tell)
+    tokenizer, entries = Tokenizer(weights), catalogue()
+    bench = Panels(
+        out=out, plan=bench_plan(seed), tokenizer=tokenizer, entries=entries,
+        reference=load_engine("transformers", weights, tokenizer),
+        host=load_host(weights, tokenizer, Stack(dtype="bfloat16", batch=batch)),
+        layers=card.layers,
+    )  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    return bench, tokenizer, entries
 
 
 def bench_plan(seed: int) -> Plan:
