@@ -19,7 +19,14 @@ from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import Interval, confidence_sequence
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
-from verifier.evidence.noise import ABOVE, SAMPLED_FROM, honest_scales, noise_scale, read_text
+from verifier.evidence.noise import (
+    ABOVE,
+    SAMPLED_FROM,
+    honest_scales,
+    log_e_noise,
+    noise_scale,
+    read_text,
+)
 from verifier.evidence.posterior import Ranked
 from verifier.evidence.reporting import Reports, judge_reports
 from verifier.files.run_folder import EXCHANGES
@@ -476,6 +483,12 @@ def is_between(case: Case) -> bool:
     found, end = case.interval, case.plan.calibration.text.tolerated
     below = found is not None and found.upper is not None and found.upper <= end * ABOVE
     return below and above_floor(case, found)
+
+
+def panel_is_quiet(case: Case) -> bool:
+    """Whether replies that were asked to tell templates apart may come from honest serving."""
+    log_e = log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text)
+    return log_e < math.log(1 / case.plan.beta)
 
 
 def greedy_is_settled(case: Case) -> bool:

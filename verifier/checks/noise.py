@@ -27,8 +27,10 @@ from verifier.checks.check import (
     Session,
     Weighed,
     above_floor,
+    is_between,
     make_finding,
     make_weighed,
+    panel_is_quiet,
 )
 from verifier.config import RunFile, resolve_policy
 from verifier.errors import ConfigError
@@ -117,28 +119,23 @@ def remarks(
     case: Case, _evidence: float, account: Account, _found: Sequence[Finding]
 ) -> list[Remark]:
     """What the error rates are conditional on, and what lies outside of what was calibrated."""
-    found = [Remark(text=text) for text in (_on_stacks(case), *_on_domain(case)) if text]
+    found = [Remark(text=text) for text in (_on_stacks(case), _on_domain(case)) if text]
     if above_floor(case, account.interval) and not account.differs and account.by == "published":
         channel = case.plan.calibration.text
         text = (
             f"the noise is above what any measured stack reaches ({channel.honest_scale:.2g}), and "
-            f"nothing up to {channel.tolerated:.2g} is held against a host: a verdict would need "
-            "this stack among those that the calibration measures"
+            f"nothing up to {channel.tolerated:.2g} is held against a host"
         )
+        if is_between(case):
+            text += ": a verdict would need this stack among those that the calibration measures"
         found.insert(0, Remark(text=text, at="evidence"))
-    if not account.differs and account.by == "published" and not _panel_is_quiet(case):
+    if not account.differs and account.by == "published" and not panel_is_quiet(case):
         text = (
             "replies to the probes that tell templates apart are noisier than honest serving, so "
             "no endpoint is called consistent"
         )
         found.insert(0, Remark(text=text, at="evidence"))
     return [*_on_the_bet(case, account), *found]
-
-
-def _panel_is_quiet(case: Case) -> bool:
-    return log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text) < math.log(
-        1 / case.plan.beta
-    )
 
 
 def _on_stacks(case: Case) -> str:
@@ -164,16 +161,15 @@ def _on_stacks(case: Case) -> str:
     return told
 
 
-def _on_domain(case: Case) -> list[str]:
+def _on_domain(case: Case) -> str:
     """What this audit asks that no stack was measured on."""
-    plan, calibration = case.plan, case.plan.calibration
-    told = []
-    if plan.max_tokens > calibration.max_tokens:
-        told.append(
-            f"replies of up to {plan.max_tokens} tokens were asked for, and stacks measured on "
-            f"{calibration.max_tokens}: of what comes later nothing is known but that"
-        )
-    return told
+    asked, measured = case.plan.max_tokens, case.plan.calibration.max_tokens
+    if asked <= measured:
+        return ""
+    return (
+        f"replies of up to {asked} tokens were asked for, and stacks measured on {measured}: of "
+        "what comes later nothing is known but that"
+    )
 
 
 def _on_the_bet(case: Case, account: Account) -> list[Remark]:

@@ -23,10 +23,10 @@ from verifier.checks.check import (
     Check,
     above_floor,
     greedy_is_quiet,
+    is_between,
+    panel_is_quiet,
     scale_of,
 )
-from verifier.evidence.ledger import TEXT_SCALES
-from verifier.evidence.noise import log_e_noise
 from verifier.files.run_folder import REPORT, write_json
 from verifier.records import Certificate, Decision, Finding, NoiseScale, Report, Usage
 from verifier.report_file import SCHEMA_VERSION, report_to_json
@@ -143,14 +143,13 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
         return "inconsistent"
     required = [f for f in findings if case.aspects[f.aspect].required and f.decision != "not run"]
     settled = usage.replies + usage.failures + usage.not_judged
-    panel_log_e = log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text)
     earned = (
         required
         and all(finding.decision == "excluded" for finding in required)
         and greedy_is_quiet(case, findings)
         and len(case.scored) >= case.plan.min_replies
         and not above_floor(case, account.interval)
-        and panel_log_e < math.log(1 / case.plan.beta)
+        and panel_is_quiet(case)
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
         and not any(f.decision == "detected" for f in findings)
     )
@@ -180,13 +179,14 @@ def _summarise(
     if decision == "consistent":
         names = [f.name for f in findings if f.decision == "excluded"]
         return f"excluded: {', '.join(names)}; {replies}"
-    if above_floor(case, case.interval) and account.by == "published":
-        channel = case.plan.calibration.text
-        return (
-            f"noise above what was calibrated ({channel.honest_scale:.2g}), and not above what is "
-            f"tolerated ({channel.tolerated:.2g}): no verdict on such a stack; {replies}"
-        )
     opened = [f.name for f in findings if f.decision == "undecided"]
+    between = is_between(case)
+    if account.by == "published" and (between or (above_floor(case, case.interval) and not opened)):
+        channel, shown = case.plan.calibration.text, "not" if between else "not shown to be"
+        return (
+            f"noise above what was calibrated ({channel.honest_scale:.2g}), and {shown} above what "
+            f"is tolerated ({channel.tolerated:.2g}): no verdict on such a stack; {replies}"
+        )
     if usage.replies == 0:
         said = f"no reply could be scored: {usage.failures} failed, {usage.not_judged} not judged"
         common = Counter(why_not_judged(case).values()).most_common(1)
