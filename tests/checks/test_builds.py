@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import FAULT, configure, host, run
+from audits import FAULT, configure, host, run, write_card
 from hosts import judge, only, rows_at, under_a_build
 from simulate import case_of, make_plan, simulate_row
 
@@ -17,6 +18,8 @@ from verifier.checks import builds
 from verifier.config import AuditSection, Policy
 from verifier.evidence.e_values import log_mean_exp
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
+from verifier.evidence.posterior import ENOUGH
+from verifier.files.run_folder import PANEL, SCORES, read_lines
 from verifier.lab.bench.precision import plan_audit
 from verifier.records import REFERENCE
 
@@ -87,6 +90,31 @@ def test_an_audit_names_a_build_of_the_policy(card: Path, tmp_path: Path) -> Non
 
     assert report.decision == "inconsistent"
     assert [f.decision for f in report.findings if f.aspect == "weights"] == ["detected"]
+
+
+def test_the_build_that_is_served_ends_the_search(card: Path, tmp_path: Path) -> None:
+    """Found on the first replies and confirmed on more: no panel, no penalties, no other build."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        report = run(configure(url, card, out))
+    (cause,) = [f for f in report.findings if f.aspect == "cause"]
+    columns = Counter(line["weights"] for line in read_lines(out / SCORES))
+
+    assert (cause.name, cause.decision) == (FAULT, "detected")
+    assert f"fits {ENOUGH} replies" in cause.detail
+    assert not (out / PANEL).exists()
+    assert columns[FAULT] == columns["reference"] == ENOUGH
+    assert all(columns[name] <= builds.FIRST for name in columns.keys() - {FAULT, "reference"})
+
+
+def test_a_build_outside_of_the_bank_is_sought_in_vain(tmp_path: Path) -> None:
+    """No build of the bank is named, and the template is looked at."""
+    out = tmp_path / "run"
+    with host(FAULT) as url:
+        report = run(configure(url, write_card(tmp_path, bank=["fp8-channel"]), out))
+
+    assert [f.decision for f in report.findings if f.aspect == "cause"] == ["undecided"]
+    assert (out / PANEL).exists()
 
 
 # -- what is said --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import FAULT, configure, host, run
+from audits import FAULT, QUIET, configure, host, load_reference, run
 from fakes_engine import FakeTokenizer
 from hosts import judge, rows_at, under_a_build
 from other_model import OtherModel, audit_other
@@ -29,6 +29,7 @@ from verifier.lab.testbed.server import running
 from verifier.progress import Show
 from verifier.records import REFERENCE, Finding
 from verifier.reference.reader import Suspected
+from verifier.steps import score
 from verifier.verdict.decide import decide_folder
 
 
@@ -244,11 +245,14 @@ def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
 
 
 def test_weights_are_not_taken_for_a_penalty(card: Path, tmp_path: Path) -> None:
-    """All penalties are scored, and none fits as the build does that is served."""
+    """Where all penalties are scored, none fits as the build does that is served."""
+    out = tmp_path / "run"
     with host(FAULT) as url:
-        report = run(configure(url, card, tmp_path / "run"))
+        run(configure(url, card, out))
+    score(out, load_reference(), show=QUIET, builds=True, penalties=True)
+    report = decide_folder(out)
 
     assert [f.name for f in report.findings if f.aspect == "cause"] == [FAULT]
     assert not [f for f in report.findings if f.aspect == "sampler"]
-    names = {line["weights"] for line in read_lines(tmp_path / "run" / "scores.jsonl")}
+    names = {line["weights"] for line in read_lines(out / "scores.jsonl")}
     assert {"sampler:presence penalty 0.5", FAULT} <= names

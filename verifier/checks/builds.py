@@ -5,6 +5,9 @@ alternative is the build, served honestly. Assumptions as everywhere: replies ar
 the calibrated model of a row holds (`e_values`). Builds that noise alone tells slowly are scored on
 cause, once the replies are noisier than measured stacks: a build's e-value times whether it was
 looked at is an e-value still, so its share stands in the plan and is lost while nobody looks.
+
+Where replies differ, the build that is served is sought first: to find it costs a few forward
+passes, and everything else that may be the cause costs many.
 """
 
 from __future__ import annotations
@@ -30,11 +33,12 @@ from verifier.config import Policy, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Calibration
-from verifier.evidence.e_values import log_e_against_scales, log_e_value
-from verifier.evidence.ledger import SAMPLER, TEXT_SCALES
-from verifier.evidence.noise import ABOVE, build_rows
+from verifier.evidence.e_values import best_scale, log_e_against_scales, log_e_value
+from verifier.evidence.ledger import SAMPLER, TEXT_SCALES, Ledger
+from verifier.evidence.noise import ABOVE, build_rows, read_text
+from verifier.evidence.posterior import ENOUGH, leading_build
 from verifier.plan_file import Plan, read_probes
-from verifier.records import Finding
+from verifier.records import REFERENCE, Finding
 from verifier.reference.cards import Card
 
 WEIGHTS: Final = Aspect(
@@ -49,6 +53,10 @@ SUSPECTED_SHARE: Final = 0.25
 
 #: Odds of noise above the measured stacks from which it pays to look closer.
 LOOKED_AT: Final = 20.0
+
+#: Replies on which builds are sought first, and how many times apart their noise may lie.
+FIRST: Final = 3
+LIKE: Final = 2.0
 
 #: Totals [S] under a build and under the reference, of the rows scored under both, by build.
 Totals = Mapping[str, tuple[Array, Array]]
@@ -185,6 +193,53 @@ def look_closer(session: Session, case: Case, _kept: None) -> bool:
     return True
 
 
+def seek(session: Session, case: Case, _kept: None) -> bool:
+    """Look for the build that is served, the likeliest by its noise first, until one fits.
+
+    Each is scored on the first replies; one that leads there is asked for more, and is the cause
+    where it explains these too. A name, and never the ground of a verdict.
+    """
+    sought = case.decision == "inconsistent" and case.seeks_cause and not case.names_template
+    if not sought or case.build is not None or not session.finish("builds sought"):
+        return False
+    plan, first, more = case.plan, case.probes[:FIRST], case.probes[:ENOUGH]
+    session.ask(first)
+    ledger = session.score_columns(first)
+    names = [name for name in _by_likeness(case, ledger) if session.reference.engine.can_load(name)]
+    for name in names:
+        if _leads(session.score_columns(first, weights=(name,)), name, plan):
+            session.ask(more)
+            if _leads(session.score_columns(more, weights=(name,)), name, plan):
+                break
+    return True
+
+
+def _by_likeness(case: Case, ledger: Ledger) -> list[str]:
+    """The builds of the bank whose own noise is like that of the replies, the likest first."""
+    assert case.report is not None
+    rows = read_text(ledger.ordinary, REFERENCE, case.plan.calibration.text)
+    found = best_scale(rows, TEXT_SCALES) if len(rows) else 0.0
+    if not found:
+        return []
+    off = {
+        name: abs(math.log(scale / found)) for name, scale in case.report.noise_scale.marks if scale
+    }
+    return sorted((name for name in off if off[name] <= math.log(LIKE)), key=lambda n: off[n])
+
+
+def _leads(ledger: Ledger, name: str, plan: Plan) -> bool:
+    """Whether a build explains the ordinary replies that were scored under it."""
+    rows = Ledger(rows=tuple(row for row in ledger.ordinary.rows if name in row.text))
+    channel = plan.calibration.text
+    found = leading_build(rows, (name,), channel, odds=1 / plan.alpha, error=plan.beta)
+    return found is not None
+
+
+def ask(session: Session, case: Case, kept: None) -> bool:
+    """Score the builds that there is cause to score."""
+    return look_closer(session, case, kept) or seek(session, case, kept)
+
+
 def score(session: Session) -> None:
     """Score the ordinary replies under the published weights, and under each build."""
     session.score_columns(read_probes(session.run), weights=session.plan.policy.builds)
@@ -197,6 +252,6 @@ CHECK: Final = Check[None, Totals](
     shares=shares,
     weigh=weigh,
     find=find,
-    ask={"ordinary": look_closer},
+    ask={"ordinary": ask},
     score=score,
 )

@@ -8,7 +8,7 @@ what is named must explain the replies as calibrated stacks explain theirs (`goo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import compress
 from typing import Final
 
@@ -27,15 +27,18 @@ from verifier.evidence.e_values import confidence_sequence
 from verifier.evidence.ledger import SAMPLER as PENALTY
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.evidence.noise import SAMPLED_FROM
-from verifier.evidence.posterior import NO_BUILD, Ranked, rank, scored_among
+from verifier.evidence.posterior import NO_BUILD, Ranked, is_out, rank, scored_among
 from verifier.plan_file import read_probes
-from verifier.records import REFERENCE, Decision, Finding, Reply
+from verifier.records import REFERENCE, Decision, Finding, Probe, Reply
 from verifier.reference.variants import VARIANTS
 from verifier.scoring.loadable import nameable
 from verifier.wording import BELONGS_AT, describe_odds, describe_replies
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES: Final = 24
+
+#: Replies on which builds are screened first, where all replies differ.
+SCREENED: Final = 3
 
 #: The cause where no column fits as calibrated stacks fit theirs.
 NOTHING_FITS: Final = "not this model as published, and nothing else that we know"
@@ -49,7 +52,7 @@ ANOTHER_FAMILY: Final = "a model of another family"
 
 def ask(session: Session, case: Case, _kept: None) -> bool:
     """Score the first replies under every build, suspect and penalty, for a name."""
-    sought = case.seeks_cause and not case.names_template
+    sought = case.seeks_cause and not case.names_template and case.build is None
     single = any(f.name == SINGLE and f.decision == "detected" for f in case.findings)
     if case.decision != "inconsistent" or not (sought or single):
         return False
@@ -57,21 +60,49 @@ def ask(session: Session, case: Case, _kept: None) -> bool:
         return False
     session.score()
     able = session.reference.engine.scores_samplers
-    score_for_name(session, case, sought=sought, penalties=able)
+    out = fall_out(session) if sought and not suspicious(case) else frozenset()
+    score_for_name(session, case, sought=sought, penalties=able, without=out)
     return True
 
 
-def score_for_name(session: Session, case: Case, *, sought: bool, penalties: bool) -> None:
-    """Score the first replies under penalties and, where a name is `sought`, under other weights.
+def score_for_name(
+    session: Session, case: Case, *, sought: bool, penalties: bool,
+    without: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Score the first replies under penalties and, where a name is `sought`, under other weights,
+    `without` those that are out.
 
     Where only some replies are wrong, they come first: they tell what served them.
     """
-    reference = session.reference
-    weights = nameable(session.plan, reference, session.show) if sought else ()
-    first, outcomes = suspicious(case), session.outcomes()
-    replied = [p for p in read_probes(session.run) if isinstance(outcomes.get(p.id), Reply)]
-    ranked = sorted(replied, key=lambda probe: probe.id not in first)
-    session.score_columns(ranked[:NAMING_REPLIES], weights=weights, penalties=penalties)
+    first = suspicious(case)
+    weights = nameable(session.plan, session.reference, session.show) if sought else ()
+    ranked = sorted(_replied(session), key=lambda probe: probe.id not in first)
+    session.score_columns(
+        ranked[:NAMING_REPLIES],
+        weights=tuple(name for name in weights if name not in without),
+        penalties=penalties,
+    )
+
+
+def fall_out(session: Session) -> frozenset[str]:
+    """The builds that a few replies show to be none that is served: no more are scored under them.
+
+    For others, that one of these would be named is not lost but by an error of beta.
+    """
+    plan, engine = session.plan, session.reference.engine
+    builds = tuple(name for name in plan.bank if engine.can_load(name))
+    ledger = session.score_columns(_replied(session)[:SCREENED], weights=builds).ordinary
+    channel = plan.calibration.text
+    return frozenset(
+        name for name in builds
+        if is_out(ledger, name, channel, odds=1 / plan.alpha, error=plan.beta)
+    )  # fmt: skip
+
+
+def _replied(session: Session) -> list[Probe]:
+    """The ordinary probes that have a reply, in the order they are asked."""
+    outcomes = session.outcomes()
+    return [p for p in read_probes(session.run) if isinstance(outcomes.get(p.id), Reply)]
 
 
 def suspicious(case: Case) -> frozenset[str]:

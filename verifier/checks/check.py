@@ -27,7 +27,7 @@ from verifier.evidence.noise import (
     noise_scale,
     read_text,
 )
-from verifier.evidence.posterior import Ranked
+from verifier.evidence.posterior import ENOUGH, Ranked, leading_build
 from verifier.evidence.reporting import Reports, judge_reports
 from verifier.files.run_folder import EXCHANGES
 from verifier.host.budget import NOTHING, Amount, Purse
@@ -209,6 +209,16 @@ class Case:
     def names_template(self) -> bool:
         """Whether the report names a template fault of the catalogue."""
         return any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in self.findings)
+
+    @cached_property
+    def build(self) -> str | None:
+        """The build that explains the ordinary replies by itself, on ENOUGH of them: no other cause
+        need be sought. None: there is none."""
+        plan = self.plan
+        found = leading_build(
+            self.ordinary, plan.bank, plan.calibration.text, odds=1 / plan.alpha, error=plan.beta
+        )
+        return None if found is None or found.replies < ENOUGH else found.column
 
     @property
     def decision(self) -> Decision:

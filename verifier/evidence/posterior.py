@@ -15,7 +15,7 @@ import numpy as np
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import Channel
-from verifier.evidence.e_values import log_mean_exp
+from verifier.evidence.e_values import confidence_sequence, log_mean_exp
 from verifier.evidence.goodness_of_fit import Fit, judge_fits
 from verifier.evidence.ledger import SAMPLER, TEXT_SCALES, Ledger
 from verifier.evidence.noise import honest_scales, read_text
@@ -23,6 +23,9 @@ from verifier.records import REFERENCE
 
 #: A column is named when its posterior probability reaches this.
 NAMED_AT: Final = 0.95
+
+#: Replies from which on a column may be ranked although others were scored on more.
+ENOUGH: Final = 8
 
 #: What noise is called beside the columns.
 NO_BUILD: Final = "noise of no known build"
@@ -76,8 +79,48 @@ def rank(ledger: Ledger, columns: Sequence[str], channel: Channel) -> Ranked | N
 
 
 def scored_among(ledger: Ledger, columns: Sequence[str]) -> list[str]:
-    """Those of `columns` that any row was scored under."""
-    return [name for name in columns if any(name in row.text for row in ledger.rows)]
+    """Those of `columns` that may be ranked: scored on as many rows as any, or on ENOUGH of them.
+
+    One that fell behind early was scored no further, and must not keep the others to its rows.
+    """
+    counts = {name: sum(name in row.text for row in ledger.rows) for name in columns}
+    least = min(ENOUGH, max(counts.values(), default=0))
+    return [name for name, count in counts.items() if count and count >= least]
+
+
+def leading_build(
+    ledger: Ledger, columns: Sequence[str], channel: Channel, *, odds: float, error: float
+) -> Ranked | None:
+    """The build that leads noise of any scale, and all of `columns`, by `odds`, and fits.
+
+    It fits where it is not rejected at `error`, and where the noise that is left under it is shown
+    (at the same level) to be below what the published weights leave: few replies reject nothing.
+    """
+    known = scored_among(ledger, columns)
+    found = rank(ledger, known, channel)
+    if found is None or not found.stands_out or found.log_odds < math.log(odds):
+        return None
+    rows = Ledger(rows=tuple(row for row in ledger.rows if all(n in row.text for n in known)))
+    left, before = (
+        confidence_sequence(read_text(rows, name, channel), TEXT_SCALES, level=1 - error)
+        for name in (found.column, REFERENCE)
+    )
+    assert left is not None
+    assert before is not None
+    quieter = left.upper is not None and left.upper < before.lower
+    return None if found.best_fit.fails(error) or not quieter else found
+
+
+def is_out(ledger: Ledger, column: str, channel: Channel, *, odds: float, error: float) -> bool:
+    """Whether the rows scored under a column show it to be none that made them.
+
+    Noise of no known build leads it by `odds`, and as what is served it is rejected at `error`.
+    """
+    rows = Ledger(rows=tuple(row for row in ledger.rows if column in row.text))
+    found = rank(rows, (column,), channel)
+    if found is None or found.column == column or found.log_odds < math.log(odds):
+        return False
+    return next(fit for fit in found.fits if fit.column == column).fails(error)
 
 
 def rank_penalties(ledger: Ledger, bank: Sequence[str], channel: Channel) -> Ranked | None:
@@ -87,7 +130,7 @@ def rank_penalties(ledger: Ledger, bank: Sequence[str], channel: Channel) -> Ran
     """
     scored = dict.fromkeys(name for row in ledger.rows for name in row.text)
     penalties = [name for name in scored if name.startswith(SAMPLER)]
-    columns = [*penalties, *(name for name in bank if name in scored)]
+    columns = scored_among(ledger, [*penalties, *bank]) if penalties else []
     found = rank(ledger, columns, channel)
     return found if found is not None and found.penalties >= NAMED_AT else None
 

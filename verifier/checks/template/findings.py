@@ -105,12 +105,13 @@ def read_panel(run: Path) -> tuple[Probe, ...]:
 
 
 def suspects_fault(case: Case) -> bool:
-    """Whether it pays to score template columns: evidence is rising, or the counts disagree."""
+    """Whether it pays to score template columns: the counts disagree, or evidence is rising that no
+    build accounts for."""
     templates = _weigh(case)
     # one count without a reply may be a filler, which only a second shows
     tells = templates is not None and (len(case.text) > 0 or templates.counted > 1)
     counted = templates.log_e if templates is not None and tells else 0.0
-    rising = case.log_e >= math.log(1 / case.plan.alpha) / 2
+    rising = case.log_e >= math.log(1 / case.plan.alpha) / 2 and case.build is None
     return rising or counted >= math.log(SUSPECTED_AT)
 
 
