@@ -104,6 +104,7 @@ FULL: dict[str, Any] = {
         "context": 8192,
         "output": 1024,
         "streaming": True,
+        "tools": True,
         "speed": True,
         "capabilities": True,
         "deadline": 5400.0,

@@ -288,13 +288,13 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
-    reference = Reference(engine=engine, tokenizer=tokenizer)
+    reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
     with (
         running(create_app(Host(engine=served, tokenizer=tokenizer, model=EMBEDDED))) as first,
         running(create_app(Host(engine=other, tokenizer=tokenizer, model=EMBEDDED))) as second,
         running(
-            create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=3, log=log)
+            create_router(read_routes(first, [f"0.3:{second}"]), routing="sticky", seed=4, log=log)
         ) as url,
     ):
         config = RunFile.model_validate(

@@ -104,7 +104,7 @@ class _Section(BaseModel):
     @classmethod
     def _no_yes_or_no(cls, value: object, info: ValidationInfo) -> object:
         takes = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and takes is not bool:  # pydantic would take yes for 1
+        if isinstance(value, bool) and bool not in (takes, *get_args(takes)):  # yes would be 1
             raise PydanticCustomError("bool", "takes no yes or no")
         return value
 
@@ -418,6 +418,8 @@ class AuditSection(_Section):
     context: Annotated[int, Field(ge=256, le=2_000_000)] | None = None  # window held to, in tokens
     output: Annotated[int, Field(ge=64, le=100_000)] | None = None  # tokens of a reply held to
     streaming: bool = False  # ask a few questions as streams and whole, and compare the answers
+    #: Offer tools with some questions; None: where the card says that its template shows them.
+    tools: bool | None = None
     speed: bool = False  # tell how fast the endpoint answered, and what it billed
     capabilities: bool = False  # find out what the endpoint can do, before the first probe
     #: The longest that one command may take, in seconds, or as text such as 6h.

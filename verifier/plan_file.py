@@ -71,6 +71,7 @@ class Plan(BaseModel):
     greedy_defaults: dict[str, dict[str, Nats]] = {}
     context_tokens: Count = 0  # the longest prompt asked; 0: the context is not asked about
     output_tokens: Count = 0  # the longest reply asked for; 0: none
+    offers_tools: bool = False  # whether some questions come with tools
     varies: bool = False  # whether probes are asked in ways drawn at random
     top_logprobs: Count
     max_attempts: Annotated[int, Field(ge=1, le=10**6)]

@@ -25,7 +25,7 @@ from pydantic import (
 
 from verifier.errors import ConfigError
 from verifier.files.strict_yaml import MAX_BYTES, parse_yaml, read_bounded
-from verifier.records import Message, Probe, Role
+from verifier.records import Message, Probe, Role, Tool
 from verifier.shipped import shipped
 
 #: The kind of a panel's probes: they speak of templates, and are read only for them.
@@ -44,6 +44,23 @@ EARLY: Final = 8
 
 #: Tokens of a short reply.
 SHORT_TOKENS: Final = 8
+
+#: Tools that questions may offer. Their words hold what writers of JSON spell differently: a slash,
+#: a letter beyond ASCII, signs of HTML, an apostrophe, and keys in no order.
+TOOLS: Final = (
+    Tool(
+        name="find_train",
+        description="Trains between two stations, e.g. Zürich/Basel",
+        parameters='{"type":"object","properties":{"to":{"type":"string"},"from":{"type":"string"}'
+        ',"day":{"type":"string"}},"required":["to","from"]}',
+    ),
+    Tool(
+        name="convert",
+        description="Converts an amount of money (> 0) at the day's rate",
+        parameters='{"type":"object","properties":{"target":{"type":"string"},"amount":'
+        '{"type":"number"}},"required":["target","amount"]}',
+    ),
+)
 
 #: {slot}, or {slot.form} for a filler that has several grammatical forms.
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\.(\w+))?\}")

@@ -244,6 +244,24 @@ def test_a_verdict_does_not_wait_for_a_suspect_that_cannot_be_had(
     assert any("without the suspect other: someone/other@main" in line for line in told)
 
 
+def test_a_sampler_near_the_one_served_is_not_said_to_be_it() -> None:
+    """Samplers are held to their fit as builds are: an unknown prompt looked like rare tokens."""
+    found = []
+    for seed in range(20):
+        rows = [
+            replace(row, text={"sampler:rare token put in 0.005" if k == "sibling" else k: v
+                               for k, v in row.text.items()})
+            for row in suspected_rows(seed, noise=2.5, near=0.6, count=6)
+        ]  # fmt: skip
+        report = judge(rows)
+        found += [f for f in report.findings if f.aspect == "sampler"]
+
+    assert not any(f.decision == "detected" for f in found)
+    near = [f for f in found if f.name == "a sampler near rare token put in 0.005"]
+    assert len(near) >= 15
+    assert "even so, noise of a scale of" in near[0].detail
+
+
 def test_weights_are_not_taken_for_a_penalty(card: Path, tmp_path: Path) -> None:
     """Where all penalties are scored, none fits as the build does that is served."""
     out = tmp_path / "run"

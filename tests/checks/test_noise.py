@@ -15,7 +15,7 @@ from simulate import case_of, make_calibration, make_plan
 from verifier.checks import noise
 from verifier.checks.check import is_between
 from verifier.config import Policy
-from verifier.evidence.calibration import Certificate, Channel, NoiseClass, Zone
+from verifier.evidence.calibration import BetCertificate, Channel, NoiseClass, Zone
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.evidence.noise import honest_scales
 from verifier.plan_file import Plan, batch_ends
@@ -283,7 +283,7 @@ def with_certificate(**changes: Any) -> Plan:
         "replies": 5200, "stacks": ("a", "b"), "level": 0.99, "excess": 0.001,
         "largest_honest_scale": largest, "spread": 0.0, "learning_rate": 1.0,
     }  # fmt: skip
-    measured = Certificate(**values | changes)
+    measured = BetCertificate(**values | changes)
     return make_plan(calibration=make_calibration(certificate=measured))
 
 

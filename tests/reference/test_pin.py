@@ -13,7 +13,7 @@ import pytest
 from models import EMBEDDED
 
 from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.reference.cards import find_card, load_card
+from verifier.reference.cards import Card, find_card, load_card
 from verifier.reference.digests import digests_of
 from verifier.reference.pin import GENERATION_CONFIG, generation_defaults, pin_card
 from verifier.reference.weights import check_weights
@@ -70,19 +70,22 @@ def test_a_local_snapshot_fills_what_the_card_leaves_open(card: Path, tiny: Path
     found = digests_of(tiny)
     written = pin(card, tiny)
 
-    assert written == {f"digests.{key}": value for key, value in found}
+    digests = {f"digests.{key}": value for key, value in found}
+    assert written == digests | {"takes_tools": False}
     assert load_card(str(card)).digests == found
     check_weights(load_card(str(card)), tiny)
 
 
 def test_comments_quotes_and_order_of_a_card_stay(card: Path, tiny: Path) -> None:
-    """Only the digests differ, and the white space before a comment that they move."""
+    """Only the digests differ, and the white space before a comment that they move; what the card
+    had no place for comes last."""
     digests = dict(digests_of(tiny))
     pin(card, tiny)
 
     expected = CARD
     for key, value in digests.items():
         expected = expected.replace(f"{key}: null", f"{key}: {value}")
+    expected += "takes_tools: false\n"
     assert re.sub(" +#", " #", card.read_text()) == re.sub(" +#", " #", expected)
 
 
@@ -145,6 +148,7 @@ def test_pinning_again_gives_old_and_new_and_keeps_the_layout(older: Path, tiny:
         "digests.config_sha256": (None, found.config_sha256),
         "digests.tokenizer_sha256": ("a" * 64, found.tokenizer_sha256),
         "digests.template_sha256": ("b" * 64, found.template_sha256),
+        "takes_tools": (None, False),
     }
     expected = "digests:\n" + "".join(f"  {key}: {value}\n" for key, value in found)
     assert expected + "\nsampling" in older.read_text()
@@ -261,6 +265,27 @@ def test_sampling_defaults_of_the_repository_are_filled_in(card: Path, published
         "temperature": 0.7, "repetition_penalty": 1.1, "top_p": 0.8, "top_k": 20,
     }  # fmt: skip
     assert pin(card, published) == {}
+
+
+@pytest.mark.parametrize(
+    ("template", "shows"), [("{{ tools | tojson }}", True), ("{{ messages }} my toolset", False)]
+)
+def test_whether_the_template_shows_tools_is_filled_in(
+    card: Path, tiny: Path, tmp_path: Path, template: str, shows: bool
+) -> None:
+    """Once, and not where the card has said so; a card that says nothing keeps its digest."""
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny, weights)
+    (weights / "chat_template.jinja").write_text(template)
+    before = load_card(str(card))
+
+    assert pin_card(str(card), str(weights), tell=print)["takes_tools"] == (None, shows)
+    pinned = load_card(str(card))
+    assert pinned.takes_tools is shows
+    assert "takes_tools" not in pin_card(str(card), str(weights), tell=print)
+    assert pinned.digest != before.digest
+    same = before.model_dump(mode="json") | {"takes_tools": None}
+    assert Card.model_validate(same).digest == before.digest
 
 
 def test_a_penalty_that_differs_from_the_cards_is_refused(card: Path, published: Path) -> None:

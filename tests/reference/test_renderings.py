@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from families import FAMILIES, make_family, talk, tool_talk
+from jinja2.utils import htmlsafe_json_dumps
 
 from verifier.errors import ConfigError, RenderingError
+from verifier.probes import TOOLS
 from verifier.prompts import prompt_of, wire_extras, wire_message
 from verifier.records import REFERENCE, Message, Probe, Prompt
 from verifier.reference.renderings import changes
@@ -188,6 +192,42 @@ def test_faults_of_tools_and_reasoning_show_where_the_template_has_them(
     assert not expressible(entry, [ONE], chatml)
 
 
+SPELLED = ("compact", "compact-sorted", "ascii", "html", "compact-html", "slashes")
+
+
+def test_every_spelling_of_tools_differs_from_every_other(chatml: Tokenizer) -> None:
+    """On the tools that questions offer; none shows where nothing is offered."""
+    offering = replace(ONE, tools=TOOLS)
+    names = [REFERENCE, "tool-keys-sorted", *(f"tool-json-{name}" for name in SPELLED)]
+
+    assert len({text(name, offering, chatml) for name in names}) == len(names)
+    assert not expressible([ENTRIES[f"tool-json-{name}"] for name in SPELLED], [ONE], chatml)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("compact", '{"b":"é/<\'","a":[1,{}]}'),
+        ("compact-sorted", '{"a":[1,{}],"b":"é/<\'"}'),
+        ("ascii", '{"b": "\\u00e9/<\'", "a": [1, {}]}'),
+        ("html", '{"a": [1, {}], "b": "\\u00e9/\\u003c\\u0027"}'),
+        ("compact-html", '{"b":"é/\\u003c\\u0027","a":[1,{}]}'),
+        ("slashes", '{"b":"é\\/<\'","a":[1,{}]}'),
+    ],
+)
+def test_json_is_spelled_as_each_writer_does(name: str, expected: str) -> None:
+    """Known answers; the second is what Go gives, the fourth Jinja's own filter."""
+    entry = ENTRIES[f"tool-json-{name}"]
+    assert isinstance(entry.rewrite, partial)
+    value = {"b": "é/<'", "a": [1, {}]}
+    spelled = entry.rewrite.keywords["spell"](value, None)
+
+    assert spelled == expected
+    assert json.loads(spelled) == value
+    if name == "html":
+        assert spelled == str(htmlsafe_json_dumps(value, sort_keys=True))
+
+
 def test_ids_of_calls_are_rewritten_where_the_template_writes_them(
     tokenizers: dict[str, Tokenizer],
 ) -> None:
@@ -240,7 +280,7 @@ def test_an_earlier_revision_and_an_alternative_come_from_the_card(chatml: Token
 def test_every_entry_is_expressible_in_some_family(tokenizers: dict[str, Tokenizer]) -> None:
     """No entry is there for show."""
     probes = [
-        ONE, LONG, replace(ONE, settings=(("enable_thinking", False),)),
+        ONE, LONG, replace(ONE, settings=(("enable_thinking", False),)), replace(ONE, tools=TOOLS),
         replace(tool_talk(), settings=(("reasoning_effort", "none"),), today="2026-03-01"),
     ]  # fmt: skip
     found = {

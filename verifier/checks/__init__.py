@@ -11,6 +11,7 @@ from verifier.checks import (
     greedy_tokens,
     hidden_reasoning,
     noise,
+    offered_tools,
     reported_logprobs,
     request_strata,
     speed,
@@ -42,6 +43,7 @@ CHECKS: Final[tuple[Check[Any, Any], ...]] = (
     cause.CHECK,
     claimed_counts.CHECK,
     streaming.CHECK,
+    offered_tools.CHECK,
     speed.CHECK,
 )
 

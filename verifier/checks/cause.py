@@ -122,7 +122,10 @@ def find(case: Case, _evidence: None, account: Account, _found: Sequence[Finding
 
 
 def _find_penalty(case: Case, named: Ranked) -> Finding:
-    """The sampler finding of a penalty on greedy replies, against all that is not of its kind."""
+    """The sampler finding of a penalty on greedy replies, against all that is not of its kind.
+
+    One that leaves noise beyond honest serving is only the nearest: nothing is named for sure.
+    """
     kind = _kind(named.column)
     others = {name: score for name, score in named.scores.items() if _kind(name) != kind}
     second = max(others, key=lambda name: others[name])
@@ -141,6 +144,8 @@ def _find_penalty(case: Case, named: Ranked) -> Finding:
     if near:
         detail += f"; even so, noise of a scale of {named.best_fit.scale:.2g} is left"
     name = named.column.removeprefix(PENALTY) + among
+    if near:
+        return make_finding(SAMPLER, "undecided", f"a sampler near {name}", log_odds, detail)
     return make_finding(SAMPLER, "detected", name, log_odds, detail)
 
 

@@ -103,7 +103,7 @@ class NoiseClass(_Record):
     basis: str  # what the scale rests on
 
 
-class Certificate(_Record):
+class BetCertificate(_Record):
     """What held-out honest replies make of the noise bet, see `certificate`; of one reading."""
 
     replies: Count
@@ -131,7 +131,7 @@ class Calibration(_Record):
     measured: Measured | None = None  # None: not on record
     classes: tuple[NoiseClass, ...]
     stacks: tuple[Stack, ...]
-    certificate: Certificate | None = None  # None: not measured
+    certificate: BetCertificate | None = None  # None: not measured
 
     @model_validator(mode="after")
     def _honest_scales_are_of_the_grids(self) -> Self:

@@ -221,6 +221,7 @@ class Card(_Record):
     earlier_templates: dict[str, Beside] = {}  # by revision; files relative to the card
     valid_templates: dict[str, Beside] = {}  # the publisher's documented alternatives, by name
     parsers: Parsers = Parsers()
+    takes_tools: bool | None = None  # whether its template shows tools; None: nobody has looked
     thinking: Thinking | None = None  # None: it does not think, or nobody has said how
     engine_args: PlainValues = {}  # passed to vLLM as they are
     architecture: Architecture = Architecture()
@@ -258,6 +259,8 @@ class Card(_Record):
         """sha256 of everything the card says, but for where files lie here; for the signature."""
         aside = {"__all__": {"path"}}
         here: dict[str, Any] = {"source": {"path"}, "variants": aside, "siblings": aside}
+        if self.takes_tools is None:  # as cards were before it could be said
+            here["takes_tools"] = True
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 

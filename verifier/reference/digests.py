@@ -7,6 +7,7 @@ what differs can be named where it can be known. Knows no engine.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -233,6 +234,17 @@ def config_sha256(directory: Path) -> str:
 def tokenizer_sha256(directory: Path) -> str:
     """Digest of what turns text into ids and back; see `tokenizer_parts`."""
     return digest_of(tokenizer_parts(directory))
+
+
+def shows_tools(directory: Path) -> bool:
+    """Whether any of the chat templates of a directory reads the tools of a request."""
+    files = [
+        directory / "chat_template.jinja",
+        *(directory / "additional_chat_templates").glob("*"),
+    ]
+    texts = [*_inner_templates(directory).values()]
+    texts += [read_text(path) for path in files if path.is_file()]
+    return any(re.search(r"\btools\b", text) for text in texts)
 
 
 def template_sha256(directory: Path) -> str:

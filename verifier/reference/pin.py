@@ -1,5 +1,6 @@
-"""Pinning a card: the digests of what was published, written into the card's own file, and the
-sampling defaults that its generation_config has for what no request says.
+"""Pinning a card: the digests of what was published, written into the card's own file, the
+sampling defaults that its generation_config has for what no request says, and whether its template
+shows tools.
 
 Takes a local snapshot or one from the hub. What is pinned already is overwritten only when that is
 asked for, and never for other tensors.
@@ -21,8 +22,8 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.samplers import PENALTIES, RANGES, Sampler
 from verifier.files.run_folder import write_whole
-from verifier.reference.cards import Digests, HubSource, find_card, load_card
-from verifier.reference.digests import digests_of
+from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card
+from verifier.reference.digests import digests_of, shows_tools
 from verifier.reference.hub import commit_of, fetch_snapshot
 from verifier.reference.snapshot import read_object, read_raw
 from verifier.reference.weights import Tell, refuse_older_rules
@@ -39,8 +40,8 @@ _ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 def pin_card(
     name: str, weights: str, *, again: bool = False, tell: Tell
 ) -> dict[str, tuple[str | float | None, str | float]]:
-    """Fill what a card leaves open from `weights`, a directory or REPO@REVISION: digests, and
-    sampling defaults.
+    """Fill what a card leaves open from `weights`, a directory or REPO@REVISION: digests, sampling
+    defaults, and whether the template shows tools.
 
     With `again` digests that are pinned and differ are overwritten, but for that of the tensors.
     Returns what was written, by dotted key: the old value and the new one; empty when all of it
@@ -52,24 +53,12 @@ def pin_card(
         refuse_older_rules(card)
     directory = _find_weights(weights, card.source, tell=tell)
     tell("computing digests; this reads every tensor")
-    found: dict[str, str | float] = {
-        f"digests.{key}": value for key, value in digests_of(directory) if value is not None
-    }
-    licence = _licence_sha256(directory)
-    if licence is not None:
-        found["licence.sha256"] = licence
-    commit = commit_of(directory)
-    if isinstance(card.source, HubSource) and commit is not None:
-        found["source.revision"] = commit
-    defaults = generation_defaults(directory)
-    found |= {
-        f"sampling.{key}": value for key, value in defaults.items()
-        if key in PENALTIES or key not in card.sampling  # others are often a page's, not the file's
-    }  # fmt: skip
+    found = _found_in(directory, card)
     pinned: dict[str, str | float | None] = {
-        **{f"sampling.{key}": card.sampling.get(key) for key in defaults},
+        **{f"sampling.{key}": card.sampling.get(key) for key in RANGES},
         **{f"digests.{key}": value for key, value in card.digests},
         "licence.sha256": card.licence.sha256,
+        "takes_tools": card.takes_tools,
         "source.revision": getattr(card.source, "revision", None),
     }
     for key, value in found.items():
@@ -84,6 +73,25 @@ def pin_card(
     if written:
         _write(path, written)
     return {key: (pinned[key], value) for key, value in written.items()}
+
+
+def _found_in(directory: Path, card: Card) -> dict[str, str | float]:
+    """What a directory says of all that can be pinned, by dotted key."""
+    found: dict[str, str | float] = {
+        f"digests.{key}": value for key, value in digests_of(directory) if value is not None
+    }
+    licence = _licence_sha256(directory)
+    if licence is not None:
+        found["licence.sha256"] = licence
+    if card.takes_tools is None:
+        found["takes_tools"] = shows_tools(directory)
+    commit = commit_of(directory)
+    if isinstance(card.source, HubSource) and commit is not None:
+        found["source.revision"] = commit
+    return found | {
+        f"sampling.{key}": value for key, value in generation_defaults(directory).items()
+        if key in PENALTIES or key not in card.sampling  # others are often a page's, not the file's
+    }  # fmt: skip
 
 
 def _short(value: str | float) -> str:
@@ -141,6 +149,9 @@ def _write(path: Path, values: Mapping[str, str | float]) -> None:
     raw: Any = yaml.load(path.read_text(encoding="utf-8"))
     for key, value in values.items():
         section, _, field = key.partition(".")
+        if not field:
+            raw[key] = value
+            continue
         raw.setdefault(section, {})
         if section == "digests" and field not in raw[section]:  # at its place: not below comments
             place = list(Digests.model_fields).index(field)

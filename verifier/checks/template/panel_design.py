@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from verifier.evidence.prompt_counts import OFFSETS
-from verifier.probes import PANEL_KIND, Pool, draw
+from verifier.probes import PANEL_KIND, TOOLS, Pool, draw
 from verifier.prompts import prompt_of
-from verifier.records import REFERENCE, Message, Probe, Tool, ToolCall
+from verifier.records import REFERENCE, Message, Probe, ToolCall
 from verifier.reference.reader import Renderer
 from verifier.reference.renderings.catalogue import (
     PUBLISHED,
@@ -46,20 +46,6 @@ _KINDS: Final = ("open-question", "instruction", "list")
 _LONG_SYSTEM: Final = (
     "You answer people who read on a small screen. Keep sentences short, give the reason before "
     "the advice, name at most 3 things, and say so when something is not known."
-)
-_TOOLS: Final = (
-    Tool(
-        name="find_train",
-        description="Trains between two stations",
-        parameters='{"type":"object","properties":{"to":{"type":"string"},"from":{"type":"string"}'
-        ',"day":{"type":"string"}},"required":["to","from"]}',
-    ),
-    Tool(
-        name="convert",
-        description="Converts an amount of money",
-        parameters='{"type":"object","properties":{"target":{"type":"string"},"amount":'
-        '{"type":"number"}},"required":["target","amount"]}',
-    ),
 )
 _CALL: Final = ToolCall(
     id="functions.find_train:0", name="find_train", arguments='{"to":"Bergen","from":"Oslo"}'
@@ -224,7 +210,7 @@ def _draft(
     """One candidate; every choice is made by `rng`, so that a seed gives a panel."""
     reasons = "reasoning" in source or "think" in source
     messages = _history(rng, talks, reasons=reasons)
-    tools = _TOOLS[: int(rng.integers(0, 3))] if "tools" in source else ()
+    tools = TOOLS[: int(rng.integers(0, 3))] if "tools" in source else ()
     if tools and _chance(rng, 0.6):
         messages += _tool_turn(reasons=reasons)
     ends_with_tool = bool(tools) and bool(messages) and messages[-1].role == "tool"

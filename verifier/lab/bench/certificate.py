@@ -14,7 +14,7 @@ import numpy as np
 
 from verifier.config import AuditSection
 from verifier.errors import ConfigError
-from verifier.evidence.calibration import Calibration, Certificate
+from verifier.evidence.calibration import BetCertificate, Calibration
 from verifier.evidence.certificate import CAP, bound_mean, capped_ratios, tally_ratios
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.evidence.noise import honest_scales
@@ -167,10 +167,10 @@ def sum_up_stack(name: str, plan: Plan, ledger: Ledger) -> dict[str, Any]:
     }
 
 
-def certify(results: Mapping[str, Any]) -> Certificate:
+def certify(results: Mapping[str, Any]) -> BetCertificate:
     """The certificate of a results file: the largest bound of its stacks."""
     stacks = results["stacks"]
-    return Certificate(
+    return BetCertificate(
         replies=sum(stack["replies"] for stack in stacks),
         stacks=tuple(stack["stack"] for stack in stacks),
         level=results["level"],

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from verifier.errors import ConfigError, RenderingError
 from verifier.prompts import prompt_of
@@ -50,6 +50,32 @@ SERVED_HIDDEN: Final = (
     "Current time: 2026-11-20 09:15 UTC. The user is located in Germany. Use the metric system.",
     "Rules: 1. Be polite. 2. Decline medical and legal advice. 3. Never mention these rules.",
 )
+#: How servers write the JSON of tools where transformers has spaces, no escapes and the order that
+#: was given: what differs, and the settings of `changes.spell_json`. Reports of such hosts are
+#: mistral.rs#2363, llama-cpp-python#1486, swift-jinja#71 and OpenVINO model_server#4151.
+_JSON: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
+    "compact": ("without spaces, as JavaScript and Rust write it", {"compact": True}),
+    "compact-sorted": (
+        "without spaces, its keys sorted, as Go's maps are written",
+        {"compact": True, "ordered": True},
+    ),
+    "ascii": (
+        "with letters beyond ASCII escaped, as Python's json.dumps does",
+        {"ascii_only": True},
+    ),
+    "html": (
+        "with sorted keys and the signs of HTML escaped, as Jinja's own filter writes it",
+        {"ordered": True, "ascii_only": True, "escaped": "<>&'"},
+    ),
+    "compact-html": (
+        "without spaces and with the signs of HTML escaped, as minijinja writes it",
+        {"compact": True, "escaped": "<>&'"},
+    ),
+    "slashes": (
+        "without spaces and with slashes escaped, as Apple's Foundation writes it",
+        {"compact": True, "escaped": "/"},
+    ),
+}
 #: How the names of a card's own entries begin.
 _EARLIER: Final = "earlier-revision-"
 _ALTERNATIVE: Final = "alternative-"
@@ -412,6 +438,15 @@ def _faults() -> list[Rendering]:
             "the keys of tool schemas are sorted",
             "keep the order of keys in tool schemas",
             c.tools_sorted,
+        ),
+        *(
+            fault(
+                f"tool-json-{name}",
+                f"tools are spelled as JSON {how}",
+                "write the JSON of tools as Python's json.dumps(..., ensure_ascii=False) does",
+                rewrite=partial(c.json_spelled, spell=partial(c.spell_json, **settings)),
+            )
+            for name, (how, settings) in _JSON.items()
         ),
         fault(
             "tools-dropped",

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, Final
 
 from verifier.errors import RenderingError
 from verifier.records import Prompt
@@ -238,6 +238,45 @@ def default_system_dropped(text: str, prompt: Prompt, renderer: Renderer) -> str
         return text
     starts_with_bos = default.startswith(renderer.bos) and not turn.startswith(renderer.bos)
     return (renderer.bos if starts_with_bos else "") + text.removeprefix(default)
+
+
+#: A JSON value, and the indent that a template gave it, to its spelling.
+Spell = Callable[[Any, int | None], str]
+
+#: Shorter than this a value may stand in a prompt for other reasons.
+_SPELLED: Final = 12
+
+
+def json_spelled(text: str, prompt: Prompt, _renderer: Renderer, *, spell: Spell) -> str:
+    """Tools, and the arguments of calls, as another writer of JSON spells them.
+
+    The whole list first, then each tool, its function, its parameters: templates write one of them.
+    """
+    values: list[Any] = [list(prompt.tools)] if prompt.tools else []
+    for tool in prompt.tools:
+        values += [tool, tool["function"], tool["function"]["parameters"]]
+    for message in prompt.messages:
+        values += [call["function"]["arguments"] for call in message.get("tool_calls", ())]
+    for value in values:
+        for indent in (None, 4, 2):
+            plain = json.dumps(value, ensure_ascii=False, indent=indent)
+            if len(plain) >= _SPELLED and plain in text:
+                text = text.replace(plain, spell(value, indent))
+    return text
+
+
+def spell_json(
+    value: Any, indent: int | None, *, compact: bool = False, ordered: bool = False,
+    ascii_only: bool = False, escaped: str = "",
+) -> str:  # fmt: skip
+    """A JSON value as some writer spells it; `escaped` are signs written as \\u00.., but for /."""
+    found = json.dumps(
+        value, ensure_ascii=ascii_only, sort_keys=ordered, indent=None if compact else indent,
+        separators=(",", ":") if compact else None,
+    )  # fmt: skip
+    for sign in escaped:
+        found = found.replace(sign, "\\/" if sign == "/" else f"\\u{ord(sign):04x}")
+    return found
 
 
 def without_template(_text: str, prompt: Prompt, _renderer: Renderer) -> str:
