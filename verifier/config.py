@@ -354,6 +354,7 @@ class ReferenceSection(_Section):
     # of the remote engine
     url: Annotated[str, AfterValidator(_without_secret), AfterValidator(_of_http)] | None = None
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of the CPU; None: a fair share
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
     suspects: tuple[Suspect, ...] = ()  # other models that the replies are compared with
 

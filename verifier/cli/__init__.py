@@ -49,6 +49,9 @@ def _attempt() -> int:
     # read by vLLM when it is imported: it would report to its makers, and log a page
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from verifier.cli.common import share_cores
+
+    share_cores(1)
     from verifier.cli.commands import run
 
     status = run(sys.argv[1:])

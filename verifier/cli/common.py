@@ -7,6 +7,7 @@ inconclusive; `cli` has the rest.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import sys
@@ -135,6 +136,61 @@ def state_directory() -> Path:
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
     return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+
+
+# -- threads -----------------------------------------------------------------------------------
+
+#: What torch reads; a value that is set already comes first.
+THREADS: Final = "OMP_NUM_THREADS"
+
+#: What this process has set it to: a command may share more than was known when it began.
+_OURS: Final[set[str]] = set()
+
+#: Where Linux says how much of the processors a container has: its second version, then its first.
+_QUOTAS: Final = (
+    (Path("/sys/fs/cgroup/cpu.max"), None),
+    (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")),
+)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use, by its affinity and its container's quota."""
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # not on macOS
+        cores = os.cpu_count() or 1
+    quota = _quota()
+    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+
+
+def share_cores(processes: int) -> int:
+    """Take one of so many equal shares, for this process and those that it starts; the threads.
+
+    Two processes that each take every core, or one that takes cores which a container does not
+    have, wait for each other at the end of every product.
+    Nothing is changed where somebody has set THREADS, nor where the share is the whole machine.
+    """
+    said = os.environ.get(THREADS, "").partition(",")[0]
+    if said.isdecimal() and said not in _OURS:
+        return int(said)
+    share = max(1, usable_cores() // processes)
+    if share < (os.cpu_count() or 1):
+        os.environ[THREADS] = str(share)
+        _OURS.add(str(share))
+    return share
+
+
+def _quota() -> float | None:
+    """Cores' worth of time that the container has; None: no limit is known."""
+    for path, beside in _QUOTAS:
+        try:
+            said = path.read_text().split()
+            of = said[1] if beside is None else beside.read_text()
+            if said[0] not in ("max", "-1"):
+                return float(said[0]) / float(of)
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+    return None
 
 
 # -- showing -----------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from verifier.cli.common import (
     help_when_bare,
     read_key,
     say,
+    share_cores,
     show_report,
     showing,
 )
@@ -66,6 +67,7 @@ def calibrate(
     from verifier.reference.weights import check_weights, fetch_weights
 
     found = load_card(card)
+    share_cores(2)  # one for the host
     from verifier.lab.calibrate import Sizes
     from verifier.lab.calibrate import calibrate as run_calibration
     from verifier.reference.engines.load import load_engine
@@ -106,6 +108,7 @@ def demo(
 
     if out.exists():
         raise ConfigError(f"{out}: exists; remove it or give another --out")
+    share_cores(2)  # one for the host
     lines = []
     with showing() as show:
         for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
@@ -174,6 +177,7 @@ def bench(
     from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
     from verifier.lab.pages import TABLES
 
+    share_cores(2)  # one for the hosts
     with showing() as show:
         path, tabulate = _measure(
             out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,

@@ -81,7 +81,7 @@ def reference_loader(
             if suspect.path is not None or asked_for:  # what is missing is said before all else
                 others[suspect.name]()
         engine = load_engine(
-            section.engine, weights, tokenizer, dtype=section.dtype,
+            section.engine, weights, tokenizer, dtype=section.dtype, threads=section.threads,
             engine_args={**card.engine_args, **section.engine_args},
             checkpoints={**builds, **others}, url=section.url, api_key=api_key,
         )  # fmt: skip

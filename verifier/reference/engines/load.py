@@ -29,6 +29,7 @@ def load_engine(
     tokenizer: _Tokenizer,
     *,
     dtype: Dtype = "auto",
+    threads: int | None = None,
     engine_args: Mapping[str, Any] | None = None,
     checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     url: str | None = None,
@@ -36,9 +37,9 @@ def load_engine(
 ) -> Engine:
     """The weights of a directory, or the server at `url`, ready to score and to generate.
 
-    `engine_args` are for vLLM, `checkpoints` (other weights, loaded in the place of these) for
-    vLLM and transformers, `url` and `api_key` for the remote engine. dtype
-    auto is float32 for transformers, the oracle, and the checkpoint's own for vLLM. Raises
+    `threads` are for transformers, `engine_args` for vLLM, `checkpoints` (other weights, loaded in
+    the place of these) for both, `url` and `api_key` for the remote engine. dtype auto is float32
+    for transformers, the oracle, and the checkpoint's own for vLLM. Raises
     ConfigError when the engine cannot be had.
     """
     eos_ids = (tokenizer.eos_id,)
@@ -66,6 +67,7 @@ def load_engine(
                     dtype="float32" if dtype == "auto" else dtype,
                     decode=tokenizer.decode,
                     checkpoints=checkpoints,
+                    threads=threads,
                 )
             except VerifierError:
                 raise

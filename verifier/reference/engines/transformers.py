@@ -58,10 +58,14 @@ class TransformersEngine:
         tokens_per_batch: int = 2048,
         decode: Callable[[Sequence[int]], str] | None = None,
         checkpoints: Mapping[str, Callable[[], Path]] | None = None,
+        threads: int | None = None,
     ) -> None:
         """`decode` is only needed to honour stop strings when generating. `checkpoints` fetch
         other weights by the name of their column; each is loaded in the place of these in turn.
+        `threads` of the CPU are this process's from then on; None: as torch was told.
         """
+        if threads is not None:
+            torch.set_num_threads(threads)
         cast(Any, transformers.logging).set_verbosity_error()
         cast(Any, transformers.logging).disable_progress_bar()
         self._weights = weights
@@ -103,6 +107,7 @@ class TransformersEngine:
             "torch": torch.__version__,
             "device": self._device,
             "dtype": self._dtype,
+            "threads": str(torch.get_num_threads()),
             "attention": str(getattr(self._model.config, "_attn_implementation", "eager")),
         }
 
