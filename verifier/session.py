@@ -104,7 +104,7 @@ class Session:
             collect(
                 self.run / folder, endpoint, probes, record=record, ceiling=ceiling, every=every,
                 progress=lambda done, of: self.show.step("asking", done, of),
-                stopped=self.pace.stopped,
+                tell=self.show.tell, stopped=self.pace.stopped,
             )  # fmt: skip
             before = settled
         outcomes = self.outcomes(folder)
