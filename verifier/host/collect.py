@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -32,19 +31,20 @@ from verifier.files.run_folder import (
     line_of,
 )
 from verifier.files.stored import Appended, read_rows
+from verifier.host.advice import what_to_do
 from verifier.host.budget import Ceiling, Purse, most_prompt_tokens
 from verifier.host.endpoint import SPELLED, Client, Endpoint, Sent
 from verifier.host.exchange import (
     DIALECTS,
     Problem,
     asked_tokens,
+    change_for,
     parse,
-    read_refusal,
     request_of,
 )
 from verifier.host.rate_limits import Gate, Slots
-from verifier.host.refusals import Account, clean
-from verifier.host.shape import AS_WRITTEN, Change, Shape, heeds, proposed
+from verifier.host.refusals import clean
+from verifier.host.shape import AS_WRITTEN, Change, Shape, heeds
 from verifier.records import (
     Attempt,
     CountTokens,
@@ -67,18 +67,10 @@ STOP_AFTER_REFUSALS: Final = 3
 _FIRST_BACKOFF_S: Final = 1.0
 _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the minute
 _MAX_BACKOFF_S: Final = 60.0
-_MODELS_SHOWN: Final = 8
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
 _TELL_EVERY_S: Final = 5.0
 _WORTH_TELLING_S: Final = 1.0
 _LONGEST_LINE: Final = 320  # characters
-#: What to do about an account.
-_OF_ACCOUNT: Final[Mapping[Account, str]] = {
-    "balance": "the account has no balance, credit or quota left: top it up or raise its limit",
-    "day": "the account has used up a limit that opens again in hours or days: wait or raise it",
-    "verify": "the account must be verified there first: do so",
-}
-_OTHER_HEADER: Final = ", or name the header that it wants the key in (endpoint.api_key_header)"
 #: Files that attempts are kept in.
 _ASKED: Final = (EXCHANGES, CAPABILITY_EXCHANGES, SHOWN_EXCHANGES)
 #: What an answer holds at most beside its body, as a line of the exchanges.
@@ -482,14 +474,6 @@ def _is_refusal(problem: Problem) -> bool:
     return problem.status is not None and 300 <= problem.status <= 499 and not problem.retryable
 
 
-def change_for(attempt: Attempt, result: _Result) -> Change | None:
-    """How the same may be asked once more, where it was refused as it was written."""
-    if not isinstance(result, Problem) or result.retryable or result.account is not None:
-        return None
-    told, request = read_refusal(attempt), request_of(attempt)
-    return proposed(request, result.status, told, dialect=attempt.dialect)
-
-
 class _Waits:
     """Tells why and how long is waited, in one line now and then for all workers together."""
 
@@ -737,7 +721,9 @@ class _Collection:
             if self._is_hopeless(probe, result, entry, tries):
                 now.over = True
                 refused = self.history.refused_in_row
-                raise EndpointError(await what_to_do(now.client, self.endpoint, result, refused))
+                raise EndpointError(
+                    await what_to_do(now.client, self.endpoint, result, refused=refused)
+                )
             if history.outcome(probe.id) is not None or now.over:
                 return
             if entry.change is None:
@@ -805,57 +791,3 @@ class _Collection:
         """Exponential, with jitter so that the workers do not come back all at once."""
         first_s = _FIRST_BACKOFF_AT_LIMIT_S if rate_limited else _FIRST_BACKOFF_S
         return min(_MAX_BACKOFF_S, first_s * 2.0 ** (tries - 1)) * self.rng.uniform(0.5, 1.0)
-
-
-def explain(endpoint: Endpoint, problem: Problem) -> str:
-    """One line for the operator of an endpoint that has answered nothing."""
-
-    async def ask() -> str:
-        async with Client(endpoint) as client:
-            return await what_to_do(client, endpoint, problem, 1)
-
-    return asyncio.run(ask())
-
-
-async def what_to_do(client: Client, endpoint: Endpoint, problem: Problem, refused: int) -> str:
-    """One line for the operator: host, what came, what to do; `refused` are probes in a row."""
-    came, again = problem.reason, "then run the same command again"
-    if problem.status is None:
-        return (
-            f"cannot reach {endpoint.host}: {came}; check the base URL "
-            f"{endpoint.base_url!r} and the network, {again}"
-        )
-    if problem.account is not None and problem.account != "key":
-        return f"{endpoint.host}: {_OF_ACCOUNT[problem.account]} ({came}); {again}"
-    if problem.account == "key" or problem.status == 403:
-        name = endpoint.api_key_env or "the variable named by api_key_env"
-        header = "" if endpoint.api_key_header is not None else _OTHER_HEADER
-        if endpoint.api_key is None:
-            name = endpoint.api_key_env or "a variable, named by api_key_env,"
-            return f"{endpoint.host} wants an API key ({came}); put one into {name}{header}"
-        return f"{endpoint.host} refused the API key ({came}); put a valid one into {name}{header}"
-    if problem.status == 404 or problem.unknown_model:
-        models = await client.list_models()
-        shown = ", ".join(clean(name, 80) for name in models[:_MODELS_SHOWN])
-        rest = len(models) - _MODELS_SHOWN
-        advice = (
-            f"it lists {shown}{f' and {rest} more' if rest > 0 else ''}; name one of these"
-            if models
-            else f"check the name, and the base URL {endpoint.base_url!r} (most end in /v1)"
-        )
-        return f"{endpoint.host} does not serve the model {endpoint.model!r} ({came}); {advice}"
-    if 200 <= problem.status <= 299:
-        return (
-            f"{endpoint.host} gives no answer of the dialect {endpoint.dialect} ({came}); check "
-            f"the base URL {endpoint.base_url!r} (most end in /v1) and endpoint.dialect"
-        )
-    if problem.retryable:
-        return f"{endpoint.host} fails ({came}); {again.removeprefix('then ')} later"
-    advice = "mend the request, the account or the base URL"
-    if re.search(r"\btemperature\b", came):
-        advice = (
-            "its temperature cannot be left out: `verifier capabilities` finds out which one is "
-            "taken, and an audit then asks so"
-        )
-    what = "what it was asked" if refused == 1 else f"{refused} probes in a row"
-    return f"{endpoint.host} refused {what} and has answered none ({came}); {advice}"

@@ -33,7 +33,7 @@ from verifier.host.refusals import (
     read_error,
     words_of,
 )
-from verifier.host.shape import asks_logprobs
+from verifier.host.shape import Change, asks_logprobs, proposed
 from verifier.records import Attempt, NotJudged, Reply, ReportedToken
 from verifier.safety.sieve import REDACTED
 
@@ -123,7 +123,7 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     return _answer(attempt, view, request=request, body=body, claims=claims)
 
 
-def read_refusal(attempt: Attempt) -> Told:
+def _read_refusal(attempt: Attempt) -> Told:
     """All that an attempt without an answer says of why, with the fields that it names."""
     body = _load(attempt.body)
     if body is not _NOT_JSON:
@@ -134,6 +134,14 @@ def read_refusal(attempt: Attempt) -> Told:
         except BrokenStream as broken:
             return read_error(broken.said)
     return read_error(plain(attempt.body))
+
+
+def change_for(attempt: Attempt, result: Reply | NotJudged | Problem) -> Change | None:
+    """How the same may be asked once more, where it was refused as it was written."""
+    if not isinstance(result, Problem) or result.retryable or result.account is not None:
+        return None
+    told, request = _read_refusal(attempt), request_of(attempt)
+    return proposed(request, result.status, told, dialect=attempt.dialect)
 
 
 def _refusal(attempt: Attempt, status: int) -> Problem:

@@ -372,29 +372,39 @@ _OF_LIMITS: Final = frozenset({200, 403, 429})
 def _account(status: int, told: Told, headers: Mapping[str, str]) -> Meaning | None:
     """What an error says of the account; None: nothing.
 
-    Where the words are said of full minutes as well, it is waited for before anybody is told.
+    A router's own account upstream, of which errors of a server may speak, is not meant.
     """
     if status == 402:
         return Meaning(retryable=False, account="balance")
     if not (status == 200 or 400 <= status <= 499):
-        return None  # a router's own account upstream, say
-    by_the_minute = _BY_THE_MINUTE.search(told.words) is not None
-    passing = status in _OF_LIMITS and (by_the_minute or _is_soon(told.wait_s))
+        return None
+    of_limits = status in _OF_LIMITS
+    passing = of_limits and (_is_of_a_minute(told) or _is_soon(told.wait_s))
     lacking = None if passing else _lacking(told)
+    if lacking is None and status == 401:
+        lacking = "key"
     if lacking is not None:
         return Meaning(retryable=False, account=lacking)
-    if status == 401:
-        return Meaning(retryable=False, account="key")
-    if status not in _OF_LIMITS:
-        return None
+    return _limit(status, told, headers) if of_limits else None
+
+
+def _limit(status: int, told: Told, headers: Mapping[str, str]) -> Meaning | None:
+    """What an error says of a limit of the account that no short wait opens; None: nothing.
+
+    Where the words are said of full minutes as well, it is waited for before anybody is told.
+    """
     if _BY_THE_DAY.search(told.words) or told.marks & _NO_DAY or _is_of_a_day(told.marks):
         wait_s = told.wait_s if told.wait_s is not None else _retry_after(headers)
-        if by_the_minute or _is_soon(wait_s):
-            return Meaning(retryable=True, rate_limited=True, account="day")
-        return Meaning(retryable=False, account="day")
-    if status == 429 and not passing and _QUOTA_WORDS.search(told.words):
-        return Meaning(retryable=True, rate_limited=True, account="balance")
-    return None
+        soon = _is_of_a_minute(told) or _is_soon(wait_s)
+        return Meaning(retryable=soon, rate_limited=soon, account="day")
+    if status != 429 or _is_of_a_minute(told) or _is_soon(told.wait_s):
+        return None
+    in_doubt = Meaning(retryable=True, rate_limited=True, account="balance")
+    return in_doubt if _QUOTA_WORDS.search(told.words) else None
+
+
+def _is_of_a_minute(told: Told) -> bool:
+    return _BY_THE_MINUTE.search(told.words) is not None
 
 
 def _lacking(told: Told) -> Account | None:

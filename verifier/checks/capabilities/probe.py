@@ -33,6 +33,7 @@ from verifier.checks.capabilities.questions import (
 )
 from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, write_json
 from verifier.files.stored import read_record
+from verifier.host.advice import explain
 from verifier.host.budget import (
     Amount,
     Purse,
@@ -40,7 +41,7 @@ from verifier.host.budget import (
     believed_prompt,
     most_prompt_tokens,
 )
-from verifier.host.collect import explain, read_attempts
+from verifier.host.collect import read_attempts
 from verifier.host.dialects import items, member
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import (

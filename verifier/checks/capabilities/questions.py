@@ -15,9 +15,9 @@ from typing import Any, Final, Literal
 from verifier.checks.capabilities.parameters import BIAS, several_fields, stop_string
 from verifier.files.run_folder import CAPABILITY_EXCHANGES
 from verifier.host.budget import Purse
-from verifier.host.collect import ask_once, change_for
+from verifier.host.collect import ask_once
 from verifier.host.endpoint import Endpoint
-from verifier.host.exchange import Problem, body_of, parse
+from verifier.host.exchange import Problem, body_of, change_for, parse
 from verifier.host.shape import AS_WRITTEN, Change, Shape
 from verifier.records import Attempt, Count, Message, NotJudged, Probe, Reply
 
