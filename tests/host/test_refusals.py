@@ -153,6 +153,9 @@ ACCOUNT: list[tuple[str, int, Any, str]] = [
      "will be replenished in 06:12:34."}, "day"),
     ("any, 401", 401, {"detail": "Unauthorized"}, "key"),
     ("any, plain text", 429, "insufficient balance", "balance"),
+    ("a gateway, in 200", 200, {"code": 401, "msg": "unauthorized", "success": False}, "key"),
+    ("a gateway, no money in 200", 200, {"code": 402, "msg": "x", "data": None}, "balance"),
+    ("any, a text as event", 200, 'data: "insufficient balance"\n\n', "balance"),
     ("any, plain event", 200, "data: insufficient balance\n\n", "balance"),
     ("any, an event", 200, 'data: {"error": {"message": "Insufficient Balance", "code": 402}}\n\n',
      "balance"),
@@ -229,6 +232,7 @@ PASSING: list[tuple[str, int, Any]] = [
     ("a page", 429, "<html><title>Too Many Requests</title>"),
     ("nothing", 429, ""),
     ("a text in 200", 200, {"error": "Rate limit exceeded, try again in 3 s"}),
+    ("a gateway in 200", 200, {"code": 429, "msg": "x", "data": None}),
     ("a plain event", 200, "data: rate limit exceeded\n\n"),
 ]  # fmt: skip
 

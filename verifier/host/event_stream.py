@@ -111,7 +111,9 @@ def read_events(body: str) -> tuple[list[Event], bool]:
             why = f"event {len(found) + 1} is not JSON{said and f': {said}'}"
             raise BrokenStream(why, said=said) from None
         if not isinstance(value, dict):
-            raise BrokenStream(f"event {len(found) + 1} is not an object")
+            said = clean(value) if isinstance(value, str) else ""
+            why = f"event {len(found) + 1} is not an object{said and f': {said}'}"
+            raise BrokenStream(why, said=said)
         found.append(Event(name=sent.event, value=value))
     return found, ended
 

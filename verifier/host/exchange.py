@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
@@ -92,6 +92,7 @@ class Problem:
     unknown_model: bool = False  # the host says that it has no such model
     #: What the account lacks, which nobody holds against the host; in doubt where `retryable`.
     account: Account | None = None
+    refused_whole: bool = False  # nothing was generated, although the status is one of success
 
 
 def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
@@ -112,7 +113,10 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
         _refuse_other_json(body, attempt)
         holder = error_in(body)
         if holder is not None:
-            return _error_object(attempt, holder)
+            found = _error_object(attempt, holder)
+            refused = not streamed and not items(body.get("choices"))
+            limited = found.rate_limited or found.account is not None
+            return replace(found, refused_whole=refused and limited)
         view = dialect.read(body)
     except BrokenStream as broken:
         return _unusable(attempt, str(broken), read_error(broken.said))

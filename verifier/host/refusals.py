@@ -261,10 +261,12 @@ def of_object(holder: dict[str, Any], told: Told, headers: Mapping[str, str]) ->
 def of_words(told: Told) -> Meaning:
     """What words mean that came where an answer was due: it is asked for again, unless it is the
     account that lacks something."""
-    found = _account(200, told, {})
+    status = next((int(mark) for mark in ("401", "402", "429") if mark in told.marks), 200)
+    found = _account(status, told, {})
     if found is not None:
         return found
-    return Meaning(retryable=True, rate_limited=_PASSING_RATE.search(told.words) is not None)
+    limited = status == 429 or _PASSING_RATE.search(told.words) is not None
+    return Meaning(retryable=True, rate_limited=limited)
 
 
 def is_passing(words: str) -> bool:
