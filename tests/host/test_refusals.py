@@ -92,6 +92,7 @@ ACCOUNT: list[tuple[str, int, Any, str]] = [
     ("Zhipu", 429, error("您的账户已欠费，请充值后重试", code="1113"), "balance"),
     ("Zhipu, in English", 429, error("Insufficient balance or no resource package. Please "
      "recharge.", code="1113"), "balance"),
+    ("Zhipu, a day", 429, error("您已达到今日调用次数限额", code="1304"), "day"),
     ("Zhipu, five hours", 429, error("Usage limit reached for 5 hour. Your limit will reset at "
      "2026-11-12 03:00:00", code="1308"), "day"),
     ("Volcengine", 403, error("The request failed because your account has an overdue balance. "
@@ -290,6 +291,7 @@ def test_words_that_are_said_of_both_are_waited_for_first(body: Any, lacks: str)
         (200, {"message": {"role": "assistant", "content": "You have insufficient balance."}}),
         (200, 'data: {"choices": [{"delta": {"content": "insufficient balance\n\n'),
         (200, {"output": "insufficient balance"}),
+        (200, {"message": "back after the daily restart"}),
     ],
 )  # fmt: skip
 def test_nothing_else_is_taken_for_the_account(status: int, body: Any) -> None:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import configure, host_with, requests_of, run
+from audits import QUIET, configure, host_with, requests_of, run
 from fakes_host import Answer, Asked, FakeHost, chat, error
+from purses import plenty
 
 from verifier.errors import EndpointError
 from verifier.files.run_folder import EXCHANGES
 from verifier.host.budget import Ceiling
-from verifier.host.collect import collect, read_attempts, read_outcomes
+from verifier.host.collect import ask_once, collect, read_attempts, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import asked_tokens
 from verifier.host.refusals import read_error
 from verifier.host.shape import heeds, proposed, written
+from verifier.plan_file import read_plan
 from verifier.records import Failure, Message, Outcome, Probe, Reply
+from verifier.session import Session
+from verifier.steps import make_endpoint
 
 Script = Callable[[Asked], "Answer | dict[str, Any]"]
 
@@ -361,6 +365,25 @@ def test_an_honest_host_that_refuses_is_consistent(
     assert report.usage.failures == 0
     assert report.usage.requests > report.usage.replies  # some were refused
     assert all(asked["temperature"] == 0 for asked in requests_of(tmp_path / "run"))
+
+
+def test_what_is_asked_beside_the_probes_is_written_so_too(card: Path, tmp_path: Path) -> None:
+    """What the folder holds of the host, its endpoint knows from the start."""
+    with host_with("refuses:max_tokens,stream_options") as url:
+        config = configure(url, card, tmp_path / "run", endpoint={"stream": True})
+        run(config)
+        session = Session(
+            config.out, read_plan(config.out), QUIET, config=config,
+            endpoint=make_endpoint(config, api_key=None),
+        )  # fmt: skip
+        sent = ask_once(
+            tmp_path, "shown.jsonl", session.endpoint, probes(1)[0], number=1, logprobs=False,
+            purse=plenty(),
+        )  # fmt: skip
+
+    assert session.endpoint.shape == {"max_completion_tokens", OPTIONS}
+    assert sent is not None
+    assert sent.attempt.status == 200
 
 
 def test_streams_that_are_refused_are_not_said_to_be_alike(card: Path, tmp_path: Path) -> None:

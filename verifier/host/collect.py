@@ -146,11 +146,11 @@ def collect(
     """Ask those of `probes` that have no outcome in the folder; append every attempt as it comes.
 
     `progress` is told how many of `probes` have an outcome, and how many there are, and `tell` why
-    and how long it waits, in a line now and then. Returns early,
-    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
-    request could cross the `ceiling` on what the folder's requests cost, those for `every` other
-    probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
-    `rng` time the retries; None draws the jitter afresh. A `record` of the folder saves reading it.
+    and how long it waits, in a line now and then. Returns early, with probes left unasked, once
+    STOP_AFTER_FAILURES probes in a row have failed, when one more request could cross the `ceiling`
+    on what the folder's requests cost, those for `every` other probe included, and when `stopped`
+    says so: what is under way is then given up. `sleep` and `rng` time the retries; None draws the
+    jitter afresh. A `record` of the folder saves reading it.
 
     Raises EndpointError when the operator must act: wrong key, no money, unknown model, host
     unreachable, or nothing but refusals; all that had arrived is in the folder by then.
@@ -486,12 +486,13 @@ class _Waits:
         if now - self._told_at < _TELL_EVERY_S:
             return
         self._told_at = now
-        line = f"{self._host}: {why}, asking again in {_in_seconds(wait_s)}{what}"
-        self._tell(sieve.strike(clean(line, _LONGEST_LINE)))
+        self._tell(describe_wait(self._host, why, wait_s, what=what))
 
 
-def _in_seconds(wait_s: float) -> str:
-    return f"{wait_s:.1f} s" if wait_s < 1 else f"{wait_s:.0f} s"
+def describe_wait(host: str, why: str, wait_s: float, *, what: str) -> str:
+    """Why and how long a host is waited for, in one line that neither acts nor shows a key."""
+    span = f"{wait_s:.1f} s" if wait_s < 1 else f"{wait_s:.0f} s"
+    return sieve.strike(clean(f"{host}: {why}, asking again in {span}{what}", _LONGEST_LINE))
 
 
 class _Log:

@@ -96,6 +96,7 @@ class Endpoint:
     count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
     least_max_tokens: int = 1  # the fewest tokens that it may be asked for
     max_tokens_field: LimitName | None = None  # of a chat's limit; None: the one that is taken
+    shape: Shape = AS_WRITTEN  # how it is known to take requests, but for log-probabilities
 
     def __post_init__(self) -> None:
         sieve.know(self.api_key)
@@ -287,10 +288,11 @@ class Client:
     ) -> Sent:
         """Send one probe once; whatever the network or the host does comes back as a value.
 
-        `shape` is how the host takes requests, but for log-probabilities. `before` is awaited once
-        the rate limit allows the request; what it raises is raised, and nothing is sent.
+        `shape` is what the endpoint's is changed by. `before` is awaited once the rate limit allows
+        the request; what it raises is raised, and nothing is sent.
         """
         endpoint = self._endpoint
+        shape |= endpoint.shape
         request = _request_body(endpoint, probe, logprobs=logprobs, shape=shape)
         await self.pace()
         if before is not None:

@@ -361,6 +361,9 @@ _BY_THE_DAY: Final = re.compile(
     r"|per 86[ ,]?400|per 24 ?h|quota will be replenished|[今当每][日天月周]",
     re.IGNORECASE,
 )
+_LIMIT_WORDS: Final = re.compile(
+    r"\blimits?\b|\bquotas?\b|exceed|exhaust|\bused up\b|too many|限额|上限|次数", re.IGNORECASE
+)
 _QUOTA_WORDS: Final = re.compile(
     r"\bquotas?\b|\bresource.?(?:has been )?exhausted|额度|配额", re.IGNORECASE
 )
@@ -395,7 +398,7 @@ def _limit(status: int, told: Told, headers: Mapping[str, str]) -> Meaning | Non
 
     Where the words are said of full minutes as well, it is waited for before anybody is told.
     """
-    if _BY_THE_DAY.search(told.words) or told.marks & _NO_DAY or _is_of_a_day(told.marks):
+    if _is_of_a_day(status, told):
         wait_s = told.wait_s if told.wait_s is not None else _retry_after(headers)
         soon = _is_of_a_minute(told) or _is_soon(wait_s)
         return Meaning(retryable=soon, rate_limited=soon, account="day")
@@ -418,8 +421,11 @@ def _lacking(told: Told) -> Account | None:
     return "verify" if _VERIFY_WORDS.search(told.words) else None
 
 
-def _is_of_a_day(marks: frozenset[str]) -> bool:
-    return any("perday" in mark for mark in marks)  # Google's names of quotas
+def _is_of_a_day(status: int, told: Told) -> bool:
+    if told.marks & _NO_DAY or any("perday" in mark for mark in told.marks):  # Google's quotas
+        return True
+    limited = status == 429 or _LIMIT_WORDS.search(told.words) is not None
+    return limited and _BY_THE_DAY.search(told.words) is not None
 
 
 def _is_soon(wait_s: float | None) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 from verifier.checks.capabilities.parameters import BIAS, several_fields, stop_string
 from verifier.files.run_folder import CAPABILITY_EXCHANGES
 from verifier.host.budget import Purse
-from verifier.host.collect import ask_once
+from verifier.host.collect import ask_once, describe_wait
 from verifier.host.endpoint import Endpoint
 from verifier.host.exchange import Problem, body_of, change_for, parse
 from verifier.host.shape import AS_WRITTEN, Change, Shape
@@ -327,10 +327,8 @@ class Asker:
                 break
             wait_s = min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**tries)
             assert isinstance(found, Problem)
-            self.tell(
-                f"{endpoint.host}: {found.reason}, asking again in {wait_s:.0f} s, "
-                f"try {tries + 1} of {CAPABILITY_TRIES}"
-            )
+            what = f", try {tries + 1} of {CAPABILITY_TRIES}"
+            self.tell(describe_wait(endpoint.host, found.reason, wait_s, what=what))
             self.sleep(wait_s)
         return Asked(
             request=request, answer=came[-1], attempt=attempt, came=tuple(came), shape=shape
