@@ -47,6 +47,8 @@ FULL: dict[str, Any] = {
     | {
         "host": None,
         "api_key_file": None,
+        "api_key_header": "api-key",
+        "max_tokens_field": None,
         "provider": "some-host/fp8",
         "router": True,
         "dialect": "responses",
@@ -62,6 +64,9 @@ FULL: dict[str, Any] = {
         "max_attempts": 3,
         "requests_per_minute": 20.0,
         "stream": True,
+        "ca_file": "private/ca.pem",
+        "client_certificate": "private/own.pem",
+        "client_key": "private/own.key",
     },
     "reference": {
         "card": "tiny",
@@ -425,6 +430,29 @@ def test_a_header_that_frames_or_tells_a_secret_is_refused(tmp_path: Path, name:
     changes = {"endpoint": {"headers": {name: "5"}}}
 
     assert refusal(write(tmp_path, merged(LEAST, changes))).startswith("endpoint.headers")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"api_key_header": "a b", "api_key_env": "K"}, "api_key_header: expected the name of a"),
+        ({"api_key_header": "Host", "api_key_env": "K"}, "api_key_header: frames the request"),
+        ({"api_key_header": KEY, "api_key_env": "K"}, "api_key_header: looks like a key"),
+        ({"api_key_header": "api-key"}, "api_key_header: needs a key"),
+        ({"api_key_header": "X-T", "api_key_env": "K", "headers": {"x-t": "1"}}, "headers too"),
+        ({"client_key": "own.key"}, "client_certificate: missing"),
+        ({"max_tokens_field": "max_output_tokens"}, "max_tokens_field: expected 'max_tokens' or"),
+        ({"max_tokens_field": "max_tokens", "dialect": "messages"}, "only chats have two names"),
+    ],
+)
+def test_settings_of_the_line_fit_together(
+    tmp_path: Path, changes: dict[str, Any], said: str
+) -> None:
+    """What cannot be sent, or means nothing, is refused by its name; a key is not shown."""
+    complaint = refusal(write(tmp_path, merged(LEAST, {"endpoint": changes})))
+
+    assert said in complaint
+    assert KEY not in complaint
 
 
 @pytest.mark.parametrize("value", ["a\nb", "ä", f"Bearer {KEY}", KEY, "x" * 5000])

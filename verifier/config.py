@@ -116,18 +116,33 @@ _FRAMING = frozenset({
 })  # fmt: skip
 
 
-def _plain_header(name: str) -> str:
+def _header(name: str) -> str:
     if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}", name):
         raise PydanticCustomError("secret", "expected the name of a header: letters, digits and -")
     if name.lower() in _FRAMING:
         raise PydanticCustomError(
             "secret", "frames the request, and is written by the verifier alone; take it out"
         )
+    return name
+
+
+def _plain_header(name: str) -> str:
+    _header(name)
     if names_a_secret(name):
         raise PydanticCustomError(
-            "secret", "a header that may hold a secret; a key is named by endpoint.api_key_env"
+            "secret",
+            "a header that may hold a secret; a key is named by endpoint.api_key_env, and its "
+            "header by endpoint.api_key_header",
         )
     return name
+
+
+def _key_header(name: str) -> str:
+    if looks_like_key(name):
+        raise PydanticCustomError(
+            "secret", "looks like a key; name the header, and the key's variable in api_key_env"
+        )
+    return _header(name)
 
 
 def _header_value(value: str) -> str:
@@ -201,9 +216,13 @@ class _HostFacts(_Section):
     base_url: Annotated[str, AfterValidator(_without_secret)] | None = None
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = None
     api_key_file: Path | None = None  # a file that holds the key alone, outside the run folder
+    #: The header that carries the key, as it is; None: as the dialect sends it.
+    api_key_header: Annotated[str, AfterValidator(_key_header)] | None = None
     dialect: Literal["chat", "completions", "messages", "responses"] = "chat"
     logprobs_form: Literal["boolean", "integer"] = "boolean"
     most_top_logprobs: Annotated[int, Field(ge=0, le=20)] = 20
+    #: What a chat's limit is called; None: max_tokens, or the other name where that is refused.
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] | None = None
     extra_body: Annotated[PlainValues, AfterValidator(_without_secrets)] = {}  # of every request
     headers: dict[
         Annotated[str, AfterValidator(_plain_header)],
@@ -245,6 +264,9 @@ class EndpointSection(_HostFacts):
     max_attempts: Annotated[int, Field(ge=1, le=100)] = 8
     requests_per_minute: Annotated[float, Field(gt=0)] | None = None
     stream: bool = False
+    ca_file: Path | None = None  # PEM; its certificates alone are trusted. None: the system's
+    client_certificate: Path | None = None  # PEM
+    client_key: Path | None = None  # PEM, outside the run folder. None: beside the certificate
 
     @model_validator(mode="before")
     @classmethod
@@ -273,10 +295,26 @@ class EndpointSection(_HostFacts):
         return known | {key: value for key, value in raw.items() if value is not None}
 
     @model_validator(mode="after")
-    def _pin_the_host(self) -> Self:
+    def _fit_together(self) -> Self:
         if self.api_key_env and self.api_key_file:
             raise PydanticCustomError(
                 "value_error", "api_key_file: give the key's variable or its file, not both"
+            )
+        if self.api_key_header and not (self.api_key_env or self.api_key_file):
+            raise PydanticCustomError(
+                "value_error", "api_key_header: needs a key; name its variable in api_key_env"
+            )
+        if (self.api_key_header or "").lower() in {name.lower() for name in self.headers}:
+            raise PydanticCustomError(
+                "value_error", "api_key_header: stands among the headers too; take it out there"
+            )
+        if self.client_key and not self.client_certificate:
+            raise PydanticCustomError(
+                "value_error", "client_certificate: missing; client_key is the key of one"
+            )
+        if self.max_tokens_field and self.dialect != "chat":
+            raise PydanticCustomError(
+                "value_error", "max_tokens_field: only chats have two names for it; take it out"
             )
         if self.router and not self.provider:
             raise PydanticCustomError(

@@ -80,9 +80,10 @@ class Session:
 
     @property
     def endpoint(self) -> Endpoint:
-        """Where to ask, and only for what works there."""
+        """Where to ask, only for what works there, and as it is taken there."""
         assert self._endpoint is not None
-        endpoint = self._endpoint
+        history = self._record("").history(max_attempts=self.plan.max_attempts)
+        endpoint = replace(self._endpoint, shape=history.shape)
         for check in CHECKS if self._case is not None else ():
             endpoint = check.tune(self._kept(check), endpoint)
         return endpoint
@@ -105,7 +106,7 @@ class Session:
             collect(
                 self.run / folder, endpoint, probes, record=record, ceiling=ceiling, every=every,
                 progress=lambda done, of: self.show.step("asking", done, of),
-                stopped=self.pace.stopped,
+                tell=self.show.tell, stopped=self.pace.stopped,
             )  # fmt: skip
             before = settled
         outcomes = self.outcomes(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from verifier.checks import CHECKS
 from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
-from verifier.checks.capabilities.probe import Capabilities, read_capabilities
+from verifier.checks.capabilities.probe import Capabilities, read_capabilities, why_silent
 from verifier.checks.cause import score_for_name
 from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.panel import read_prompts
@@ -32,7 +32,7 @@ from verifier.files.run_folder import (
     write_whole,
 )
 from verifier.host.collect import Record
-from verifier.host.endpoint import Endpoint
+from verifier.host.endpoint import Endpoint, trusted_by
 from verifier.plan import make_plan
 from verifier.plan_file import Plan, batch_ends, read_plan, read_probes, write_plan
 from verifier.probes import load_pool
@@ -117,12 +117,18 @@ def make_endpoint(
 ) -> Endpoint:
     """The endpoint of a run file, with its key; `render` makes prompts for text completions."""
     section = config.endpoint
+    _refuse_key_in_run_folder(section.client_key, config.out)
     pinned = {"only": [section.provider], "allow_fallbacks": False, "require_parameters": True}
-    return Endpoint(
+    made = Endpoint(
         base_url=section.base_url,
         model=section.model,
         api_key=api_key,
         api_key_env=section.api_key_env,
+        api_key_header=section.api_key_header,
+        ca_file=section.ca_file,
+        client_certificate=section.client_certificate,
+        client_key=section.client_key,
+        max_tokens_field=section.max_tokens_field,
         timeout_s=section.timeout_s,
         connect_timeout_s=section.connect_timeout_s,
         read_timeout_s=section.read_timeout_s,
@@ -137,23 +143,33 @@ def make_endpoint(
         headers=section.headers,
         render=render if section.dialect == "completions" else None,
     )
+    if section.ca_file or section.client_certificate:
+        trusted_by(made)  # files that cannot be used are refused before anything is sent
+    return made
+
+
+def _refuse_key_in_run_folder(path: Path | None, run: Path) -> None:
+    """Refuse a client's private key in the folder that is passed on."""
+    if path is not None and path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(
+            f"endpoint.client_key: {path} lies in the run folder; keep the key outside of it"
+        )
 
 
 # -- one step alone ----------------------------------------------------------------------------
 
 
-def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
+def find_capabilities(config: RunFile, *, api_key: str | None, show: Show) -> Capabilities:
     """Plan the run if it is not planned yet, and find out what its endpoint can do.
 
-    Raises EndpointError when the deadline comes first.
+    Raises EndpointError when the first question is not answered, or the deadline comes first.
     """
     plan, pace = start(config), until(ALONE, config.audit.deadline)
     endpoint = make_endpoint(config, api_key=api_key)
     config = config.model_copy(
         update={"audit": config.audit.model_copy(update={"capabilities": True})}
     )
-    silent = Show(tell=lambda _line: None, step=lambda _what, _done, _of: None)
-    session = Session(config.out, plan, silent, config=config, endpoint=endpoint, pace=pace)
+    session = Session(config.out, plan, show, config=config, endpoint=endpoint, pace=pace)
     CAPABILITIES.ask["before"](session, session.read(), None)
     found = None if pace.late() else read_capabilities(config.out)
     if found is None:
@@ -161,6 +177,8 @@ def find_capabilities(config: RunFile, *, api_key: str | None) -> Capabilities:
             f"{endpoint.host}: the deadline of {describe_seconds(config.audit.deadline)} came "
             "first (audit.deadline); run the same command again"
         )
+    if not found.answered:
+        raise EndpointError(why_silent(config.out, endpoint))
     return found
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from audits import configure, host, requests_of, run
+from audits import NOWHERE, QUIET, configure, host, host_with, requests_of, run
 from fakes_host import Answer, Asked, FakeHost, chat, error
 from purses import plenty
 
+from verifier.checks.capabilities import questions
 from verifier.checks.capabilities.findings import judge_samples
 from verifier.checks.capabilities.probe import (
     Capabilities,
@@ -23,10 +24,11 @@ from verifier.checks.capabilities.probe import (
     probe_capabilities,
     read_capabilities,
 )
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, EndpointError
 from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, PAGE, read_lines
 from verifier.host.endpoint import Endpoint
 from verifier.records import Candidate, ReportedToken
+from verifier.steps import find_capabilities
 
 VOCABULARY = 12
 
@@ -320,12 +322,16 @@ def test_a_host_under_load_is_asked_again(tmp_path: Path) -> None:
 
 
 def test_a_host_that_refuses_everything_is_not_asked_everything(tmp_path: Path) -> None:
-    """A wrong key costs three requests."""
-    with FakeHost(lambda _asked: error(401)) as host:
-        endpoint = Endpoint(base_url=host.url, model="m")
-        found = probe_capabilities(tmp_path, endpoint, purse=plenty(), sleep=lambda _s: None)
+    """A wrong key costs one request, and a request that is refused one for each temperature."""
+    for status, requests in ((401, 1), (422, 3)):
+        folder = tmp_path / str(status)
+        folder.mkdir()
+        with FakeHost(lambda _asked, status=status: error(status)) as host:  # type: ignore[misc]
+            endpoint = Endpoint(base_url=host.url, model="m", top_logprobs=0)
+            found = probe_capabilities(folder, endpoint, purse=plenty(), sleep=lambda _s: None)
 
-    assert found.requests == len(host.asked) == 3
+        assert found is not None
+        assert found.requests == len(host.asked) == requests
 
 
 def test_where_zero_is_refused_the_smallest_temperature_is_found(tmp_path: Path) -> None:
@@ -354,8 +360,9 @@ def test_a_host_that_answers_nothing_is_all_unknown(tmp_path: Path) -> None:
 
     assert found.temperature_zero is None
     assert (found.logprobs, found.seed, found.streaming, found.reasoning) == (None,) * 4
-    assert len(found.problems) == 3
-    assert found.requests == 9  # each temperature three times: it might only be busy
+    assert len(found.problems) == 1
+    assert found.requests == 3  # it might only be busy; no other temperature is tried for that
+    assert [name for name, _ in describe(found)] == ["nothing found out", "cost"]
 
 
 @pytest.mark.parametrize("with_bytes", [True, False])
@@ -400,3 +407,85 @@ def test_a_damaged_record_is_refused_by_name(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=CAPABILITIES):
         read_capabilities(tmp_path)
+
+
+# -- hosts that refuse, and hosts that answer nothing ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "refused", ["max_tokens", "stream_options", "logprobs", "max_tokens,stream_options,logprobs"]
+)
+def test_what_a_host_can_do_is_found_however_it_wants_to_be_asked(
+    tmp_path: Path, refused: str
+) -> None:
+    """A field that it refuses under one name costs a request and no finding."""
+    with host_with(f"refuses:{refused}") as url:
+        endpoint = Endpoint(base_url=url, model="tiny")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+
+    assert found is not None
+    assert (found.temperature_zero, found.streaming, found.usage) == (True, True, True)
+    assert found.logprobs is ("logprobs" not in refused)
+    assert found.max_tokens_honoured is True
+
+
+def test_streams_that_are_refused_are_not_found(tmp_path: Path) -> None:
+    """They are what was asked for, so nothing is asked in their place."""
+    with host_with("refuses:streams") as url:
+        endpoint = Endpoint(base_url=url, model="tiny")
+        found = probe_capabilities(tmp_path, endpoint, purse=plenty())
+
+    assert found is not None
+    assert (found.temperature_zero, found.streaming) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (error(401, "Invalid API key"), "wants an API key"),
+        (error(402, "Top up"), "no balance"),
+        (error(404, "no such model"), "does not serve the model 'tiny'"),
+        (Answer(body=b"<html><title>Log in</title>"), "a web page titled 'Log in'"),
+        (error(500, "broken"), "fails (HTTP 500: broken)"),
+        (error(422, "too odd"), "refused what it was asked"),
+        (None, "cannot reach"),
+    ],
+    ids=["key", "credit", "model", "page", "fault", "refusal", "closed port"],
+)
+def test_finding_nothing_out_is_an_error(
+    card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: Answer | None, said: str
+) -> None:
+    """In the words of an audit, and asked again by the same command."""
+    monkeypatch.setattr(questions, "_LONGEST_WAIT_S", 0.0)
+    broken = True
+
+    def script(asked: Asked) -> Answer | dict[str, Any]:
+        return given if broken and given is not None else answer({}, asked)
+
+    with FakeHost(script) as host:
+        url = host.url if given is not None else NOWHERE
+        config = configure(url, card, tmp_path / "run")
+        with pytest.raises(EndpointError) as caught:
+            find_capabilities(config, api_key=None, show=QUIET)
+        if given is not None:
+            broken = False
+            found = find_capabilities(config, api_key=None, show=QUIET)
+
+            assert found.answered
+            assert found.requests == len(host.asked)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_audit_goes_on_where_nothing_was_found_out(card: Path, tmp_path: Path) -> None:
+    """The host may only have been busy: the replies are judged, and no row says unknown."""
+
+    def busy(asked: Asked) -> Answer | dict[str, Any]:
+        return error(413) if asked.index == 0 else chat("Paris.")
+
+    with FakeHost(busy) as host:
+        report = run(configure(host.url, card, tmp_path / "run", capabilities=True))
+
+        assert len(host.asked) > 5
+    assert not any(finding == "unknown" for _, finding in report.capabilities)
+    assert "nothing found out" in dict(report.capabilities)

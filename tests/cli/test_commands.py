@@ -993,3 +993,23 @@ def test_an_interrupt_of_any_command_has_one_status(monkeypatch: pytest.MonkeyPa
     assert ended.status == 130
     assert ended.complaint == "stopped; the same command goes on where this one was"
     assert os.environ.get("VERIFIER_TRACEBACK") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (error(401, "Invalid API key"), "wants an API key"),
+        (error(402, "Insufficient Balance"), "Insufficient Balance"),
+        (error(404, "no such model"), "does not serve the model 'tiny'"),
+    ],
+)
+def test_capabilities_fails_where_nothing_was_answered(
+    tmp_path: Path, answer: Answer, said: str
+) -> None:
+    """One line and status 2, and no table of what is unknown."""
+    with FakeHost(lambda _asked: answer) as host:
+        ended = call("capabilities", write_run_file(tmp_path, host.url))
+
+    assert ended.status == 2
+    assert said in ended.complaint
+    assert ended.out == ""

@@ -103,6 +103,29 @@ def test_what_broke_off_may_be_billed_and_an_error_is_not(
     assert count_paid(purse, probe()) == (1 if billed else 2)
 
 
+@pytest.mark.parametrize(
+    ("body", "asked"),
+    [
+        ({"choices": None, "base_resp": {"status_code": 1002, "status_msg": "limit"}}, 5),
+        ({"error": {"code": 429, "message": "slow"}}, 5),
+        ({"error": {"code": 502, "message": "upstream"}}, 2),
+        (b'data: {"error": {"code": 429, "message": "slow"}}\n\n', 2),
+    ],
+    ids=["MiniMax", "router", "fault", "in a stream"],
+)
+def test_a_full_minute_said_with_200_costs_nothing(tmp_path: Path, body: Any, asked: int) -> None:
+    """Of a stream some may have been generated, and of a fault as well."""
+
+    async def sleep(_seconds: float) -> None:
+        return
+
+    with FakeHost(lambda _asked: Answer(body=body)) as host:
+        settings = Endpoint(base_url=host.url, model="m", top_logprobs=0, max_attempts=5)
+        collect(tmp_path, settings, [probe()], ceiling=ceiling(20), sleep=sleep)
+
+        assert len(host.asked) == asked
+
+
 def test_dollars_bound_too() -> None:
     """A prompt of at most 67 tokens and ten at the dearer price: 167 millionths of a dollar."""
     assert most_prompt_tokens(probe()) == 67

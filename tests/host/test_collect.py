@@ -455,8 +455,8 @@ def test_a_host_that_goes_away_is_a_failure(tmp_path: Path) -> None:
 
 def test_nothing_but_refusals_quotes_the_host(tmp_path: Path) -> None:
     """Three probes refused in a row with no answer ever: the request must be at fault."""
-    with FakeHost(then(error(402, "Top up your balance"))) as host:
-        with pytest.raises(EndpointError, match="Top up your balance"):
+    with FakeHost(then(error(413, "Too much for us"))) as host:
+        with pytest.raises(EndpointError, match="Too much for us"):
             run(tmp_path, host, 10)
 
         assert len(host.asked) == 3
@@ -465,7 +465,7 @@ def test_nothing_but_refusals_quotes_the_host(tmp_path: Path) -> None:
 
 def test_refusals_after_an_answer_are_failures(tmp_path: Path) -> None:
     """A host that has answered gets the benefit of the doubt."""
-    with FakeHost(then(chat(), error(402), error(402), error(402), error(402), chat())) as host:
+    with FakeHost(then(chat(), *[error(413)] * 4, chat())) as host:
         outcomes, _waits = run(tmp_path, host, 6)
 
     assert Counter(type(o).__name__ for o in outcomes.values()) == {"Failure": 4, "Reply": 2}
@@ -1017,3 +1017,160 @@ def test_a_tokenizer_at_hand_counts_for_itself(tmp_path: Path) -> None:
         collect(tmp_path, settings, probes(20), ceiling=ceiling)
 
         assert len(host.asked) == 11  # 10 that cost four, and one more that fits
+
+
+# -- the account ---------------------------------------------------------------------------------
+
+EMPTY = Answer(
+    status=429,
+    body={"error": {"message": "Your balance is used up", "type": "exceeded_current_quota_error"}},
+)
+NO_MONEY_200 = Answer(
+    body={"choices": None, "base_resp": {"status_code": 1008, "status_msg": "insufficient balance"}}
+)
+DAY = Answer(status=429, body={"error": {"message": "Rate limit exceeded: free-models-per-day"}})
+QUOTA = Answer(status=429, body={"error": {"message": "You exceeded your current quota"}})
+
+
+@pytest.mark.parametrize(
+    ("answer", "words", "advice"),
+    [
+        (EMPTY, "Your balance is used up", "top it up"),
+        (NO_MONEY_200, "insufficient balance", "top it up"),
+        (error(402, "Pay first"), "Pay first", "top it up"),
+        (DAY, "free-models-per-day", "opens again in hours"),
+        (error(403, "Your organization must be verified"), "must be verified", "verified"),
+        (error(403, "Invalid API key"), "Invalid API key", "HOST_KEY"),
+    ],
+)
+@pytest.mark.parametrize("before", [0, 2])
+def test_what_the_account_lacks_stops_at_once_and_is_nobodys_failure(
+    tmp_path: Path, answer: Answer, words: str, advice: str, before: int
+) -> None:
+    """Also after answers; once it is mended, only what has no outcome is asked."""
+    lacking = True
+
+    def script(asked: Asked) -> Answer | dict[str, Any]:
+        return answer if lacking and asked.index >= before else chat()
+
+    with FakeHost(script) as host:
+        with pytest.raises(EndpointError) as caught:
+            run(tmp_path, host, 6)
+        refused = len(host.asked) - before
+        kept = read_outcomes(tmp_path, max_attempts=8)
+        lacking = False
+        outcomes, waits = run(tmp_path, host, 6)
+
+        assert len(host.asked) == 6 + refused
+    said = str(caught.value)
+    assert words in said
+    assert advice in said
+    assert "\n" not in said
+    assert refused == 1
+    assert len(kept) == before
+    assert [type(one) for one in outcomes.values()] == [Reply] * 6
+    assert waits == []
+
+
+def test_a_full_minute_said_in_200_is_waited_for(tmp_path: Path) -> None:
+    """As a 429 is."""
+    busy = Answer(
+        body={"choices": None, "base_resp": {"status_code": 1002, "status_msg": "rate limit"}}
+    )
+    with FakeHost(then(busy, chat())) as host:
+        outcomes, waits = run(tmp_path, host)
+
+    assert isinstance(outcomes["p0"], Reply)
+    assert 2.5 <= waits[0] <= 5
+
+
+def test_words_of_doubt_are_waited_for_and_then_the_operators(tmp_path: Path) -> None:
+    """They are said of a minute and of an empty account: nothing is held against the host."""
+    with FakeHost(then(QUOTA)) as host:
+        with pytest.raises(EndpointError, match="exceeded your current quota"):
+            run(tmp_path, host, 2, max_attempts=3)
+
+        assert len(host.asked) == 3
+    assert read_outcomes(tmp_path, max_attempts=3) == {}
+    with FakeHost(then(QUOTA, chat())) as host:
+        outcomes, _waits = run(tmp_path, host, 2, max_attempts=3)
+
+    assert [type(one) for one in outcomes.values()] == [Reply] * 2
+
+
+def test_a_host_that_answers_others_meanwhile_means_no_empty_account(tmp_path: Path) -> None:
+    """Then it refuses this probe, and that counts as any limit does."""
+    turn = threading.Barrier(2)
+
+    def script(asked: Asked) -> Answer | dict[str, Any]:
+        if asked.prompt == "p0":
+            turn.wait(20)
+            time.sleep(0.1)  # the other's answer comes first
+            return QUOTA
+        turn.wait(20)
+        return chat()
+
+    with FakeHost(script) as host:
+        outcomes, _waits = run(tmp_path, host, 5, concurrency=2, max_attempts=3)
+
+        assert Counter(a.prompt for a in host.asked)["p0"] == 4
+    assert isinstance(outcomes["p0"], Failure)
+    assert sum(isinstance(one, Reply) for one in outcomes.values()) == 4
+
+
+# -- waits are told ------------------------------------------------------------------------------
+
+
+def told(folder: Path, host: FakeHost, count: int = 1, **changes: Any) -> list[str]:
+    """What is told while probes are collected; no wait is waited."""
+    said: list[str] = []
+
+    async def sleep(_seconds: float) -> None:
+        return
+
+    collect(folder, endpoint(host.url, **changes), probes(count), sleep=sleep, tell=said.append)
+    return said
+
+
+def test_a_wait_says_why_and_how_long(tmp_path: Path) -> None:
+    """In the host's words, with the try that comes next."""
+    busy = error(429, "slow down", retry_after="20")
+    with FakeHost(then(busy, chat())) as host:
+        said = told(tmp_path, host)
+        name = host.url.split("/")[2]
+
+    assert said == [f"{name}: HTTP 429: slow down, asking again in 20 s, try 2 of 8"]
+
+
+def test_a_silent_host_is_told_of(tmp_path: Path) -> None:
+    """A timeout is a reason like any other."""
+
+    def script(asked: Asked) -> Answer | dict[str, Any]:
+        if asked.index == 0:
+            host.closing.wait(1)
+        return chat()
+
+    with FakeHost(script) as host:
+        (said,) = told(tmp_path, host, timeout_s=0.3, max_attempts=3)
+
+    assert "no whole answer within 0.3 s, asking again in " in said
+    assert said.endswith("try 2 of 3")
+
+
+def test_many_waits_are_one_line(tmp_path: Path) -> None:
+    """Not one for each of eight workers."""
+    with FakeHost(lambda asked: error(503) if asked.index < 16 else chat()) as host:
+        said = told(tmp_path, host, 8, concurrency=8)
+
+    assert len(said) == 1
+
+
+def test_a_line_of_a_wait_neither_acts_nor_shows_the_key(tmp_path: Path) -> None:
+    """Whatever the host says."""
+    spoilt = error(503, f"\x1b[2J{KEY[:10]}\u200b{KEY[10:]} of\nyours {KEY}")
+    with FakeHost(then(spoilt, chat())) as host:
+        (said,) = told(tmp_path, host)
+
+    assert said.isprintable()
+    assert KEY not in said
+    assert "\n" not in said

@@ -11,7 +11,9 @@ from fakes_host import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verifier.host.exchange import Problem, asked_logprobs, clean, parse
+from verifier.host.exchange import Problem, parse, request_of
+from verifier.host.refusals import clean
+from verifier.host.shape import asks_logprobs
 from verifier.records import Attempt, Candidate, NotJudged, Reply, ReportedToken
 from verifier.safety.sieve import REDACTED
 
@@ -562,7 +564,7 @@ def test_whether_logprobs_were_asked_is_read_off_the_request(
         **{name: getattr(kept, name) for name in kept.__slots__} | {"request": request_body}
     )
 
-    assert asked_logprobs(changed_request) is expected
+    assert asks_logprobs(request_of(changed_request)) is expected
 
 
 def test_clean_keeps_letters_of_every_script() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -65,7 +66,11 @@ class FakeHost:
     """Serves while the `with` block runs. `models`: what GET /v1/models answers."""
 
     def __init__(
-        self, script: Callable[[Asked], Answer | dict[str, Any]], *, models: Answer | None = None
+        self,
+        script: Callable[[Asked], Answer | dict[str, Any]],
+        *,
+        models: Answer | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.asked: list[Asked] = []
         self.busiest = 0  # the most chat requests under way at one time
@@ -75,11 +80,14 @@ class FakeHost:
         self._busy = 0
         self._lock = threading.Lock()
         self._server = _Server(("127.0.0.1", 0), _handler(self))
+        self._scheme = "http" if tls is None else "https"
+        if tls is not None:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}/v1"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}/v1"
 
     def __enter__(self) -> FakeHost:
         self._thread.start()

@@ -155,7 +155,10 @@ def _quantiles(values: Sequence[float], *, unit: str) -> str:
 
 def _on_errors(case: Case) -> Iterator[str]:
     results = [parse(attempt, claims=False) for attempt in case.attempts]
-    problems = [result for result in results if isinstance(result, Problem)]
+    problems = [
+        result for result in results if isinstance(result, Problem)
+        and (result.account is None or result.retryable)  # else it is no matter of the host's
+    ]  # fmt: skip
     kinds = Counter(
         "no response" if problem.status is None else f"HTTP {problem.status}"
         for problem in problems

@@ -28,6 +28,7 @@ from verifier.config import RunFile
 from verifier.evidence.calibration import Calibration
 from verifier.host.budget import Amount
 from verifier.host.dialects import member
+from verifier.host.exchange import Problem, parse, request_of
 from verifier.plan_file import Plan, read_probes, write_probes
 from verifier.records import Decision, Failure, Finding, Outcome, Probe, Reply
 from verifier.reference.cards import Card
@@ -98,14 +99,18 @@ def name_it(
 ) -> list[Finding]:
     """What differs between a stream and a whole reply."""
     kept: Kept = case.kept[CHECK.name]
+    streams = member(case.plan.configuration.get("endpoint"), "stream") is True
     asked = [
-        tuple(map(case.outcomes.get, (probe, f"{PREFIX}{n}-again", f"{PREFIX}{n}-other")))
+        (
+            case.outcomes.get(probe),
+            _asked(case, f"{PREFIX}{n}-again", stream=streams),
+            _asked(case, f"{PREFIX}{n}-other", stream=not streams),
+        )
         for n, probe in sorted(kept.of.items())
-    ]  # fmt: skip
+    ]
     failed = [other for *_, other in asked if isinstance(other, Failure)]
     pairs = [three for three in asked if all(isinstance(one, Reply) for one in three)]
     name = PARITY.label
-    streams = member(case.plan.configuration.get("endpoint"), "stream") is True
     way = "whole" if streams else "as a stream"
     if failed and not pairs:
         detail = f"asked {way}, {len(failed)} of {len(asked)} questions fail: {failed[0].reason}"
@@ -126,6 +131,19 @@ def name_it(
     )  # fmt: skip
     said = f"streams differ from whole replies: {', '.join(fields)}"
     return [make_finding(PARITY, "detected", said, None, f"asked {way}: {shown}")]
+
+
+def _asked(case: Case, probe_id: str, *, stream: bool) -> Outcome | None:
+    """What came of a question that was asked this way; a Failure where the host refused it so."""
+    outcome = case.outcomes.get(probe_id)
+    tries = [attempt for attempt in case.attempts if attempt.probe_id == probe_id]
+    if not tries or outcome is None or isinstance(outcome, Failure):
+        return outcome
+    if (member(request_of(tries[-1]), "stream") is True) == stream:
+        return outcome
+    first = parse(tries[0], claims=False)
+    reason = first.reason if isinstance(first, Problem) else "the host refuses it"
+    return Failure(probe_id=probe_id, status=None, reason=reason, attempts=len(tries))
 
 
 def _said(reply: object) -> tuple[str | None, str] | None:

@@ -515,9 +515,9 @@ def capabilities(
     key = _api_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
     _warn_of_keys_in_clear([config])
-    with working_in(config.out, make=True):
+    with working_in(config.out, make=True), showing() as show:
         _start(Fleet.model_validate(config.model_dump()))
-        record = find_capabilities(config, api_key=key)
+        record = find_capabilities(config, api_key=key, show=show)
     for name, found in describe(record):
         say(f"{name}: {found}")
 

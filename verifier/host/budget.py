@@ -231,7 +231,7 @@ def may_be_billed(problem: Problem) -> bool:
     """Whether a request without an answer may have cost something all the same."""
     if problem.status is None:
         return not problem.reason.startswith(_NEVER_SENT)
-    return 200 <= problem.status <= 299
+    return 200 <= problem.status <= 299 and not problem.refused_whole
 
 
 def forecast(

@@ -9,6 +9,7 @@ Whatever asks an endpoint asks here.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,10 +31,20 @@ from verifier.files.run_folder import (
     line_of,
 )
 from verifier.files.stored import Appended, read_rows
+from verifier.host.advice import what_to_do
 from verifier.host.budget import Ceiling, Purse, most_prompt_tokens
 from verifier.host.endpoint import SPELLED, Client, Endpoint, Sent
-from verifier.host.exchange import DIALECTS, Problem, asked_logprobs, asked_tokens, clean, parse
+from verifier.host.exchange import (
+    DIALECTS,
+    Problem,
+    asked_tokens,
+    change_for,
+    parse,
+    request_of,
+)
 from verifier.host.rate_limits import Gate, Slots
+from verifier.host.refusals import clean
+from verifier.host.shape import AS_WRITTEN, Change, Shape, heeds
 from verifier.records import (
     Attempt,
     CountTokens,
@@ -56,8 +67,10 @@ STOP_AFTER_REFUSALS: Final = 3
 _FIRST_BACKOFF_S: Final = 1.0
 _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the minute
 _MAX_BACKOFF_S: Final = 60.0
-_MODELS_SHOWN: Final = 8
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
+_TELL_EVERY_S: Final = 5.0
+_WORTH_TELLING_S: Final = 1.0
+_LONGEST_LINE: Final = 320  # characters
 #: Files that attempts are kept in.
 _ASKED: Final = (EXCHANGES, CAPABILITY_EXCHANGES, SHOWN_EXCHANGES)
 #: What an answer holds at most beside its body, as a line of the exchanges.
@@ -125,20 +138,22 @@ def collect(
     ceiling: Ceiling | None = None,
     every: Sequence[Probe] = (),
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] = lambda _line: None,
     stopped: Callable[[], bool] | None = None,
     sleep: Sleep = asyncio.sleep,
     rng: random.Random | None = None,
 ) -> None:
     """Ask those of `probes` that have no outcome in the folder; append every attempt as it comes.
 
-    `progress` is told how many of `probes` have an outcome, and how many there are. Returns early,
-    with probes left unasked, once STOP_AFTER_FAILURES probes in a row have failed, when one more
-    request could cross the `ceiling` on what the folder's requests cost, those for `every` other
-    probe included, and when `stopped` says so: what is under way is then given up. `sleep` and
-    `rng` time the retries; None draws the jitter afresh. A `record` of the folder saves reading it.
+    `progress` is told how many of `probes` have an outcome, and how many there are, and `tell` why
+    and how long it waits, in a line now and then. Returns early, with probes left unasked, once
+    STOP_AFTER_FAILURES probes in a row have failed, when one more request could cross the `ceiling`
+    on what the folder's requests cost, those for `every` other probe included, and when `stopped`
+    says so: what is under way is then given up. `sleep` and `rng` time the retries; None draws the
+    jitter afresh. A `record` of the folder saves reading it.
 
-    Raises EndpointError when the operator must act: wrong key, unknown model, host unreachable,
-    or nothing but refusals; all that had arrived is in the folder by then.
+    Raises EndpointError when the operator must act: wrong key, no money, unknown model, host
+    unreachable, or nothing but refusals; all that had arrived is in the folder by then.
     """
     purse = None if ceiling is None else Purse(ceiling)
     known = {probe.id: probe for probe in (*every, *probes)}
@@ -159,6 +174,7 @@ def collect(
         history=history,
         purse=purse,
         stopped=stopped,
+        waits=_Waits(endpoint.host, tell),
         sleep=sleep,
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
@@ -252,6 +268,7 @@ def ask_once(
     number: int,
     logprobs: bool,
     purse: Purse,
+    shape: Shape = AS_WRITTEN,
     stopped: Callable[[], bool] = lambda: False,
     strike: Callable[[Attempt], Attempt] | None = None,
 ) -> Sent | None:
@@ -269,7 +286,7 @@ def ask_once(
     async def ask() -> Sent | None:
         async with Client(endpoint) as client:
             asking = asyncio.create_task(
-                client.ask(probe, number=number, logprobs=logprobs, before=note)
+                client.ask(probe, number=number, logprobs=logprobs, shape=shape, before=note)
             )
             try:
                 while not (await asyncio.wait([asking], timeout=_LOOK_EVERY_S))[0]:
@@ -340,7 +357,8 @@ class _Entry:
     number: int
     result: _Result
     operators: bool  # the operator must act; the host is not to blame
-    refused_logprobs: bool  # the host may accept the same without them
+    change: Change | None  # the host may accept the same, written so
+    answers: int  # that had come from the host by then
 
 
 class _History:
@@ -348,8 +366,8 @@ class _History:
 
     def __init__(self, attempts: Iterable[Attempt], *, max_attempts: int) -> None:
         self.reached = False  # some response has come from the host
-        self.answered = False  # some probe has been answered
-        self.refuses_logprobs = False
+        self.answers = 0  # probes that have been answered
+        self.shape = AS_WRITTEN  # how requests must be written to be answered
         self.failed_in_row = 0  # probes, in the order in which they were settled
         self.refused_in_row = 0
         self._max_attempts = max_attempts
@@ -363,23 +381,22 @@ class _History:
         result = parse(attempt) if result is None else result
         entries = self._entries.setdefault(attempt.probe_id, [])
         settled_before = self.outcome(attempt.probe_id) is not None
-        operators = isinstance(result, Problem) and self._is_operators(result)
-        refused_logprobs = (
-            isinstance(result, Problem)
-            and not operators
-            and result.status in (400, 422)
-            and asked_logprobs(attempt)
-        )
+        operators = isinstance(result, Problem) and self._is_operators(result, entries)
+        change = None if operators else change_for(attempt, result)
+        if change in [entry.change for entry in entries]:
+            change = None  # it was made, and did not help
         if not isinstance(result, Problem):
-            self.answered = True
-            if not asked_logprobs(attempt) and any(e.refused_logprobs for e in entries):
-                self.refuses_logprobs = True
+            self.answers += 1
+            if made := {entry.change for entry in entries if entry.change is not None}:
+                request = request_of(attempt)
+                self.shape |= {one for one in made if heeds(request, one)}
         self.reached = self.reached or attempt.status is not None
         entry = _Entry(
             number=attempt.number,
             result=result,
             operators=operators,
-            refused_logprobs=refused_logprobs,
+            change=change,
+            answers=self.answers,
         )
         entries.append(entry)
         outcome = self.outcome(attempt.probe_id)
@@ -390,16 +407,22 @@ class _History:
             self.refused_in_row = self.refused_in_row + 1 if refused else 0
         return entry
 
-    def _is_operators(self, problem: Problem) -> bool:
+    @property
+    def answered(self) -> bool:
+        """Whether some probe has been answered."""
+        return self.answers > 0
+
+    def _is_operators(self, problem: Problem, before: Sequence[_Entry]) -> bool:
         """Whether the operator must act, so that nothing is held against the host.
 
-        A rejected key always is; a missing model, a forbidden request or a dead line only as long
-        as the host has never shown that it works.
+        What the account lacks always is; a missing model, a forbidden request or a dead line only
+        as long as the host has never shown that it works. Where it is in doubt whether the account
+        is meant, a host that answers others between two tries of a probe means something else.
         """
         if problem.status is None:
             return not self.reached
-        if problem.status == 401:
-            return True
+        if problem.account is not None:
+            return not (problem.retryable and before and before[-1].answers < self.answers)
         return not self.answered and (problem.status in (403, 404) or problem.unknown_model)
 
     def was_sent(self, request: Request) -> None:
@@ -412,10 +435,18 @@ class _History:
         answered = max((e.number for e in self._entries.get(probe_id, ())), default=0)
         return 1 + max(answered, self._sent.get(probe_id, 0))
 
-    def asks_logprobs(self, probe_id: str) -> bool:
-        """False once the host refuses log-probabilities, in general or for this probe."""
+    def shape_for(self, probe_id: str) -> Shape:
+        """How a probe is written: as the host is known to take it, and as it refused this one."""
         entries = self._entries.get(probe_id, ())
-        return not self.refuses_logprobs and not any(e.refused_logprobs for e in entries)
+        return self.shape | {entry.change for entry in entries if entry.change is not None}
+
+    def tries(self, probe_id: str) -> int:
+        """Tries of a probe that count, towards the most of them."""
+        return len(self._counted(probe_id))
+
+    def _counted(self, probe_id: str) -> list[_Result]:
+        entries = self._entries.get(probe_id, ())
+        return [e.result for e in entries if not (e.operators or e.change)]
 
     def outcome(self, probe_id: str) -> Outcome | None:
         """What finally came of a probe; None: it is to be asked (again)."""
@@ -423,7 +454,7 @@ class _History:
         for entry in entries:
             if not isinstance(entry.result, Problem):
                 return entry.result
-        counted = [e.result for e in entries if not (e.operators or e.refused_logprobs)]
+        counted = self._counted(probe_id)
         last = counted[-1] if counted else None
         if not isinstance(last, Problem):
             return None
@@ -441,6 +472,27 @@ class _History:
 
 def _is_refusal(problem: Problem) -> bool:
     return problem.status is not None and 300 <= problem.status <= 499 and not problem.retryable
+
+
+class _Waits:
+    """Tells why and how long is waited, in one line now and then for all workers together."""
+
+    def __init__(self, host: str, tell: Callable[[str], None]) -> None:
+        self._host, self._tell = host, tell
+        self._told_at = -math.inf
+
+    def tell(self, why: str, wait_s: float, *, what: str, now: float) -> None:
+        """Tell of a wait that begins `now`, by the loop's clock; not soon after another."""
+        if now - self._told_at < _TELL_EVERY_S:
+            return
+        self._told_at = now
+        self._tell(describe_wait(self._host, why, wait_s, what=what))
+
+
+def describe_wait(host: str, why: str, wait_s: float, *, what: str) -> str:
+    """Why and how long a host is waited for, in one line that neither acts nor shows a key."""
+    span = f"{wait_s:.1f} s" if wait_s < 1 else f"{wait_s:.0f} s"
+    return sieve.strike(clean(f"{host}: {why}, asking again in {span}{what}", _LONGEST_LINE))
 
 
 class _Log:
@@ -570,6 +622,7 @@ class _Collection:
     history: _History
     purse: Purse | None
     stopped: Callable[[], bool] | None
+    waits: _Waits
     sleep: Sleep
     rng: random.Random
 
@@ -668,22 +721,31 @@ class _Collection:
                 now.slots.fewer(asked_at=asked_at, now=clock())
             if self._is_hopeless(probe, result, entry, tries):
                 now.over = True
-                raise EndpointError(await self._what_to_do(now.client, result))
+                refused = self.history.refused_in_row
+                raise EndpointError(
+                    await what_to_do(now.client, self.endpoint, result, refused=refused)
+                )
             if history.outcome(probe.id) is not None or now.over:
                 return
-            if not entry.refused_logprobs:
+            if entry.change is None:
                 wait_s = sent.retry_after_s
                 if wait_s is None:
                     wait_s = self._backoff_s(tries, rate_limited=result.rate_limited)
                 waited_until = clock() + wait_s
                 if sent.retry_after_s is not None:  # its wish holds for everyone
                     now.gate.close(until=waited_until)
+                most = self._most_tries(result)
+                made = tries if entry.operators else history.tries(probe.id)
+                what = f", try {min(made + 1, most)} of {most}"
+                self.waits.tell(result.reason, wait_s, what=what, now=clock())
                 await self.sleep(wait_s)
 
     async def _pass_gate(self, gate: Gate, waited_until: float) -> float:
         """Wait until the gate is open; until when was waited, by the loop's clock."""
         clock = asyncio.get_running_loop().time
         while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
+            if left_s >= _WORTH_TELLING_S:
+                self.waits.tell("it asks for a pause", left_s, what="", now=clock())
             waited_until = max(waited_until, clock()) + left_s
             await self.sleep(left_s)
         return waited_until
@@ -691,13 +753,15 @@ class _Collection:
     async def _send(self, now: _Round, probe: Probe) -> tuple[Sent, _Result, _Entry]:
         """Send one request that is paid for, and keep what came of it."""
         number = self.history.next_number(probe.id)
+        shape = self.history.shape_for(probe.id)
         sent = await now.client.ask(
             probe,
             number=number,
             before=partial(now.note, _request(EXCHANGES, probe, number)),
+            shape=shape,
             logprobs=self.endpoint.top_logprobs > 0
             and probe.logprobs
-            and self.history.asks_logprobs(probe.id),
+            and "without logprobs" not in shape,
         )
         attempt, result = without_excess(*without_key(keepable(sent.attempt)))
         if self.purse is not None:
@@ -709,7 +773,8 @@ class _Collection:
 
     def _is_hopeless(self, probe: Probe, result: Problem, entry: _Entry, tries: int) -> bool:
         """Whether the operator must act, since no request of this kind will be answered."""
-        if entry.operators and (result.status is not None or tries >= self._tries_to_reach):
+        waits = result.status is None or (result.account is not None and result.retryable)
+        if entry.operators and (not waits or tries >= self._most_tries(result)):
             return True
         history = self.history
         return (
@@ -718,40 +783,12 @@ class _Collection:
             and history.refused_in_row >= STOP_AFTER_REFUSALS
         )
 
-    @property
-    def _tries_to_reach(self) -> int:
-        return min(TRIES_TO_REACH, self.endpoint.max_attempts)
+    def _most_tries(self, result: Problem) -> int:
+        most = self.endpoint.max_attempts
+        unreached = result.status is None and not self.history.reached
+        return min(TRIES_TO_REACH, most) if unreached else most
 
     def _backoff_s(self, tries: int, *, rate_limited: bool) -> float:
         """Exponential, with jitter so that the workers do not come back all at once."""
         first_s = _FIRST_BACKOFF_AT_LIMIT_S if rate_limited else _FIRST_BACKOFF_S
         return min(_MAX_BACKOFF_S, first_s * 2.0 ** (tries - 1)) * self.rng.uniform(0.5, 1.0)
-
-    async def _what_to_do(self, client: Client, problem: Problem) -> str:
-        """One line for the operator: host, what came, what to do."""
-        endpoint, came = self.endpoint, problem.reason
-        if problem.status is None:
-            return (
-                f"cannot reach {endpoint.host}: {came}; check the base URL "
-                f"{endpoint.base_url!r} and the network, then run the same command again"
-            )
-        if problem.status in (401, 403):
-            if endpoint.api_key is None:
-                name = endpoint.api_key_env or "a variable, named by api_key_env,"
-                return f"{endpoint.host} wants an API key ({came}); put one into {name}"
-            name = endpoint.api_key_env or "the variable named by api_key_env"
-            return f"{endpoint.host} refused the API key ({came}); put a valid one into {name}"
-        if problem.status == 404 or problem.unknown_model:
-            models = await client.list_models()
-            shown = ", ".join(clean(name, 80) for name in models[:_MODELS_SHOWN])
-            rest = len(models) - _MODELS_SHOWN
-            advice = (
-                f"it lists {shown}{f' and {rest} more' if rest > 0 else ''}; name one of these"
-                if models
-                else f"check the name, and the base URL {endpoint.base_url!r} (most end in /v1)"
-            )
-            return f"{endpoint.host} does not serve the model {endpoint.model!r} ({came}); {advice}"
-        return (
-            f"{endpoint.host} refused {self.history.refused_in_row} probes in a row and has "
-            f"answered none ({came}); mend the request, the account or the base URL"
-        )

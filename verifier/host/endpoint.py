@@ -16,6 +16,7 @@ from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import cycle
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -24,11 +25,12 @@ import httpx
 from aiolimiter import AsyncLimiter
 
 from verifier.errors import ConfigError
-from verifier.host.dialects import Ask, LogprobsForm
+from verifier.host.dialects import Ask, LimitName, LogprobsForm
 from verifier.host.event_stream import MARK, Ending
 from verifier.host.exchange import DIALECTS
 from verifier.host.rate_limits import exhausted_for_s, retry_after_s
 from verifier.host.response_body import ACCEPTED, Body, BodyTooLarge, UnreadableBody
+from verifier.host.shape import AS_WRITTEN, Shape, limit_name, renamed, streams, written
 from verifier.prompts import Render, wire_extras
 from verifier.records import Attempt, CountTokens, Probe
 from verifier.safety import sieve
@@ -65,13 +67,18 @@ class Endpoint:
     """Where to ask, for what, with which key, and how hard. Raises ConfigError when it cannot be.
 
     `base_url` is what comes before `/chat/completions` or its kin. The key goes into the header
-    or headers of its dialect alone; `api_key_env` is the name of its variable, for messages.
+    or headers of its dialect alone, or as it is into `api_key_header`; `api_key_env` is the name
+    of its variable, for messages.
     """
 
     base_url: str
     model: str
     api_key: str | None = field(default=None, repr=False)
     api_key_env: str | None = None
+    api_key_header: str | None = None  # None: as its dialect sends it
+    ca_file: Path | None = None  # whose certificates alone are trusted; None: those of the system
+    client_certificate: Path | None = None
+    client_key: Path | None = None  # None: it lies in the certificate's file
     timeout_s: float = 120.0  # for one whole exchange
     connect_timeout_s: float = 10.0
     read_timeout_s: float | None = None  # between two pieces of a response; None: `timeout_s`
@@ -88,6 +95,8 @@ class Endpoint:
     render: Render | None = None  # messages to a prompt, which text completions need
     count_tokens: CountTokens | None = None  # None: no tokenizer is at hand
     least_max_tokens: int = 1  # the fewest tokens that it may be asked for
+    max_tokens_field: LimitName | None = None  # of a chat's limit; None: the one that is taken
+    shape: Shape = AS_WRITTEN  # how it is known to take requests, but for log-probabilities
 
     def __post_init__(self) -> None:
         sieve.know(self.api_key)
@@ -100,7 +109,7 @@ class Endpoint:
                 f"endpoint: the API key in {self.api_key_env or 'api_key'} is empty or holds "
                 "spaces, line ends or other signs no key has; set it again"
             )
-        for name in ("base_url", "model", "extra_body", "headers"):
+        for name in ("base_url", "model", "extra_body", "headers", "api_key_header"):
             if sieve.strike_all(value := getattr(self, name)) != value:
                 raise ConfigError(
                     f"endpoint.{name}: holds the API key itself, and is kept in the run folder; "
@@ -171,6 +180,45 @@ class _Response:
     first_at: float | None  # by the monotonic clock
 
 
+def trusted_by(endpoint: Endpoint) -> ssl.SSLContext:
+    """Whom an endpoint's lines trust, and who they say that they are.
+
+    Raises ConfigError for a file that the endpoint names which cannot be read, or holds something
+    else, and OSError or ValueError for what SSL_CERT_FILE names.
+    """
+    for name in ("ca_file", "client_certificate", "client_key"):
+        path = getattr(endpoint, name)
+        try:
+            if path is not None:
+                path.open("rb").close()
+        except OSError as error:
+            raise ConfigError(
+                f"endpoint.{name}: {path} cannot be read ({error.strerror}); name a PEM file"
+            ) from None
+    if endpoint.ca_file is None:
+        trusted = httpx.create_ssl_context()
+    else:
+        try:
+            trusted = ssl.create_default_context(cafile=endpoint.ca_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"endpoint.ca_file: {endpoint.ca_file} holds no certificates that can be trusted "
+                f"({_describe(error)}); name a PEM file of them"
+            ) from None
+    if endpoint.client_certificate is not None:
+        key = endpoint.client_key
+        try:
+            # a password that is wrong: else one is asked for on the terminal
+            trusted.load_cert_chain(endpoint.client_certificate, key, password="")
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"endpoint.client_certificate: {endpoint.client_certificate}"
+                f"{f' and client_key {key}' if key else ''} are no certificate and its key "
+                f"({_describe(error)}); name PEM files, the key without a passphrase"
+            ) from None
+    return trusted
+
+
 class Client:
     """Open connections to one endpoint; use as `async with Client(endpoint) as client`."""
 
@@ -182,10 +230,12 @@ class Client:
         self._pace = nullcontext() if rate is None else AsyncLimiter(1, 60 / rate)
         headers = {"Content-Type": "application/json", "Accept-Encoding": ACCEPTED}
         headers |= {**endpoint.headers, **DIALECTS[endpoint.dialect].headers}
-        if endpoint.api_key is not None:
+        if endpoint.api_key is not None and endpoint.api_key_header is not None:
+            headers[endpoint.api_key_header] = endpoint.api_key
+        elif endpoint.api_key is not None:
             headers |= DIALECTS[endpoint.dialect].key_headers(endpoint.api_key)
         try:
-            trusted = httpx.create_ssl_context()
+            trusted = trusted_by(endpoint)
             self._lanes = [
                 httpx.AsyncClient(
                     headers=headers,
@@ -233,15 +283,17 @@ class Client:
         *,
         number: int,
         logprobs: bool,
+        shape: Shape = AS_WRITTEN,
         before: Callable[[], Awaitable[None]] | None = None,
     ) -> Sent:
         """Send one probe once; whatever the network or the host does comes back as a value.
 
-        `before` is awaited once the rate limit allows the request; what it raises is raised, and
-        nothing is sent.
+        `shape` is what the endpoint's is changed by. `before` is awaited once the rate limit allows
+        the request; what it raises is raised, and nothing is sent.
         """
         endpoint = self._endpoint
-        request = _request_body(endpoint, probe, logprobs=logprobs)
+        shape |= endpoint.shape
+        request = _request_body(endpoint, probe, logprobs=logprobs, shape=shape)
         await self.pace()
         if before is not None:
             await before()
@@ -405,7 +457,7 @@ def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
     return min(room, endpoint.max_response_bytes)
 
 
-def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
+def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool, shape: Shape) -> bytes:
     """The JSON body, in the byte form of the usual clients, so that probes look like traffic."""
     ask = Ask(
         model=endpoint.model,
@@ -415,14 +467,17 @@ def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> bytes:
         max_tokens=probe.max_tokens,
         top_logprobs=endpoint.top_logprobs if logprobs else None,
         logprobs_form=endpoint.logprobs_form,
-        stream=endpoint.stream or probe.stream,
+        stream=streams(endpoint.stream or probe.stream, shape),
         temperature=probe.temperature,
     )
     extra = {
         name: value for name, value in endpoint.extra_body.items()
         if not (probe.temperature and name in _OF_SAMPLING)  # they make a host greedy
     }  # fmt: skip
-    body = DIALECTS[endpoint.dialect].body(ask) | extra
+    body = DIALECTS[endpoint.dialect].body(ask)
+    if endpoint.dialect == "chat":
+        body = renamed(body, endpoint.max_tokens_field or limit_name(shape))
+    body = written(body | extra, shape)
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 

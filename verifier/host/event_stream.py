@@ -15,6 +15,8 @@ from typing import Any, Final
 import httpx
 from httpx_sse import EventSource
 
+from verifier.host.refusals import clean, error_in
+
 END: Final = "[DONE]"
 
 #: Some hosts begin a body with a byte order mark, which is no part of it.
@@ -34,9 +36,19 @@ _LAST_LINE: Final = re.compile(
 _END_OF_EVENT: Final = re.compile(rb"\n\r?\n|\r\r")
 _LONGEST_LINE: Final = 64  # bytes, of those lines
 
+#: How JSON begins that may have been cut off, and then holds a piece of an answer.
+_OF_JSON: Final = '{["'
+
 
 class BrokenStream(Exception):
-    """The events do not add up to one whole answer; the text says why."""
+    """The events do not add up to one whole answer; the text says why.
+
+    `said` is what the host put in the place of an event, where it may be an error in plain words.
+    """
+
+    def __init__(self, reason: str, *, said: str = "") -> None:
+        super().__init__(reason)
+        self.said = said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +107,13 @@ def read_events(body: str) -> tuple[list[Event], bool]:
         try:
             value = json.loads(data)
         except (ValueError, RecursionError):
-            raise BrokenStream(f"event {len(found) + 1} is not JSON") from None
+            said = "" if data[0] in _OF_JSON else clean(data)
+            why = f"event {len(found) + 1} is not JSON{said and f': {said}'}"
+            raise BrokenStream(why, said=said) from None
         if not isinstance(value, dict):
-            raise BrokenStream(f"event {len(found) + 1} is not an object")
+            said = clean(value) if isinstance(value, str) else ""
+            why = f"event {len(found) + 1} is not an object{said and f': {said}'}"
+            raise BrokenStream(why, said=said)
         found.append(Event(name=sent.event, value=value))
     return found, ended
 
@@ -136,6 +152,8 @@ def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
         error = value.get("error") or choice.get("error")
         if error or event.name == "error":
             return {"error": error or value}
+        if error_in(value) is not None:
+            return value
         found.add(value, choice)
     if found.finish is None and not ended:
         raise BrokenStream("the stream ends without its last event")

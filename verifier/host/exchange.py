@@ -7,38 +7,36 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
 from verifier.host.dialects.chat import CHAT
 from verifier.host.dialects.completions import COMPLETIONS
 from verifier.host.dialects.messages import MESSAGES
-from verifier.host.dialects.responses import LOGPROBS, RESPONSES
+from verifier.host.dialects.responses import RESPONSES
 from verifier.host.dialects.tokenize import TOKENIZE
 from verifier.host.event_stream import MARK, BrokenStream, begins_stream
 from verifier.host.logprobs import paired, read_claims
+from verifier.host.refusals import (
+    Account,
+    Meaning,
+    Told,
+    clean,
+    error_in,
+    marks_of,
+    names_unknown_model,
+    of_object,
+    of_status,
+    of_words,
+    plain,
+    read_error,
+    words_of,
+)
+from verifier.host.shape import Change, asks_logprobs, proposed
 from verifier.records import Attempt, NotJudged, Reply, ReportedToken
 from verifier.safety.sieve import REDACTED
 
-MAX_REASON_CHARS: Final = 200
-
-_RETRYABLE: Final = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
-#: The request is at fault, whatever the host says of trying again.
-_NEVER_RETRYABLE: Final = frozenset({400, 401, 402, 403, 404, 422})
-#: "Too many" and "overloaded".
-_TOO_MUCH: Final = frozenset({429, 529})
-_RATE_LIMITED: Final = re.compile(r"rate.?limit|too.?many", re.IGNORECASE)
-_RETRYABLE_NAME: Final = re.compile(
-    _RATE_LIMITED.pattern + r"|overload|timeout|unavailable|server.?error|capacity", re.IGNORECASE
-)
-_UNKNOWN_MODEL: Final = re.compile(
-    r"model.?not.?(found|exist)|no such model|not a valid model"
-    r"|(invalid|unknown) model( name| id)?\s*[:='\"`]"
-    r"|model\b.{0,120}\b(does not exist|doesn't exist|not found)",
-    re.IGNORECASE,
-)
 #: Other words that hosts use for OpenAI's two; anything else stays as it came.
 _FINISH: Final = {
     "eos": "stop", "eos_token": "stop", "end_turn": "stop", "stop_sequence": "stop",
@@ -50,6 +48,9 @@ DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, T
 
 #: No vocabulary holds an id as large.
 _MOST_IDS: Final = 2**31
+
+#: Where a request says how many tokens it allows.
+_LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 
 #: What families of models put around a thought.
 _TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
@@ -89,6 +90,9 @@ class Problem:
     retryable: bool
     rate_limited: bool = False  # the host says that too much was asked of it
     unknown_model: bool = False  # the host says that it has no such model
+    #: What the account lacks, which nobody holds against the host; in doubt where `retryable`.
+    account: Account | None = None
+    refused_whole: bool = False  # nothing was generated, although the status is one of success
 
 
 def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Problem:
@@ -98,8 +102,7 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     """
     status = attempt.status
     if attempt.error is not None or status is None:
-        broken = status is None or 200 <= status <= 299
-        return _problem(attempt, attempt.error or "no response", retryable=broken)
+        return _broken(attempt)
     if not 200 <= status <= 299:
         return _refusal(attempt, status)
     # from here on a body that cannot be an answer is a broken transfer, and is asked for again
@@ -108,48 +111,80 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     try:
         body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
         _refuse_other_json(body, attempt)
-        for holder in (body, next(iter(items(body.get("choices"))), None)):
-            if isinstance(holder, dict) and holder.get("error"):
-                return _error_object(attempt, holder)
+        holder = error_in(body)
+        if holder is not None:
+            found = _error_object(attempt, holder)
+            refused = not streamed and not items(body.get("choices"))
+            limited = found.rate_limited or found.account is not None
+            return replace(found, refused_whole=refused and limited)
         view = dialect.read(body)
-    except BrokenStream as broken_stream:
-        return _problem(attempt, str(broken_stream), retryable=True)
+    except BrokenStream as broken:
+        return _unusable(attempt, str(broken), read_error(broken.said))
     except Unreadable as unreadable:
-        said = _message_in(body)
-        return _problem(
-            attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
-        )
+        said = words_of(body)
+        reason = f"{unreadable}. {said}" if said else str(unreadable)
+        return _unusable(attempt, reason, read_error(body) if said else Told())
     return _answer(attempt, view, request=request, body=body, claims=claims)
+
+
+def _read_refusal(attempt: Attempt) -> Told:
+    """All that an attempt without an answer says of why, with the fields that it names."""
+    body = _load(attempt.body)
+    if body is not _NOT_JSON:
+        return read_error(body)
+    if begins_stream(attempt.body):
+        try:
+            return read_error(DIALECTS.get(attempt.dialect, CHAT).assemble(attempt.body))
+        except BrokenStream as broken:
+            return read_error(broken.said)
+    return read_error(plain(attempt.body))
+
+
+def change_for(attempt: Attempt, result: Reply | NotJudged | Problem) -> Change | None:
+    """How the same may be asked once more, where it was refused as it was written."""
+    if not isinstance(result, Problem) or result.retryable or result.account is not None:
+        return None
+    told, request = _read_refusal(attempt), request_of(attempt)
+    return proposed(request, result.status, told, dialect=attempt.dialect)
 
 
 def _refusal(attempt: Attempt, status: int) -> Problem:
     """What a status says that is no success."""
     body = _load(attempt.body)
-    said = _message_in(body) or _plain(attempt.body)
-    retryable = _is_retryable(status, attempt)
+    said = words_of(body) or plain(attempt.body)
+    told = read_error(plain(attempt.body) if body is _NOT_JSON else body)
+    unnamed = [name for name in told.fields if name and name.rpartition(".")[2] not in said]
+    said += f" ({', '.join(unnamed)})" if unnamed else ""
+    found = of_status(status, told, attempt.headers)
+    unknown = found.account is None and not found.retryable and names_unknown_model(body, said)
+    reason = f"HTTP {status}: {said}" if said else f"HTTP {status}"
+    return _problem_of(attempt, found, reason, unknown_model=unknown)
+
+
+def _unusable(attempt: Attempt, reason: str, told: Told) -> Problem:
+    """A body that is no answer: it is asked for again, unless it says what the account lacks."""
+    return _problem_of(attempt, of_words(told), reason)
+
+
+def _problem_of(
+    attempt: Attempt, found: Meaning, reason: str, *, unknown_model: bool = False
+) -> Problem:
     return Problem(
-        status=status,
-        reason=clean(f"HTTP {status}: {said}" if said else f"HTTP {status}"),
-        retryable=retryable,
-        rate_limited=status in _TOO_MUCH,
-        unknown_model=not retryable and _names_unknown_model(body, said),
+        status=attempt.status,
+        reason=clean(reason),
+        retryable=found.retryable,
+        rate_limited=found.rate_limited,
+        unknown_model=unknown_model,
+        account=found.account,
     )
 
 
 def _refuse_other_json(body: object, attempt: Attempt) -> None:
     """Raises Unreadable for a body that is no JSON object."""
     if body is _NOT_JSON:
-        raise Unreadable(f"body is not JSON: {_plain(attempt.body) or 'it is empty'}")
+        raise Unreadable(f"body is not JSON: {plain(attempt.body) or 'it is empty'}")
     if not isinstance(body, dict):
         raise Unreadable(f"body is JSON but {kind_of(body)}, expected an object")
-
-
-def _is_retryable(status: int, attempt: Attempt) -> bool:
-    """By the status; the header of OpenAI's and Anthropic's clients may say otherwise."""
-    wish = attempt.headers.get("x-should-retry", "").strip().lower()
-    if status in _NEVER_RETRYABLE or wish == "false":
-        return False
-    return status in _RETRYABLE or (wish == "true" and status >= 400)
 
 
 def _is_stream(attempt: Attempt, request: object) -> bool:
@@ -171,15 +206,16 @@ def body_of(attempt: Attempt) -> Any:
     return None if body is _NOT_JSON else body
 
 
-def asked_logprobs(attempt: Attempt) -> bool:
-    """Whether the request asked for log-probabilities."""
-    return _asks_logprobs(_load(attempt.request))
+def request_of(attempt: Attempt) -> Any:
+    """The JSON value that was sent; None when it is none."""
+    request = _load(attempt.request)
+    return None if request is _NOT_JSON else request
 
 
 def asked_tokens(attempt: Attempt) -> int:
     """How many tokens the request allowed."""
     request = _load(attempt.request)
-    asked = (member(request, name) for name in ("max_tokens", "max_output_tokens"))
+    asked = (member(request, name) for name in _LIMITS)
     return next((count for count in asked if type(count) is int and count > 0), 0)
 
 
@@ -200,11 +236,6 @@ def _size(message: object) -> int:
     """Tokens that a message can count at most."""
     plain = isinstance(message, dict) and set(message) <= {"role", "content"}
     return size_of(member(message, "content") if plain else message) + _PER_MESSAGE
-
-
-def _asks_logprobs(request: object) -> bool:
-    asked = member(request, "logprobs")
-    return asked is True or type(asked) is int or LOGPROBS in items(member(request, "include"))
 
 
 def who_answered(body: dict[str, Any]) -> str | None:
@@ -240,17 +271,6 @@ def _bare_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
-    """One line of at most `limit` characters, without control, format or unpaired signs."""
-    shown = "".join(
-        " " if sign.isspace() else sign
-        for sign in text[: 8 * limit]
-        if sign.isspace() or unicodedata.category(sign) not in ("Cc", "Cf", "Cs", "Co", "Cn")
-    )
-    line = " ".join(shown.split())
-    return line if len(line) <= limit else line[: limit - 1] + "…"
-
-
 def _answer(
     attempt: Attempt, view: View, *, request: object, body: dict[str, Any], claims: bool
 ) -> Reply | NotJudged:
@@ -270,7 +290,7 @@ def _answer(
             # a filter may have stopped the prompt before it was rendered
             counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
         )
-    wanted = claims and _asks_logprobs(request)
+    wanted = claims and asks_logprobs(request)
     claimed = _claims_of(view, completion_tokens) if wanted else None
     return Reply(
         probe_id=attempt.probe_id,
@@ -371,55 +391,29 @@ def holds_thought(text: str | None) -> bool:
     return text is not None and _TAGS.search(text) is not None
 
 
-def _problem(attempt: Attempt, reason: str, *, retryable: bool = False) -> Problem:
-    return Problem(status=attempt.status, reason=clean(reason), retryable=retryable)
+def _broken(attempt: Attempt) -> Problem:
+    """An exchange that did not end as it should; a status of failure says what it says."""
+    status = attempt.status
+    failed = status is not None and not 200 <= status <= 299
+    return Problem(
+        status=status,
+        reason=clean(attempt.error or "no response"),
+        retryable=not failed,
+        account=of_status(status, Told(), {}).account if failed and status is not None else None,
+    )
 
 
 def _error_object(attempt: Attempt, holder: dict[str, Any]) -> Problem:
     """An error that came with a status of success."""
-    error = holder["error"]
-    said = _message_in(holder)
-    marks = [error.get("code"), error.get("type")] if isinstance(error, dict) else []
-    words = " ".join(clean(str(mark), 60) for mark in marks if isinstance(mark, str | int))
-    codes = {int(word) for word in words.split() if re.fullmatch(r"[1-5][0-9]{2}", word)}
-    retryable = bool(codes & _RETRYABLE) if codes else bool(_RETRYABLE_NAME.search(words))
-    return Problem(
-        status=attempt.status,
-        reason=clean(f"HTTP {attempt.status} with an error object: {words} {said}"),
-        retryable=retryable,
-        rate_limited=bool(codes & _TOO_MUCH) or _RATE_LIMITED.search(words) is not None,
-        unknown_model=not retryable and _names_unknown_model(holder, said),
+    said, words = words_of(holder), marks_of(holder)
+    found = of_object(holder, read_error(holder), attempt.headers)
+    unknown = found.account is None and not found.retryable and names_unknown_model(holder, said)
+    return _problem_of(
+        attempt,
+        found,
+        f"HTTP {attempt.status} with an error object: {words} {said}",
+        unknown_model=unknown,
     )
-
-
-def _names_unknown_model(body: object, said: str) -> bool:
-    error = body.get("error") if isinstance(body, dict) else None
-    code = error.get("code") if isinstance(error, dict) else None
-    return _UNKNOWN_MODEL.search(f"{code if isinstance(code, str) else ''} {said}") is not None
-
-
-def _message_in(body: object) -> str:
-    """The host's own words in an error body of any of the usual shapes; "" when it has none."""
-    if not isinstance(body, dict):
-        return ""
-    for name in ("error", "message", "detail", "reason"):
-        value = body.get(name)
-        if isinstance(value, dict):
-            value = value.get("message") or value.get("detail") or value.get("code")
-        if isinstance(value, list):
-            rows = [row.get("msg") if isinstance(row, dict) else row for row in value[:3]]
-            value = "; ".join(row for row in rows if isinstance(row, str))
-        if isinstance(value, str) and value.strip():
-            return clean(value)
-    return ""
-
-
-def _plain(body: str) -> str:
-    """The start of a body that is no JSON; of a web page, its title."""
-    if body.lstrip()[:1] == "<":
-        title = re.search(r"<title>([^<]{1,200})", body[:20_000], re.IGNORECASE)
-        return f"a web page{f' titled {clean(title[1])!r}' if title else ''}"
-    return clean(body)
 
 
 def _load(text: str) -> Any:

@@ -61,14 +61,16 @@ def tune(kept: Capabilities | None, endpoint: Endpoint) -> Endpoint:
 
 def ask(session: Session, _case: Case, kept: Capabilities | None) -> bool:
     """Find out what the endpoint can do, unless it is known."""
-    if kept is not None or not session.config.audit.capabilities:
+    known = kept is not None and kept.answered
+    if known or not session.config.audit.capabilities:
         return False
     if not session.finish(CHECK.name):
         return False
     session.show.tell("finding out what the endpoint can do")
     found = probe_capabilities(
-        session.run, session.endpoint, purse=session.purse(), stopped=session.pace.stopped
-    )
+        session.run, session.endpoint, purse=session.purse(), stopped=session.pace.stopped,
+        tell=session.show.tell,
+    )  # fmt: skip
     return found is not None
 
 

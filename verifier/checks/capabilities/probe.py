@@ -26,12 +26,14 @@ from verifier.checks.capabilities.questions import (
     CAPABILITY_REQUESTS,
     LONG,
     QUESTION,
+    UNPAID,
     Asker,
     Known,
     same_text,
 )
 from verifier.files.run_folder import CAPABILITIES, CAPABILITY_EXCHANGES, write_json
 from verifier.files.stored import read_record
+from verifier.host.advice import explain
 from verifier.host.budget import (
     Amount,
     Purse,
@@ -106,6 +108,11 @@ class Capabilities:
     echo: bool | None = None  # whether a text completion repeats its prompt when asked to
     parameters: tuple[Parameter, ...] = ()  # by effect
 
+    @property
+    def answered(self) -> bool:
+        """Whether the first question was; else nothing was found out."""
+        return self.usage is not None
+
 
 def capability_probes() -> tuple[Probe, ...]:
     """Everything that may be asked, in order; each request says how many tokens it allows.
@@ -126,6 +133,7 @@ def probe_capabilities(
     purse: Purse,
     sleep: Callable[[float], object] = time.sleep,
     stopped: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda _line: None,
 ) -> Capabilities | None:
     """Ask a handful of questions; attempts and record go into the run folder.
 
@@ -135,7 +143,7 @@ def probe_capabilities(
     so.
     """
     before = _spent_before(run)
-    asker = Asker(run=run, endpoint=endpoint, purse=purse, sleep=sleep, stopped=stopped)
+    asker = Asker(run=run, endpoint=endpoint, purse=purse, sleep=sleep, stopped=stopped, tell=tell)
     known = asker.ask_all(capability_probes())
     if known is None:
         return None
@@ -343,6 +351,16 @@ def _key(candidate: Candidate) -> object:
     return None if "\ufffd" in candidate.token else candidate.token
 
 
+def why_silent(run: Path, endpoint: Endpoint) -> str:
+    """Why the first question was not answered, and what the operator can do: one line."""
+    record, attempts = read_capabilities(run), read_attempts(run, name=CAPABILITY_EXCHANGES)
+    last = record.problems[-1] if record is not None and record.problems else UNPAID
+    problem = parse(attempts[-1]) if attempts else None
+    if last.endswith(UNPAID) or not isinstance(problem, Problem):
+        return f"{endpoint.host}: no question was answered ({last}); raise the budget of the audit"
+    return explain(endpoint, problem)
+
+
 def apply(capabilities: Capabilities, endpoint: Endpoint) -> Endpoint:
     """The endpoint, asked for what works alone."""
     return replace(
@@ -370,6 +388,9 @@ def read_capabilities(run: Path) -> Capabilities | None:
 
 def describe(record: Capabilities) -> list[tuple[str, str]]:
     """What was found: label and one line each."""
+    spent = f"{record.requests} requests, {record.completion_tokens} completion tokens"
+    if not record.answered:
+        return [("nothing found out", problem) for problem in record.problems] + [("cost", spent)]
 
     def say(value: bool | None) -> str:
         return "unknown" if value is None else "yes" if value else "no"
@@ -401,7 +422,7 @@ def describe(record: Capabilities) -> list[tuple[str, str]]:
         ("rounded to", "no step seen" if record.grid is None else f"{record.grid:g}"),
         ("greedy token is the likeliest", say(record.greedy_is_likeliest)),
         ("reasoning", record.reasoning or "unknown"),
-        ("cost", f"{record.requests} requests, {record.completion_tokens} completion tokens"),
+        ("cost", spent),
     ]
     if record.forged_log_e is not None:
         needed = math.log(1 / FORGED_ALPHA)

@@ -15,9 +15,10 @@ from typing import Any, Final, Literal
 from verifier.checks.capabilities.parameters import BIAS, several_fields, stop_string
 from verifier.files.run_folder import CAPABILITY_EXCHANGES
 from verifier.host.budget import Purse
-from verifier.host.collect import ask_once
+from verifier.host.collect import ask_once, describe_wait
 from verifier.host.endpoint import Endpoint
-from verifier.host.exchange import Problem, body_of, parse
+from verifier.host.exchange import Problem, body_of, change_for, parse
+from verifier.host.shape import AS_WRITTEN, Change, Shape
 from verifier.records import Attempt, Count, Message, NotJudged, Probe, Reply
 
 #: Requests that find out what an endpoint can do, at most.
@@ -48,8 +49,11 @@ _OPENAI: Final = ("chat", "completions")
 #: Seconds between two tries at most.
 _LONGEST_WAIT_S: Final = 20.0
 
+#: Changes of a request that would answer what a question is there to find out.
+_ASKED_FOR: Final[frozenset[Change]] = frozenset({"whole", "without return_token_ids"})
+
 #: Why a request was not sent.
-_UNPAID: Final = "not sent, the budget does not pay for it"
+UNPAID: Final = "not sent, the budget does not pay for it"
 
 Name = Literal[
     "temperature 0", "temperature 0.01", "temperature 0.1", "the same again", "at most 1",
@@ -59,6 +63,9 @@ Name = Literal[
 
 #: One question in three ways, until it is answered.
 _FIRST: Final[tuple[Name, ...]] = ("temperature 0", "temperature 0.01", "temperature 0.1")
+
+#: Statuses of a request that is refused as it is, and may be taken with another temperature.
+_OF_REQUESTS: Final = frozenset({200, 400, 422})
 
 #: Limits on the length, in the order in which they are tried.
 _LIMITS: Final[Mapping[Name, int]] = {"at most 1": _FEWEST[0], "at most 16": _FEWEST[1]}
@@ -87,6 +94,7 @@ class Asked:
     answer: Answer  # of the last try
     attempt: Attempt | None  # the last; None: nothing was sent
     came: tuple[Answer, ...]  # of every try
+    shape: Shape = AS_WRITTEN  # how the last try was written
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +103,12 @@ class Known:
 
     dialect: str
     asked: Mapping[Name, Asked] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> Shape:
+        """How requests have to be written, by the answers so far."""
+        answered = (one.shape for n, one in self.asked.items() if self.answer(n) is not None)
+        return AS_WRITTEN.union(*answered)
 
     def answer(self, name: Name) -> Reply | NotJudged | None:
         """The answer to a question; None: it failed, or was not asked."""
@@ -119,8 +133,14 @@ class Known:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the first question was not answered, however it was asked."""
-        return self.first is None and all(name in self.asked for name in _FIRST)
+        """Whether the first question was not answered, and no other temperature would be."""
+        tried = [self.asked[name].answer for name in _FIRST if name in self.asked]
+        if self.first is not None or not tried:
+            return False
+        last = tried[-1]
+        assert isinstance(last, Problem)
+        refused = not (last.retryable or last.account or last.unknown_model)
+        return len(tried) == len(_FIRST) or not (refused and last.status in _OF_REQUESTS)
 
     @property
     def honoured(self) -> bool | None:
@@ -258,6 +278,7 @@ class Asker:
     purse: Purse
     sleep: Callable[[float], object]
     stopped: Callable[[], bool]
+    tell: Callable[[str], None]
 
     def ask_all(self, probes: Sequence[Probe]) -> Known | None:
         """Ask all there is to ask, each as the next of `probes`; None once `stopped` says so.
@@ -270,12 +291,12 @@ class Asker:
                 return None
             request = None if known.is_silent else question.request(known)
             if request is not None:
-                one = self._ask(request, probes[len(known.asked)])
+                one = self._ask(request, probes[len(known.asked)], known)
                 known = replace(known, asked={**known.asked, question.name: one})
         return None if self.stopped() else known
 
-    def _ask(self, request: Request, probe: Probe) -> Asked:
-        """Ask one question, again where the host is under load."""
+    def _ask(self, request: Request, probe: Probe, known: Known) -> Asked:
+        """Ask one question, again where the host is under load or wants it written otherwise."""
         probe = replace(probe, max_tokens=request.max_tokens)
         fields = {**self.endpoint.extra_body, **request.fields}
         endpoint = replace(self.endpoint, stream=request.stream, extra_body=fields)
@@ -283,22 +304,43 @@ class Asker:
             endpoint = replace(endpoint, dialect="completions", render=_as_text)
         came: list[Answer] = []
         attempt: Attempt | None = None
-        for number in range(1, CAPABILITY_TRIES + 1):
+        shape, tries = known.shape, 0
+        while True:
             made = ask_once(
-                self.run, CAPABILITY_EXCHANGES, endpoint, probe, number=number, purse=self.purse,
-                logprobs=endpoint.top_logprobs > 0, stopped=self.stopped,
+                self.run, CAPABILITY_EXCHANGES, endpoint, probe, number=len(came) + 1,
+                purse=self.purse, shape=shape, stopped=self.stopped,
+                logprobs=endpoint.top_logprobs > 0 and "without logprobs" not in shape,
             )  # fmt: skip
             if made is None:
-                unpaid = Problem(status=None, reason=_UNPAID, retryable=False)
+                unpaid = Problem(status=None, reason=UNPAID, retryable=False)
                 return Asked(request=request, answer=unpaid, attempt=attempt, came=tuple(came))
             attempt, found = made.attempt, parse(made.attempt)
             came.append(found)
+            change = _change_for(attempt, found, known)
+            if change is not None and change not in shape and not self.stopped():
+                shape |= {change}
+                continue
+            tries += 1
             # a host under load must not look like one that refuses what it was asked
             again = isinstance(found, Problem) and found.retryable and found.status is not None
-            if self.stopped() or not again or number == CAPABILITY_TRIES:
+            if self.stopped() or not again or tries == CAPABILITY_TRIES:
                 break
-            self.sleep(min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**number))
-        return Asked(request=request, answer=came[-1], attempt=attempt, came=tuple(came))
+            wait_s = min(_LONGEST_WAIT_S, made.retry_after_s or 2.0**tries)
+            assert isinstance(found, Problem)
+            what = f", try {tries + 1} of {CAPABILITY_TRIES}"
+            self.tell(describe_wait(endpoint.host, found.reason, wait_s, what=what))
+            self.sleep(wait_s)
+        return Asked(
+            request=request, answer=came[-1], attempt=attempt, came=tuple(came), shape=shape
+        )
+
+
+def _change_for(attempt: Attempt, found: Answer, known: Known) -> Change | None:
+    """How the host wants the same to be written, as far as the question is not about that."""
+    change = change_for(attempt, found)
+    if change in _ASKED_FOR or (change == "without logprobs" and known.first is not None):
+        return None
+    return change
 
 
 def _as_text(messages: tuple[Message, ...]) -> str:

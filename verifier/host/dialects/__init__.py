@@ -17,6 +17,9 @@ from verifier.records import Message
 #: alternatives (OpenAI), or that number itself (Together).
 LogprobsForm = Literal["boolean", "integer"]
 
+#: How a host names the limit on a chat's length.
+LimitName = Literal["max_tokens", "max_completion_tokens"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, count
 from typing import Any
 
 from starlette.applications import Starlette
@@ -45,7 +45,9 @@ from verifier.lab.testbed.wire import (
     CompletionBody,
     Stamp,
     WireError,
+    limit,
     parse_body,
+    refuse,
     reply_chunks,
     whole_reply,
 )
@@ -66,7 +68,7 @@ def create_app(host: Host) -> Starlette:
             window_s=host.window_s,
         )
         running_batches = asyncio.create_task(batcher.run())
-        yield {"host": host, "batcher": batcher}
+        yield {"host": host, "batcher": batcher, "numbers": count()}
         running_batches.cancel()
         with suppress(asyncio.CancelledError):
             await running_batches
@@ -145,9 +147,11 @@ async def _ask(request: Request, body: Body) -> tuple[Answer, Stamp]:
             f"model: this host serves {host.model!r}, not {body.model!r}",
             status=404, param="model", code="model_not_found",
         )  # fmt: skip
-    count = 1 if "n" in host.tricks.ignores else body.n or 1
+    refuse(body, host.tricks.refuses)
+    limit(next(request.state.numbers), host.tricks.limits)
+    several = 1 if "n" in host.tricks.ignores else body.n or 1
     answer, *others = await asyncio.gather(
-        *(request.state.batcher.answer(body) for _ in range(count))
+        *(request.state.batcher.answer(body) for _ in range(several))
     )
     answer = replace(answer, others=tuple(others))
     if not host.shows_prompts:
@@ -186,7 +190,7 @@ def _event(chunk: dict[str, Any]) -> str:
 
 async def _show_wire_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, WireError)
-    return JSONResponse(error.body, status_code=error.status)
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
 async def _show_http_error(request: Request, error: Exception) -> Response:

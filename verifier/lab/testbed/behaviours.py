@@ -16,6 +16,8 @@ from verifier.lab.testbed.wire import (
     DEFAULT_MAX_TOKENS,
     Answer,
     Body,
+    Limit,
+    Refused,
     ShownToken,
     WireError,
     alternatives_asked,
@@ -44,6 +46,12 @@ TRICKS: Final = {
     "cache:alike": "so does one that ends in the same words",
     "seed:1": "what is asked without a seed is drawn by this one, each time",
     "streams:other": "streams count a prompt token less, and never say that a reply has ended",
+    "refuses:stream_options": "requests with this field are refused; so may be max_tokens",
+    "refuses:continuous_usage_stats": "so are those with this part of that field",
+    "refuses:streams": "so are those for a stream",
+    "refuses:whole": "so are those for an answer in one piece: it serves streams alone",
+    "limits:minute": "every fourth request finds the quota of a minute used up",
+    "limits:in-200": "the same, said with HTTP 200 and a code of the host's own",
     **{f"reports:{name}": f"log-probabilities: {said}" for name, (said, _) in HABITS.items()},
 }
 
@@ -72,6 +80,8 @@ class Tricks:
     seed: int | None = None  # of requests that name none; None: each is drawn anew
     streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
+    refuses: frozenset[Refused] = frozenset()  # what of a request it does not take
+    limits: Limit | None = None  # how it says that a minute is full; None: none ever is
     reports: str | None = None  # how log-probabilities are reported, of `HABITS`; None: right
 
 
@@ -144,6 +154,17 @@ def _read_reports(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, reports=value) if value in HABITS else None
 
 
+def _read_refuses(value: str, tricks: Tricks) -> Tricks | None:
+    known = {one: one for one in get_args(Refused)}
+    refused = [known.get(one) for one in value.split(",")]
+    return None if None in refused else replace(tricks, refuses=frozenset(filter(None, refused)))
+
+
+def _read_limits(value: str, tricks: Tricks) -> Tricks | None:
+    how: Limit | None = next((one for one in get_args(Limit) if one == value), None)
+    return None if how is None else replace(tricks, limits=how)
+
+
 #: What reads each kind of trick; None: it cannot be read.
 _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "context": _read_context,
@@ -154,6 +175,8 @@ _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "cache": _read_cache,
     "seed": _read_seed,
     "streams": _read_streams,
+    "refuses": _read_refuses,
+    "limits": _read_limits,
     "reports": _read_reports,
 }
 

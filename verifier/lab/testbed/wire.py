@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
@@ -28,11 +28,19 @@ class WireError(Exception):
     """A request that gets an error instead of an answer."""
 
     def __init__(
-        self, message: str, *, status: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        body: dict[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
+        """`body` stands for OpenAI's, which is made of the rest."""
         super().__init__(message)
-        self.status = status
-        self.body: dict[str, Any] = {
+        self.status, self.headers = status, headers
+        self.body: dict[str, Any] = body or {
             "error": {
                 "message": message,
                 "type": "server_error" if status >= 500 else "invalid_request_error",
@@ -214,6 +222,61 @@ def parse_body(shape: type[_B], raw: bytes) -> _B:
             f"{where or 'request body'}: {first['msg']}",
             param=str(first["loc"][0]) if first["loc"] else None,
         ) from error
+
+
+#: What of a request a host may refuse, by the words of hosts that do.
+Refused = Literal[
+    "stream_options", "continuous_usage_stats", "max_tokens", "logprobs", "streams", "whole"
+]
+#: How a host may say that a minute is full.
+Limit = Literal["minute", "in-200"]
+
+#: Of so many requests one finds the minute full.
+_FULL_EVERY: Final = 4
+
+
+def refuse(body: Body, refused: frozenset[Refused]) -> None:
+    """Raises WireError for a request that asks for what the host refuses."""
+    options = body.stream_options
+    if "stream_options" in refused and options is not None:  # as Mistral does
+        row = {
+            "type": "extra_forbidden", "loc": ["body", "stream_options", "include_usage"],
+            "msg": "Extra inputs are not permitted", "input": True,
+        }  # fmt: skip
+        raise WireError("", status=422, body={"object": "error", "message": {"detail": [row]}})
+    if "continuous_usage_stats" in refused and options and options.continuous_usage_stats:
+        name = "stream_options.continuous_usage_stats"
+        raise WireError(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    if "max_tokens" in refused and isinstance(body, ChatBody) and body.max_tokens is not None:
+        raise WireError(
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+            "'max_completion_tokens' instead.",
+            param="max_tokens", code="unsupported_parameter",
+        )  # fmt: skip
+    if "logprobs" in refused and alternatives_asked(body) is not None:
+        raise WireError("logprobs are not supported by this model", param="logprobs")
+    if "streams" in refused and body.stream:
+        raise WireError("Streaming is not supported for this model", param="stream")
+    if "whole" in refused and not body.stream:
+        raise WireError(
+            "This model only support stream mode, please enable the stream parameter to access "
+            "the model."
+        )
+
+
+def limit(number: int, how: Limit | None) -> None:
+    """Raises WireError where the `number`-th request, counted from 0, finds the minute full."""
+    if how is None or number % _FULL_EVERY != 1:
+        return
+    soon = {"retry-after-ms": "50"}
+    if how == "in-200":  # as MiniMax does
+        refusal = {"status_code": 1002, "status_msg": "rate limit exceeded(RPM)"}
+        raise WireError("", status=200, headers=soon, body={"choices": None, "base_resp": refusal})
+    raise WireError(
+        "You exceeded your current quota, please check your plan and billing details. Quota "
+        "exceeded for requests per minute, limit: 15. Please retry in 0.05s.",
+        status=429, code="RESOURCE_EXHAUSTED", headers=soon,
+    )  # fmt: skip
 
 
 def alternatives_asked(body: Body) -> int | None:
