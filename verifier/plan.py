@@ -36,16 +36,17 @@ _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
 def make_plan(
-    config: RunFile, card: Card, calibration: Calibration, pool: Pool, *, after: After | None = None
-) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:
-    """Plan and ordinary probes of a run, and further files of probes by their names; the seed is
-    drawn when the run file names none. `after` are earlier audits that it goes on from.
+    config: RunFile, card: Card, calibration: Calibration | None, pool: Pool, *,
+    after: After | None = None,
+) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:  # fmt: skip
+    """Plan and ordinary probes of a run, and further files of probes by their names; a seed is
+    drawn where none is given. `after` are earlier audits. Uncalibrated, nothing can be judged.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
     audit = config.audit
     planned = [check.plan(config, card, calibration) for check in CHECKS]
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
     policy = fields["policy"]
@@ -84,7 +85,6 @@ def make_plan(
         pool_size=pool.size,
         versions=versions(),
         configuration=config.model_dump(mode="json", exclude={"out"}),
-        calibration=calibration,
         after=after,
         **fields,
     )

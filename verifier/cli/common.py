@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from verifier.errors import ConfigError
 from verifier.safety import sieve
@@ -38,8 +40,9 @@ USAGE: Final = 2
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "vllm", "transformers", "remote"]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
+ListJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table or lines.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="The run folder is yours: do what its run file says.")
 ]
@@ -50,7 +53,9 @@ Markdown = Annotated[
     Path | None,
     typer.Option("--markdown", metavar="FILE", help="Also append a summary in Markdown there."),
 ]
-CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
+CardName = Annotated[
+    str, typer.Argument(metavar="CARD", help="A card's name, its YAML file, or a model of the hub.")
+]
 
 
 def help_when_bare(context: typer.Context) -> None:
@@ -79,7 +84,32 @@ class InSections(TyperCommand):
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(records, col_max=_first_column(formatter))
+
+
+class WithWholeLines(TyperGroup):
+    """A group whose help says of each command a whole sentence, however narrow the terminal is."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command with the first sentence of its own help."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [
+            (name, " ".join((command.help or "").split("\n\n")[0].split()))
+            for name, command in commands.items()
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows, col_max=_first_column(formatter))
+
+
+def help_width() -> int:
+    """Columns of help: as many as the terminal has, up to 80."""
+    return max(min(shutil.get_terminal_size().columns, 80) - 2, 30)
+
+
+def _first_column(formatter: Any) -> int:
+    """Columns for names: on a narrow terminal what is said of them stands below."""
+    return max(8, 3 * int(formatter.width) // 8)
 
 
 # -- completion --------------------------------------------------------------------------------
@@ -135,6 +165,11 @@ def state_directory() -> Path:
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
     return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+
+
+def now() -> datetime:
+    """The moment, in UTC."""
+    return datetime.now(UTC)
 
 
 # -- showing -----------------------------------------------------------------------------------
