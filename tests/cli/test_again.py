@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 import yaml
@@ -179,3 +181,23 @@ def test_beside_a_control_it_goes_on_from_its_folder(tmp_path: Path) -> None:
     assert (first.status, again.status) == (0, 0)
     assert (tmp_path / "run" / "control" / RUN).exists()
     assert again.out.startswith("nobody was asked: ")
+
+
+@pytest.mark.usefixtures("without_weights")
+@pytest.mark.parametrize("again", [(), ("--again",)])
+def test_where_nobody_can_write_is_one_line(
+    honest: Finished, monkeypatch: pytest.MonkeyPatch, again: tuple[str, ...]
+) -> None:
+    """And nothing is overwritten: an audit keeps what it does."""
+    real = os.open
+
+    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", only_read)
+    ended = call("audit", honest.run_file, *again)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert "Read-only file system; mend that" in ended.complaint

@@ -291,6 +291,7 @@ def test_what_needs_no_weights_needs_no_calibration(tmp_path: Path) -> None:
         later = [call("score", run), call("decide", run)]
 
     assert [step.status for step in steps] == [0, 0, 0]
+    assert "card tiny is not calibrated: this run can be asked" in steps[0].out
     assert [step.status for step in refused] == [2, 2, 2]
     assert all("is not calibrated; run `verifier calibrate" in refused[n].complaint for n in (0, 2))
     assert [step.status for step in later] == [0, 0]
