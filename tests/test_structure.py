@@ -443,8 +443,10 @@ def run(*arguments):
 
 statuses = [run("--help")]
 loaded = [name for name in SLOW if name in sys.modules]
+refused = [run("audit", "none.yaml"), run("decide", "none"), run("reference", "show", "none")]
+late = [name for name in SLOW if name in sys.modules and name != "pydantic"]
 statuses += [run("decide", RUN), run("report", RUN), run("bench", "out")]
-print(json.dumps({"statuses": statuses, "loaded": loaded}))
+print(json.dumps({"statuses": statuses, "loaded": loaded, "refused": refused, "late": late}))
 """
 
 
@@ -502,6 +504,14 @@ def test_a_missing_package_is_named_with_what_to_do(
 def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], str]) -> None:
     """Whoever asks for help should not wait."""
     assert started[1]["loaded"] == []
+
+
+def test_a_refusal_that_needs_no_model_starts_without_anything_slow(
+    started: tuple[Path, dict[str, Any], str],
+) -> None:
+    """Nor should whoever mistypes a name; what checks run files is all that is loaded."""
+    assert started[1]["refused"] == [2, 2, 2]
+    assert started[1]["late"] == []
 
 
 # -- help and documents ------------------------------------------------------------------------

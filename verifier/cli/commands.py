@@ -33,6 +33,7 @@ from verifier.cli.common import (
     help_when_bare,
     help_width,
     is_asked_by_a_shell,
+    need_folder,
     now,
     read_key,
     say,
@@ -153,13 +154,13 @@ def audit(
       verifier audit --host openrouter --provider novita/fp8 \\
           --model qwen/qwen3-8b --reference qwen3-8b --out runs/novita
     """
+    fleet = configure(described, command="audit", trust=trust)  # before all that loads slowly
     from verifier.files.finished import bytes_sent
     from verifier.files.run_folder import PLAN, working_in
     from verifier.records import Summary
     from verifier.reference.ready import refuse_unready
     from verifier.steps import make_endpoint
 
-    fleet = configure(described, command="audit", trust=trust)
     if again:
         fleet = begun_anew(fleet, described, now=now())
     every = fleet.every_run_file
@@ -365,12 +366,12 @@ def plan(
       verifier plan --host together --model Qwen/Qwen3-8B --reference qwen3-8b \\
           --input-price 0.18 --output-price 0.18 --out runs/together
     """
+    fleet = configure(described, command="plan", trust=True)  # before all that loads slowly
     from verifier.files.run_folder import working_in
     from verifier.host.budget import add_up
     from verifier.plan import forecast_run
     from verifier.steps import make_endpoint
 
-    fleet = configure(described, command="plan", trust=True)
     every = fleet.every_run_file
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
@@ -476,11 +477,11 @@ def capabilities(
       verifier capabilities --host deepinfra --model Qwen/Qwen3-8B \\
           --reference qwen3-8b --out runs/deepinfra
     """
+    fleet = configure(described, command="capabilities", trust=trust)
     from verifier.checks.capabilities.probe import describe
     from verifier.files.run_folder import working_in
     from verifier.steps import find_capabilities, make_endpoint
 
-    fleet = configure(described, command="capabilities", trust=trust)
     config = _only_endpoint(fleet, where=described.path or "capabilities")
     key = _api_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
@@ -526,6 +527,7 @@ def collect(
     Example:
       verifier collect runs/first --probes 20
     """
+    need_folder(run)
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
     from verifier.plan_file import read_plan
@@ -573,6 +575,7 @@ def score(
       verifier score runs/first
       verifier score runs/first --anew
     """
+    need_folder(run)
     from verifier.cli.trust import refuse_foreign
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
@@ -612,6 +615,7 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
     Example:
       verifier decide runs/first
     """
+    need_folder(run)
     from verifier.verdict.decide import judge_folder
 
     with _to_write_in(run) as writes:
@@ -639,6 +643,7 @@ def report(
     Example:
       verifier report runs/first --junit junit.xml --markdown summary.md
     """
+    need_folder(run)
     from verifier.steps import render_folder, write_page
 
     with _to_write_in(run) as writes:

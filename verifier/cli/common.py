@@ -58,6 +58,12 @@ CardName = Annotated[
 ]
 
 
+def need_folder(run: Path) -> None:
+    """Refuse what is no folder at once: what reads run folders loads slowly."""
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
+
+
 def help_when_bare(context: typer.Context) -> None:
     """A command is missing: that is no status for a script to read as a verdict."""
     if context.invoked_subcommand is None:

@@ -257,6 +257,7 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
     Raises ConfigError where something is missing, or an option contradicts the file.
     """
     from verifier.config import Fleet, load_hosts, validated
+    from verifier.reference.cards import find_card
 
     base, path = _read_base(described.path, trust=trust)
     merged = _merge(base, described.options)
@@ -272,7 +273,9 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
         for flag, found in _needed(merged):
             if found is None:
                 raise ConfigError(f"{command}: {flag} is missing; give it, or give a run file")
-    return validated(Fleet, merged, where=command if path is None else str(path))
+    fleet = validated(Fleet, merged, where=command if path is None else str(path))
+    find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
+    return fleet
 
 
 def _read_base(path: Path | None, *, trust: bool) -> tuple[dict[str, Any], Path | None]:

@@ -63,11 +63,13 @@ def show_reference(card: CardName, as_json: ListJson = False) -> None:
       verifier reference show minimax-m2.7
     """
     from verifier.reference.cards import load_card
+
+    found = load_card(card)
+    if as_json:
+        say_json(found.model_dump(mode="json"))
+        return
     from verifier.reports.tables import print_card
 
-    if as_json:
-        say_json(load_card(card).model_dump(mode="json"))
-        return
     print_card(card, Terminal())
 
 
