@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tree
 import typer
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row, write_scored
@@ -797,6 +798,30 @@ def test_what_builds_the_package_is_pinned() -> None:
     assert pyproject["build-system"]["requires"] == [
         f"hatchling=={pinned('constraints.txt')['hatchling']}"
     ]
+
+
+def test_a_citation_is_of_this_version() -> None:
+    """Title, version and licence as the package has them."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert cited["version"] == verifier.__version__
+    assert cited["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+
+
+def test_a_release_is_of_a_tag_and_keeps_no_password() -> None:
+    """What is built cannot publish, and what publishes runs nothing of the repository."""
+    path = ROOT / ".github" / "workflows" / "release.yml"
+    release = yaml.safe_load(path.read_text(encoding="utf-8"))
+    build, publish = release["jobs"]["build"], release["jobs"]["publish"]
+
+    assert release[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` so
+    assert (release["permissions"], build["permissions"]) == ({}, {"contents": "read"})
+    assert publish["permissions"] == {"id-token": "write"}
+    assert (publish["needs"], publish["if"]) == ("build", "vars.PUBLISH == 'yes'")
+    assert [step for step in publish["steps"] if "run" in step] == []
+    assert "secrets." not in path.read_text(encoding="utf-8")
 
 
 def test_actions_are_named_by_their_digest() -> None:
