@@ -44,7 +44,11 @@ from verifier.reference.cards import load_card
 from verifier.reference.loaded import LoadReference, Reference, render_as_ids
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
-from verifier.scoring.loadable import refuse_unknown_builds, refuse_unscored_defaults
+from verifier.scoring.loadable import (
+    refuse_engine_of_name,
+    refuse_unknown_builds,
+    refuse_unscored_defaults,
+)
 from verifier.scoring.score import is_sampler
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
@@ -68,6 +72,7 @@ def open_session(
     (run / DEADLINE).unlink(missing_ok=True)
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)
+    refuse_engine_of_name(plan, config.reference.engine)
     reference = load_reference()
     refuse_unknown_builds(plan, reference.engine)
     refuse_unscored_defaults(plan, reference.engine)

@@ -16,7 +16,7 @@ from audits import FAULT, NOWHERE, host, write_run_file
 from command_line import Finished, _plain_surroundings, call, faulty, honest
 
 from verifier.files.finished import is_finished
-from verifier.files.run_folder import EXCHANGES, FINISHED, FLEET, PLAN, REPORT, RUN, SUMMARY
+from verifier.files.run_folder import EXCHANGES, FINISHED, FLEET, PAGE, PLAN, REPORT, RUN, SUMMARY
 
 __all__ = ["_plain_surroundings", "faulty", "honest"]  # fixtures
 
@@ -166,6 +166,35 @@ def test_several_targets_are_repeated_and_asked_again_likewise(tmp_path: Path) -
     assert seeds[0] != seeds[1]
     assert all(target["asked"]["first"] for target in summary["targets"])
     assert re.search(r"asked \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", " ".join(first.out.split()))
+
+
+def test_a_target_that_is_not_asked_anew_is_named(tmp_path: Path) -> None:
+    """The others are asked, so that nobody takes the table for one of today."""
+    with host() as one:
+        targets = {
+            name: {"base_url": url, "model": "tiny", "max_attempts": 1}
+            for name, url in (("one", one), ("dead", NOWHERE))
+        }
+        run_file = write_run_file(
+            tmp_path, NOWHERE, budget_completion_tokens=1200, top={"targets": targets}
+        )
+        first, again = call("audit", run_file), call("audit", run_file)
+
+    assert (first.status, again.status) == (3, 3)
+    assert "not asked anew" not in first.out
+    assert again.out.startswith(f"not asked anew: one: {tmp_path / 'run'} was finished before")
+
+
+def test_a_folder_without_a_name_has_none_beside_it(tmp_path: Path) -> None:
+    """One line."""
+    ended = call("audit", write_run_file(tmp_path, NOWHERE), "--out", ".", "--again")
+
+    assert ended.complaint == ".: --again makes a folder beside it; give an --out by name"
+
+
+def test_the_page_is_named_below_the_verdict(honest: Finished) -> None:
+    """To be opened."""
+    assert f"page: {honest.folder / PAGE}" in call("report", honest.folder).out
 
 
 def test_beside_a_control_it_goes_on_from_its_folder(tmp_path: Path) -> None:

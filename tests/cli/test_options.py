@@ -16,6 +16,7 @@ from command_line import Ended, _plain_surroundings, call
 from verifier.cli import commands
 from verifier.config import load_hosts
 from verifier.files.run_folder import PLAN, RUN, write_json
+from verifier.reference.loaded import Reference
 
 __all__ = ["_plain_surroundings"]  # fixture
 
@@ -309,6 +310,27 @@ def test_a_refusal_that_can_be_known_comes_first_and_whole(tmp_path: Path) -> No
     assert "reference.weights: no directory" in ended.complaint
     assert "reference.url: missing" in ended.complaint
     assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_cannot_score_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's publisher has a default that a host may apply, and the engine's name tells."""
+
+    def load() -> Reference:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(
+        "verifier.reference.loaded.reference_loader", lambda _config, **_where: load
+    )
+    run_file = write_run_file(
+        tmp_path, NOWHERE, reference={"engine": "remote", "url": "http://127.0.0.1:2/v1"}
+    )
+    write_card(tmp_path, sampling={"repetition_penalty": 1.05})
+    ended = call("audit", run_file)
+
+    assert ended.status == 2
+    assert "the engine remote cannot score under them" in ended.complaint
 
 
 @pytest.mark.usefixtures("own_policy")

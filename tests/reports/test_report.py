@@ -269,7 +269,7 @@ def test_every_form_says_when_it_was_asked(asked: str | None) -> None:
     assert span in render_junit(report)
 
 
-@pytest.mark.parametrize("width", [60, 80])
+@pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_terminal_keeps_to_its_width(name: str, width: int) -> None:
     """No line is wider than the terminal, and no departure is lost on a narrow one."""

@@ -582,6 +582,7 @@ def score(
     from verifier.plan_file import read_plan
     from verifier.reference.loaded import reference_loader
     from verifier.reference.ready import refuse_unready
+    from verifier.scoring.loadable import refuse_engine_of_name
     from verifier.steps import score as score_run
     from verifier.steps import score_anew
 
@@ -591,6 +592,7 @@ def score(
     if not ours:
         refuse_foreign(config.reference, where=str(run))
     refuse_unready(config.reference, to_judge=planned.calibrated is None)
+    refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
         load = reference_loader(

@@ -245,6 +245,7 @@ def showing() -> Iterator[Show]:
 
 
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
+    from verifier.files.run_folder import PAGE
     from verifier.report_file import report_to_json
     from verifier.reports.terminal import render_terminal
 
@@ -256,6 +257,8 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     render_terminal(found, console=console)
     if run is not None:
         console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
+        if (run / PAGE).is_file():
+            console.print(f"page: {spelled_out(str(run / PAGE))}", soft_wrap=True)
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:

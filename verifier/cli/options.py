@@ -358,12 +358,16 @@ def begun_anew(fleet: Fleet, described: Described, *, now: datetime) -> Fleet:
 
     The seed that a folder of several targets keeps was drawn, or named once: hosts know its probes.
     """
-    from verifier.files.run_folder import FLEET, RUN
+    from verifier.cli.trust import is_run_folder
+    from verifier.files.run_folder import FLEET
 
+    if fleet.out.name in ("", ".."):
+        raise ConfigError(f"{fleet.out}: --again makes a folder beside it; give an --out by name")
     out = fleet.out.with_name(f"{_STAMPED.sub('', fleet.out.name)}-{now.strftime(_STAMP)}")
     if out.exists():
         raise ConfigError(f"{out}: exists; run the same command again")
     path, seed = described.path, described.options["audit"]["seed"]
-    kept = path is not None and (path.is_dir() or path.name in (FLEET, RUN))
+    folder = path if path is None or path.is_dir() else path.parent
+    kept = folder is not None and is_run_folder(folder) and (folder / FLEET).exists()
     audit = fleet.audit.model_copy(update={"seed": seed}) if kept else fleet.audit
     return fleet.model_copy(update={"out": out, "audit": audit})
