@@ -22,6 +22,7 @@ from verifier.files.run_folder import (
     CAPABILITY_EXCHANGES,
     DEADLINE,
     EXCHANGES,
+    FINISHED,
     LEDGER,
     PAGE,
     PLAN,
@@ -55,7 +56,7 @@ def test_an_honest_host_ends_consistent_and_leaves_a_whole_run_folder(
         report = run(configure(url, card, out))
 
     assert report.decision == "consistent"
-    names = {RUN, PLAN, PROBES, SENT, EXCHANGES, SCORES, LEDGER, REPORT, PAGE}
+    names = {RUN, PLAN, PROBES, SENT, EXCHANGES, SCORES, LEDGER, REPORT, PAGE, FINISHED}
     assert {path.name for path in out.iterdir()} == names
     assert report_to_json(report) == report_to_json(
         report_from_json(yaml.safe_load((out / REPORT).read_text()))

@@ -237,7 +237,8 @@ def test_an_unknown_key_is_refused_with_the_known_ones(
     """In every section; the value beside it, which may be a key, is not repeated."""
     complaint = refusal(write(tmp_path, merged(LEAST, changes)))
 
-    assert complaint == f"{place}: unknown key; known are {', '.join(section.model_fields)}"
+    known = f"{place}: unknown key; known are {', '.join(section.model_fields)}"
+    assert complaint.partition("; did you mean ")[0] == known
 
 
 @pytest.mark.parametrize(

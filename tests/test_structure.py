@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import tree
 import typer
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row, write_scored
@@ -115,7 +116,14 @@ HOMES = {
     "scipy": {"evidence.e_values", "evidence.stacks"},
     "starlette": {"lab.testbed.app", "lab.testbed.router", "lab.testbed.server"},
     "uvicorn": {"lab.testbed.server"},
-    "typer": {"cli.commands", "cli.lab", "cli.reference", "cli.common"},
+    "typer": {
+        "cli.commands",
+        "cli.common",
+        "cli.init",
+        "cli.lab",
+        "cli.options",
+        "cli.reference",
+    },
     "rich": {"reports.terminal", "reports.tables", "cli.common"},
     "jinja2": {"reports.html"},
     "yaml": {"files.strict_yaml"},
@@ -364,7 +372,7 @@ MOST_LINES, MOST_BRANCHES = 60, 15
 
 #: Tables in the form of a function: rows of one shape, to be read one by one.
 TABLES = {
-    "cli.commands.audit",
+    "cli.options.describe",
     "cli.lab._measure",
     "reference.renderings.catalogue._faults",
     "reference.variants._bank",
@@ -436,8 +444,10 @@ def run(*arguments):
 
 statuses = [run("--help")]
 loaded = [name for name in SLOW if name in sys.modules]
+refused = [run("audit", "none.yaml"), run("decide", "none"), run("reference", "show", "none")]
+late = [name for name in SLOW if name in sys.modules and name != "pydantic"]
 statuses += [run("decide", RUN), run("report", RUN), run("bench", "out")]
-print(json.dumps({"statuses": statuses, "loaded": loaded}))
+print(json.dumps({"statuses": statuses, "loaded": loaded, "refused": refused, "late": late}))
 """
 
 
@@ -495,6 +505,14 @@ def test_a_missing_package_is_named_with_what_to_do(
 def test_help_starts_without_anything_slow(started: tuple[Path, dict[str, Any], str]) -> None:
     """Whoever asks for help should not wait."""
     assert started[1]["loaded"] == []
+
+
+def test_a_refusal_that_needs_no_model_starts_without_anything_slow(
+    started: tuple[Path, dict[str, Any], str],
+) -> None:
+    """Nor should whoever mistypes a name; what checks run files is all that is loaded."""
+    assert started[1]["refused"] == [2, 2, 2]
+    assert started[1]["late"] == []
 
 
 # -- help and documents ------------------------------------------------------------------------
@@ -556,10 +574,9 @@ def test_the_readme_names_every_command() -> None:
     assert [name for name in COMMANDS if f"verifier {name}" not in readme] == []
 
 
-def test_the_readme_and_the_help_name_the_example_run_file() -> None:
-    """And it is there."""
+def test_the_readme_names_the_example_run_file() -> None:
+    """And it is there; an installation has it from `verifier init`."""
     assert "configs/example.yaml" in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "configs/example.yaml" in COMMANDS["audit"].help
     assert (ROOT / "configs" / "example.yaml").is_file()
 
 
@@ -781,6 +798,30 @@ def test_what_builds_the_package_is_pinned() -> None:
     assert pyproject["build-system"]["requires"] == [
         f"hatchling=={pinned('constraints.txt')['hatchling']}"
     ]
+
+
+def test_a_citation_is_of_this_version() -> None:
+    """Title, version and licence as the package has them."""
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+    assert cited["version"] == verifier.__version__
+    assert cited["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+
+
+def test_a_release_is_of_a_tag_and_keeps_no_password() -> None:
+    """What is built cannot publish, and what publishes runs nothing of the repository."""
+    path = ROOT / ".github" / "workflows" / "release.yml"
+    release = yaml.safe_load(path.read_text(encoding="utf-8"))
+    build, publish = release["jobs"]["build"], release["jobs"]["publish"]
+
+    assert release[True] == {"push": {"tags": ["v*"]}}  # YAML reads `on` so
+    assert (release["permissions"], build["permissions"]) == ({}, {"contents": "read"})
+    assert publish["permissions"] == {"id-token": "write"}
+    assert (publish["needs"], publish["if"]) == ("build", "vars.PUBLISH == 'yes'")
+    assert [step for step in publish["steps"] if "run" in step] == []
+    assert "secrets." not in path.read_text(encoding="utf-8")
 
 
 def test_actions_are_named_by_their_digest() -> None:

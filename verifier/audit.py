@@ -12,6 +12,7 @@ from __future__ import annotations
 from verifier.checks import CHECKS
 from verifier.checks.check import STAGES, Case, Stage
 from verifier.config import RunFile
+from verifier.files.finished import bytes_sent, note_finished
 from verifier.progress import ALONE, Pace, Show
 from verifier.records import Report
 from verifier.reference.loaded import LoadReference
@@ -36,6 +37,7 @@ def audit(
     session = open_session(
         config, api_key=api_key, load_reference=load_reference, show=show, pace=pace
     )
+    sent = bytes_sent(config.out)
     case = session.read()
     if case.outcomes:  # of an audit that was stopped
         session.score()
@@ -45,6 +47,9 @@ def audit(
         asking = True
         while asking:
             case, asking = _ask_round(session, case, stage)
+    settled = case.decision != "inconclusive" or bytes_sent(config.out) == sent
+    if settled and not session.pace.late():
+        note_finished(config.out)
     return write_page(config.out)
 
 

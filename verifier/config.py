@@ -34,6 +34,7 @@ from verifier.files.run_folder import CONTROL, RESERVED, RUN
 from verifier.files.strict_yaml import dump_yaml, read_yaml
 from verifier.safety.secret import is_key, looks_like_key, names_a_secret, shows_a_key
 from verifier.shipped import shipped
+from verifier.wording import did_you_mean
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -278,8 +279,12 @@ class EndpointSection(_HostFacts):
         if name not in presets:
             raise PydanticCustomError(
                 "value_error",
-                "host: no host {name}; there are {known}",
-                {"name": repr(name[:40]), "known": ", ".join(presets)},
+                "host: no host {name}; there are {known}{meant}",
+                {
+                    "name": repr(name[:40]),
+                    "known": ", ".join(presets),
+                    "meant": did_you_mean(name, presets),
+                },
             )
         known = presets[name].model_dump(exclude={"sources"}, exclude_defaults=True)
         base_url = raw.get("base_url")
@@ -599,6 +604,13 @@ def load_fleet(path: Path, *, below: Path | None = None) -> Fleet:
     return validated(Fleet, read_run_file(path, below=below), where=str(path))
 
 
+def example_run_file(*, targets: bool) -> str:
+    """A run file with a word on every key, of one endpoint or of several `targets`."""
+    text = (shipped("configs") / ("targets.yaml" if targets else "example.yaml")).read_text("utf-8")
+    lines = [line for line in text.splitlines() if "yaml-language-server" not in line]
+    return "\n".join(lines) + "\n"
+
+
 def read_run_file(path: Path, *, below: Path | None = None) -> dict[str, Any]:
     """What a run file says, before any of it is checked. Raises ConfigError when it is no YAML."""
     if not path.is_file() and not path.is_symlink():
@@ -638,7 +650,7 @@ def resolve_policy(asked: str | Policy) -> tuple[str, Policy]:
     if asked not in policies:
         raise ConfigError(
             f"audit.policy: no policy {asked!r}; there are {', '.join(policies)}, or write out "
-            "noise, builds and routed"
+            f"noise, builds and routed{did_you_mean(asked, policies)}"
         )
     return asked, policies[asked]
 
@@ -652,7 +664,8 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
         key, known = _place(kind, first["loc"], first["type"])
         match first["type"]:
             case "extra_forbidden":
-                complaint = f"unknown key; known are {', '.join(known)}"
+                meant = did_you_mean(key.rpartition(".")[2], known)
+                complaint = f"unknown key; known are {', '.join(known)}{meant}"
             case "missing":
                 complaint = "missing; add it"
             case "secret" | "value_error":  # what was got is not shown

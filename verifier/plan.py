@@ -36,16 +36,17 @@ _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "httpx")
 
 
 def make_plan(
-    config: RunFile, card: Card, calibration: Calibration, pool: Pool, *, after: After | None = None
-) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:
-    """Plan and ordinary probes of a run, and further files of probes by their names; the seed is
-    drawn when the run file names none. `after` are earlier audits that it goes on from.
+    config: RunFile, card: Card, calibration: Calibration | None, pool: Pool, *,
+    after: After | None = None,
+) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:  # fmt: skip
+    """Plan and ordinary probes of a run, and further files of probes by their names; a seed is
+    drawn where none is given. `after` are earlier audits. Uncalibrated, nothing can be judged.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
     audit = config.audit
     planned = [check.plan(config, card, calibration) for check in CHECKS]
-    fields: dict[str, Any] = {}
+    fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
     policy = fields["policy"]
@@ -84,7 +85,6 @@ def make_plan(
         pool_size=pool.size,
         versions=versions(),
         configuration=config.model_dump(mode="json", exclude={"out"}),
-        calibration=calibration,
         after=after,
         **fields,
     )
@@ -239,6 +239,10 @@ def describe_policy(run: Path) -> list[str]:
     plan = read_plan(run)
     excludes = [*plan.policy.noise, *plan.policy.builds]
     lines = [f"policy {plan.policy_name}: a consistent verdict excludes {', '.join(excludes)}"]
+    if plan.calibrated is None:
+        lines.append(
+            f"card {plan.card} is not calibrated: this run can be asked, and is judged once it is"
+        )
     for of, share in plan.policy.routed.items():
         replies = max(least_replies(share, error=plan.beta), LEAST_REPLIES)
         lines.append(

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from verifier.config import Policy, Prices
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.samplers import made
 from verifier.files.run_folder import (
@@ -52,7 +52,9 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 class Plan(BaseModel):
     """The wire form of a plan."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, strict=True, serialize_by_alias=True
+    )
 
     schema_version: Version
     policy_name: str
@@ -91,8 +93,20 @@ class Plan(BaseModel):
     pool_size: Count
     versions: dict[str, str]
     configuration: Annotated[dict[str, Any], Plain()]  # the run file, less where it was written
-    calibration: Calibration
+    #: None: the card had none when the run was planned; written as `calibration`.
+    calibrated: Annotated[Calibration | None, Field(alias="calibration")]
     after: After | None = None  # earlier audits whose evidence this run goes on from
+
+    @property
+    def calibration(self) -> Calibration:
+        """What replies are judged by. Raises ReferenceMismatch where the card had none: asking
+        needs none, and nothing is ever judged without."""
+        if self.calibrated is None:
+            raise ReferenceMismatch(
+                f"card {self.card} was not calibrated when this run was planned; once it is, "
+                "`verifier score` and `verifier audit` go on with the run"
+            )
+        return self.calibrated
 
     @property
     def ceiling(self) -> Ceiling:
@@ -105,8 +119,9 @@ class Plan(BaseModel):
 
     @model_validator(mode="after")
     def _policy_is_known(self) -> Self:
-        classes = {known.name for known in self.calibration.classes}
-        unknown = {*self.policy.noise, *self.policy.routed} - classes
+        known = () if self.calibrated is None else self.calibrated.classes
+        unknown = {*self.policy.noise, *self.policy.routed} - {one.name for one in known}
+        unknown = set() if self.calibrated is None else unknown
         unknown |= {*self.policy.builds, *self.suspected} - {*self.bank}
         if unknown:
             raise ValueError(f"the policy names {min(unknown)!r}, of which nothing is known")

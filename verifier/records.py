@@ -383,6 +383,14 @@ class Control:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """When the probes of a run were asked, by the exchanges: UTC, ISO 8601, whole seconds."""
+
+    first: str
+    last: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """The verdict of one audit: everything `report.json` holds."""
 
@@ -401,6 +409,7 @@ class Report:
     substitution: Substitution | None = None  # None: not asked for, and no cause to show it
     control: Control | None = None  # None: there is none
     certificate: Certificate | None = None  # None: it is not consistent
+    asked: Asked | None = None  # None: nothing was, or an older version wrote it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -417,6 +426,7 @@ class Standing:
     log_e: Nats | None  # against honest serving, in nats, rounded down; None: not judged
     accusation: Literal["stands", "does not stand"] | None  # among all targets; None: none is made
     usage: Usage | None  # None: it was never planned
+    asked: Asked | None = None  # None: nothing was
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

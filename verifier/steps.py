@@ -39,17 +39,22 @@ from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show, until
 from verifier.prompts import Render
 from verifier.records import Report
-from verifier.reference.calibrations import load_calibration
+from verifier.reference.calibrations import is_calibrated, load_calibration
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import LoadReference, Reference, render_as_ids
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
-from verifier.scoring.loadable import refuse_unknown_builds, refuse_unscored_defaults
+from verifier.scoring.loadable import (
+    refuse_engine_of_name,
+    refuse_unknown_builds,
+    refuse_unscored_defaults,
+)
 from verifier.scoring.score import is_sampler
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
 from verifier.verdict.case import own_ledger
 from verifier.verdict.chain import read_chain
+from verifier.verdict.usage import when_asked
 from verifier.wording import describe_seconds
 
 
@@ -62,10 +67,12 @@ def open_session(
     Writes the plan, or takes up the one that is there. Raises a VerifierError.
     """
     run = config.out
-    plan = start(config)
+    start(config)
+    plan = judged_plan(run)
     (run / DEADLINE).unlink(missing_ok=True)
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)
+    refuse_engine_of_name(plan, config.reference.engine)
     reference = load_reference()
     refuse_unknown_builds(plan, reference.engine)
     refuse_unscored_defaults(plan, reference.engine)
@@ -99,12 +106,39 @@ def start(config: RunFile) -> Plan:
     if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
     card = load_card(config.reference.card)
-    calibration = load_calibration(config.reference.card, card)
+    known = is_calibrated(config.reference.card)
+    calibration = load_calibration(config.reference.card, card) if known else None
     earlier = config.audit.after
     after = None if earlier is None else read_chain(earlier, config, card)
     plan, probes, further = make_plan(config, card, calibration, load_pool(), after=after)
     write_plan(run, dump_run_file(config), plan, probes, further)
     return plan
+
+
+def judged_plan(run: Path) -> Plan:
+    """The plan of a run that is to be judged; one that was made without a calibration is made
+    again with that of its card, for the same probes.
+
+    Raises a VerifierError where there is none yet, or the probes would be others.
+    """
+    plan = read_plan(run)
+    if plan.calibrated is not None:
+        return plan
+    config = load_run_file(run / RUN, below=run)
+    card = load_card(config.reference.card)
+    seeded = config.model_copy(
+        update={"audit": config.audit.model_copy(update={"seed": plan.seed})}
+    )
+    made, probes, _ = make_plan(
+        seeded, card, load_calibration(config.reference.card, card), load_pool(), after=plan.after
+    )
+    if probes != read_probes(run):
+        raise ConfigError(
+            f"{run}: holds other probes than this version would draw; plan another --out"
+        )
+    made = made.model_copy(update={"configuration": plan.configuration})
+    write_json(run / PLAN, made.model_dump(mode="json"))
+    return made
 
 
 def _is_of_a_plan(path: Path) -> bool:
@@ -222,7 +256,7 @@ def score(
     With `builds` the first replies under the bank and the suspects too, and with `penalties` under
     these, so that a cause can be named.
     """
-    plan = read_plan(run)
+    plan = judged_plan(run)
     refuse_unscored_defaults(plan, reference.engine)
     session = Session(run, plan, show, reference=reference)
     session.score()
@@ -235,7 +269,7 @@ def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> 
 
     The weights that had been scored to name a cause are scored again, and with `builds` all.
     """
-    plan = read_plan(run)
+    plan = judged_plan(run)
     had = scored_columns(run)
     again = builds or bool(had & {*plan.bank, *plan.suspects} - {*plan.policy.builds})
     able = reference.engine.scores_samplers and any(map(is_sampler, had))
@@ -257,6 +291,8 @@ def render_folder(run: Path) -> tuple[Report, str]:
     outcomes = record.outcomes(max_attempts=plan.max_attempts)
     if (run / LEDGER).exists():
         own_ledger(run, outcomes)  # a verdict on other replies is not shown
+    if report.asked is None:  # by a version that did not say so
+        report = replace(report, asked=when_asked(record.attempts))
     known = any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in report.findings)
     page = render_page(
         report,

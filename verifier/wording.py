@@ -8,11 +8,12 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from verifier.records import (
     After,
+    Asked,
     Decision,
     Finding,
     NoiseScale,
@@ -79,6 +80,15 @@ def inert_json(text: str) -> str:
         return found[1] or "".join(rf"\u{units[n : n + 4]}" for n in range(0, len(units), 4))
 
     return _ACTING.sub(escape, text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """What to add to a refusal of a word that is much like one that is known; else nothing."""
+    names = {name.casefold(): name for name in known}
+    begun = word.casefold()[:200]
+    near = [name for name in names if len(begun) > 3 and name.startswith(begun)]
+    near = near or difflib.get_close_matches(begun, names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""
 
 
 def describe_cause(finding: Finding) -> str:
@@ -153,6 +163,12 @@ def describe_scale(scale: NoiseScale) -> str:
     return f"{describe_number(scale.estimate)} logits ({coverage} {describe_interval(scale)})"
 
 
+def name_noise(scale: NoiseScale) -> str:
+    """Noise by what it is like on this model."""
+    of_an_interval = scale.equivalent.startswith(("between ", "above "))
+    return f"noise {'' if of_an_interval else 'like '}{scale.equivalent}"
+
+
 def list_spending(usage: Usage) -> list[tuple[str, str]]:
     """What was asked and spent: label and one line each."""
     requests = (
@@ -186,6 +202,26 @@ def describe_seconds(seconds: float) -> str:
         if seconds >= size and (seconds % size == 0 or seconds >= 10 * size):
             return f"{seconds / size:,.0f} {unit}"
     return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
+
+
+def describe_asked(asked: Asked | None) -> str:
+    """When the probes were asked, first and last, in UTC."""
+    if asked is None:
+        return "nothing on record"
+    first, last = _moment(asked.first), _moment(asked.last)
+    return f"{first} UTC" if first == last else f"{first} to {last} UTC"
+
+
+def describe_last(found: Report | Summary) -> str:
+    """When the last probe of a report, or of all targets, was asked, in UTC."""
+    every = (found,) if isinstance(found, Report) else found.targets
+    last = max((one.asked.last for one in every if one.asked is not None), default=None)
+    return "at no time on record" if last is None else f"on {_moment(last)} UTC"
+
+
+def _moment(stamp: str) -> str:
+    """A time of ISO 8601 as people read it, to the second."""
+    return one_line(stamp[:19].replace("T", " "))
 
 
 def describe_replies(count: int) -> str:
@@ -290,11 +326,11 @@ def _row_of(one: Standing) -> tuple[str, ...]:
 def list_facts(summary: Summary) -> list[tuple[str, str]]:
     """What is said of each target, of all of them and of the control: label and one line each."""
     facts = [
-        (target.name, f"{target.summary}{describe_accusation(target, summary)}")
+        (target.name, f"{target.summary}{describe_accusation(target, summary)}{_when(target)}")
         for target in summary.targets
     ]
     if summary.control is not None:
-        facts.append((summary.control.name, summary.control.summary))
+        facts.append((summary.control.name, f"{summary.control.summary}{_when(summary.control)}"))
     cost = summary.cost_usd
     price = "not known: not every price was given" if cost is None else f"USD {cost:,.4f} in all"
     rule = (
@@ -302,6 +338,10 @@ def list_facts(summary: Summary) -> list[tuple[str, str]]:
         f"{len(summary.targets)} targets (e-BH); one more needs log e {summary.log_e_needed:.1f}"
     )
     return [*facts, ("Cost", price), ("Among all", rule)]
+
+
+def _when(one: Standing) -> str:
+    return "" if one.asked is None else f"; asked {describe_asked(one.asked)}"
 
 
 def describe_accusation(one: Standing, summary: Summary) -> str:

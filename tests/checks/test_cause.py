@@ -98,7 +98,7 @@ def test_noise_of_no_known_build_is_named_by_what_it_is_like() -> None:
 
     assert cause.aspect == "cause"
     assert cause.decision == "undecided"
-    assert cause.name == "noise like 4-bit rounding (int4-sym-g64)"
+    assert cause.name == "noise above fp8 rounding; nearest int4-sym-g64"
 
 
 def test_replies_that_nothing_explains_are_said_to_be_so() -> None:

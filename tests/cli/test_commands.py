@@ -31,6 +31,7 @@ from verifier.errors import EndpointError
 from verifier.evidence.calibration import NoiseClass
 from verifier.files.run_folder import (
     EXCHANGES,
+    FINISHED,
     LEDGER,
     PAGE,
     PLAN,
@@ -99,8 +100,8 @@ def test_a_missing_command_shows_the_help_and_is_no_verdict(words: tuple[str, ..
         (["audit", "a.yaml", "b.yaml"], "Got unexpected extra argument"),
         (["audit", "--alpha", "low"], "Invalid value for '--alpha'"),
         (["audit", "--seed"], "Option '--seed' requires an argument"),
-        (["plan"], "Missing argument 'RUNFILE' (see `verifier plan --help`)"),
-        (["decide"], "Missing argument 'DIR'"),
+        (["reference", "show"], "Missing argument 'CARD' (see `verifier reference show --help`)"),
+        (["decide"], "Missing argument 'FOLDER'"),
         (["collect", "run", "--probes", "0"], "Invalid value for '--probes'"),
         (["testbed", "lst"], "No such command 'lst'"),
         (["testbed", "serve", "--dtype", "int8"], "Invalid value for '--dtype'"),
@@ -167,6 +168,7 @@ def test_without_a_terminal_progress_is_plain_lines(honest: Finished) -> None:
 
 def test_on_a_terminal_progress_is_a_bar(honest: Finished) -> None:
     """On stderr, so that stdout can still be piped."""
+    (honest.folder / FINISHED).unlink()  # else nothing is to be done
     ended = call("audit", honest.run_file, "--json", terminal=True)
 
     assert "\x1b[" in ended.err
@@ -825,7 +827,7 @@ def test_the_testbed_lists_every_fault_with_a_word_on_it() -> None:
     ("arguments", "complaint"),
     [
         (["calibrate", "nosuch"], "reference: no card 'nosuch'; there are"),
-        (["testbed", "serve", "--card", "nosuch"], "reference: no card 'nosuch'; there are"),
+        (["testbed", "serve", "--reference", "nosuch"], "reference: no card 'nosuch'; there are"),
         (
             ["testbed", "route", "--base-url", "http://a", "--route", "b"],
             "--route: expected SHARE:",
@@ -871,6 +873,7 @@ def test_weights_are_kept_where_the_surroundings_say(
         return lambda: Reference(engine=make_engine(), tokenizer=FakeTokenizer())
 
     monkeypatch.setattr("verifier.reference.loaded.reference_loader", loader)
+    (honest.folder / FINISHED).unlink()  # else nothing is loaded
 
     assert call("audit", honest.run_file, **environment).status == 0
     assert asked == [Path(cache)]

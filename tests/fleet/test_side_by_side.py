@@ -864,8 +864,11 @@ def test_a_run_file_of_targets_that_cannot_be_is_refused(
 @pytest.mark.parametrize("section", ["targets", "control"])
 def test_commands_of_one_endpoint_say_so(tmp_path: Path, section: str) -> None:
     """And what to give them instead."""
-    value = {"a": endpoint(NOWHERE)} if section == "targets" else endpoint(NOWHERE)
-    ended = call("capabilities", write_targets(tmp_path, **{section: value}))
+    sections = {
+        "targets": {"targets": {"a": endpoint(NOWHERE)}},
+        "control": {"endpoint": endpoint(NOWHERE), "control": endpoint(NOWHERE)},
+    }
+    ended = call("capabilities", write_targets(tmp_path, **sections[section]))
 
     assert ended.status == 2
     assert f"{section}: this command takes one endpoint" in ended.complaint

@@ -465,5 +465,5 @@ def test_a_finished_calibration_is_made_again_without_asking(
 
 def test_replies_to_the_probes_of_another_seed_are_refused(made: Calibration, whole: Whole) -> None:
     """They would be passed off as those of this seed."""
-    with pytest.raises(ConfigError, match=r"holds replies to other probes.*give another --work"):
+    with pytest.raises(ConfigError, match=r"holds replies to other probes.*give another --out"):
         whole.run(seed=2)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from junitparser import JUnitXml, TestSuite
-from reports import HOSTILE, make_report, plain_finding
+from reports import HOSTILE, consistent, make_report, plain_finding
 
 from verifier.checks import ASPECTS
-from verifier.records import Report
+from verifier.records import Asked, Report
 from verifier.reports.junit import render_junit
 
 
@@ -31,7 +31,7 @@ def test_each_departure_is_a_test_case() -> None:
 
     assert next(iter(cases)) == "verdict"
     assert [case.name.rpartition(": ")[2] for case in cases.values()][1:] == [
-        "detected", "excluded", "undecided", "not run",
+        "at least as far off as detected", "excluded", "undecided", "not run",
     ]  # fmt: skip
     outcomes = [
         type(case.result[0]).__name__ if case.result else "passed" for case in cases.values()
@@ -74,3 +74,23 @@ def test_no_words_of_a_host_act_in_junit(text: str) -> None:
     assert not any(ord(sign) < 32 and sign != "\n" for sign in xml)
     assert "\x1b" not in xml
     assert "\u202e" not in xml
+
+
+def test_a_suite_says_whom_it_asked_and_when() -> None:
+    """The first question in UTC, the host, and the seconds to the last one."""
+    (suite,) = JUnitXml.fromstring(render_junit(consistent()).encode())
+    asked = {p.name: p.value for p in suite.properties()}["asked"]
+
+    assert (suite.timestamp, suite.hostname) == ("2026-01-14T09:30:00", "api.example.net")
+    assert suite.time == 667
+    assert asked == "2026-01-14 09:30:00 to 2026-01-14 09:41:07 UTC"
+
+
+def test_a_suite_of_no_replies_has_no_time() -> None:
+    """Nor one whose folder says nonsense."""
+    for asked in (None, Asked(first="\x1bnever", last="soon")):
+        report = replace(consistent(), asked=asked, signature={"configuration": {"endpoint": 3}})
+        (suite,) = JUnitXml.fromstring(render_junit(report).encode())
+
+        assert suite.time == 0
+        assert not suite.hostname

@@ -37,6 +37,8 @@ from verifier.report_file import report_from_json, report_to_json
 from verifier.reports import noise_dial as dial
 from verifier.reports.findings import causes, departures
 from verifier.reports.html import render_page
+from verifier.reports.junit import render_junit
+from verifier.reports.markdown import render_markdown
 from verifier.reports.terminal import render_terminal
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -223,7 +225,51 @@ def test_page_reads_as_before(name: str) -> None:
     assert without_picture(page_of(SAMPLES[name])) == expected
 
 
-@pytest.mark.parametrize("width", [60, 80])
+def test_classes_of_noise_that_are_detected_are_one_line() -> None:
+    """Each says how far off the replies are at least: only a name accuses, everywhere alike."""
+    classes = (
+        finding("noise", "detected", "one layer dropped", 40.0, detail="at least 0.3"),
+        finding("noise", "detected", "fp8-class rounding", 60.0, detail="at least 0.13"),
+        finding("noise", "detected", "4-bit-class rounding", 39.0, detail="at least 0.32"),
+        finding("noise", "undecided", "another model", 1.0, detail="not yet"),
+    )
+    report = dataclasses.replace(inconsistent(), findings=classes)
+    (line, other) = departures(report)
+
+    assert (line.name, line.log_e) == ("at least as far off as 4-bit-class rounding", 39.0)
+    assert line.detail == "at least 0.32"
+    assert other == classes[-1]
+    for text in (page_of(report), terminal_of(report), render_markdown(report)):
+        assert "one layer dropped" not in text
+        assert "at least as far off" in " ".join(text.split())
+    assert "one layer dropped" not in render_junit(report)
+    assert report_from_json(report_to_json(report)).findings == classes
+
+
+def test_noise_as_far_as_a_dropped_layer_alone_is_said_as_such() -> None:
+    """Where no rounding is among what is detected."""
+    classes = (
+        finding("noise", "detected", "one layer dropped", 9.0, detail="at least 0.3"),
+        finding("noise", "undecided", "4-bit-class rounding", 5.0),
+    )
+    (line, _) = departures(dataclasses.replace(inconsistent(), findings=classes))
+
+    assert line.name == "at least as far off as one layer dropped"
+
+
+@pytest.mark.parametrize("asked", [None, "as it was"])
+def test_every_form_says_when_it_was_asked(asked: str | None) -> None:
+    """First and last question, in UTC; an older report has none."""
+    report = inconsistent()
+    report = dataclasses.replace(report, asked=None) if asked is None else report
+    span = "2026-01-14 09:30:00 to 2026-01-14 09:41:07 UTC" if asked else "nothing on record"
+
+    for text in (page_of(report), terminal_of(report), render_markdown(report)):
+        assert span in " ".join(re.sub(r"&#(\d+);", lambda m: chr(int(m[1])), text).split())
+    assert span in render_junit(report)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_terminal_keeps_to_its_width(name: str, width: int) -> None:
     """No line is wider than the terminal, and no departure is lost on a narrow one."""
@@ -501,18 +547,17 @@ def test_every_probe_asked_is_shown_and_no_other() -> None:
 
 
 def test_page_says_what_was_audited_and_when() -> None:
-    """Endpoint, model and card come from the signature's first such keys, times from attempts."""
-    late = attempt("factual-0007", started_at="2026-01-14T10:05:09.123+00:00")
+    """Endpoint, model and card come from the signature's first such keys."""
     signature: dict[str, object] = SIGNATURE | {"engine": {"model": "another"}}
     report = dataclasses.replace(consistent(), signature=signature)
-    page = page_of(report, attempts=[*sample_exchanges()["attempts"], late])
+    page = page_of(report)
     (about,) = re.findall(r'<dl class="about">(.*?)</dl>', page, flags=re.DOTALL)
 
     assert dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", about)) == {
         "Endpoint": "https://api.example.net/v1",
         "Model asked for": "smollm2-135m-instruct",
         "Reference card": "smollm2-135m-instruct",
-        "Asked": "2026-01-14 09:30:00 to 2026-01-14 10:05:09 UTC",
+        "Asked": "2026-01-14 09:30:00 to 2026-01-14 09:41:07 UTC",
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from verifier.records import Decision, Finding, NoiseScale, Report, Usage
+from verifier.records import Asked, Decision, Finding, NoiseScale, Report, Usage
 from verifier.report_file import SCHEMA_VERSION
 
 
@@ -121,6 +121,7 @@ def consistent() -> Report:
         alpha=0.001,
         beta=0.001,
         signature=SIGNATURE,
+        asked=Asked(first="2026-01-14T09:30:00+00:00", last="2026-01-14T09:41:07+00:00"),
     )  # fmt: skip
 
 

@@ -62,7 +62,7 @@ LIKE: Final = 2.0
 Totals = Mapping[str, tuple[Array, Array]]
 
 
-def plan(config: RunFile, card: Card, calibration: Calibration) -> Planned:
+def plan(config: RunFile, card: Card, calibration: Calibration | None) -> Planned:
     """The builds of the policy; refuses one that the card's bank lacks."""
     name, policy = resolve_policy(config.audit.policy)
     builds = card.columns if policy.builds == ("all",) else policy.builds
@@ -72,7 +72,7 @@ def plan(config: RunFile, card: Card, calibration: Calibration) -> Planned:
                 f"audit.policy: builds: the card's bank has no {wanted!r}; it has "
                 f"{', '.join(card.columns)}"
             )
-    suspected = _suspected(card, calibration, policy, builds)
+    suspected = () if calibration is None else _suspected(card, calibration, policy, builds)
     return Planned(
         fields={
             "policy_name": name,

@@ -32,7 +32,7 @@ from verifier.plan_file import read_probes
 from verifier.records import REFERENCE, Decision, Finding, Probe, Reply
 from verifier.reference.variants import VARIANTS
 from verifier.scoring.loadable import nameable
-from verifier.wording import BELONGS_AT, describe_odds, describe_replies
+from verifier.wording import BELONGS_AT, describe_odds, describe_replies, name_noise
 
 #: Replies on which a cause is named: more tell little, and each is scored under every build.
 NAMING_REPLIES: Final = 24
@@ -171,7 +171,7 @@ def name_it(
         if account.names == "part" and not ledger.rows:
             return []
     scale = scale_of(case, confidence_sequence(text, TEXT_SCALES, level=1 - plan.beta))
-    like = f"noise like {scale.equivalent}" if len(text) else "reported log-probabilities"
+    like = name_noise(scale) if len(text) else "reported log-probabilities"
     known = scored_among(ledger, (*plan.bank, *plan.suspects))
     named = rank(ledger, known, plan.calibration.text)
     if named is None:

@@ -324,7 +324,7 @@ def _keeps_nothing(_run: Path, _plan: Plan, _outcomes: Mapping[str, Outcome]) ->
     return _NOTHING_KEPT
 
 
-def _nothing_planned(_config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+def _nothing_planned(_config: RunFile, _card: Card, _calibration: Calibration | None) -> Planned:
     return Planned()
 
 
@@ -387,7 +387,7 @@ class Check(Generic[K, E]):
     none: K = _NOTHING_KEPT  # what `read` gives where nothing was asked
     aspects: tuple[Aspect, ...] = ()
 
-    plan: Callable[[RunFile, Card, Calibration], Planned] = _nothing_planned
+    plan: Callable[[RunFile, Card, Calibration | None], Planned] = _nothing_planned
     # Raises ConfigError for what the card cannot serve.
     arrange: Callable[[Plan, tuple[Probe, ...]], tuple[Probe, ...]] = lambda _plan, probes: probes
     # The ordinary probes as it needs them asked.

@@ -164,7 +164,7 @@ def _apart(rows: Array, members: Mask, honest: Mask) -> Array:
 # -- the check ---------------------------------------------------------------------------------
 
 
-def plan(config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+def plan(config: RunFile, _card: Card, _calibration: Calibration | None) -> Planned:
     """Whether requests are asked in ways drawn at random."""
     return Planned(fields={"varies": config.audit.vary})
 

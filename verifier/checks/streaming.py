@@ -179,7 +179,7 @@ def _tokens(plan: Plan) -> int:
     return 2 * PAIRS * plan.max_tokens if wished else 0
 
 
-def plan(config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+def plan(config: RunFile, _card: Card, _calibration: Calibration | None) -> Planned:
     """What is kept of the budget."""
     tokens = 2 * PAIRS * config.audit.max_tokens if config.audit.streaming else 0
     return Planned(tokens=tokens, beside=f"the {tokens} that audit.streaming asks for")

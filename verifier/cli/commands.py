@@ -7,7 +7,7 @@ inconclusive; `cli` has the rest.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -15,30 +15,38 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 import verifier
+from verifier import wording
 from verifier.cli.common import (
     EXIT,
     USAGE,
     AsJson,
-    EngineName,
     InSections,
     Junit,
+    ListJson,
     Markdown,
     RunFolder,
     Terminal,
     Trust,
+    WithWholeLines,
     cache_directory,
     complete,
     help_when_bare,
+    help_width,
     is_asked_by_a_shell,
+    need_folder,
+    now,
     read_key,
     say,
+    say_json,
     sets_up_completion,
     show_report,
     show_summary,
     showing,
     state_directory,
 )
+from verifier.cli.init import init
 from verifier.cli.lab import bench, calibrate, demo, testbed_app
+from verifier.cli.options import Described, begun_anew, configure, takes_a_run
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
@@ -47,7 +55,7 @@ if TYPE_CHECKING:
     from verifier.config import Fleet, RunFile
     from verifier.host.budget import Priced
     from verifier.progress import Show
-    from verifier.records import Summary
+    from verifier.records import Report, Summary
     from verifier.reference.loaded import LoadReference
 
 _LONGEST_KEY: Final = 16_384  # bytes
@@ -57,6 +65,7 @@ _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     help="Tells whether a hosting endpoint serves the open weights it claims.",
+    cls=WithWholeLines,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -71,7 +80,9 @@ def run(arguments: Sequence[str]) -> int:
         return complete(command)
     try:
         # not app(): that ends an interrupt and a broken pipe with the status of a verdict
-        with command.make_context("verifier", list(arguments)) as context:
+        with command.make_context(
+            "verifier", list(arguments), terminal_width=help_width()
+        ) as context:
             context.command.invoke(context)
     except typer.Exit as done:
         return USAGE if done.exit_code and sets_up_completion(arguments) else done.exit_code
@@ -103,128 +114,109 @@ def _global(
     help_when_bare(context)
 
 
+app.command(cls=InSections)(init)  # where one begins
+
+
 # -- audit -------------------------------------------------------------------------------------
 
 
-@app.command()
+@app.command(cls=InSections)
+@takes_a_run
 def audit(
-    run_file: Annotated[
-        Path | None, typer.Argument(metavar="RUNFILE", help="A run file; else use the flags.")
-    ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="What comes before /chat/completions.")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name at the endpoint.")] = None,
-    reference: Annotated[
-        str | None, typer.Option(metavar="CARD", help="Card of the published weights.")
-    ] = None,
-    engine: Annotated[
-        EngineName | None,
-        typer.Option(help="What computes the reference: vllm, transformers or remote."),
-    ] = None,
-    reference_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="The remote engine's vLLM server.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run folder.")] = None,
-    api_key_env: Annotated[
-        str | None, typer.Option(metavar="VAR", help="Environment variable that holds the key.")
-    ] = None,
-    policy: Annotated[
-        str | None, typer.Option(help="screen (default), standard, strict or routing.")
-    ] = None,
-    budget_completion_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="Completion tokens at most (6000).")
-    ] = None,
-    alpha: Annotated[
-        float | None, typer.Option(help="False-alarm rate of 'inconsistent' (0.001).")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Seed of the probes; drawn in secret when left out.")
-    ] = None,
-    after: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN", help="Go on from the evidence of an earlier audit of this endpoint."
-        ),
-    ] = None,
-    control: Annotated[
-        str | None,
-        typer.Option(metavar="URL", help="A trusted endpoint, which is asked the same probes."),
-    ] = None,
-    control_model: Annotated[
-        str | None, typer.Option(help="The model's name at the control.")
-    ] = None,
-    control_api_key_env: Annotated[
-        str | None, typer.Option(metavar="VAR", help="Variable that holds the control's key.")
-    ] = None,
+    described: Described,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Audit anew, in a folder beside it, named after the moment."),
+    ] = False,
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Audit an endpoint against local reference weights, or several of one run file.
 
-    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive. Of
-    several targets the worst news counts: 1 when any is inconsistent, else 3 when any is
-    inconclusive or not judged. An audit that was stopped goes on with the same command.
+    An audit that was stopped goes on with the same command, or with its run folder in place of the
+    run file. One that is finished asks nobody: --again begins a new one.
+
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
+    defect of this program or of what is installed, 130 interrupted, 141 nobody read on. Of several
+    targets the worst news counts: 1 when any is inconsistent, else 3 when any is inconclusive or
+    not judged.
 
     A run file is a program, to be read first. One that lies in a run folder which was not made here
     needs --trust.
 
     \b
     Examples:
-      verifier audit configs/example.yaml
+      verifier audit audit.yaml
+      verifier audit runs/first
       verifier audit --base-url http://127.0.0.1:8000/v1 \\
           --model smollm2-135m-instruct --reference smollm2-135m-instruct \\
           --out runs/first
+      verifier audit --host openrouter --provider novita/fp8 \\
+          --model qwen/qwen3-8b --reference qwen3-8b --out runs/novita
     """
-    from verifier.audit import audit as run_audit
-    from verifier.files.run_folder import working_in
+    fleet = configure(described, command="audit", trust=trust)  # before all that loads slowly
+    from verifier.files.finished import bytes_sent
+    from verifier.files.run_folder import PLAN, working_in
+    from verifier.records import Summary
+    from verifier.reference.ready import refuse_unready
     from verifier.steps import make_endpoint
 
-    flags = {
-        "endpoint": {"base_url": base_url, "model": model, "api_key_env": api_key_env},
-        "control": {
-            "base_url": control,
-            "model": control_model,
-            "api_key_env": control_api_key_env,
-        },
-        "reference": {"card": reference, "engine": engine, "url": reference_url},
-        "audit": {
-            "policy": policy,
-            "budget_completion_tokens": budget_completion_tokens,
-            "alpha": alpha,
-            "seed": seed,
-            "after": after,
-        },
-        "out": out,
-    }
-    fleet = _configure(run_file, flags, trust=trust)
+    if again:
+        fleet = begun_anew(fleet, described, now=now())
     every = fleet.every_run_file
     keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
+    to_judge = not all((config.out / PLAN).exists() for config in every.values())
+    refuse_unready(fleet.reference, to_judge=to_judge)
     _warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)
-        load_reference = _reference_loader(next(iter(every.values())), show)
-        if fleet.targets is not None:
-            from verifier.fleet.side_by_side import audit_targets
-
-            found = audit_targets(fleet, keys=keys, load_reference=load_reference, show=show)
-        elif fleet.control is not None:
-            from verifier.fleet.side_by_side import audit_beside_control
-
-            report = audit_beside_control(
-                fleet, keys=keys, load_reference=load_reference, show=show
-            )
-        else:
-            report = run_audit(
-                every[""], api_key=keys[""], load_reference=load_reference, show=show
-            )
-    if fleet.targets is not None:
+        before = {name: bytes_sent(config.out) for name, config in every.items()}
+        found = _run_audit(fleet, keys=keys, show=show)
+    silent = [n for n, config in every.items() if bytes_sent(config.out) == before[n] > 0]
+    _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
+    if isinstance(found, Summary):
         show_summary(found, fleet.out, as_json=as_json)
         raise typer.Exit(_worst(found))
-    show_report(report, fleet.out, as_json=as_json)
-    raise typer.Exit(EXIT[report.decision])
+    show_report(found, fleet.out, as_json=as_json)
+    raise typer.Exit(EXIT[found.decision])
+
+
+def _run_audit(fleet: Fleet, *, keys: Mapping[str, str | None], show: Show) -> Report | Summary:
+    """Audit what a run file names; what is finished is decided anew, without asking or loading."""
+    from verifier.audit import audit as run_audit
+    from verifier.fleet.side_by_side import (
+        audit_beside_control,
+        audit_targets,
+        decide_again,
+        is_over,
+    )
+
+    if is_over(fleet):
+        return decide_again(fleet)
+    configs = fleet.every_run_file
+    load = _reference_loader(next(iter(configs.values())), show)
+    if fleet.targets is not None:
+        return audit_targets(fleet, keys=keys, load_reference=load, show=show)
+    if fleet.control is not None:
+        return audit_beside_control(fleet, keys=keys, load_reference=load, show=show)
+    return run_audit(configs[""], api_key=keys[""], load_reference=load, show=show)
+
+
+def _say_who_was_not_asked(
+    found: Report | Summary, silent: Sequence[str], *, of: int, out: Path, err: bool
+) -> None:
+    """Before all else: a verdict of an earlier day is not one of today."""
+    if not silent:
+        return
+    last = wording.describe_last(found)
+    who = "nobody was asked" if len(silent) == of else f"not asked anew: {', '.join(silent)}"
+    say(
+        f"{who}: {out} was finished before, its last question asked {last}; add --again to audit "
+        "anew, in a folder beside it",
+        err=err,
+    )
 
 
 def _reference_loader(config: RunFile, show: Show) -> LoadReference:
@@ -241,53 +233,6 @@ def _worst(found: Summary) -> int:
     if "inconsistent" in decisions:
         return EXIT["inconsistent"]
     return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
-
-
-def _configure(run_file: Path | None, flags: dict[str, Any], *, trust: bool) -> Fleet:
-    """The run file, or the one that the flags describe; flags override the file."""
-    from verifier.config import Fleet, load_fleet, read_run_file, validated
-
-    base: dict[str, Any] = {}
-    if run_file is not None:
-        within = _its_run_folder(run_file, trust=trust)
-        load_fleet(run_file, below=within)  # says it best when the file itself is wrong
-        base = read_run_file(run_file, below=within)  # as it stands: a flag may change its host
-    merged = _merge(base, flags)
-    if base.get("targets") is not None:
-        if merged["endpoint"]:
-            raise ConfigError("audit: --base-url, --model and --api-key-env are for one endpoint, "
-                              f"but {run_file} names several targets")  # fmt: skip
-        del merged["endpoint"]
-    if not merged["control"]:
-        del merged["control"]
-    if run_file is None:
-        for flag, found in (
-            ("--base-url", merged["endpoint"].get("base_url")),
-            ("--model", merged["endpoint"].get("model")),
-            ("--reference", merged["reference"].get("card")),
-            ("--out", merged.get("out")),
-            *_of_control(merged.get("control")),
-        ):
-            if found is None:
-                raise ConfigError(f"audit: {flag} is missing; give it, or give a run file")
-    return validated(Fleet, merged, where="audit" if run_file is None else str(run_file))
-
-
-def _of_control(section: dict[str, Any] | None) -> list[tuple[str, Any]]:
-    """What a control needs, by its flags; nothing when there is none."""
-    if section is None:
-        return []
-    return [("--control", section.get("base_url")), ("--control-model", section.get("model"))]
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict):
-            merged[key] = _merge(base.get(key) or {}, value)
-        elif value is not None:
-            merged[key] = value
-    return merged
 
 
 def _api_key(config: RunFile, *, out: Path) -> str | None:
@@ -347,14 +292,6 @@ def _warn(message: str) -> None:
     say(f"verifier: {message}", err=True)
 
 
-def _its_run_folder(run_file: Path, *, trust: bool) -> Path | None:
-    """The run folder that a run file lies in, if it lies in one; refused if not made here."""
-    from verifier.cli.trust import is_run_folder, need_trust_of
-
-    need_trust_of(run_file, trust=trust, state=state_directory())
-    return run_file.parent if is_run_folder(run_file.parent) else None
-
-
 def _is_ours(run: Path, *, trust: bool) -> bool:
     """Whether the run file of a run folder is done as it stands."""
     from verifier.cli.trust import is_made_here
@@ -409,9 +346,11 @@ def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
 # -- the steps of a run folder -----------------------------------------------------------------
 
 
-@app.command()
+@app.command(cls=InSections)
+@takes_a_run
 def plan(
-    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+    described: Described,
+    as_json: ListJson = False,
 ) -> None:
     """Write the run folder of a run file and print what it may cost. Sends nothing.
 
@@ -422,43 +361,69 @@ def plan(
     cannot fit the run file's reference.hardware.
 
     \b
-    Example:
-      verifier plan configs/example.yaml
+    Examples:
+      verifier plan audit.yaml
+      verifier plan --host together --model Qwen/Qwen3-8B --reference qwen3-8b \\
+          --input-price 0.18 --output-price 0.18 --out runs/together
     """
-    from verifier.config import load_fleet
+    fleet = configure(described, command="plan", trust=True)  # before all that loads slowly
     from verifier.files.run_folder import working_in
     from verifier.host.budget import add_up
-    from verifier.plan import describe_policy, forecast_run, longest_waits_s
+    from verifier.plan import forecast_run
     from verifier.steps import make_endpoint
-    from verifier.wording import describe_seconds
 
-    fleet = load_fleet(run_file, below=_its_run_folder(run_file, trust=True))
     every = fleet.every_run_file
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
-    _check_memory(next(iter(every.values())))
+    _check_memory(next(iter(every.values())), quiet=as_json)
     _warn_of_keys_in_clear(every.values())
+    ours = described.path is None or _is_ours_to_plan(described.path)
     with working_in(fleet.out, make=True):
-        for problem in _start(fleet, ours=_is_ours_to_plan(run_file)).values():
+        for problem in _start(fleet, ours=ours).values():
             raise problem
     forecasts = {name: forecast_run(config.out) for name, config in every.items()}
+    if as_json:
+        say_json([_planned(every[name], *found) for name, found in forecasts.items()])
+        return
     for name, config in every.items():
-        if name:
-            say("")
-            say(f"== {name} ==")
-        say(f"run folder: {config.out}")
-        for line in describe_policy(config.out):
-            say(line)
-        _print_forecast(*forecasts[name])
-        say(
-            f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "
-            f"endpoint could take {describe_seconds(longest_waits_s(config.out))}"
-        )
+        _print_plan(name, config, forecasts[name])
     if len(forecasts) > 1:
         say("")
         say("== in all ==")
         expected, most = zip(*forecasts.values(), strict=True)
         _print_forecast(add_up(expected), add_up(most))
+
+
+def _planned(config: RunFile, expected: Priced, most: Priced) -> dict[str, Any]:
+    """What is planned of one run, as JSON values."""
+    from verifier.plan import describe_policy, longest_waits_s
+    from verifier.report_file import plain
+
+    return {
+        "run_folder": str(config.out),
+        "policy": describe_policy(config.out),
+        "expected": plain(expected),
+        "most": plain(most),
+        "deadline_s": config.audit.deadline,
+        "longest_waits_s": longest_waits_s(config.out),
+    }
+
+
+def _print_plan(name: str, config: RunFile, forecast: tuple[Priced, Priced]) -> None:
+    """What is planned of one run, in lines; under its name, if it has one."""
+    from verifier.plan import describe_policy, longest_waits_s
+    from verifier.wording import describe_seconds
+
+    for line in ("", f"== {name} ==") if name else ():
+        say(line)
+    say(f"run folder: {config.out}")
+    for line in describe_policy(config.out):
+        say(line)
+    _print_forecast(*forecast)
+    say(
+        f"deadline: {describe_seconds(config.audit.deadline)}; without one, waits for the "
+        f"endpoint could take {describe_seconds(longest_waits_s(config.out))}"
+    )
 
 
 def _print_forecast(expected: Priced, most: Priced) -> None:
@@ -471,8 +436,8 @@ def _print_forecast(expected: Priced, most: Priced) -> None:
         )
 
 
-def _check_memory(config: RunFile) -> None:
-    """Print the memory that a reference on vLLM needs; refuse what cannot fit."""
+def _check_memory(config: RunFile, *, quiet: bool) -> None:
+    """Print the memory that a reference on vLLM needs, unless `quiet`; refuse what cannot fit."""
     from verifier.reference.cards import load_card
     from verifier.reference.hardware import check_fit, plan_memory, uses_gpus
     from verifier.reference.memory import missing_facts
@@ -484,18 +449,22 @@ def _check_memory(config: RunFile) -> None:
     card = load_card(section.card)
     missing = missing_facts(card)
     if missing:
-        say(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
+        if not quiet:
+            say(f"memory: not planned, because card {card.name} lacks {', '.join(missing)}")
         return
     memory = plan_memory(card, section, max_tokens=config.audit.max_tokens)
-    print_memory(memory, section.hardware, Terminal())
+    if not quiet:
+        print_memory(memory, section.hardware, Terminal())
     if section.hardware is not None:
         check_fit(memory, section.hardware)
 
 
-@app.command()
+@app.command(cls=InSections)
+@takes_a_run
 def capabilities(
-    run_file: Annotated[Path, typer.Argument(metavar="RUNFILE", help="A run file.")],
+    described: Described,
     trust: Trust = False,
+    as_json: ListJson = False,
 ) -> None:
     """Find out by effect what an endpoint can do, for a handful of requests.
 
@@ -503,26 +472,44 @@ def capabilities(
     alone. What it cost counts against the audit's budget.
 
     \b
-    Example:
-      verifier capabilities configs/example.yaml
+    Examples:
+      verifier capabilities audit.yaml
+      verifier capabilities --host deepinfra --model Qwen/Qwen3-8B \\
+          --reference qwen3-8b --out runs/deepinfra
     """
+    fleet = configure(described, command="capabilities", trust=trust)
     from verifier.checks.capabilities.probe import describe
-    from verifier.config import Fleet, load_run_file
     from verifier.files.run_folder import working_in
     from verifier.steps import find_capabilities, make_endpoint
 
-    config = load_run_file(run_file, below=_its_run_folder(run_file, trust=trust))
+    config = _only_endpoint(fleet, where=described.path or "capabilities")
     key = _api_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
     _warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
-        _start(Fleet.model_validate(config.model_dump()))
+        _start(fleet)
         record = find_capabilities(config, api_key=key, show=show)
+    if as_json:
+        say_json(dict(describe(record)))
+        return
     for name, found in describe(record):
         say(f"{name}: {found}")
 
 
-@app.command()
+def _only_endpoint(fleet: Fleet, *, where: object) -> RunFile:
+    """The run file of the one endpoint. Raises ConfigError where there are more."""
+    from verifier.files.run_folder import RUN
+
+    for what, found in (("targets", fleet.targets), ("control", fleet.control)):
+        if found is not None:
+            raise ConfigError(
+                f"{where}: {what}: this command takes one endpoint; run `verifier plan` on this "
+                f"run file, and give the {RUN} of one of the run folders that it writes"
+            )
+    return fleet.run_files[""]
+
+
+@app.command(cls=InSections)
 def collect(
     run: RunFolder,
     probes: Annotated[
@@ -540,6 +527,7 @@ def collect(
     Example:
       verifier collect runs/first --probes 20
     """
+    need_folder(run)
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
     from verifier.plan_file import read_plan
@@ -560,7 +548,7 @@ def collect(
     say(f"{count} probes have an outcome in {run}")
 
 
-@app.command()
+@app.command(cls=InSections)
 def score(
     run: RunFolder,
     builds: Annotated[
@@ -587,19 +575,24 @@ def score(
       verifier score runs/first
       verifier score runs/first --anew
     """
+    need_folder(run)
     from verifier.cli.trust import refuse_foreign
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
     from verifier.plan_file import read_plan
     from verifier.reference.loaded import reference_loader
+    from verifier.reference.ready import refuse_unready
+    from verifier.scoring.loadable import refuse_engine_of_name
     from verifier.steps import score as score_run
     from verifier.steps import score_anew
 
-    read_plan(run)  # says it best when this is no run folder
+    planned = read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run)
     ours = _is_ours(run, trust=trust)
     if not ours:
         refuse_foreign(config.reference, where=str(run))
+    refuse_unready(config.reference, to_judge=planned.calibrated is None)
+    refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
         load = reference_loader(
@@ -613,14 +606,18 @@ def score(
     say(f"scored; the ledger is in {run}")
 
 
-@app.command()
+@app.command(cls=InSections)
 def decide(run: RunFolder, as_json: AsJson = False) -> None:
     """Decide a scored run folder anew. Needs no model and no network; the bytes do not change.
+
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
+    defect of this program or of what is installed, 130 interrupted, 141 nobody read on.
 
     \b
     Example:
       verifier decide runs/first
     """
+    need_folder(run)
     from verifier.verdict.decide import judge_folder
 
     with _to_write_in(run) as writes:
@@ -629,7 +626,7 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
     raise typer.Exit(EXIT[report.decision])
 
 
-@app.command()
+@app.command(cls=InSections)
 def report(
     run: RunFolder,
     as_json: AsJson = False,
@@ -641,10 +638,14 @@ def report(
     In JUnit XML each departure of the policy is a test case: detected fails, excluded passes, all
     else is skipped.
 
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
+    defect of this program or of what is installed, 130 interrupted, 141 nobody read on.
+
     \b
     Example:
       verifier report runs/first --junit junit.xml --markdown summary.md
     """
+    need_folder(run)
     from verifier.steps import render_folder, write_page
 
     with _to_write_in(run) as writes:
@@ -660,10 +661,10 @@ def report(
     raise typer.Exit(EXIT[found.decision])
 
 
-@app.command()
+@app.command(cls=InSections)
 def summary(
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="The folder of several targets' run folders.")
+        Path, typer.Argument(metavar="FOLDER", help="That of several targets' run folders.")
     ],
     as_json: Annotated[
         bool, typer.Option("--json", help="Print summary.json instead of a table.")
@@ -674,7 +675,10 @@ def summary(
     """Say where several targets stand, and which accusations stand among so many.
 
     Decides every run folder anew and writes summary.json; no model, no network, the same bytes.
-    JUnit XML has one suite a target. The exit status is that of the audit.
+    JUnit XML has one suite a target.
+
+    Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
+    defect of this program or of what is installed, 130 interrupted, 141 nobody read on.
 
     \b
     Example:

@@ -10,16 +10,18 @@ import json
 import math
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from verifier.errors import ConfigError
 from verifier.safety import sieve
@@ -39,8 +41,9 @@ USAGE: Final = 2
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "vllm", "transformers", "remote"]
-RunFolder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
+ListJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table or lines.")]
 Trust = Annotated[
     bool, typer.Option("--trust", help="The run folder is yours: do what its run file says.")
 ]
@@ -51,7 +54,15 @@ Markdown = Annotated[
     Path | None,
     typer.Option("--markdown", metavar="FILE", help="Also append a summary in Markdown there."),
 ]
-CardName = Annotated[str, typer.Argument(metavar="CARD", help="A card's name or YAML file.")]
+CardName = Annotated[
+    str, typer.Argument(metavar="CARD", help="A card's name, its YAML file, or a model of the hub.")
+]
+
+
+def need_folder(run: Path) -> None:
+    """Refuse what is no folder at once: what reads run folders loads slowly."""
+    if not run.is_dir():
+        raise ConfigError(f"{run}: no such run folder")
 
 
 def help_when_bare(context: typer.Context) -> None:
@@ -80,7 +91,32 @@ class InSections(TyperCommand):
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
-                    formatter.write_dl(records)
+                    formatter.write_dl(records, col_max=_first_column(formatter))
+
+
+class WithWholeLines(TyperGroup):
+    """A group whose help says of each command a whole sentence, however narrow the terminal is."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Each command with the first sentence of its own help."""
+        commands = {name: self.get_command(ctx, name) for name in self.list_commands(ctx)}
+        rows = [
+            (name, " ".join((command.help or "").split("\n\n")[0].split()))
+            for name, command in commands.items()
+            if command is not None and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows, col_max=_first_column(formatter))
+
+
+def help_width() -> int:
+    """Columns of help: as many as the terminal has, up to 80."""
+    return max(min(shutil.get_terminal_size().columns, 80) - 2, 30)
+
+
+def _first_column(formatter: Any) -> int:
+    """Columns for names: on a narrow terminal what is said of them stands below."""
+    return max(8, 3 * int(formatter.width) // 8)
 
 
 # -- completion --------------------------------------------------------------------------------
@@ -136,6 +172,11 @@ def state_directory() -> Path:
     base = Path(os.environ.get("XDG_STATE_HOME", ""))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
     return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+
+
+def now() -> datetime:
+    """The moment, in UTC."""
+    return datetime.now(UTC)
 
 
 # -- threads -----------------------------------------------------------------------------------
@@ -260,6 +301,7 @@ def showing() -> Iterator[Show]:
 
 
 def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
+    from verifier.files.run_folder import PAGE
     from verifier.report_file import report_to_json
     from verifier.reports.terminal import render_terminal
 
@@ -271,6 +313,8 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
     render_terminal(found, console=console)
     if run is not None:
         console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
+        if (run / PAGE).is_file():
+            console.print(f"page: {spelled_out(str(run / PAGE))}", soft_wrap=True)
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:

@@ -13,10 +13,14 @@ from verifier.cli.common import (
     CardName,
     Dtype,
     EngineName,
+    InSections,
+    ListJson,
+    WithWholeLines,
     cache_directory,
     help_when_bare,
     read_key,
     say,
+    say_json,
     share_cores,
     show_report,
     showing,
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 testbed_app = typer.Typer(
     help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
+    cls=WithWholeLines,
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -45,11 +50,12 @@ def _testbed(context: typer.Context) -> None:
 
 def calibrate(
     card: CardName,
-    work: Annotated[
+    out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
     ] = None,
     engine: Annotated[
-        EngineName, typer.Option(help="What audits will score with: vllm or transformers.")
+        EngineName,
+        typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
 ) -> None:
@@ -68,18 +74,19 @@ def calibrate(
 
     found = load_card(card)
     share_cores(2)  # one for the host
-    from verifier.lab.calibrate import Sizes
+    from verifier.lab.calibrate import Sizes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
     from verifier.reference.engines.load import load_engine
     from verifier.reference.tokenizer import Tokenizer
 
+    refuse_card(found)  # before anything is fetched
     with showing() as show:
         weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
         check_weights(found, weights)
         made = run_calibration(
             found,
             weights,
-            work=work or cache_directory() / f"calibrate-{found.name}",
+            work=out or cache_directory() / f"calibrate-{found.name}",
             load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
             seed=seed,
             versions=versions(),
@@ -270,8 +277,8 @@ def _embedded(show: Show) -> LoadReference:
 # -- testbed -----------------------------------------------------------------------------------
 
 
-@testbed_app.command("list")
-def list_testbed_faults() -> None:
+@testbed_app.command("list", cls=InSections)
+def list_testbed_faults(as_json: ListJson = False) -> None:
     """List the faults that the testbed can serve.
 
     \b
@@ -280,17 +287,20 @@ def list_testbed_faults() -> None:
     """
     from verifier.lab.testbed.faults import list_faults
 
+    if as_json:
+        say_json(dict(list_faults()))
+        return
     for name, summary in list_faults():
         say(f"{name:20} {summary}")
 
 
-@testbed_app.command("serve")
+@testbed_app.command("serve", cls=InSections)
 def serve_testbed(
     fault: Annotated[
         str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
     ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
-    card: Annotated[
+    reference: Annotated[
         str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
     ] = "smollm2-135m-instruct",
     engine: Annotated[
@@ -327,7 +337,7 @@ def serve_testbed(
 
     key = None if api_key_env is None else read_key(api_key_env, where="--api-key-env")
     host = replace(
-        _load_host(card, fault, engine=engine, dtype=dtype), api_key=key, max_batch=max_batch,
+        _load_host(reference, fault, engine=engine, dtype=dtype), api_key=key, max_batch=max_batch,
         shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
     )  # fmt: skip
     serve(
@@ -366,7 +376,7 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     )  # fmt: skip
 
 
-@testbed_app.command("route")
+@testbed_app.command("route", cls=InSections)
 def route_testbed(
     base_url: Annotated[
         str, typer.Option(metavar="URL", help="The host that gets what no --route takes.")

@@ -6,10 +6,22 @@ from typing import Annotated
 
 import typer
 
-from verifier.cli.common import CardName, Terminal, cache_directory, help_when_bare, say, showing
+from verifier.cli.common import (
+    CardName,
+    InSections,
+    ListJson,
+    Terminal,
+    WithWholeLines,
+    cache_directory,
+    help_when_bare,
+    say,
+    say_json,
+    showing,
+)
 
 reference_app = typer.Typer(
     help="Cards: the published models that an endpoint can be held to.",
+    cls=WithWholeLines,
     invoke_without_command=True,
     rich_markup_mode=None,
 )
@@ -20,33 +32,48 @@ def _reference(context: typer.Context) -> None:
     help_when_bare(context)
 
 
-@reference_app.command("list")
-def list_reference() -> None:
-    """List the cards that ship, and whether their licences let the model be hosted for money.
+@reference_app.command("list", cls=InSections)
+def list_reference(as_json: ListJson = False) -> None:
+    """List the cards that ship: which work today, what the others lack, and their terms.
 
     \b
     Example:
       verifier reference list
     """
-    from verifier.reports.tables import print_cards
+    from verifier.reference.calibrations import obstacles
+    from verifier.reference.cards import list_cards
+    from verifier.reports.tables import CARD_COLUMNS, card_row, print_cards
 
+    if as_json:
+        keys = [label.lower() for label in CARD_COLUMNS]
+        say_json([
+            dict(zip(keys, card_row(name), strict=True)) | {"obstacles": list(obstacles(name))}
+            for name in list_cards()
+        ])  # fmt: skip
+        return
     print_cards(Terminal())
 
 
-@reference_app.command("show")
-def show_reference(card: CardName) -> None:
+@reference_app.command("show", cls=InSections)
+def show_reference(card: CardName, as_json: ListJson = False) -> None:
     """Print everything that a card says, the terms of its licence first.
 
     \b
     Example:
       verifier reference show minimax-m2.7
     """
+    from verifier.reference.cards import load_card
+
+    found = load_card(card)
+    if as_json:
+        say_json(found.model_dump(mode="json"))
+        return
     from verifier.reports.tables import print_card
 
     print_card(card, Terminal())
 
 
-@reference_app.command("pin")
+@reference_app.command("pin", cls=InSections)
 def pin_reference(
     card: CardName,
     weights: Annotated[

@@ -9,7 +9,7 @@ model of a row holds (`e_values`). Pure arithmetic.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -89,13 +89,35 @@ def _equivalent(
     marks: Sequence[tuple[str, float]],
     known: dict[str, Stack],
 ) -> str:
-    """What the estimate is like on this model, in the name of the nearest rounding."""
+    """What the interval is like on this model: one class of rounding, or what it lies between."""
     if interval is None:
         return "nothing scored"
     if interval.estimate <= honest * ABOVE:
         return "honest serving"
-    roundings = [mark for mark in marks if known[mark[0]].family not in (None, "layers")]
+    roundings = {name: scale for name, scale in marks if known[name].family not in (None, "layers")}
     if not roundings:
         return "unknown: no rounding is calibrated"
-    nearest = min(roundings, key=lambda mark: abs(math.log(mark[1] / interval.estimate)))[0]
-    return f"{known[nearest].family} rounding ({nearest})"
+    return _between(interval, roundings, {name: known[name].family for name in roundings})
+
+
+def _between(
+    interval: Interval, roundings: Mapping[str, float], family: Mapping[str, str | None]
+) -> str:
+    """The class of rounding that all of an interval lies within, else the two that it lies between.
+
+    `roundings` are known builds with their scales, in ascending order.
+    """
+    upper = math.inf if interval.upper is None else interval.upper
+    low = [name for name, scale in roundings.items() if scale <= interval.lower * ABOVE][-1:]
+    high = [name for name, scale in roundings.items() if scale * ABOVE >= upper][:1]
+    inside = [name for name, scale in roundings.items() if interval.lower < scale < upper]
+    nearest = sorted(roundings, key=lambda name: abs(math.log(roundings[name] / interval.estimate)))
+    if low and high and len({family[name] for name in (*low, *inside, *high)}) == 1:
+        return f"{family[low[0]]} rounding ({nearest[0]})"
+    below = family[low[0]] if low else "honest serving"
+    if not high:
+        return f"above {below}{' rounding' if low else ''}; nearest {nearest[0]}"
+    ends = [family[name] for name in (*low, *high)]
+    told = {next(name for name in nearest if family[name] == end) for end in ends if low}
+    shown = ", ".join(name for name in nearest if name in (told or nearest[:1]))
+    return f"between {below} and {family[high[0]]} rounding; nearest {shown}"

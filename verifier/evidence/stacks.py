@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import (
@@ -57,7 +57,7 @@ def predict_above(scales: Sequence[float], scale: float) -> float | None:
     middle, width = _spread(scales)
     if width == 0:
         return 0.0 if scale >= max(scales) else 1.0
-    return float(stats.t.sf((math.log(scale) - middle) / width, len(scales) - 1))
+    return float(stdtr(len(scales) - 1, -(math.log(scale) - middle) / width))
 
 
 def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> float | None:
@@ -68,7 +68,7 @@ def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> flo
     if len(scales) < _LEAST_STACKS:
         return None
     middle, width = _spread(scales)
-    return float(np.exp(middle + stats.t.ppf(coverage, len(scales) - 1) * width))
+    return float(np.exp(middle + stdtrit(len(scales) - 1, coverage) * width))
 
 
 def _spread(scales: Sequence[float]) -> tuple[float, float]:

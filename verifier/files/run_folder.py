@@ -43,6 +43,7 @@ REPORT: Final = "report.json"  # the verdict
 PAGE: Final = "report.html"  # the verdict for people
 CONTROL_REPORT: Final = "control.json"  # what the control showed, where there is one
 DEADLINE: Final = "deadline.json"  # that the last command ended at its deadline
+FINISHED: Final = "finished.json"  # that the audit came to its end, and by what evidence
 LOCK: Final = ".lock"  # there while a process works in the folder
 
 CONTROL: Final = "control"  # the run folder of the control, in the folder of what it stands beside

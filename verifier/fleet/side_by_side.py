@@ -18,6 +18,7 @@ from verifier.audit import audit
 from verifier.checks.check import Case
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.errors import ConfigError, VerifierError
+from verifier.files.finished import is_finished
 from verifier.files.run_folder import (
     CONTROL,
     FLEET,
@@ -93,6 +94,24 @@ def audit_targets(
         if name not in raised:
             write_page(config.out)
     _raise_defects(raised)
+    return summary
+
+
+def is_over(fleet: Fleet) -> bool:
+    """Whether every audit of a run file came to its end, so that nobody is asked any more."""
+    every = fleet.every_run_file.values()
+    judged = fleet.control is None or all(map(_is_vouched, fleet.run_files.values()))
+    return judged and all(is_finished(config.out) for config in every)
+
+
+def decide_again(fleet: Fleet) -> Report | Summary:
+    """Decide what is over once more, from its run folders alone."""
+    if fleet.targets is None:
+        decide_folder(fleet.out)
+        return write_page(fleet.out)
+    summary = summarise(fleet.out)
+    for config in fleet.run_files.values():
+        write_page(config.out)
     return summary
 
 

@@ -189,6 +189,7 @@ def _find(name: str, config: RunFile, error: str | None, *, writes: bool) -> tup
         log_e=log_e,
         accusation=None,
         usage=_spent(config.out) if report is None else report.usage,
+        asked=None if report is None else report.asked,
     )
     return standing, counts
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -103,11 +104,7 @@ def calibrate(
     ConfigError for a card without honest stacks, ReferenceMismatch when honest serving cannot be
     bounded or modelled.
     """
-    if not card.calibration_stacks:
-        raise ConfigError(
-            f"card {card.name}: calibration_stacks: empty, so there is no honest serving to "
-            "measure; name stacks such as float32-batch32 and bfloat16-batch32 in the card"
-        )
+    refuse_card(card)
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     _collect(items, weights, tokenizer, work=work, tell=tell, progress=progress)
@@ -145,6 +142,30 @@ def calibrate(
     )
     refuse_above_floor(made)
     return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
+
+
+def refuse_card(card: Card) -> None:
+    """Raise ConfigError for a card that cannot be calibrated, with all that stands against it."""
+    problems = []
+    if not card.calibration_stacks:
+        problems.append(
+            "calibration_stacks: empty, so there is no honest serving to measure; name stacks such "
+            "as float32-batch32 and bfloat16-batch32 in the card"
+        )
+    for name in (*card.calibration_stacks, *card.held_out_stacks):
+        problems += _problem(partial(read_stack, name))
+    for name in card.bank:
+        problems += _problem(partial(find_variant, name, layers=card.layers))
+    if problems:
+        raise ConfigError(f"card {card.name}: {'; and '.join(problems)}")
+
+
+def _problem(look: Callable[[], object]) -> list[str]:
+    try:
+        look()
+    except ConfigError as problem:
+        return [str(problem)]
+    return []
 
 
 def measured_with(engine: Mapping[str, str]) -> Measured:
@@ -246,7 +267,7 @@ def _refuse_other_probes(folder: Path, probes: Sequence[Probe]) -> None:
     if begun[:common] != tuple(probes[:common]):
         raise ConfigError(
             f"{folder}: holds replies to other probes (another seed, pool or size); remove it or "
-            "give another --work"
+            "give another --out"
         )
 
 

@@ -10,7 +10,7 @@ from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.evidence.stacks import with_zone
 from verifier.files.run_folder import write_json
 from verifier.files.stored import read_record
-from verifier.reference.cards import Card, find_card
+from verifier.reference.cards import Card, find_card, load_card
 
 
 def calibration_path(name: str) -> Path:
@@ -19,12 +19,36 @@ def calibration_path(name: str) -> Path:
     return card.with_name(f"{card.stem}.calibration.json")
 
 
+def is_calibrated(name: str) -> bool:
+    """Whether a calibration of a card is there."""
+    return calibration_path(name).is_file()
+
+
+def how_to_calibrate(name: str, card: Card) -> str:
+    """What to do about a calibration that is missing: nothing that cannot succeed."""
+    if not card.calibration_stacks:
+        return (
+            "nor can it be as it stands, for the card names no calibration_stacks, the honest "
+            "stacks to measure; `verifier reference list` says which cards work today"
+        )
+    return f"run `verifier calibrate {name}`"
+
+
+def obstacles(name: str) -> tuple[str, ...]:
+    """What stands between a card and an audit today; (): nothing does."""
+    card, found = load_card(name), []
+    if not is_calibrated(name):
+        found.append(f"not calibrated; {how_to_calibrate('CARD', card)}")
+    if card.digests.tensors_sha256 is None:
+        found.append("its weights are not pinned: `verifier reference pin` does, from a snapshot")
+    return tuple(found)
+
+
 def load_calibration(name: str, card: Card) -> Calibration:
     """The calibration of a card. Raises ReferenceMismatch when missing or for other weights."""
-    path = calibration_path(name)
-    advice = f"run `verifier calibrate {name}`"
+    path, advice = calibration_path(name), how_to_calibrate(name, card)
     if not path.is_file():
-        raise ReferenceMismatch(f"{path}: card {card.name!r} is not calibrated; {advice}")
+        raise ReferenceMismatch(f"reference: card {card.name!r} is not calibrated; {advice}")
     found = read_record(path, Calibration, advice=advice)
     if found.zone is None:  # from before there was a zone: its stacks say what it would be
         found = with_zone(found, TEXT_SCALES, LOGPROB_SCALES)

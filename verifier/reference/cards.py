@@ -21,6 +21,7 @@ from verifier.config import Checkpoint, PlainValues, Repo, Revision, Suspect, va
 from verifier.errors import ConfigError
 from verifier.files.strict_yaml import read_bounded, read_yaml
 from verifier.shipped import shipped
+from verifier.wording import did_you_mean
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1)]
@@ -320,16 +321,25 @@ def list_cards() -> list[str]:
 
 
 def find_card(name: str) -> Path:
-    """The file of a card: a shipped name, or a path to a YAML file."""
+    """The file of a card: a shipped name, a path to a YAML file, or a model's name on the hub."""
     path = shipped("reference/cards") / f"{name}.yaml" if "/" not in name else Path(name)
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
-    if not path.is_file():
-        raise ConfigError(
-            f"reference: no card {name!r}; there are {', '.join(list_cards())}, or give the path "
-            "of a card's YAML file"
-        )
-    return path
+    if path.is_file():
+        return path
+    by_model = _cards_by_model() if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else {}
+    if name.casefold() in by_model:
+        return shipped("reference/cards") / f"{by_model[name.casefold()]}.yaml"
+    last = name.rpartition("/")[2].removesuffix(".yaml")  # of a hub's name or a path
+    raise ConfigError(
+        f"reference: no card {name!r}; there are {', '.join(list_cards())}, or give the path of a "
+        f"card's YAML file{did_you_mean(last, list_cards())}"
+    )
+
+
+def _cards_by_model() -> dict[str, str]:
+    """The cards that ship by their models' names, in lower case."""
+    return {load_card(name).model.casefold(): name for name in list_cards()}
 
 
 def load_card(name: str) -> Card:

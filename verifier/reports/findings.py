@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 from verifier.checks import ASPECTS
@@ -11,8 +12,29 @@ _STATUSES: Final[tuple[Status, ...]] = ("detected", "excluded", "undecided", "no
 
 
 def departures(report: Report) -> tuple[Finding, ...]:
-    """The findings on departures: without the best name, and what is only seen beside them."""
-    return tuple(f for f in report.findings if _role(f) == "departure")
+    """The findings on departures: without the best name, and what is only seen beside them.
+
+    Classes of noise that are detected are one: each says no more than how far off the replies are
+    at least, and a list of all would accuse of what only a name does.
+    """
+    found = [f for f in report.findings if _role(f) == "departure"]
+    classes = [f for f in found if f.aspect == "noise" and f.decision == "detected"]
+    if not classes:
+        return tuple(found)
+    place = found.index(classes[0])
+    others = [f for f in found if f not in classes]
+    return (*others[:place], _at_least(classes), *others[place:])
+
+
+def _at_least(classes: list[Finding]) -> Finding:
+    """Classes of noise that are detected as one: the farthest rounding, if one is among them.
+
+    The farther a class, the less evidence speaks for it: every scale below has to be ruled out.
+    """
+    by_distance = sorted(classes, key=lambda f: 0.0 if f.log_e is None else f.log_e)
+    rounding = next((f for f in by_distance if "rounding" in f.name), by_distance[0])
+    name = f"at least as far off as {rounding.name}"
+    return replace(rounding, name=name, detail=by_distance[0].detail)
 
 
 def causes(report: Report) -> tuple[Finding, ...]:

@@ -58,7 +58,7 @@ def render_page(
         dial=Markup(dial.draw_dial(report.noise_scale)),  # noqa: S704 - its own words and numbers
         dial_words=dial.describe_dial(report.noise_scale),
         scale=wording.describe_scale(report.noise_scale),
-        about=_about(signature, attempts),
+        about=_about(signature, report),
         spent=[*wording.list_spending(report.usage), *wording.list_control(report)],
         signature=signature,
         share=wording.shown_share(report),
@@ -80,17 +80,11 @@ def render_page(
     )
 
 
-def _about(
-    signature: Sequence[tuple[str, str]], attempts: Sequence[Attempt]
-) -> list[tuple[str, str]]:
-    """What was audited and when, as far as the signature and the attempts tell."""
+def _about(signature: Sequence[tuple[str, str]], report: Report) -> list[tuple[str, str]]:
+    """What was audited, as far as the signature tells, and when."""
     found = {path.rpartition(".")[2]: text for path, text in reversed(signature)}
     rows = [(label, found[key]) for key, label in _ABOUT.items() if key in found]
-    times = sorted(attempt.started_at[:19].replace("T", " ") for attempt in attempts)
-    if times:
-        span = times[0] if times[0] == times[-1] else f"{times[0]} to {times[-1]}"
-        rows.append(("Asked", f"{span} UTC"))
-    return rows
+    return [*rows, ("Asked", wording.describe_asked(report.asked))]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

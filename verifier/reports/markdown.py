@@ -37,6 +37,7 @@ def render_markdown(report: Report) -> str:
         *(("Best name", wording.describe_cause(cause)) for cause in findings.causes(report)),
         *wording.list_belongings(report),
         ("Noise scale", wording.describe_scale(report.noise_scale)),
+        ("Asked", wording.describe_asked(report.asked)),
         *wording.list_spending(report.usage),
         *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.reference.calibrations import calibration_path
+from verifier.reference.calibrations import how_to_calibrate, is_calibrated, obstacles
 from verifier.reference.cards import Card, HubSource, Thinking, WheelSource, list_cards, load_card
 from verifier.reference.hardware import GIB, Memory, room_for_tokens
 from verifier.reports.terminal import STYLES
@@ -41,6 +41,15 @@ def print_cards(console: Console) -> None:
         first, *others = card_row(name)
         table.add_row(_line(first), *others)
     console.print(table)
+    working = [name for name in list_cards() if not obstacles(name)]
+    console.print(f"\nAudits work today with: {', '.join(working) or 'none'}", soft_wrap=True)
+    lacking: dict[str, list[str]] = {}
+    for name in list_cards():
+        if name not in working:
+            lacking.setdefault("; ".join(obstacles(name)), []).append(name)
+    for why, names in lacking.items():
+        said = names[0] if len(names) == 1 else f"{len(names)} others"
+        console.print(f"Not yet with {said}: {why}", soft_wrap=True)
 
 
 def card_row(name: str) -> tuple[str, ...]:
@@ -52,7 +61,7 @@ def card_row(name: str) -> tuple[str, ...]:
         card.licence.hosting,
         "?" if size is None else f"{size / 1e9:,.1f} GB",
         _pinned(card),
-        "yes" if calibration_path(name).is_file() else "no",
+        "yes" if is_calibrated(name) else "no",
     )
 
 
@@ -62,7 +71,8 @@ def print_card(name: str, console: Console) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for label, text in describe_card(card, calibrated=calibration_path(name).is_file()):
+    calibrated = "yes" if is_calibrated(name) else f"no: {how_to_calibrate(name, card)}"
+    for label, text in describe_card(card, calibrated=calibrated):
         table.add_row(label, _line(text))
     console.print(table)
 
@@ -74,7 +84,7 @@ def _thoughts(thinking: Thinking | None) -> str:
     return f"{thinking.open} {thinking.close}; off by {off or 'nothing known'}"
 
 
-def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
+def describe_card(card: Card, *, calibrated: str) -> list[tuple[str, str]]:
     """What a card says: labels and one line each."""
     licence, digests = card.licence, card.digests
     rows = [
@@ -95,7 +105,7 @@ def describe_card(card: Card, *, calibrated: bool) -> list[tuple[str, str]]:
         ("vLLM", _pairs(card.engine_args) or "no arguments"),
         ("Shape", ", ".join([f"layers {card.layers}", *_facts(card.architecture)])),
         ("Bank", f"{len(card.bank)} builds"),
-        ("Calibrated", "yes" if calibrated else f"no: run `verifier calibrate {card.name}`"),
+        ("Calibrated", calibrated),
     ]
     rows += [
         ("Variant", f"{v.name} ({v.method}): {v.repo or v.path} at {v.revision or 'no revision'}")

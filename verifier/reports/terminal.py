@@ -28,6 +28,10 @@ STYLES: Final[dict[Decision | Status, str]] = {
 }
 
 
+#: Columns from which on departures are a table.
+_WIDE: Final = 60
+
+
 def render_terminal(report: Report, *, console: Console) -> None:
     """Print the report as a compact table that fits 80 columns."""
     verdict = Text(report.decision.upper(), style=STYLES[report.decision])
@@ -35,7 +39,8 @@ def render_terminal(report: Report, *, console: Console) -> None:
     console.print(verdict)
     console.print(_line(report.summary), end="\n\n")
     if findings.departures(report):
-        console.print(_departure_table(report))
+        table = _departure_table(report) if console.width >= _WIDE else _departure_lines(report)
+        console.print(table)
         console.print()
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True, style="bold")
@@ -63,6 +68,17 @@ def _departure_table(report: Report) -> Table:
     return table
 
 
+def _departure_lines(report: Report) -> Text:
+    """The same on a narrow terminal: each departure with what was found of it below."""
+    lines = []
+    for finding in findings.departures(report):
+        name = _line(finding.name) if finding.decision != "not run" else _unrun(finding)
+        found = Text(f"  {finding.decision}", style=STYLES[finding.decision])
+        need = "" if finding.tokens_needed is None else f", {wording.describe_need(finding)} tokens"
+        lines += [name, found.append(f", log e {wording.describe_evidence(finding)}{need}")]
+    return Text("\n").join(lines)
+
+
 def _facts(report: Report) -> list[tuple[str, str]]:
     """What the terminal says below the table: label and one line each."""
     scale = report.noise_scale
@@ -73,6 +89,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("Noise scale", wording.describe_scale(scale)),
         *([] if scale.estimate is None else [("Equivalent", scale.equivalent)]),
         ("Honest", f"serving reaches a noise scale of {wording.describe_number(scale.honest)}"),
+        ("Asked", wording.describe_asked(report.asked)),
         *wording.list_spending(report.usage),
         *wording.list_control(report),
         ("Policy", f"{report.policy}, alpha {report.alpha:g}, beta {report.beta:g}"),

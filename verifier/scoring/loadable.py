@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from verifier.config import EngineName
 from verifier.errors import ConfigError, VerifierError
 from verifier.plan_file import Plan
 from verifier.progress import Show
@@ -42,12 +43,22 @@ def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
         )
 
 
+def refuse_engine_of_name(plan: Plan, name: EngineName) -> None:
+    """The same before any weights are loaded, as far as an engine's name tells."""
+    if name in ("vllm", "remote"):
+        _refuse_defaults(plan, name, able=False)
+
+
 def refuse_unscored_defaults(plan: Plan, engine: Engine) -> None:
     """Before an honest host is held to less than its card lets it do."""
-    if plan.greedy_defaults and not engine.scores_samplers:
+    _refuse_defaults(plan, engine.versions["engine"], able=engine.scores_samplers)
+
+
+def _refuse_defaults(plan: Plan, engine: str, *, able: bool) -> None:
+    if plan.greedy_defaults and not able:
         raise ConfigError(
             "the card's publisher has defaults that a host may apply to greedy requests "
-            f"({', '.join(plan.greedy_defaults)}), and the engine {engine.versions['engine']} "
+            f"({', '.join(plan.greedy_defaults)}), and the engine {engine} "
             "cannot score under them: take --engine transformers, or have the run file send the "
             "neutral value of each (endpoint.extra_body, such as repetition_penalty: 1.0)"
         )

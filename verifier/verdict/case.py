@@ -84,12 +84,16 @@ def make_case(
 ) -> Case:
     """A case of what is at hand; checks that `kept` does not name have asked nothing.
 
-    The plan's calibration is read as it holds for the reference that scored.
+    The plan's calibration is read as it holds for the reference that scored; before anything is
+    scored there may be none.
     """
-    beside = read_beside(plan.calibration, ledger.engine)
-    if beside.why:
-        plan = plan.model_copy(update={"calibration": beside.calibration})
-    ledger, default = judge_by_default(ledger, [*plan.greedy_defaults], plan.calibration.text)
+    why, default = "", ""
+    if plan.calibrated is not None or ledger.rows or ledger.sampled:
+        beside = read_beside(plan.calibration, ledger.engine)
+        why = beside.why
+        if why:
+            plan = plan.model_copy(update={"calibrated": beside.calibration})
+        ledger, default = judge_by_default(ledger, [*plan.greedy_defaults], plan.calibration.text)
     return Case(
         run=run,
         plan=plan,
@@ -102,7 +106,7 @@ def make_case(
         kept={check.name: check.none for check in CHECKS} | dict(kept or {}),
         aspects=ASPECTS,
         needed=needed(plan),
-        reference=beside.why,
+        reference=why,
         deadline_s=deadline_s,
         report=report,
     )

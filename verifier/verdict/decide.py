@@ -35,7 +35,7 @@ from verifier.verdict.combine import Combined, combine
 from verifier.verdict.control import judge_beside, read_control
 from verifier.verdict.explain import explain, headline
 from verifier.verdict.notes import MAX_UNUSABLE, take_notes
-from verifier.verdict.usage import count_usage, why_not_judged
+from verifier.verdict.usage import count_usage, when_asked, why_not_judged
 from verifier.wording import describe_audits, describe_replies, describe_seconds
 
 _Found = list[tuple[int, Finding]]  # by its place in the report
@@ -100,6 +100,7 @@ def decided(case: Case) -> tuple[Report, Case]:
             case, combined.of(substitution.CHECK), account, decision
         ),
         certificate=certificate,
+        asked=when_asked(case.attempts),
     )
     report = _at_deadline(case, report)
     sought = headline(findings) is None

@@ -1,8 +1,10 @@
-"""What was asked and spent, by what the endpoint counts and by what came."""
+"""What was asked, when, and what was spent, by what the endpoint counts and by what came."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Final
 
 from verifier.checks import CHECKS
@@ -10,7 +12,7 @@ from verifier.checks.check import Case
 from verifier.checks.claimed_counts import read_claimed
 from verifier.host.budget import OWN_END, Amount
 from verifier.plan_file import cost_usd
-from verifier.records import Failure, NotJudged, Reply, Usage
+from verifier.records import Asked, Attempt, Failure, NotJudged, Reply, Usage
 
 #: How the ids of probes begin whose outcomes a finding of their own speaks of.
 _OWN_FINDING: Final = tuple(prefix for check in CHECKS for prefix in check.own_probes)
@@ -46,6 +48,19 @@ def count_usage(case: Case) -> Usage:
         tokens_left_out=sum(row.left_out for row in ledger.rows),
         cost_usd=cost_usd(case.plan.prices, prompt_tokens=prompt, completion_tokens=completion),
     )
+
+
+def when_asked(attempts: Sequence[Attempt]) -> Asked | None:
+    """When the first and the last of these were asked; times that cannot be read are left out."""
+    times = []
+    for attempt in attempts:
+        with suppress(ValueError, OverflowError):
+            moment = datetime.fromisoformat(attempt.started_at)
+            moment = moment.replace(tzinfo=moment.tzinfo or UTC)
+            times.append(moment.astimezone(UTC).replace(microsecond=0))
+    if not times:
+        return None
+    return Asked(first=min(times).isoformat(), last=max(times).isoformat())
 
 
 def _claimed(case: Case) -> tuple[int, int]:

@@ -74,7 +74,7 @@ class LongEvidence:
 # -- what is planned ---------------------------------------------------------------------------
 
 
-def plan(config: RunFile, _card: Card, _calibration: Calibration) -> Planned:
+def plan(config: RunFile, _card: Card, _calibration: Calibration | None) -> Planned:
     """How long prompts and replies may be, and what is kept of the budget for them."""
     audit = config.audit
     long = REQUESTS * CONTEXT_TOKENS if audit.context else 0

@@ -96,7 +96,7 @@ def planned_samplers(plan: Plan) -> dict[str, Sampler]:
 # -- what is planned ---------------------------------------------------------------------------
 
 
-def plan(config: RunFile, card: Card, _calibration: Calibration) -> Planned:
+def plan(config: RunFile, card: Card, _calibration: Calibration | None) -> Planned:
     """The samplers that replies are held against, and what is kept of the budget."""
     audit = config.audit
     silent = greedy_defaults(card.sampling, config.endpoint.extra_body)

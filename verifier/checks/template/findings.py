@@ -59,7 +59,7 @@ from verifier.records import REFERENCE, Decision, Finding, Outcome, Probe
 from verifier.reference.loaded import render_as_text
 from verifier.reference.renderings.catalogue import Rendering, entries_named
 from verifier.scoring.score import score_replies
-from verifier.wording import describe_odds, describe_replies
+from verifier.wording import describe_odds, describe_replies, name_noise
 
 RENDERING: Final = Aspect(name="template", label="template", place=110, role="name")
 SHOWN_PROMPT: Final = Aspect(name="shown prompt", label="shown prompt", place=100, role="remark")
@@ -403,7 +403,7 @@ def _noise_left(case: Case, account: Account, name: str) -> list[Finding]:
     calibration = case.plan.calibration
     if account.interval is None or may_be_honest(account.interval.lower, calibration):
         return []
-    like = f"noise like {scale_of(case, account.interval).equivalent}"
+    like = name_noise(scale_of(case, account.interval))
     detail = f"judged under {name}: no build was scored after that rendering"
     return [make_finding(CAUSE, "undecided", like, None, detail)]
 

@@ -1,0 +1,358 @@
+"""The options that describe a run: the same for every command that takes one, over its run file."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from audits import KEY, NOWHERE, host, write_card, write_run_file
+from command_line import Ended, _plain_surroundings, call
+
+from verifier.cli import commands
+from verifier.config import load_hosts
+from verifier.files.run_folder import PLAN, RUN, write_json
+from verifier.reference.loaded import Reference
+
+__all__ = ["_plain_surroundings"]  # fixture
+
+TAKING_A_RUN = ("audit", "plan", "capabilities")
+
+
+def described(folder: Path, **changes: str | None) -> list[str]:
+    """The options of a whole run of the tiny model; `changes` by their names, None: left out."""
+    options: dict[str, str | None] = {
+        "base-url": NOWHERE, "model": "tiny", "reference": str(write_card(folder)),
+        "out": str(folder / "run"), "policy": "tiny",
+    }  # fmt: skip
+    options |= {name.replace("_", "-"): value for name, value in changes.items()}
+    given = [(f"--{name}", value) for name, value in options.items() if value is not None]
+    return [word for pair in given for word in pair]
+
+
+def planned(tmp_path: Path, *more: str, **changes: str | None) -> dict[str, Any]:
+    """The run file that a plan from options writes."""
+    ended = call("plan", *described(tmp_path, **changes), *more)
+    assert ended.status == 0, ended.err
+    return dict(yaml.safe_load((tmp_path / "run" / RUN).read_text()))
+
+
+@pytest.fixture
+def own_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that the tiny card's calibration serves."""
+    from verifier import config
+
+    tiny = config.Policy(noise=("4-bit-class rounding", "another model"))
+    monkeypatch.setattr(config, "load_policies", lambda: {"tiny": tiny})
+
+
+def test_each_command_takes_the_same_options() -> None:
+    """By their names and their words."""
+    found = typer.main.get_command(commands.app).commands  # type: ignore[attr-defined]
+    own = {"again", "trust", "as_json", "help"}
+    taken = [
+        {p.name: p.help for p in found[name].params if p.name not in own} for name in TAKING_A_RUN
+    ]
+
+    assert taken[0] == taken[1] == taken[2]
+    assert {
+        "host", "provider", "dialect", "stream", "budget_usd", "input_price", "output_price",
+        "header", "run_file",
+    } <= taken[0].keys()  # fmt: skip
+
+
+@pytest.mark.usefixtures("own_policy")
+def test_options_describe_a_whole_run(tmp_path: Path) -> None:
+    """What a run file would say, and nothing else."""
+    written = planned(
+        tmp_path, "--stream", "--header", "X-Title=an audit", "--header", "X-Team=a=b",
+        base_url="https://host.example/v1", dialect="messages", budget_usd="0.5",
+        input_price="0.15", output_price="0.6", seed="7",
+    )  # fmt: skip
+
+    assert written["endpoint"]["stream"] is True
+    assert written["endpoint"]["dialect"] == "messages"
+    assert written["endpoint"]["headers"] == {"X-Title": "an audit", "X-Team": "a=b"}
+    assert written["audit"]["budget_usd"] == 0.5
+    assert written["prices"] == {"prompt": 0.15, "completion": 0.6}
+    assert written["audit"]["seed"] == 7
+
+
+@pytest.mark.usefixtures("own_policy")
+def test_a_host_is_named_with_all_that_is_known_of_it(tmp_path: Path) -> None:
+    """Its headers too, beside those that are given."""
+    known = load_hosts()["openrouter"]
+    written = planned(
+        tmp_path, "--header", "X-Title=audit", base_url=None, host="openrouter",
+        provider="novita/fp8",
+    )  # fmt: skip
+
+    assert written["endpoint"]["base_url"] == known.base_url
+    assert written["endpoint"]["provider"] == "novita/fp8"
+    assert written["endpoint"]["headers"] == known.headers | {"X-Title": "audit"}
+    assert known.headers
+
+
+@pytest.mark.usefixtures("own_policy")
+@pytest.mark.parametrize("command", TAKING_A_RUN)
+@pytest.mark.parametrize(
+    ("changes", "more", "complaint"),
+    [
+        ({"base_url": None}, (), "{command}: --base-url is missing; give it, or give a run file"),
+        ({"provider": "novita"}, (), "provider: only a router takes one"),
+        ({"base_url": None, "host": "openrouter"}, (), "provider: missing; a router passes"),
+        ({"base_url": None, "host": "openruter"}, (), "; did you mean openrouter?"),
+        ({"reference": "qwen3-30b"}, (), "; did you mean qwen3-30b-a3b?"),
+        ({"reference": "Qwen/Qwen3-30B"}, (), "; did you mean qwen3-30b-a3b?"),
+        ({"input_price": "1"}, (), "--output-price is missing; what a run costs needs both prices"),
+        ({"budget_usd": "1"}, (), "audit.budget_usd: dollars need prices"),
+        ({}, ("--header", KEY), "--header: expected NAME=VALUE, such as X-Title=audit"),
+        ({}, ("--header", f"Authorization=Bearer {KEY}"), "a header that may hold a secret"),
+    ],
+    ids=lambda value: str(value)[:50],
+)  # fmt: skip
+def test_what_cannot_be_is_one_line_and_leaves_nothing(
+    tmp_path: Path, command: str, changes: dict[str, Any], more: tuple[str, ...], complaint: str
+) -> None:
+    """Whichever command is told it, and no key is repeated."""
+    ended = call(command, *described(tmp_path, **changes), *more)
+
+    assert (ended.status, ended.out) == (2, "")
+    assert complaint.format(command=command) in ended.complaint
+    assert KEY not in ended.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_host_beside_a_run_file_of_another_is_refused(tmp_path: Path) -> None:
+    """Its settings would be those of two hosts."""
+    run_file = write_run_file(tmp_path, NOWHERE)
+    ended = call("plan", run_file, "--host", "together")
+
+    assert ended.complaint.startswith(f"--host together: {run_file} names another endpoint")
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_of_one_endpoint_beside_targets_are_named(tmp_path: Path) -> None:
+    """All of them, in one line."""
+    targets = {"one": {"base_url": NOWHERE, "model": "tiny"}}
+    run_file = write_run_file(tmp_path, NOWHERE, top={"targets": targets})
+    ended = call("audit", run_file, "--model", "m", "--header", "A=b", "--no-stream")
+
+    assert ended.complaint.startswith(
+        f"--model, --stream, --header: for one endpoint, but {run_file} names several targets"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_two_ways_of_giving_a_key_are_refused(tmp_path: Path) -> None:
+    """A file in the run file, a variable on the command line."""
+    (tmp_path / "key").write_text(KEY)
+    run_file = write_run_file(tmp_path, NOWHERE, endpoint={"api_key_file": str(tmp_path / "key")})
+    ended = call("audit", run_file, "--api-key-env", "SOME_KEY", SOME_KEY=KEY)
+
+    assert ended.status == 2
+    assert "give the key's variable or its file, not both" in ended.complaint
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("command", ["audit", "plan"])
+def test_a_folder_of_another_version_is_left_as_it_is(tmp_path: Path, command: str) -> None:
+    """One line that says what to do."""
+    run_file = write_run_file(tmp_path, NOWHERE)
+    assert call("plan", run_file).status == 0
+    plan = tmp_path / "run" / PLAN
+    write_json(plan, json.loads(plan.read_text()) | {"schema_version": 2})
+    before = plan.read_bytes()
+    ended = call(command, run_file)
+
+    assert ended.status == 2
+    assert "schema_version: this version reads 1, got 2" in ended.complaint
+    assert "use the version of the verifier that wrote the folder" in ended.complaint
+    assert plan.read_bytes() == before
+
+
+def test_a_misspelt_key_of_a_run_file_is_told_what_it_may_be(tmp_path: Path) -> None:
+    """Beside all that are known."""
+    run_file = write_run_file(tmp_path, NOWHERE, bugdet_usd=1)
+
+    assert call("plan", run_file).complaint.endswith("; did you mean budget_usd?")
+
+
+# -- cards, lists, run files -------------------------------------------------------------------
+
+
+def test_a_model_of_the_hub_is_its_card() -> None:
+    """In any case of its letters."""
+    by_name = call("reference", "show", "qwen3-30b-a3b")
+
+    assert call("reference", "show", "Qwen/Qwen3-30B-A3B") == by_name
+    assert call("reference", "show", "qwen/qwen3-30b-a3b") == by_name
+
+
+def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
+    """With nothing to do that cannot succeed."""
+    ended = call("reference", "list", COLUMNS="100")
+
+    assert "Audits work today with: smollm2-135m-instruct" in ended.out
+    assert "Not yet with 23 others: not calibrated; nor can it be as it stands" in ended.out
+    assert "run `verifier calibrate" not in ended.out
+
+
+@pytest.mark.parametrize(
+    "words", [("reference", "list"), ("reference", "show", "qwen3-8b"), ("testbed", "list")]
+)
+def test_what_is_a_table_is_json_on_request(words: tuple[str, ...]) -> None:
+    """On stdout alone."""
+    ended = call(*words, "--json")
+
+    assert (ended.status, ended.err) == (0, "")
+    assert json.loads(ended.out)
+
+
+def test_a_plan_and_capabilities_are_json_on_request(tmp_path: Path) -> None:
+    """The plan of each run; what was found by its label."""
+    plan = call("plan", write_run_file(tmp_path, NOWHERE), "--json")
+    with host() as url:
+        run_file = write_run_file(tmp_path, url, top={"out": str(tmp_path / "other")})
+        found = call("capabilities", run_file, "--json")
+    (one,) = json.loads(plan.out)
+
+    assert one["run_folder"] == str(tmp_path / "run")
+    assert one["most"]["amount"]["completion_tokens"] == 240
+    assert found.status == 0
+    assert json.loads(found.out)
+
+
+def test_a_run_file_is_written_where_there_is_none(tmp_path: Path) -> None:
+    """Of one endpoint or of several; what is there is left alone, and the file is one."""
+    one, two = call("init"), call("init", "hosts.yaml", "--targets")
+    again = call("init")
+
+    assert (one.status, two.status, again.status) == (0, 0, 2)
+    assert again.complaint == "audit.yaml: exists; give the name of a new file"
+    assert call("plan", "audit.yaml").status == call("plan", "hosts.yaml").status == 0
+    assert "# " in (tmp_path / "audit.yaml").read_text()
+
+
+# -- help --------------------------------------------------------------------------------------
+
+
+def every_command(command: Any, words: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    inner = getattr(command, "commands", None) or {}
+    return [words, *(w for n, one in inner.items() for w in every_command(one, (*words, n)))]
+
+
+def helped(words: tuple[str, ...], columns: int) -> Ended:
+    return call(*words, "--help", COLUMNS=str(columns), TERMINAL_WIDTH=str(columns))
+
+
+@pytest.mark.parametrize(
+    "words", every_command(typer.main.get_command(commands.app)), ids=lambda w: " ".join(w) or "-"
+)
+def test_help_is_whole_on_any_terminal(words: tuple[str, ...]) -> None:
+    """Nothing is cut, and all but examples wraps."""
+    for columns in (40, 100):
+        text = helped(words, columns).out
+        lines = re.sub(r"  Examples?:\n(    .*\n?)+", "", text).splitlines()
+
+        assert "..." not in text.replace("[ARGS]...", "").replace("COMMAND [ARGS]...", "")
+        assert [x for x in lines if len(x) > columns and not x.startswith("Options of")] == []
+
+
+def test_statuses_stand_in_the_help_of_every_verdict() -> None:
+    """Each of them."""
+    for name in ("audit", "decide", "report", "summary"):
+        text = " ".join(call(name, "--help").out.split())
+        for status in ("0 consistent", "1 inconsistent", "2 usage", "3 inconclusive", "4 a defect",
+                       "130 interrupted", "141 nobody"):  # fmt: skip
+            assert status in text, name
+
+
+# -- without a calibration ---------------------------------------------------------------------
+
+
+def uncalibrated(folder: Path, url: str, **changes: Any) -> Path:
+    run_file = write_run_file(folder, url, **changes)
+    (folder / "tiny.calibration.json").rename(folder / "later.json")
+    return run_file
+
+
+def test_what_needs_no_weights_needs_no_calibration(tmp_path: Path) -> None:
+    """Planned, looked at and asked; judged once the card is calibrated, as if it had been."""
+    with host() as url:
+        enough = {"budget_completion_tokens": 1200}
+        run, run_file = tmp_path / "run", uncalibrated(tmp_path, url, **enough)
+        steps = [call("plan", run_file), call("capabilities", run_file), call("collect", run)]
+        refused = [call("score", run), call("decide", run), call("audit", run_file)]
+        (tmp_path / "later.json").rename(tmp_path / "tiny.calibration.json")
+        later = [call("score", run), call("decide", run)]
+
+    assert [step.status for step in steps] == [0, 0, 0]
+    assert "card tiny is not calibrated: this run can be asked" in steps[0].out
+    assert [step.status for step in refused] == [2, 2, 2]
+    assert all("is not calibrated; run `verifier calibrate" in refused[n].complaint for n in (0, 2))
+    assert [step.status for step in later] == [0, 0]
+    assert later[1].out.startswith("CONSISTENT")
+
+
+def test_a_refusal_that_can_be_known_comes_first_and_whole(tmp_path: Path) -> None:
+    """All in one line, before anything is loaded or written."""
+    run_file = uncalibrated(
+        tmp_path, NOWHERE, reference={"engine": "remote", "weights": str(tmp_path / "none")}
+    )
+    ended = call("audit", run_file)
+
+    assert ended.complaint.startswith("3 things to mend: reference: card 'tiny' is not calibrated")
+    assert "reference.weights: no directory" in ended.complaint
+    assert "reference.url: missing" in ended.complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_that_cannot_score_is_refused_before_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The card's publisher has a default that a host may apply, and the engine's name tells."""
+
+    def load() -> Reference:
+        raise AssertionError("loaded")
+
+    monkeypatch.setattr(
+        "verifier.reference.loaded.reference_loader", lambda _config, **_where: load
+    )
+    run_file = write_run_file(
+        tmp_path, NOWHERE, reference={"engine": "remote", "url": "http://127.0.0.1:2/v1"}
+    )
+    write_card(tmp_path, sampling={"repetition_penalty": 1.05})
+    ended = call("audit", run_file)
+
+    assert ended.status == 2
+    assert "the engine remote cannot score under them" in ended.complaint
+
+
+@pytest.mark.usefixtures("own_policy")
+def test_no_command_is_recommended_that_cannot_succeed(tmp_path: Path) -> None:
+    """A card that names no honest stacks cannot be calibrated as it stands."""
+    ended = call("audit", *described(tmp_path, reference="qwen3-8b", policy="tiny"))
+
+    assert "the card names no calibration_stacks" in ended.complaint
+    assert "run `verifier calibrate" not in ended.complaint
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_card_that_cannot_be_calibrated_is_refused_before_a_byte_is_fetched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What the card lacks is known from the card."""
+
+    def fetch(*_what: Any, **_how: Any) -> Path:
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("verifier.reference.weights.fetch_weights", fetch)
+    ended = call("calibrate", "qwen3-8b")
+
+    assert ended.status == 2
+    assert "calibration_stacks: empty" in ended.complaint

