@@ -10,6 +10,7 @@ from verifier.checks import (
     claimed_counts,
     greedy_tokens,
     hidden_reasoning,
+    named_models,
     noise,
     reported_logprobs,
     request_strata,
@@ -41,6 +42,7 @@ CHECKS: Final[tuple[Check[Any, Any], ...]] = (
     tokenizer.CHECK,
     cause.CHECK,
     claimed_counts.CHECK,
+    named_models.CHECK,
     streaming.CHECK,
     speed.CHECK,
 )

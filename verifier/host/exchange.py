@@ -11,14 +11,23 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any, Final
 
-from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
+from verifier.host.dialects import (
+    Unreadable,
+    View,
+    end_of,
+    items,
+    kind_of,
+    member,
+    size_of,
+)
 from verifier.host.dialects.chat import CHAT
 from verifier.host.dialects.completions import COMPLETIONS
 from verifier.host.dialects.messages import MESSAGES
 from verifier.host.dialects.responses import LOGPROBS, RESPONSES
 from verifier.host.dialects.tokenize import TOKENIZE
-from verifier.host.event_stream import MARK, BrokenStream, begins_stream
+from verifier.host.event_stream import MARK, begins_stream
 from verifier.host.logprobs import paired, read_claims
+from verifier.host.pieces import BrokenStream, TwoReadings
 from verifier.records import Attempt, NotJudged, Reply, ReportedToken
 from verifier.safety.sieve import REDACTED
 
@@ -47,6 +56,9 @@ _FINISH: Final = {
 
 #: Every way of asking, by its name.
 DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
+
+#: Characters of a model's name that are kept.
+_LONGEST_NAME: Final = 120
 
 #: No vocabulary holds an id as large.
 _MOST_IDS: Final = 2**31
@@ -105,21 +117,25 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     # from here on a body that cannot be an answer is a broken transfer, and is asked for again
     dialect, request = DIALECTS.get(attempt.dialect, CHAT), _load(attempt.request)
     streamed = _is_stream(attempt, request)
+    doubt = None
     try:
         body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
+    except BrokenStream as broken_stream:
+        return _problem(attempt, str(broken_stream), retryable=True)
+    except TwoReadings as two_readings:
+        body, doubt = two_readings.body, f"{two_readings}: set aside"
+    try:
         _refuse_other_json(body, attempt)
         for holder in (body, next(iter(items(body.get("choices"))), None)):
             if isinstance(holder, dict) and holder.get("error"):
                 return _error_object(attempt, holder)
         view = dialect.read(body)
-    except BrokenStream as broken_stream:
-        return _problem(attempt, str(broken_stream), retryable=True)
     except Unreadable as unreadable:
         said = _message_in(body)
         return _problem(
             attempt, f"{unreadable}. {said}" if said else str(unreadable), retryable=True
         )
-    return _answer(attempt, view, request=request, body=body, claims=claims)
+    return _answer(attempt, view, request=request, body=body, claims=claims, doubt=doubt)
 
 
 def _refusal(attempt: Attempt, status: int) -> Problem:
@@ -220,6 +236,12 @@ def who_answered(body: dict[str, Any]) -> str | None:
     return next((name for name in chosen if isinstance(name, str)), None)
 
 
+def _named_model(body: dict[str, Any]) -> str | None:
+    """The model that the endpoint says gave an answer; None: it does not say."""
+    named = body.get("model")
+    return clean(named, _LONGEST_NAME) or None if isinstance(named, str) else None
+
+
 def _another_host(request: object, body: dict[str, Any]) -> str | None:
     """Why a router's answer is set aside: it came from another host than was asked for.
 
@@ -252,15 +274,22 @@ def clean(text: str, limit: int = MAX_REASON_CHARS) -> str:
 
 
 def _answer(
-    attempt: Attempt, view: View, *, request: object, body: dict[str, Any], claims: bool
+    attempt: Attempt,
+    view: View,
+    *,
+    request: object,
+    body: dict[str, Any],
+    claims: bool,
+    doubt: str | None,
 ) -> Reply | NotJudged:
+    """What an answer says; `doubt` is why its text is not known for certain."""
     prompt_tokens = _count(view.prompt_tokens)
     completion_tokens = _count(view.completion_tokens)
     finish = _finish_of(view)
     text = None if view.text is None else paired(view.text)
     thought = None if view.thought is None else paired(view.thought)
     elsewhere = _another_host(request, body)
-    reason = elsewhere or _why_not_judged(view, finish, text, thought, completion_tokens)
+    reason = elsewhere or doubt or _why_not_judged(view, finish, text, thought, completion_tokens)
     if reason is not None or text is None:
         return NotJudged(
             probe_id=attempt.probe_id,
@@ -269,6 +298,7 @@ def _answer(
             completion_tokens=completion_tokens,
             # a filter may have stopped the prompt before it was rendered
             counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
+            named=_named_model(body),
         )
     wanted = claims and _asks_logprobs(request)
     claimed = _claims_of(view, completion_tokens) if wanted else None
@@ -282,13 +312,14 @@ def _answer(
         logprobs_problem=clean(claimed) if isinstance(claimed, str) else None,
         thought=thought,
         token_ids=None if view.calls else _read_ids(view.token_ids, completion_tokens),
+        named=_named_model(body),
     )
 
 
 def _finish_of(view: View) -> str | None:
     """Why an answer ended, in OpenAI's words where they are known."""
-    finish = view.finish_reason
-    if not isinstance(finish, str):
+    finish = end_of(view.finish_reason)
+    if finish is None:
         return None
     finish = _FINISH.get(finish.lower(), finish)
     # the turn did not end behind the text

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 from verifier.checks.length.evidence import PLACES, Cut, Place, cut
 from verifier.errors import ConfigError
+from verifier.lab.testbed.deliveries import DESCRIBED
 from verifier.lab.testbed.reporting import HABITS
 from verifier.lab.testbed.wire import (
     DEFAULT_MAX_TOKENS,
@@ -45,6 +46,7 @@ TRICKS: Final = {
     "seed:1": "what is asked without a seed is drawn by this one, each time",
     "streams:other": "streams count a prompt token less, and never say that a reply has ended",
     **{f"reports:{name}": f"log-probabilities: {said}" for name, (said, _) in HABITS.items()},
+    **{f"delivers:{name}": said for name, said in DESCRIBED.items()},
 }
 
 #: Requests that a weights fault may spare.
@@ -73,6 +75,7 @@ class Tricks:
     streams_differ: bool = False  # whether streams count and end in another way than whole replies
     says_stop: bool = False  # whether a reply cut at the ceiling is said to have ended
     reports: str | None = None  # how log-probabilities are reported, of `HABITS`; None: right
+    delivers: str | None = None  # how chats and completions travel, of `deliveries`; None: as usual
 
 
 #: A host without any.
@@ -144,6 +147,10 @@ def _read_reports(value: str, tricks: Tricks) -> Tricks | None:
     return replace(tricks, reports=value) if value in HABITS else None
 
 
+def _read_delivers(value: str, tricks: Tricks) -> Tricks | None:
+    return replace(tricks, delivers=value) if value in DESCRIBED else None
+
+
 #: What reads each kind of trick; None: it cannot be read.
 _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "context": _read_context,
@@ -155,6 +162,7 @@ _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "seed": _read_seed,
     "streams": _read_streams,
     "reports": _read_reports,
+    "delivers": _read_delivers,
 }
 
 
