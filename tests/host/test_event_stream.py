@@ -138,7 +138,7 @@ def test_moved_events_are_found_by_a_running_count(spoil: Any, said: str) -> Non
 
 @pytest.mark.parametrize("how", [{"running": True}, {"logprobs": True}], ids=str)
 def test_a_repeated_event_is_read_once(how: dict[str, bool]) -> None:
-    """A running count numbers it; and no two positions have the same numbers, one for each token."""
+    """A running count numbers it; no two positions have the same numbers, one for each token."""
     events = chunks(**how)
     found = reply(stream(*events[:3], events[2], *events[3:]), logprobs=bool(how.get("logprobs")))
 
@@ -146,7 +146,7 @@ def test_a_repeated_event_is_read_once(how: dict[str, bool]) -> None:
 
 
 def test_the_same_numbers_may_be_those_of_a_text_in_a_circle() -> None:
-    """As many positions as tokens, the end's among them or not: it is set aside, not asked again."""
+    """As many positions as tokens, the end's among them or not: it is set aside."""
     events = chunks(logprobs=True)
     events = [*events[:3], events[2], *events[3:-1], events[-1] | {"usage": tokens(5)}]
     found = parse(attempt(stream(*events), logprobs=True))

@@ -1,19 +1,16 @@
-"""How testbed hosts deliver what they generated: whatever the shape, it is read as what was said."""
+"""How testbed hosts deliver what they generated: whatever the shape, the same is read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import configure, host_with, make_engine, run
-from fakes_engine import FakeEngine, FakeTokenizer
+from audits import configure, host_with, run
+from fakes_engine import FakeEngine
 
-from verifier.checks.named_models import how_named
-from verifier.host.collect import read_attempts
 from verifier.host.exchange import Problem, parse
 from verifier.lab.testbed.deliveries import DELIVERIES, JSON, body_of, stream_of
 from verifier.lab.testbed.wire import (

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, Final, Literal
 
 #: What a piece is: something new, all that was said so far (and more), or what came already.
@@ -133,7 +133,8 @@ def _numbers(pieces: Sequence[Piece], total: int | None) -> bool:
         before, after = one.count or 0, other.count or 0
         if before == after and one.event != other.event:
             return False
-        ups, downs, same = ups + (after > before), downs + (after < before), same + (after == before)
+        ups, downs = ups + (after > before), downs + (after < before)
+        same += after == before
     if downs:
         raise BrokenStream("its running count of tokens goes back")
     return len(known) == len(pieces) and ups > 1 and same <= ups + 1
@@ -234,8 +235,10 @@ def _looks_sent_twice(
         return len(pieces) == total and not at_limit
     if all(run % 2 == 0 for run in runs):
         return len(runs) >= _KNOWN_BY or max(words) > 1
-    ends = [sum(runs[: n + 1]) - 1 for n in range(len(runs))] if max(runs) == 2 else []
-    return any(run == 2 and words[end] > 1 for run, end in zip(runs, ends, strict=False))
+    ends = accumulate(runs)
+    return max(runs) == 2 and any(
+        run == 2 and words[end - 1] > 1 for run, end in zip(runs, ends, strict=True)
+    )
 
 
 def _is_cut_anew(plain: _Reading, pieces: Sequence[Piece], total: int) -> bool:

@@ -301,7 +301,9 @@ DELIVERIES: Final[Mapping[str, Delivery]] = {
     "said-again-at-the-end": _from(
         "the chunk that ends it does (go-kratos/blades#189)", _said_again_at_the_end
     ),
-    "said-again-behind-the-end": _from("a chunk after that does (made up)", _said_again_behind_the_end),
+    "said-again-behind-the-end": _from(
+        "a chunk after that does (made up)", _said_again_behind_the_end
+    ),
     "message-again": _from(
         "the last chunk has the whole as a message (abundantbeing/hermes-browser-extension#11)",
         _message_again,
