@@ -77,7 +77,7 @@ def streams(*threes: tuple[Reply, Reply, Reply]) -> list[str]:
     return [f.decision for f in found.findings if f.aspect == "streaming"]
 
 
-# -- what alarmed -----------------------------------------------------------------------------------
+# -- what alarmed ----------------------------------------------------------------------------------
 
 
 def bursts_of_429() -> None:
@@ -130,7 +130,7 @@ def a_refusal_that_quotes() -> None:
     assert_nobody_is_accused(report_on({f"p{n}": said for n in range(12)}))
 
 
-# -- what was called clean without a look ------------------------------------------------------------
+# -- what was called clean without a look ----------------------------------------------------------
 
 
 def every_answer_is_404() -> None:
@@ -165,7 +165,7 @@ def thoughts_that_left_no_text() -> None:
     assert found.reason.startswith(HIDDEN)
 
 
-# -- what a host may do -----------------------------------------------------------------------------
+# -- what a host may do ----------------------------------------------------------------------------
 
 
 def prose_where_a_tool_was_offered() -> None:

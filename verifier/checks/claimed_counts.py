@@ -70,7 +70,7 @@ def read_claimed(attempts: Sequence[Attempt], outcomes: Mapping[str, Outcome]) -
 
 def _thinks(outcome: Reply | NotJudged) -> bool:
     if isinstance(outcome, NotJudged):
-        return outcome.reason.startswith(HIDDEN)
+        return outcome.reason.startswith(f"{HIDDEN},")  # as it says itself
     return outcome.thought is not None
 
 

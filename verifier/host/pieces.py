@@ -263,6 +263,7 @@ class _Reading:
     steps: list[Step] = field(default_factory=list)
     grown: int = 0  # events that hold all that was said, and tell more
     is_over: bool = False  # whether it says something after the end
+    is_plain: bool = False  # whether every piece of it is new
 
     @property
     def text(self) -> str:
@@ -279,8 +280,29 @@ class _Reading:
         """The same, to go on in another way."""
         said = {name: list(parts) for name, parts in self.said.items()}
         return replace(
-            self, said=said, sizes=dict(self.sizes), least=dict(self.least), steps=list(self.steps)
-        )
+            self, said=said, sizes=dict(self.sizes), least=dict(self.least),
+            steps=list(self.steps), is_plain=False,
+        )  # fmt: skip
+
+    def read_on(self, piece: Piece, *, last: bool, over: bool) -> list[_Reading]:
+        """The ways to read one more piece, this one among them where it goes on.
+
+        `last` is whether no more comes in its fields, `over` whether it came after the end.
+        """
+        found = []
+        if self.is_in(piece, last=last or over):
+            known = self.grown >= _KNOWN_BY
+            other = self if known else self.copy()
+            other.take_all(piece)
+            if not over or other.steps[-1] == "again":
+                found.append(other)
+            if known:
+                return found
+        if self.is_plain or not over:
+            self.add(piece)
+            self.is_over = self.is_over or over
+            found.append(self)
+        return found
 
     def is_in(self, piece: Piece, *, last: bool) -> bool:
         """Whether a piece begins with all that was said in its fields.
@@ -329,26 +351,14 @@ def _follow(
     Raises TwoReadings where there are too many to follow.
     """
     last = {name: n for n, piece in enumerate(pieces) for name in piece.texts}
-    plain = _Reading()
+    plain = _Reading(is_plain=True)
     readings = [plain]
     for n, piece in enumerate(pieces):
         is_last = all(last[name] == n for name in piece.texts)
         over = end is not None and n >= end
-        going: list[_Reading] = []
-        for one in readings:
-            if one.is_in(piece, last=is_last or over):
-                other = one if one is not plain and one.grown >= _KNOWN_BY else one.copy()
-                other.take_all(piece)
-                if not over or other.steps[-1] == "again":
-                    going.append(other)
-                if other is one:
-                    continue
-            if one is plain or not over:
-                one.add(piece)
-                one.is_over = one.is_over or over
-                going.append(one)
-        readings = [plain]
-        readings += [one for one in going if one is not plain and one.fits(piece.count or total)]
+        found = [new for one in readings for new in one.read_on(piece, last=is_last, over=over)]
+        count = piece.count or total
+        readings = [plain, *(one for one in found if not one.is_plain and one.fits(count))]
         if len(readings) > _MOST_READINGS:
             raise TwoReadings
     most = 1 if at_limit else _TOKEN_AND_END

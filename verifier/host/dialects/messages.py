@@ -89,7 +89,7 @@ def _assemble(body: str) -> dict[str, Any]:
     """The message that its events add up to: blocks open, grow and close in their order."""
     whole: dict[str, Any] = {}
     blocks = _Blocks()
-    ended, total = False, None
+    ended = False
     for event in read_events(body)[0]:
         value = event.value
         match value.get("type") or event.name:
@@ -106,8 +106,7 @@ def _assemble(body: str) -> dict[str, Any]:
                 blocks.close()
             case "message_delta":
                 whole |= _changes(value, whole)
-                count = member(value.get("usage"), "output_tokens")
-                total = count if type(count) is int else total
+                blocks.count(member(value.get("usage"), "output_tokens"))
             case "message_stop":
                 ended = True
             case _:
@@ -115,7 +114,7 @@ def _assemble(body: str) -> dict[str, Any]:
     if blocks.is_open or not (ended or whole.get("stop_reason")):
         raise BrokenStream("the stream ends without its last event")
     try:
-        blocks.read(total=total)
+        blocks.read()
     except TwoReadings as doubt:
         doubt.body = whole | {"content": blocks.held}
         raise
@@ -129,6 +128,7 @@ class _Blocks:
     held: list[dict[str, Any]] = field(default_factory=list)
     pieces: list[list[tuple[str, str]]] = field(default_factory=list)  # of each: field and text
     closed: int = 0
+    total: int | None = None  # tokens of all, as the host counts
 
     @property
     def is_open(self) -> bool:
@@ -161,17 +161,19 @@ class _Blocks:
         if self.is_open:
             raise BrokenStream("a block of content closed out of order")
 
-    def read(self, *, total: int | None) -> None:
-        """Put the pieces of each block together. Raises BrokenStream and TwoReadings.
+    def count(self, total: object) -> None:
+        """Take the host's count of all tokens."""
+        self.total = total if type(total) is int else self.total
 
-        `total` is the host's count of all tokens.
-        """
+    def read(self) -> None:
+        """Put the pieces of each block together. Raises BrokenStream and TwoReadings."""
         for block, pieces in zip(self.held, self.pieces, strict=True):
             names = dict.fromkeys(name for name, _ in pieces)
             told = [(name, text) for name in names if (text := word_of(block.get(name)))] + pieces
             block |= dict.fromkeys(names, "")
             steps = read_pieces(
-                [Piece(texts={name: text}, event=(name, text)) for name, text in told], total=total
+                [Piece(texts={name: text}, event=(name, text)) for name, text in told],
+                total=self.total,
             )
             for step, (name, text) in zip(steps, told, strict=True):
                 if step != "again":
