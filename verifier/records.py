@@ -197,6 +197,7 @@ class Reply:
     logprobs_problem: str | None  # why `logprobs` is None although they were asked for
     thought: str | None = None  # shown apart from the text, as it was generated; None: none was
     token_ids: tuple[int, ...] | None = None  # of all that was generated; None: not sent
+    named: str | None = None  # the model that the endpoint says gave it; None: it does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,6 +219,7 @@ class NotJudged:
     prompt_tokens: int | None
     completion_tokens: int | None
     counts_prompt: bool = False  # whether `prompt_tokens` is a count of what was rendered for it
+    named: str | None = None  # the model that the endpoint says gave it; None: it does not say
 
 
 Outcome = Reply | Failure | NotJudged

@@ -203,6 +203,30 @@ def test_a_message_is_read(stream: bool) -> None:
     assert (found.logprobs, found.logprobs_problem) == (None, None)
 
 
+@pytest.mark.parametrize("again", [0, 1])
+def test_pieces_of_a_message_that_hold_all_that_was_said_are_no_addition(again: int) -> None:
+    """As in a chat; what may be two texts is set aside, and its counts are kept."""
+    first, begun, ping, piece, _, *rest = message_events()
+    words = [
+        "The ",
+        "The cat ",
+        "The cat sat ",
+        "The cat sat down.",
+        *["The cat sat down."] * again,
+    ]
+    pieces = [piece | {"delta": {"type": "text_delta", "text": word}} for word in words]
+    how: dict[str, Any] = {"dialect": "messages", "stream": True}
+    rest[1] = rest[1] | {"usage": {"output_tokens": 5}}
+
+    found = reply(events(first, begun, ping, *pieces, *rest, named=True), **how)
+    assert found.text == "The cat sat down."
+    with FakeHost(lambda _asked: events(first, begun, ping, *pieces[:2], *rest)) as host:
+        doubtful = parse(ask(host, **how))
+    assert isinstance(doubtful, NotJudged)
+    assert "more than one text" in doubtful.reason
+    assert (doubtful.prompt_tokens, doubtful.completion_tokens) == (12, 5)
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -337,6 +361,20 @@ def test_reasoning_in_a_response_is_kept_word_for_word_or_hidden(
         found = parse(ask(host, dialect="responses"))
 
     assert_thought(found, thought)
+
+
+@pytest.mark.parametrize("output", [[], None])
+def test_a_last_event_without_its_output_has_what_was_done_before(output: Any) -> None:
+    """Gateways leave it out (QuantumNous/new-api#4362, BerriAI/litellm#32724)."""
+    *before, last = response_events()
+    done = [
+        {"type": "response.output_item.done", "sequence_number": 3 + n, "item": item}
+        for n, item in enumerate(RESPONSE["output"])  # type: ignore[arg-type]
+    ]
+    bare = last | {"sequence_number": 4, "response": RESPONSE | {"output": output}}
+    how: dict[str, Any] = {"dialect": "responses", "stream": True}
+
+    assert reply(events(*before, *done, bare), **how) == reply(RESPONSE, dialect="responses")
 
 
 @pytest.mark.parametrize(

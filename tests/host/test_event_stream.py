@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from verifier.host.event_stream import BrokenStream, Ending, assemble_chat
+from verifier.host.event_stream import Ending, assemble_chat
 from verifier.host.exchange import Problem, parse
-from verifier.records import Attempt, Reply
+from verifier.host.pieces import BrokenStream
+from verifier.records import Attempt, NotJudged, Reply
 
 WORDS = ("The ", "cat ", "sat ", "down.")
 
@@ -28,7 +29,8 @@ def tokens(count: int) -> dict[str, int]:
 
 
 def position(word: str) -> dict[str, Any]:
-    return {"token": word, "logprob": -0.5, "bytes": list(word.encode()), "top_logprobs": []}
+    own = -0.5 - len(word) / 8 - ord(word[0]) / 64
+    return {"token": word, "logprob": own, "bytes": list(word.encode()), "top_logprobs": []}
 
 
 def chunks(*, running: bool = False, logprobs: bool = False) -> list[dict[str, Any]]:
@@ -58,8 +60,8 @@ def attempt(body: str, *, kind: str = "text/event-stream", logprobs: bool = Fals
     )  # fmt: skip
 
 
-def reply(body: str, **how: Any) -> Reply:
-    found = parse(attempt(body, **how))
+def reply(body: str, *, kind: str = "text/event-stream", logprobs: bool = False) -> Reply:
+    found = parse(attempt(body, kind=kind, logprobs=logprobs))
     assert isinstance(found, Reply), found
     return found
 
@@ -121,13 +123,12 @@ def test_a_stream_without_any_end_is_cut_and_asked_for_again() -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda e: [*e[:3], e[2], *e[3:]], "came twice"),
         (lambda e: [e[0], e[2], e[1], *e[3:]], "goes back"),
         (lambda e: [*e[:4], e[5], e[4], e[6]], "after the end"),
     ],
-    ids=["repeated", "swapped", "after the end"],
+    ids=["swapped", "after the end"],
 )
-def test_moved_and_repeated_events_are_found_by_a_running_count(spoil: Any, said: str) -> None:
+def test_moved_events_are_found_by_a_running_count(spoil: Any, said: str) -> None:
     """The counts on the chunks number them."""
     found = problem(stream(*spoil(chunks(running=True))))
 
@@ -135,12 +136,25 @@ def test_moved_and_repeated_events_are_found_by_a_running_count(spoil: Any, said
     assert said in found.reason
 
 
-def test_a_repeated_event_is_found_by_its_log_probabilities() -> None:
-    """No two positions have the same ones."""
-    events = chunks(logprobs=True)
+@pytest.mark.parametrize("how", [{"running": True}, {"logprobs": True}], ids=str)
+def test_a_repeated_event_is_read_once(how: dict[str, bool]) -> None:
+    """A running count numbers it; no two positions have the same numbers, one for each token."""
+    events = chunks(**how)
+    found = reply(stream(*events[:3], events[2], *events[3:]), logprobs=bool(how.get("logprobs")))
 
-    with pytest.raises(BrokenStream, match="came twice"):
-        assemble_chat(stream(*events[:3], events[2], *events[3:]))
+    assert (found.text, found.completion_tokens) == ("The cat sat down.", 4)
+
+
+def test_the_same_numbers_may_be_those_of_a_text_in_a_circle() -> None:
+    """As many positions as tokens, the end's among them or not: it is set aside."""
+    events = chunks(logprobs=True)
+    events = [*events[:3], events[2], *events[3:-1], events[-1] | {"usage": tokens(5)}]
+    found = parse(attempt(stream(*events), logprobs=True))
+
+    assert isinstance(found, NotJudged)
+    assert (found.prompt_tokens, found.counts_prompt) == (7, True)
+    events[-2]["choices"][0]["finish_reason"] = "length"
+    assert reply(stream(*events), logprobs=True).text == "The cat cat sat down."
 
 
 def test_more_pieces_than_tokens_do_not_add_up() -> None:
@@ -153,9 +167,9 @@ def test_more_pieces_than_tokens_do_not_add_up() -> None:
 
 def test_the_same_word_twice_is_no_repetition() -> None:
     """Without a number or a log-probability, equal chunks may be equal tokens."""
-    events = [chunk({"content": "ha"}), chunk({"content": "ha"}), chunk(finish_reason="stop")]
+    events = [chunk({"content": "ha"})] * 3
 
-    assert reply(stream(*events)).text == "haha"
+    assert reply(stream(*events, chunk(finish_reason="stop"))).text == "hahaha"
 
 
 def test_the_final_count_on_every_chunk_is_borne() -> None:
@@ -328,3 +342,78 @@ def test_no_other_event_is_the_last(body: bytes) -> None:
     ending = Ending()
 
     assert not any(ending.has_come(bytearray(body[:size])) for size in range(len(body) + 1))
+
+
+# -- what some hosts write besides -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["null", "None", "NONE", "", " ", "undefined"])
+def test_an_end_that_is_none_is_none(word: str) -> None:
+    """A text on every chunk until the last one; and where no other comes, [DONE] is the end."""
+    *events, last, tail = chunks()
+    for event in events:
+        event["choices"][0]["finish_reason"] = word
+    last["choices"][0]["finish_reason"] = word
+
+    assert reply(stream(*events, chunk(finish_reason="stop"), tail)).finish_reason == "stop"
+    assert reply(stream(*events, last, tail)).finish_reason is None
+    assert not isinstance(parse(attempt(stream(*events, last, tail, end=""))), Reply)
+
+
+def test_an_end_on_every_chunk_ends_nothing_before_the_last() -> None:
+    """Nor does one behind a thought."""
+    thought = chunk({"reasoning_content": "Hm"}, finish_reason="stop")
+    events = [chunk({"content": word}, finish_reason="stop") for word in WORDS]
+
+    assert reply(stream(*events)).text == "The cat sat down."
+    found = reply(stream(thought, *chunks()))
+    assert (found.thought, found.text) == ("Hm", "The cat sat down.")
+
+
+@pytest.mark.parametrize("odd", [[], "none", 0, {"content": None}, {"content": "x"}])
+def test_claims_of_another_form_cost_the_claims_alone(odd: Any) -> None:
+    """On one chunk or on all."""
+    events = chunks(logprobs=True)
+    events[0]["choices"][0]["logprobs"] = odd
+
+    found = reply(stream(*events), logprobs=True)
+    assert found.logprobs is not None
+    for event in events[:-1]:
+        event["choices"][0]["logprobs"] = odd
+    found = reply(stream(*events), logprobs=True)
+    assert (found.text, found.logprobs) == ("The cat sat down.", None)
+
+
+@pytest.mark.parametrize("where", ["first", "last", "both"])
+def test_counts_come_in_one_event_or_in_two(where: str) -> None:
+    """Of the prompt first and of the reply last, or zeros in either; what is told stays."""
+    zero = {"prompt_tokens": 0, "completion_tokens": 0}
+    first = {"first": tokens(4), "last": zero, "both": {"prompt_tokens": 7}}[where]
+    last = {"first": zero, "last": tokens(4), "both": {"completion_tokens": 4}}[where]
+    events = [*chunks()[:-1], {"choices": [], "usage": last}]
+    events[0]["usage"] = first
+
+    found = reply(stream(*events))
+    assert (found.prompt_tokens, found.completion_tokens) == (7, 4)
+
+
+def test_what_is_not_known_for_certain_is_set_aside_and_says_why() -> None:
+    """Its count of the prompt speaks all the same."""
+    said = [chunk({"content": "1"}), chunk({"content": "12"}), chunk(finish_reason="stop")]
+    found = parse(attempt(stream(*said, {"choices": [], "usage": tokens(3)})))
+
+    assert isinstance(found, NotJudged)
+    assert found.reason.startswith("its pieces can be read as more than one text")
+    assert (found.prompt_tokens, found.completion_tokens, found.named) == (7, 3, "m")
+    assert found.counts_prompt
+
+
+def test_a_call_is_no_text_that_may_come_twice() -> None:
+    """Its arguments come in pieces, alike or not."""
+    piece = {"tool_calls": [{"index": 0, "function": {"name": "", "arguments": "1"}}]}
+    named = {"tool_calls": [{"index": 0, "function": {"name": "add", "arguments": ""}}]}
+    events = [chunk(named), chunk(piece), chunk(piece), chunk(finish_reason="tool_calls")]
+    found = parse(attempt(stream(*events)))
+
+    assert isinstance(found, NotJudged)
+    assert found.reason.startswith("calls the tool 'add'")

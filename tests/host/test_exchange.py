@@ -477,6 +477,36 @@ def test_unusable_logprobs_are_none_with_a_reason(logprobs: Any, said: str) -> N
     assert said in found.logprobs_problem
 
 
+@pytest.mark.parametrize("end", ["", "<|im_end|>"])
+@pytest.mark.parametrize("low", [-9999.0, -3.4e38, float("-inf")])
+def test_an_end_without_bytes_or_number_costs_its_position_alone(end: str, low: float) -> None:
+    """vLLM has written one so; the tokens of the text keep theirs."""
+    bare = position(end, low, bytes=[], top_logprobs=[])
+    rows = [position("Hi", -0.25, bytes=[72, 105]), position(" there", -0.5)]
+
+    found = reply(with_logprobs(*rows, bare))
+    assert found.logprobs is not None
+    assert [row.chosen.token for row in found.logprobs] == ["Hi", " there"]
+    inside = reply(with_logprobs(rows[0], bare, rows[1]))
+    assert (inside.text, inside.logprobs) == ("Hi there", None)
+
+
+@pytest.mark.parametrize("usage", [{"prompt_tokens": 7, "completion_tokens": 2}])
+def test_counts_in_the_choice_are_read(usage: dict[str, int]) -> None:
+    """As in a stream."""
+    found = reply(changed(chat() | {"usage": None}, usage=usage))
+
+    assert (found.prompt_tokens, found.completion_tokens) == (7, 2)
+
+
+@pytest.mark.parametrize("named", ["m", " m\x1b ", "m" * 500, None, "", 7, {"a": 1}])
+def test_the_model_that_a_reply_names_is_kept_as_one_short_line(named: Any) -> None:
+    """Whatever stands there."""
+    found = reply(chat() | {"model": named}).named
+
+    assert found == (("m" * 119 + "…" if len(named) > 9 else "m") if "m" in str(named) else None)
+
+
 def test_logprobs_that_were_not_asked_for_are_no_problem() -> None:
     """Without the question there is no answer, and nothing is wrong with that."""
     found = reply(with_logprobs(position("a", float("nan"))), logprobs=False)

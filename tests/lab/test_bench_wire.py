@@ -36,7 +36,7 @@ def test_a_storm_in_small_loses_nothing(tmp_path: Path) -> None:
     found = measure_storm(tmp_path, stream=True, count=12, seed=2, rates=rates)
 
     assert (found["lost"], found["duplicated"], found["changed"]) == (0, 0, 0)
-    assert found["requests"] == 12 + found["spoilt"]
+    assert 12 < found["requests"] <= 12 + found["spoilt"]  # an event that comes twice is read
     assert found["spoilt"] > 0
     assert found["peak_mb"] > 0
 

@@ -736,7 +736,7 @@ def test_faults_are_listed_with_the_honest_host_first() -> None:
     kinds = [name.partition(":")[0] for name in names[len(VARIANTS) :]]
     order = [
         "weights", "template", "sampler", "context", "ceiling", "ignores", "spares", "forges",
-        "cache", "seed", "streams", "refuses", "limits", "reports",
+        "cache", "seed", "streams", "refuses", "limits", "reports", "delivers",
     ]  # fmt: skip
     assert kinds == sorted(kinds, key=order.index)
     assert {"template:bos-doubled", "template:system-injected"} < set(names)

@@ -72,11 +72,23 @@ def test_a_drip_is_slow_and_whole() -> None:
     assert attempt.elapsed_s > 0.8
 
 
+def test_an_event_that_comes_twice_is_read_once() -> None:
+    """This host numbers them."""
+    with running_proxy(canned, rates={"event twice": 1.0}, seed=1) as (url, proxy):
+        attempt = ask(url, stream=True)
+
+    found = parse(attempt)
+    assert isinstance(found, Reply)
+    assert found.text == "".join(WORDS)
+    assert attempt.body.count("data:") == len(WORDS) + 3
+    assert proxy.done == {"event twice": 1}
+
+
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("fault", [fault for fault in STORM if fault != "drip"])
+@pytest.mark.parametrize("fault", [f for f in STORM if f not in ("drip", "event twice")])
 def test_every_fault_is_a_problem_that_is_tried_again(fault: str, stream: bool) -> None:
     """None of them reads as an answer, and none is taken for the host's last word."""
-    only_streams = fault in ("event twice", "events swapped", "error in stream")
+    only_streams = fault in ("events swapped", "error in stream")
     with running_proxy(canned, rates={fault: 1.0}, seed=1) as (url, proxy):
         attempt = ask(url, stream=stream)
         found = parse(attempt)

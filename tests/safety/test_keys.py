@@ -129,6 +129,11 @@ ECHOES: dict[str, Answer] = {
     "bad location": Answer(status=302, headers={"Location": f"http://[{KEY}"}),
     "encoding": Answer(body=chat(), headers={"Content-Encoding": KEY}),
     "id": Answer(body=chat() | {"id": between("\u200b")}),
+    **{f"model {name}": Answer(body=chat() | {"model": f"own/{text}"})
+       for name, text in SPELLED.items()},
+    "model in pieces": Answer(headers=SSE, body="".join(
+        f"data: {json.dumps({'model': p, 'choices': [{'delta': {'content': 'a'}}]})}\n\n"
+        for p in CUT).encode() + b"data: [DONE]\n\n"),
     "fingerprint": Answer(body=chat() | {"system_fingerprint": KEY[:9], "model": KEY[9:]}),
     "logprob tokens": Answer(body=chat(logprobs={"content": [
         {"token": s, "logprob": -1.0, "bytes": [120], "top_logprobs": []} for s in KEY]})),
@@ -345,7 +350,7 @@ def check_artefacts(out: Path, tmp_path: Path, *ended: Any) -> None:
     ("401 zero width", 1), ("400 entities", 1), ("500 zero width", 3), ("404 zero width", 1),
     ("429 zero width", 3), ("text base64", 3), ("refusal in pieces", 1), ("refusal in pieces", 3),
     ("thought and text", 3), ("finish reason", 1), ("error object in a 200", 3),
-    ("logprob tokens", 3), ("web page title", 3),
+    ("logprob tokens", 3), ("web page title", 3), ("model base64", 1), ("model zero width", 1),
 ])  # fmt: skip
 def test_an_audit_spells_no_key(tmp_path: Path, name: str, every: int) -> None:
     """By the command line: folder, page, terminal, JUnit and Markdown."""

@@ -13,7 +13,7 @@ from typing import Final
 
 from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
 from verifier.host.budget import believed_completion, believed_prompt
-from verifier.host.exchange import asked_tokens, most_prompt
+from verifier.host.exchange import HIDDEN, asked_tokens, most_prompt
 from verifier.records import Attempt, Decision, Finding, NotJudged, Outcome, Reply
 
 USAGE: Final = Aspect(
@@ -33,6 +33,7 @@ class Claim:
     completion: int | None
     most_prompt: int | None  # that the request can hold; None: there is no request to look at
     allowed: int | None  # completion tokens; None: no request says
+    thinks: bool = False  # whether it thought, shown or hidden: some limits count no thoughts
 
     @property
     def believed_prompt(self) -> int | None:
@@ -62,8 +63,15 @@ def read_claimed(attempts: Sequence[Attempt], outcomes: Mapping[str, Outcome]) -
                 completion=outcome.completion_tokens,
                 most_prompt=None if attempt is None else most_prompt(attempt),
                 allowed=None if attempt is None else asked_tokens(attempt) or None,
+                thinks=_thinks(outcome),
             )
     return found
+
+
+def _thinks(outcome: Reply | NotJudged) -> bool:
+    if isinstance(outcome, NotJudged):
+        return outcome.reason.startswith(f"{HIDDEN},")  # as it says itself
+    return outcome.thought is not None
 
 
 def judge_claimed(claims: Mapping[str, Claim]) -> Finding | None:
@@ -76,10 +84,11 @@ def judge_claimed(claims: Mapping[str, Claim]) -> Finding | None:
     told = []
     if long:
         worst = max(long, key=lambda claim: claim.completion or 0)
+        thoughts = ", or does not count thoughts" if any(claim.thinks for claim in long) else ""
         told.append(
             f"{len(long)} of {len(claims)} answers are said to have taken more completion tokens "
             f"than were allowed, {worst.completion:,} of {worst.allowed:,} for {worst.probe_id}: "
-            "a limit that is not heeded, or a wrong count"
+            f"a limit that is not heeded{thoughts}, or a wrong count"
         )
     if large:
         worst = max(large, key=lambda claim: claim.prompt or 0)

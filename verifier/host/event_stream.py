@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, Final
 
 import httpx
 from httpx_sse import EventSource
 
+from verifier.host.dialects import end_of, items, member
+from verifier.host.pieces import BrokenStream, Piece, Step, TwoReadings, read_pieces
 from verifier.host.refusals import clean, error_in
 
 END: Final = "[DONE]"
@@ -24,6 +26,11 @@ MARK: Final = "\ufeff"
 
 #: Where a chat names the tools that it calls, and its older place for one.
 CALLS: Final = ("tool_calls", "function_call")
+
+#: Where an event holds some of what is said.
+_SPOKEN: Final = (
+    "reasoning", "reasoning_content", "thinking", "reasoning_details", "content", "text", "refusal",
+)  # fmt: skip
 
 _BEGINNING: Final = re.compile(r"\ufeff?\s*(?:data|event|id|retry)?:")
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -38,17 +45,6 @@ _LONGEST_LINE: Final = 64  # bytes, of those lines
 
 #: How JSON begins that may have been cut off, and then holds a piece of an answer.
 _OF_JSON: Final = '{["'
-
-
-class BrokenStream(Exception):
-    """The events do not add up to one whole answer; the text says why.
-
-    `said` is what the host put in the place of an event, where it may be an error in plain words.
-    """
-
-    def __init__(self, reason: str, *, said: str = "") -> None:
-        super().__init__(reason)
-        self.said = said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,18 +133,16 @@ def assemble_text(body: str) -> dict[str, Any]:
 def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
     """The completion that chunks add up to; an error event is its `error`.
 
-    Raises BrokenStream when the stream ends without its last event, and when events were repeated
-    or out of order as far as they tell: by a running count of tokens on every chunk, by text after
-    the end, by more pieces than tokens. Where a host counts nothing, two pieces that changed
-    places cannot be seen.
+    Raises BrokenStream when the stream ends without its last event, and when events were lost or
+    out of order as far as they tell: by a running count of tokens on every chunk, by text after
+    the end, by more pieces than tokens. Where a host counts nothing, two pieces that changed places
+    cannot be seen. Raises TwoReadings where the pieces may be read as several texts.
     """
     events, ended = read_events(body)
-    found = _Sum(chat=chat, made={"role": "assistant", "content": None} if chat else {"text": ""})
+    found = _Sum(chat=chat)
     for event in events:
         value = event.value
         choice = _first(value.get("choices"))
-        if not isinstance(choice.get("logprobs"), dict | None):
-            raise BrokenStream("logprobs of an event are no object")
         error = value.get("error") or choice.get("error")
         if error or event.name == "error":
             return {"error": error or value}
@@ -160,41 +154,113 @@ def _assemble(body: str, *, chat: bool) -> dict[str, Any]:
     return found.whole()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Chunk:
+    """What one event adds."""
+
+    value: dict[str, Any]
+    delta: dict[str, Any]
+    claims: dict[str, list[Any]]  # columns of log-probabilities
+    count: int | None  # of tokens, so far
+    ends: bool
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """What it says, by field."""
+        spoken = ((name, self.delta.get(name)) for name in _SPOKEN)
+        return {name: text for name, text in spoken if isinstance(text, str) and text}
+
+    @property
+    def says(self) -> bool:
+        """Whether it holds text or parts that may be scored."""
+        return any(self.delta.get(name) for name in _SPOKEN)
+
+
 @dataclass(slots=True, kw_only=True)
 class _Sum:
     """What the chunks so far add up to."""
 
     chat: bool
-    made: dict[str, Any]  # the message, or the text
     around: dict[str, Any] = field(default_factory=dict)
-    usage: dict[str, Any] | None = None
+    usage: dict[str, Any] = field(default_factory=dict)
     finish: str | None = None
-    claims: dict[str, list[Any]] = field(default_factory=dict)
-    #: The running count, and the chunk.
-    pieces: list[tuple[int | None, dict[str, Any]]] = field(default_factory=list)
+    chunks: list[_Chunk] = field(default_factory=list)
+    messages: list[_Chunk] = field(default_factory=list)  # the same, of a field for whole answers
 
     def add(self, value: dict[str, Any], choice: dict[str, Any]) -> None:
-        """Add one chunk and its choice. Raises BrokenStream for text after the end."""
-        self.around |= {k: v for k, v in value.items() if k not in ("choices", "usage", "object")}
-        found = value.get("usage") or choice.get("usage")  # Moonshot puts it into the choice
-        self.usage = found if isinstance(found, dict) else self.usage
-        if _add(self.made, choice.get("delta") if self.chat else {"text": choice.get("text")}):
-            if self.finish is not None:
-                raise BrokenStream("a piece of text came after the end")
-            self.pieces.append((_count(found), value))
-        for name, column in (choice.get("logprobs") or {}).items():
-            if isinstance(column, list):
-                self.claims.setdefault(name, []).extend(column)
-        self.finish = choice.get("finish_reason") or self.finish
+        """Add one chunk and its choice."""
+        for name, told in value.items():
+            if name not in ("choices", "usage", "object") and (told or name not in self.around):
+                self.around[name] = told  # some leave names out of an event
+        usage = value.get("usage") or choice.get("usage")  # Moonshot puts it into the choice
+        for name, told in (usage if isinstance(usage, dict) else {}).items():
+            if told or name not in self.usage:  # some count in one event, and write 0 in others
+                self.usage[name] = told
+        end = end_of(choice.get("finish_reason"))
+        columns = choice.get("logprobs")
+        claims = {
+            name: column for name, column in (columns if isinstance(columns, dict) else {}).items()
+            if isinstance(column, list)
+        }  # fmt: skip
+        delta = choice.get("delta") if self.chat else {"text": choice.get("text")}
+        for said, held in ((self.chunks, delta), (self.messages, choice.get("message"))):
+            said.append(
+                _Chunk(
+                    value=value, delta=held if isinstance(held, dict) else {}, claims=claims,
+                    count=_count(usage), ends=end is not None,
+                )
+            )  # fmt: skip
+        self.finish = end or self.finish
 
     def whole(self) -> dict[str, Any]:
-        """The completion. Raises BrokenStream when its chunks were not in order."""
-        positions = len(self.claims.get("content") or self.claims.get("tokens") or ())
-        _check_order(self.pieces, total=_count(self.usage), positions=positions)
-        last = {"index": 0, "finish_reason": self.finish, "logprobs": self.claims or None}
-        choice = last | ({"message": self.made} if self.chat else self.made)
-        usage = {} if self.usage is None else {"usage": self.usage}
-        return self.around | {"choices": [choice]} | usage
+        """The completion. Raises BrokenStream and TwoReadings, see `_assemble`."""
+        chunks, whole = self.chunks, None
+        told = [chunk.texts.get("content") for chunk in self.messages]
+        if not any(chunk.delta.get(name) for chunk in chunks for name in (*_SPOKEN, *CALLS)):
+            chunks = self.messages if self.chat else chunks  # the whole answer as one event
+        else:
+            whole = next(filter(None, reversed(told)), None)
+        try:
+            return self._add_up(chunks, self._steps([c for c in chunks if c.says], whole))
+        except TwoReadings as doubt:
+            doubt.body = self._add_up(chunks, ["new"] * len(chunks))
+            raise
+
+    def _add_up(self, chunks: list[_Chunk], steps: Sequence[Step]) -> dict[str, Any]:
+        """The completion; `steps` are those of the chunks that say something."""
+        made: dict[str, Any] = {"role": "assistant", "content": None} if self.chat else {"text": ""}
+        claims: dict[str, list[Any]] = {}
+        following = iter(steps)
+        for chunk in chunks:
+            step = next(following) if chunk.says else "new"
+            if step != "again":
+                _add(made, chunk.delta, says_all=step == "all")
+                _add_claims(claims, chunk.claims, says_all=step == "all")
+        last = {"index": 0, "finish_reason": self.finish, "logprobs": claims or None}
+        choice = last | ({"message": made} if self.chat else made)
+        return self.around | {"choices": [choice]} | ({"usage": self.usage} if self.usage else {})
+
+    def _steps(self, chunks: list[_Chunk], whole: str | None) -> list[Step]:
+        """What each chunk that says something is."""
+        # some write an end on every chunk, or behind a thought: the last one counts
+        end = max((n for n, chunk in enumerate(self.chunks) if chunk.ends), default=None)
+        ended = set() if end is None else {id(chunk.value) for chunk in self.chunks[end + 1 :]}
+        after = next((n for n, chunk in enumerate(chunks) if id(chunk.value) in ended), None)
+        numbers = [_numbers(chunk.claims) for chunk in chunks]
+        often = Counter(numbers)
+        pieces = [
+            Piece(
+                texts=chunk.texts or {"": str(chunk.delta)}, count=chunk.count,
+                event={name: told for name, told in chunk.value.items() if name != "created"},
+                named=_named(chunk.claims), rows=len(_rows(chunk.claims)),
+                telling=any(own) and often[own] == 2,
+            )
+            for chunk, own in zip(chunks, numbers, strict=True)
+        ]  # fmt: skip
+        return read_pieces(
+            pieces, total=_count(self.usage), whole=whole, at_limit=self.finish == "length",
+            after_end=after,
+        )  # fmt: skip
 
 
 def _first(choices: object) -> dict[str, Any]:
@@ -203,14 +269,13 @@ def _first(choices: object) -> dict[str, Any]:
 
 
 def _count(usage: object) -> int | None:
-    count = usage.get("completion_tokens") if isinstance(usage, dict) else None
-    return count if type(count) is int else None
+    counts = (member(usage, name) for name in ("completion_tokens", "output_tokens"))
+    return next((count for count in counts if type(count) is int), None)
 
 
-def _add(message: dict[str, Any], delta: object) -> bool:
-    """Add one piece to the message; whether it held any text or parts that may be scored."""
-    grew = False
-    for name, piece in (delta if isinstance(delta, dict) else {}).items():
+def _add(message: dict[str, Any], delta: dict[str, Any], *, says_all: bool) -> None:
+    """Add one piece to the message; one that says all stands for what was said in its fields."""
+    for name, piece in delta.items():
         before: Any = message.get(name)
         if name == "role" or piece is None:
             continue
@@ -218,21 +283,52 @@ def _add(message: dict[str, Any], delta: object) -> bool:
             message.setdefault(name, []).extend(piece if isinstance(piece, list) else [piece])
             continue
         joins = isinstance(piece, str | list) and isinstance(before, type(piece))
-        message[name] = before + piece if joins else piece
-        grew = grew or bool(piece)
-    return grew
+        if joins and says_all and name in _SPOKEN and isinstance(piece, str):
+            message[name] = piece if piece.startswith(before) else before
+        else:
+            message[name] = before + piece if joins else piece
 
 
-def _check_order(
-    pieces: Sequence[tuple[int | None, dict[str, Any]]], *, total: int | None, positions: int
+# -- log-probabilities of chunks -------------------------------------------------------------------
+
+
+def _add_claims(
+    claims: dict[str, list[Any]], columns: dict[str, list[Any]], *, says_all: bool
 ) -> None:
-    counts = [count for count, _ in pieces if count is not None]
-    counts_on = bool(counts) and min(counts) < max(counts)  # else one number stands on each
-    for (before, one), (after, other) in pairwise(pieces):
-        if counts_on and before is not None and after is not None and after < before:
-            raise BrokenStream("its running count of tokens goes back")
-        tells_apart = counts_on or _first(one.get("choices")).get("logprobs")
-        if tells_apart and one == other:
-            raise BrokenStream("an event came twice")
-    if total is not None and max(len(pieces), positions) > total + 1:
-        raise BrokenStream(f"{max(len(pieces), positions)} pieces for {total} tokens")
+    """Add the claims of one chunk; those of one that says all may be of all, too."""
+    for name, column in columns.items():
+        before = claims.setdefault(name, [])
+        if says_all and before and column[: len(before)] == before:
+            before.clear()
+        before.extend(column)
+
+
+def _rows(columns: dict[str, list[Any]]) -> list[Any]:
+    """The tokens that a chunk names."""
+    return columns.get("content") or columns.get("tokens") or []
+
+
+def _named(columns: dict[str, list[Any]]) -> bytes | None:
+    """What they spell; None where that is not said."""
+    spelled = b""
+    for row in _rows(columns):
+        token = row if isinstance(row, str) else member(row, "token")
+        raw = items(member(row, "bytes"))
+        if raw and all(type(one) is int and 0 <= one < 256 for one in raw):
+            spelled += bytes(raw)
+        elif isinstance(token, str):
+            spelled += token.encode("utf-8", "replace")
+        else:
+            return None
+    return spelled or None
+
+
+def _numbers(columns: dict[str, list[Any]]) -> tuple[float, ...]:
+    """The numbers beside them, as far as they come, those of alternatives among them."""
+    given = [member(row, "logprob") for row in columns.get("content") or []]
+    others = [
+        member(one, "logprob")
+        for row in columns.get("content") or [] for one in items(member(row, "top_logprobs"))
+    ]  # fmt: skip
+    given += columns.get("token_logprobs") or []
+    return tuple(float(one) for one in (*given, *others) if isinstance(one, float))

@@ -10,14 +10,23 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from verifier.host.dialects import Unreadable, View, items, kind_of, member, size_of
+from verifier.host.dialects import (
+    Unreadable,
+    View,
+    end_of,
+    items,
+    kind_of,
+    member,
+    size_of,
+)
 from verifier.host.dialects.chat import CHAT
 from verifier.host.dialects.completions import COMPLETIONS
 from verifier.host.dialects.messages import MESSAGES
 from verifier.host.dialects.responses import RESPONSES
 from verifier.host.dialects.tokenize import TOKENIZE
-from verifier.host.event_stream import MARK, BrokenStream, begins_stream
+from verifier.host.event_stream import MARK, begins_stream
 from verifier.host.logprobs import paired, read_claims
+from verifier.host.pieces import BrokenStream, TwoReadings
 from verifier.host.refusals import (
     Account,
     Meaning,
@@ -45,6 +54,9 @@ _FINISH: Final = {
 
 #: Every way of asking, by its name.
 DIALECTS: Final = {d.name: d for d in (CHAT, COMPLETIONS, MESSAGES, RESPONSES, TOKENIZE)}
+
+#: Characters of a model's name that are kept.
+_LONGEST_NAME: Final = 120
 
 #: No vocabulary holds an id as large.
 _MOST_IDS: Final = 2**31
@@ -108,8 +120,14 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
     # from here on a body that cannot be an answer is a broken transfer, and is asked for again
     dialect, request = DIALECTS.get(attempt.dialect, CHAT), _load(attempt.request)
     streamed = _is_stream(attempt, request)
+    doubt = None
     try:
         body = dialect.assemble(attempt.body) if streamed else _load(attempt.body)
+    except BrokenStream as broken:
+        return _unusable(attempt, str(broken), read_error(broken.said))
+    except TwoReadings as two_readings:
+        body, doubt = two_readings.body, f"{two_readings}: set aside"
+    try:
         _refuse_other_json(body, attempt)
         holder = error_in(body)
         if holder is not None:
@@ -118,13 +136,11 @@ def parse(attempt: Attempt, *, claims: bool = True) -> Reply | NotJudged | Probl
             limited = found.rate_limited or found.account is not None
             return replace(found, refused_whole=refused and limited)
         view = dialect.read(body)
-    except BrokenStream as broken:
-        return _unusable(attempt, str(broken), read_error(broken.said))
     except Unreadable as unreadable:
         said = words_of(body)
         reason = f"{unreadable}. {said}" if said else str(unreadable)
         return _unusable(attempt, reason, read_error(body) if said else Told())
-    return _answer(attempt, view, request=request, body=body, claims=claims)
+    return _answer(attempt, view, request=request, body=body, claims=claims, doubt=doubt)
 
 
 def _read_refusal(attempt: Attempt) -> Told:
@@ -137,6 +153,8 @@ def _read_refusal(attempt: Attempt) -> Told:
             return read_error(DIALECTS.get(attempt.dialect, CHAT).assemble(attempt.body))
         except BrokenStream as broken:
             return read_error(broken.said)
+        except TwoReadings:
+            return Told()
     return read_error(plain(attempt.body))
 
 
@@ -251,6 +269,12 @@ def who_answered(body: dict[str, Any]) -> str | None:
     return next((name for name in chosen if isinstance(name, str)), None)
 
 
+def _named_model(body: dict[str, Any]) -> str | None:
+    """The model that the endpoint says gave an answer; None: it does not say."""
+    named = body.get("model")
+    return clean(named, _LONGEST_NAME) or None if isinstance(named, str) else None
+
+
 def _another_host(request: object, body: dict[str, Any]) -> str | None:
     """Why a router's answer is set aside: it came from another host than was asked for.
 
@@ -272,15 +296,22 @@ def _bare_name(name: str) -> str:
 
 
 def _answer(
-    attempt: Attempt, view: View, *, request: object, body: dict[str, Any], claims: bool
+    attempt: Attempt,
+    view: View,
+    *,
+    request: object,
+    body: dict[str, Any],
+    claims: bool,
+    doubt: str | None,
 ) -> Reply | NotJudged:
+    """What an answer says; `doubt` is why its text is not known for certain."""
     prompt_tokens = _count(view.prompt_tokens)
     completion_tokens = _count(view.completion_tokens)
     finish = _finish_of(view)
     text = None if view.text is None else paired(view.text)
     thought = None if view.thought is None else paired(view.thought)
     elsewhere = _another_host(request, body)
-    reason = elsewhere or _why_not_judged(view, finish, text, thought, completion_tokens)
+    reason = elsewhere or doubt or _why_not_judged(view, finish, text, thought, completion_tokens)
     if reason is not None or text is None:
         return NotJudged(
             probe_id=attempt.probe_id,
@@ -289,6 +320,7 @@ def _answer(
             completion_tokens=completion_tokens,
             # a filter may have stopped the prompt before it was rendered
             counts_prompt=bool(prompt_tokens) and elsewhere is None and finish != "content_filter",
+            named=_named_model(body),
         )
     wanted = claims and asks_logprobs(request)
     claimed = _claims_of(view, completion_tokens) if wanted else None
@@ -302,13 +334,14 @@ def _answer(
         logprobs_problem=clean(claimed) if isinstance(claimed, str) else None,
         thought=thought,
         token_ids=None if view.calls else _read_ids(view.token_ids, completion_tokens),
+        named=_named_model(body),
     )
 
 
 def _finish_of(view: View) -> str | None:
     """Why an answer ended, in OpenAI's words where they are known."""
-    finish = view.finish_reason
-    if not isinstance(finish, str):
+    finish = end_of(view.finish_reason)
+    if finish is None:
         return None
     finish = _FINISH.get(finish.lower(), finish)
     # the turn did not end behind the text

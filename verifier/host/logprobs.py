@@ -36,6 +36,8 @@ def read_claims(value: object, completion_tokens: int | None) -> tuple[ReportedT
         rows = _native_rows(value)
     if not isinstance(rows, list) or not rows:
         return "the host returned no positions"
+    if len(rows) > 1 and _is_bare_end(rows[-1]):
+        rows = rows[:-1]
     # some hosts count the end-of-turn token and give no position for it, or the reverse
     if completion_tokens is not None and abs(len(rows) - completion_tokens) > 1:
         return f"{len(rows)} positions for {completion_tokens} completion tokens"
@@ -48,6 +50,13 @@ def read_claims(value: object, completion_tokens: int | None) -> tuple[ReportedT
             return f"position {position}{token}"
         found.append(token)
     return tuple(found)
+
+
+def _is_bare_end(row: object) -> bool:
+    """Whether a last row says nothing: the end of the turn without bytes, as vLLM has been seen to
+    write it with minus infinity beside it (vllm-project/vllm#17637)."""
+    logprob = row.get("logprob") if isinstance(row, dict) and not row.get("bytes") else None
+    return isinstance(logprob, int | float) and logprob <= _LOGPROB_FLOOR
 
 
 def _read_row(row: object) -> ReportedToken | str:

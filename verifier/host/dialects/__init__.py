@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from verifier.records import Message
 
@@ -116,6 +116,16 @@ def size_of(arguments: object) -> int:
     except RecursionError:
         return 0
     return len(text.encode("utf-8", "replace"))
+
+
+#: How hosts write that an answer has not ended, where they do not leave it out.
+_NO_END: Final = ("", "null", "none", "nil", "undefined")
+
+
+def end_of(reason: object) -> str | None:
+    """Why an answer ended, in the host's words; None where it does not say that it has."""
+    said = isinstance(reason, str) and reason.strip().lower() not in _NO_END
+    return reason if said and isinstance(reason, str) else None
 
 
 def word_of(value: object) -> str:

@@ -150,18 +150,24 @@ def completion_body(
 
 def completion_view(body: dict[str, Any], choice: dict[str, Any], text: str | None) -> View:
     """What an answer says beside its words: neither reasoning nor calls, which only chats have."""
-    usage = body.get("usage")
+    usage = body.get("usage") or choice.get("usage")
     return View(
         text=text,
         finish_reason=choice.get("finish_reason"),
-        prompt_tokens=member(usage, "prompt_tokens"),
-        completion_tokens=member(usage, "completion_tokens"),
+        prompt_tokens=_count(usage, "prompt_tokens", "input_tokens"),
+        completion_tokens=_count(usage, "completion_tokens", "output_tokens"),
         logprobs=choice.get("logprobs"),
         reasoning=False,
         reasoning_tokens=member(member(usage, "completion_tokens_details"), "reasoning_tokens"),
         refusal=None,
         token_ids=choice.get("token_ids"),
     )
+
+
+def _count(usage: object, name: str, other: str) -> Any:
+    """A count by its name, or by the one that Anthropic's dialect has for it."""
+    count = member(usage, name)
+    return member(usage, other) if count is None else count
 
 
 def first_choice(body: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from verifier.host.dialects import (
     text_of,
     word_of,
 )
-from verifier.host.event_stream import BrokenStream, read_events
+from verifier.host.event_stream import read_events
+from verifier.host.pieces import BrokenStream, Piece, TwoReadings, read_pieces
 
 #: The version of the interface that the bodies here are written in.
 _VERSION: Final = "2023-06-01"
@@ -105,12 +106,18 @@ def _assemble(body: str) -> dict[str, Any]:
                 blocks.close()
             case "message_delta":
                 whole |= _changes(value, whole)
+                blocks.count(member(value.get("usage"), "output_tokens"))
             case "message_stop":
                 ended = True
             case _:
                 continue  # ping, and what may come
     if blocks.is_open or not (ended or whole.get("stop_reason")):
         raise BrokenStream("the stream ends without its last event")
+    try:
+        blocks.read()
+    except TwoReadings as doubt:
+        doubt.body = whole | {"content": blocks.held}
+        raise
     return whole | {"content": blocks.held}
 
 
@@ -119,7 +126,9 @@ class _Blocks:
     """Blocks of content, of which one is open at a time."""
 
     held: list[dict[str, Any]] = field(default_factory=list)
+    pieces: list[list[tuple[str, str]]] = field(default_factory=list)  # of each: field and text
     closed: int = 0
+    total: int | None = None  # tokens of all, as the host counts
 
     @property
     def is_open(self) -> bool:
@@ -132,18 +141,43 @@ class _Blocks:
         if value.get("index") != len(self.held) or not isinstance(block, dict):
             raise BrokenStream("a block of content is missing or came twice")
         self.held.append(dict(block))
+        self.pieces.append([])
 
     def grow(self, value: dict[str, Any]) -> None:
         """Add a piece to the open block. Raises BrokenStream when it belongs to none."""
         if value.get("index") != len(self.held) - 1 or not self.is_open:
             raise BrokenStream("a piece of content belongs to no open block")
-        _grow(self.held[-1], value.get("delta"))
+        delta, call = value.get("delta"), self.held[-1].get("partial_json")
+        self.pieces[-1] += [
+            (name, piece) for name in ("text", "thinking")
+            if isinstance(piece := member(delta, name), str) and piece
+        ]  # fmt: skip
+        if isinstance(piece := member(delta, "partial_json"), str):
+            self.held[-1]["partial_json"] = word_of(call) + piece
 
     def close(self) -> None:
         """End the open block. Raises BrokenStream when it was not the only one."""
         self.closed += 1
         if self.is_open:
             raise BrokenStream("a block of content closed out of order")
+
+    def count(self, total: object) -> None:
+        """Take the host's count of all tokens."""
+        self.total = total if type(total) is int else self.total
+
+    def read(self) -> None:
+        """Put the pieces of each block together. Raises BrokenStream and TwoReadings."""
+        for block, pieces in zip(self.held, self.pieces, strict=True):
+            names = dict.fromkeys(name for name, _ in pieces)
+            told = [(name, text) for name in names if (text := word_of(block.get(name)))] + pieces
+            block |= dict.fromkeys(names, "")
+            steps = read_pieces(
+                [Piece(texts={name: text}, event=(name, text)) for name, text in told],
+                total=self.total,
+            )
+            for step, (name, text) in zip(steps, told, strict=True):
+                if step != "again":
+                    block[name] = text if step == "all" else block[name] + text
 
 
 def _changes(value: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
@@ -154,14 +188,6 @@ def _changes(value: dict[str, Any], whole: dict[str, Any]) -> dict[str, Any]:
         before = member(whole | changes, "usage")
         changes["usage"] = usage if not isinstance(before, dict) else before | usage
     return changes
-
-
-def _grow(block: dict[str, Any], delta: object) -> None:
-    for name in ("text", "thinking", "partial_json"):
-        piece = member(delta, name)
-        if isinstance(piece, str):
-            before = block.get(name)
-            block[name] = before + piece if isinstance(before, str) else piece
 
 
 MESSAGES: Final = Dialect(

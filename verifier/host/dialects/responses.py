@@ -18,7 +18,8 @@ from verifier.host.dialects import (
     text_of,
     word_of,
 )
-from verifier.host.event_stream import BrokenStream, read_events
+from verifier.host.event_stream import read_events
+from verifier.host.pieces import BrokenStream
 
 LOGPROBS: Final = "message.output_text.logprobs"
 
@@ -86,8 +87,12 @@ def _thought_of(output: list[Any]) -> tuple[bool, str | None]:
 
 
 def _assemble(body: str) -> dict[str, Any]:
-    """The answer as its last event holds it; the numbers on the events show lost or moved ones."""
+    """The answer as its last event holds it; the numbers on the events show lost or moved ones.
+
+    Some gateways leave the output out of that event: then it is what was done before.
+    """
     expected: int | None = None
+    done: list[Any] = []
     for event in read_events(body)[0]:
         value = event.value
         number, kind = value.get("sequence_number"), value.get("type") or event.name
@@ -101,7 +106,9 @@ def _assemble(body: str) -> dict[str, Any]:
             whole = value.get("response")
             if not isinstance(whole, dict):
                 raise BrokenStream("the last event holds no response")
-            return whole
+            return whole if whole.get("output") or not done else whole | {"output": done}
+        if kind == "response.output_item.done":
+            done.append(value.get("item"))
     raise BrokenStream("the stream ends without its last event")
 
 

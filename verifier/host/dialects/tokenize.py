@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from verifier.host.dialects import Ask, Dialect, Unreadable, View, bearer, items
-from verifier.host.event_stream import BrokenStream
+from verifier.host.pieces import BrokenStream
 from verifier.prompts import wire_message
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import json
 import time
 import uuid
@@ -15,7 +16,6 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count
 from typing import Any
 
 from starlette.applications import Starlette
@@ -27,6 +27,7 @@ from starlette.routing import Route
 from verifier.lab.testbed.answers import answer_batch
 from verifier.lab.testbed.batches import Batcher
 from verifier.lab.testbed.behaviours import Store
+from verifier.lab.testbed.deliveries import EVENTS, JSON, body_of, delivery_of, stream_of
 from verifier.lab.testbed.dialects import (
     Event,
     MessagesBody,
@@ -68,7 +69,12 @@ def create_app(host: Host) -> Starlette:
             window_s=host.window_s,
         )
         running_batches = asyncio.create_task(batcher.run())
-        yield {"host": host, "batcher": batcher, "numbers": count()}
+        yield {
+            "host": host,
+            "batcher": batcher,
+            "replied": itertools.count(),
+            "numbers": itertools.count(),
+        }
         running_batches.cancel()
         with suppress(asyncio.CancelledError):
             await running_batches
@@ -133,10 +139,10 @@ async def _respond(request: Request) -> Response:
 
 async def _reply(request: Request, body: Body) -> Response:
     answer, stamp = await _ask(request, body)
-    if not body.stream:
-        return JSONResponse(whole_reply(body, answer, stamp))
-    chunks = map(_event, reply_chunks(body, answer, stamp))
-    return _stream(chain(chunks, ["data: [DONE]\n\n"]))
+    way = delivery_of(request.state.host.tricks.delivers, next(request.state.replied))
+    if body.stream or way.unasked:
+        return _stream(stream_of(way, list(reply_chunks(body, answer, stamp))), kind=way.kind)
+    return Response(body_of(way, whole_reply(body, answer, stamp)), media_type=JSON)
 
 
 async def _ask(request: Request, body: Body) -> tuple[Answer, Stamp]:
@@ -173,9 +179,9 @@ def _check_key(request: Request) -> None:
         )  # fmt: skip
 
 
-def _stream(events: Iterable[str]) -> Response:
+def _stream(events: Iterable[str], *, kind: str = EVENTS) -> Response:
     # made whole before the first is sent, so that an error here still has its status
-    return StreamingResponse(iter(list(events)), media_type="text/event-stream")
+    return StreamingResponse(iter(list(events)), media_type=kind)
 
 
 def _named_event(event: Event) -> str:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 from verifier.checks.length.evidence import PLACES, Cut, Place, cut
 from verifier.errors import ConfigError
+from verifier.lab.testbed.deliveries import DESCRIBED
 from verifier.lab.testbed.reporting import HABITS
 from verifier.lab.testbed.wire import (
     DEFAULT_MAX_TOKENS,
@@ -53,6 +54,7 @@ TRICKS: Final = {
     "limits:minute": "every fourth request finds the quota of a minute used up",
     "limits:in-200": "the same, said with HTTP 200 and a code of the host's own",
     **{f"reports:{name}": f"log-probabilities: {said}" for name, (said, _) in HABITS.items()},
+    **{f"delivers:{name}": said for name, said in DESCRIBED.items()},
 }
 
 #: Requests that a weights fault may spare.
@@ -83,6 +85,7 @@ class Tricks:
     refuses: frozenset[Refused] = frozenset()  # what of a request it does not take
     limits: Limit | None = None  # how it says that a minute is full; None: none ever is
     reports: str | None = None  # how log-probabilities are reported, of `HABITS`; None: right
+    delivers: str | None = None  # how chats and completions travel, of `deliveries`; None: as usual
 
 
 #: A host without any.
@@ -165,6 +168,10 @@ def _read_limits(value: str, tricks: Tricks) -> Tricks | None:
     return None if how is None else replace(tricks, limits=how)
 
 
+def _read_delivers(value: str, tricks: Tricks) -> Tricks | None:
+    return replace(tricks, delivers=value) if value in DESCRIBED else None
+
+
 #: What reads each kind of trick; None: it cannot be read.
 _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "context": _read_context,
@@ -178,6 +185,7 @@ _READERS: Final[Mapping[str, Callable[[str, Tricks], Tricks | None]]] = {
     "refuses": _read_refuses,
     "limits": _read_limits,
     "reports": _read_reports,
+    "delivers": _read_delivers,
 }
 
 
