@@ -26,7 +26,7 @@ from verifier.reference.cards import Card
 AMONG: Final = 5
 
 
-def plan(config: RunFile, card: Card, _calibration: Calibration) -> Planned:
+def plan(config: RunFile, card: Card, _calibration: Calibration | None) -> Planned:
     """Whether tools are offered: as the run file says, else where the template shows them."""
     wanted, chats = config.audit.tools, config.endpoint.dialect == "chat"
     if wanted and not chats:
