@@ -144,6 +144,21 @@ def test_a_verdict_on_other_evidence_is_not_finished(honest: Finished, tmp_path:
     assert finished_with(run) is None
 
 
+def test_a_report_of_an_older_version_is_dated_by_its_exchanges(
+    honest: Finished, tmp_path: Path
+) -> None:
+    """It does not say when it was asked, and its folder does."""
+    run = honest.copied(tmp_path)
+    report = json.loads((run / REPORT).read_text())
+    asked = report.pop("asked")
+    write_json(run / REPORT, report)
+    shown = call("report", run, "--json")
+
+    assert json.loads(shown.out)["asked"] == asked
+    assert asked["last"][:19].replace("T", " ") == asked_last(run)
+    assert asked_last(run) in (run / PAGE).read_text()
+
+
 def test_what_is_decided_otherwise_by_now_goes_on(honest: Finished, tmp_path: Path) -> None:
     """As where another version decides it: the weights are loaded again."""
     run = honest.copied(tmp_path)
