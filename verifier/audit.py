@@ -49,7 +49,7 @@ def audit(
             case, asking = _ask_round(session, case, stage)
     settled = case.decision != "inconclusive" or bytes_sent(config.out) == sent
     if settled and not session.pace.late():
-        note_finished(config.out)
+        note_finished(config.out, case.decision)
     return write_page(config.out)
 
 

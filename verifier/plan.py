@@ -239,15 +239,15 @@ def describe_policy(run: Path) -> list[str]:
     plan = read_plan(run)
     excludes = [*plan.policy.noise, *plan.policy.builds]
     lines = [f"policy {plan.policy_name}: a consistent verdict excludes {', '.join(excludes)}"]
-    if plan.calibrated is None:
-        lines.append(
-            f"card {plan.card} is not calibrated: this run can be asked, and is judged once it is"
-        )
     for of, share in plan.policy.routed.items():
         replies = max(least_replies(share, error=plan.beta), LEAST_REPLIES)
         lines.append(
             f"and that {share:.0%} of the requests or more went to {of} or worse, which takes at "
             f"least {replies} replies, {replies * plan.max_tokens:,} completion tokens"
+        )
+    if plan.calibrated is None:
+        lines.append(
+            f"card {plan.card} is not calibrated: this run can be asked, and is judged once it is"
         )
     return lines
 

@@ -12,11 +12,22 @@ from typing import Any, NoReturn
 
 import pytest
 import yaml
-from audits import FAULT, NOWHERE, host, write_run_file
+from audits import FAULT, NOWHERE, host, load_reference, write_run_file
 from command_line import Finished, _plain_surroundings, call, faulty, honest
 
-from verifier.files.finished import is_finished
-from verifier.files.run_folder import EXCHANGES, FINISHED, FLEET, PAGE, PLAN, REPORT, RUN, SUMMARY
+from verifier.files.finished import finished_with
+from verifier.files.run_folder import (
+    EXCHANGES,
+    FINISHED,
+    FLEET,
+    PAGE,
+    PLAN,
+    REPORT,
+    RUN,
+    SUMMARY,
+    write_json,
+)
+from verifier.reference.loaded import Reference
 
 __all__ = ["_plain_surroundings", "faulty", "honest"]  # fixtures
 
@@ -40,6 +51,16 @@ def without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "verifier.reference.loaded.reference_loader", lambda _config, **_where: load
     )
+
+
+def reference_loader_that(loaded: list[object]) -> Any:
+    """Loads the tiny model, and says so."""
+
+    def load() -> Reference:
+        loaded.append(None)
+        return load_reference()
+
+    return lambda _config, **_where: load
 
 
 def asked_last(run: Path) -> str:
@@ -117,10 +138,40 @@ def test_a_verdict_on_other_evidence_is_not_finished(honest: Finished, tmp_path:
     """More was asked since, or scored anew to something else."""
     run = honest.copied(tmp_path)
 
-    assert is_finished(run)
+    assert finished_with(run) == "consistent"
     with (run / EXCHANGES).open("ab") as file:
         file.write(b"{}\n")
-    assert not is_finished(run)
+    assert finished_with(run) is None
+
+
+def test_a_report_of_an_older_version_is_dated_by_its_exchanges(
+    honest: Finished, tmp_path: Path
+) -> None:
+    """It does not say when it was asked, and its folder does."""
+    run = honest.copied(tmp_path)
+    report = json.loads((run / REPORT).read_text())
+    asked = report.pop("asked")
+    write_json(run / REPORT, report)
+    shown = call("report", run, "--json")
+
+    assert json.loads(shown.out)["asked"] == asked
+    assert asked["last"][:19].replace("T", " ") == asked_last(run)
+    assert asked_last(run) in (run / PAGE).read_text()
+
+
+def test_what_is_decided_otherwise_by_now_goes_on(honest: Finished, tmp_path: Path) -> None:
+    """As where another version decides it: the weights are loaded again."""
+    run = honest.copied(tmp_path)
+    note = json.loads((run / FINISHED).read_text())
+    write_json(run / FINISHED, note | {"decision": "inconclusive"})
+    loaded: list[object] = []
+    with pytest.MonkeyPatch.context() as patched:
+        loader = reference_loader_that(loaded)
+        patched.setattr("verifier.reference.loaded.reference_loader", loader)
+        ended = call("audit", run, "--trust")
+
+    assert (ended.status, len(loaded)) == (0, 1)
+    assert finished_with(run) == "consistent"
 
 
 def test_a_folder_of_an_older_version_says_so_too(honest: Finished, tmp_path: Path) -> None:
@@ -131,7 +182,7 @@ def test_a_folder_of_an_older_version_says_so_too(honest: Finished, tmp_path: Pa
 
     assert ended.status == 0
     assert ended.out.startswith(f"nobody was asked: {run} was finished before")
-    assert is_finished(run)
+    assert finished_with(run) == "consistent"
 
 
 def test_an_audit_whose_host_is_dead_is_not_finished(tmp_path: Path) -> None:
@@ -139,7 +190,7 @@ def test_an_audit_whose_host_is_dead_is_not_finished(tmp_path: Path) -> None:
     run_file = write_run_file(tmp_path, NOWHERE)
 
     assert call("audit", run_file).status == 2
-    assert not is_finished(tmp_path / "run")
+    assert finished_with(tmp_path / "run") is None
 
 
 @pytest.mark.usefixtures("at_the_moment")

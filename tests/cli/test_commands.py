@@ -886,6 +886,7 @@ def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(_run: Path, *, writes: bool) -> None:
         raise error
 
+    Path("run").mkdir()
     monkeypatch.setattr("verifier.verdict.decide.judge_folder", fail)
 
 

@@ -198,7 +198,7 @@ def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
     ended = call("reference", "list", COLUMNS="100")
 
     assert "Audits work today with: smollm2-135m-instruct" in ended.out
-    assert "Not yet with 23 others: not calibrated; nor can it be as it stands" in ended.out
+    assert "Not yet with 23 others: not calibrated; it cannot be yet" in ended.out
     assert "run `verifier calibrate" not in ended.out
 
 
@@ -335,8 +335,8 @@ def test_an_engine_that_cannot_score_is_refused_before_it_is_loaded(
 
 @pytest.mark.usefixtures("own_policy")
 def test_no_command_is_recommended_that_cannot_succeed(tmp_path: Path) -> None:
-    """A card that names no honest stacks cannot be calibrated as it stands."""
-    ended = call("audit", *described(tmp_path, reference="qwen3-8b", policy="tiny"))
+    """A card that names no honest stacks cannot be calibrated; said before a key is asked for."""
+    ended = call("audit", *described(tmp_path, reference="qwen3-8b", api_key_env="A_KEY_OF_NOBODY"))
 
     assert "the card names no calibration_stacks" in ended.complaint
     assert "run `verifier calibrate" not in ended.complaint

@@ -164,11 +164,11 @@ def audit(
     if again:
         fleet = begun_anew(fleet, described, now=now())
     every = fleet.every_run_file
+    to_judge = not all((config.out / PLAN).exists() for config in every.values())
+    refuse_unready(fleet.reference, to_judge=to_judge)
     keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
-    to_judge = not all((config.out / PLAN).exists() for config in every.values())
-    refuse_unready(fleet.reference, to_judge=to_judge)
     _warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)

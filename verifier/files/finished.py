@@ -18,6 +18,7 @@ from verifier.files.run_folder import (
     write_json,
 )
 from verifier.files.stored import read_record
+from verifier.records import Decision
 
 #: What a verdict is decided from.
 _EVIDENCE: Final = (EXCHANGES, LEDGER)
@@ -28,22 +29,23 @@ class Finished:
     """All that `finished.json` holds."""
 
     evidence_sha256: str  # of the exchanges and the ledger, as they were then
+    decision: Decision  # that was made of them, whatever a control showed
 
 
-def note_finished(run: Path) -> None:
+def note_finished(run: Path, decision: Decision) -> None:
     """Note that the audit of a run folder has come to its end."""
-    write_json(run / FINISHED, {"evidence_sha256": _digest(run)})
+    write_json(run / FINISHED, {"evidence_sha256": _digest(run), "decision": decision})
 
 
-def is_finished(run: Path) -> bool:
-    """Whether nothing was asked or scored since the audit came to its end.
+def finished_with(run: Path) -> Decision | None:
+    """What an audit came to at its end; None where it did not end, or was gone on with since.
 
     Raises ConfigError for a note that is none.
     """
     if not (run / FINISHED).exists():
-        return False
+        return None
     found = read_record(run / FINISHED, Finished, advice="remove it, and run the audit again")
-    return found.evidence_sha256 == _digest(run)
+    return found.decision if found.evidence_sha256 == _digest(run) else None
 
 
 def _digest(run: Path) -> str:

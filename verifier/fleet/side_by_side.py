@@ -18,7 +18,7 @@ from verifier.audit import audit
 from verifier.checks.check import Case
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.errors import ConfigError, VerifierError
-from verifier.files.finished import is_finished
+from verifier.files.finished import finished_with
 from verifier.files.run_folder import (
     CONTROL,
     FLEET,
@@ -98,10 +98,20 @@ def audit_targets(
 
 
 def is_over(fleet: Fleet) -> bool:
-    """Whether every audit of a run file came to its end, so that nobody is asked any more."""
-    every = fleet.every_run_file.values()
+    """Whether every audit of a run file came to its end, so that nobody is asked any more.
+
+    One that would be decided otherwise by now, as by another version, goes on.
+    """
     judged = fleet.control is None or all(map(_is_vouched, fleet.run_files.values()))
-    return judged and all(is_finished(config.out) for config in every)
+    return judged and all(map(_is_over, fleet.every_run_file.values()))
+
+
+def _is_over(config: RunFile) -> bool:
+    noted = finished_with(config.out)
+    if noted is None:
+        return False
+    case = _case_of(config)
+    return case is not None and case.decision == noted
 
 
 def decide_again(fleet: Fleet) -> Report | Summary:

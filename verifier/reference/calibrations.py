@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from verifier.errors import ReferenceMismatch
 from verifier.evidence.calibration import Calibration
@@ -11,6 +12,11 @@ from verifier.evidence.stacks import with_zone
 from verifier.files.run_folder import write_json
 from verifier.files.stored import read_record
 from verifier.reference.cards import Card, find_card, load_card
+
+#: Why a card cannot be calibrated as it stands.
+_CANNOT: Final = (
+    "it cannot be yet: the card names no calibration_stacks, the honest stacks to measure"
+)
 
 
 def calibration_path(name: str) -> Path:
@@ -27,10 +33,7 @@ def is_calibrated(name: str) -> bool:
 def how_to_calibrate(name: str, card: Card) -> str:
     """What to do about a calibration that is missing: nothing that cannot succeed."""
     if not card.calibration_stacks:
-        return (
-            "nor can it be as it stands, for the card names no calibration_stacks, the honest "
-            "stacks to measure; `verifier reference list` says which cards work today"
-        )
+        return f"{_CANNOT}; `verifier reference list` says which cards work today"
     return f"run `verifier calibrate {name}`"
 
 
@@ -38,7 +41,8 @@ def obstacles(name: str) -> tuple[str, ...]:
     """What stands between a card and an audit today; (): nothing does."""
     card, found = load_card(name), []
     if not is_calibrated(name):
-        found.append(f"not calibrated; {how_to_calibrate('CARD', card)}")
+        how = how_to_calibrate("CARD", card) if card.calibration_stacks else _CANNOT
+        found.append(f"not calibrated; {how}")
     if card.digests.tensors_sha256 is None:
         found.append("its weights are not pinned: `verifier reference pin` does, from a snapshot")
     return tuple(found)
