@@ -537,8 +537,8 @@ def test_pinning_says_what_it_wrote_and_refuses_a_mismatch(tiny: Path, tmp_path:
 
     assert (first.status, again.status, other.status, nothing.status) == (0, 0, 2, 2)
     assert [line.partition(": ")[0] for line in first.out.splitlines()] == [
-        f"digests.{key}" for key in opened
-    ]
+        *(f"digests.{key}" for key in opened), "takes_tools",
+    ]  # fmt: skip
     assert again.out.startswith("nothing to fill")
     assert "digests.template_sha256 is" in other.complaint
     assert "neither a directory nor REPO@REVISION" in nothing.complaint

@@ -8,14 +8,15 @@ from typing import Final
 #: begin with these, and the short ones at the end even them out. A test that is named goes to
 #: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
-    "test_embedded.py": 400,
-    "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 300,
+    "test_embedded.py": 500,
+    "reference/test_vllm_engine.py": 400,
     "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
-    "[context:400,front,hidden]": 200,
+    "[context:400,front,hidden]": 240,
     "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
-    "reference/test_vllm_engine.py": 300,
-    "checks/test_reported_logprobs.py": 130,
-    "scoring/test_thinking_embedded.py": 100,
+    "test_embedded.py::test_two_targets_are_told_apart_unless_the_control_differs_too": 110,
+    "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 80,
+    "scoring/test_thinking_embedded.py": 110,
+    "checks/test_reported_logprobs.py": 60,
     "checks/test_length.py": 50,
     "checks/test_sampling.py": 50,
     "test_audit.py": 50,

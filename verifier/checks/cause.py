@@ -14,6 +14,7 @@ from typing import Final
 
 from verifier.checks.check import (
     CAUSE,
+    NEAR_SAMPLER,
     SAMPLER,
     SINGLE,
     Account,
@@ -145,7 +146,7 @@ def _find_penalty(case: Case, named: Ranked) -> Finding:
         detail += f"; even so, noise of a scale of {named.best_fit.scale:.2g} is left"
     name = named.column.removeprefix(PENALTY) + among
     if near:
-        return make_finding(SAMPLER, "undecided", f"a sampler near {name}", log_odds, detail)
+        return make_finding(SAMPLER, "undecided", NEAR_SAMPLER + name, log_odds, detail)
     return make_finding(SAMPLER, "detected", name, log_odds, detail)
 
 

@@ -62,6 +62,9 @@ STAGES: Final[tuple[Stage, ...]] = ("before", "ordinary", "sampled", "long", "na
 #: The finding's name while it is not known how single tokens of greedy replies come about.
 SINGLE: Final = "single tokens other than the likeliest, at temperature 0"
 
+#: How the name of a sampler begins that leads, and does not fit by itself: it names nothing.
+NEAR_SAMPLER: Final = "a sampler near "
+
 #: What a rendering is called that explains chats by being no known one.
 UNKNOWN_RENDERING: Final = "a rendering that is not known"
 

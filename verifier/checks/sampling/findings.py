@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from verifier.checks.check import (
+    NEAR_SAMPLER,
     SAMPLER,
     Account,
     Asked,
@@ -362,7 +363,7 @@ def headline(findings: Sequence[Finding]) -> str | None:
     again = [f.name for f in findings if f.aspect == REPEATS.name and f.decision == "detected"]
     if again:
         return f"samples are not drawn anew ({again[0]})"
-    said = [f for f in findings if f.aspect == SAMPLER.name]
+    said = [f for f in findings if f.aspect == SAMPLER.name and not f.name.startswith(NEAR_SAMPLER)]
     if any(f.decision in ("detected", "undecided") for f in said):
         return f"the replies are not sampled as asked ({' and '.join(f.name for f in said)})"
     return None
