@@ -77,7 +77,7 @@ def test_a_finished_audit_says_first_that_nobody_was_asked(honest: Finished) -> 
 
     assert ended.status == 0
     assert first == (
-        f"nobody was asked: {honest.folder} was finished before, its last question asked on "
+        f"nobody was asked: {honest.folder} is finished, its last question asked on "
         f"{asked_last(honest.folder)} UTC; add --again to audit anew, in a folder beside it"
     )
     assert rest[0].startswith("CONSISTENT")
@@ -107,7 +107,7 @@ def test_a_run_folder_stands_for_its_run_file(honest: Finished, tmp_path: Path) 
     ended = call("audit", moved, "--trust")
 
     assert ended.status == 0
-    assert ended.out.startswith(f"nobody was asked: {moved} was finished before")
+    assert ended.out.startswith(f"nobody was asked: {moved} is finished")
 
 
 def test_a_folder_that_is_no_run_folder_is_no_run_file(tmp_path: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_folder_of_an_older_version_says_so_too(honest: Finished, tmp_path: Pa
     ended = call("audit", run, "--trust")
 
     assert ended.status == 0
-    assert ended.out.startswith(f"nobody was asked: {run} was finished before")
+    assert ended.out.startswith(f"nobody was asked: {run} is finished")
     assert finished_with(run) == "consistent"
 
 
@@ -212,7 +212,7 @@ def test_several_targets_are_repeated_and_asked_again_likewise(tmp_path: Path) -
     summary = json.loads((out / SUMMARY).read_text())
 
     assert (first.status, repeated.status, again.status) == (1, 1, 1)
-    assert repeated.out.startswith(f"nobody was asked: {out} was finished before, its last ")
+    assert repeated.out.startswith(f"nobody was asked: {out} is finished, its last ")
     assert "nobody" not in first.out + again.out
     assert seeds[0] != seeds[1]
     assert all(target["asked"]["first"] for target in summary["targets"])
@@ -233,7 +233,7 @@ def test_a_target_that_is_not_asked_anew_is_named(tmp_path: Path) -> None:
 
     assert (first.status, again.status) == (3, 3)
     assert "not asked anew" not in first.out
-    assert again.out.startswith(f"not asked anew: one: {tmp_path / 'run'} was finished before")
+    assert again.out.startswith(f"not asked anew: one: {tmp_path / 'run'} is finished")
 
 
 def test_a_folder_without_a_name_has_none_beside_it(tmp_path: Path) -> None:

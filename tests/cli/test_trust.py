@@ -136,6 +136,34 @@ def test_planning_what_came_from_elsewhere_does_not_make_it_ours(
     assert not is_made_here(run / RUN, state=state)
 
 
+def test_planning_a_folder_from_elsewhere_does_not_make_it_ours(
+    tmp_path: Path, state: Path
+) -> None:
+    """Given as a folder, nor into another one."""
+    run = plan(tmp_path)
+    forget(state)
+
+    assert call("plan", run, "--out", tmp_path / "second").status == 0
+    assert not is_made_here(tmp_path / "second" / RUN, state=state)
+    assert "was not made here" in call("audit", run).complaint
+    assert "was not made here" in call("capabilities", run).complaint
+
+
+def test_a_control_that_somebody_put_beside_a_run_of_ours_needs_trust(
+    tmp_path: Path, state: Path
+) -> None:
+    """Its run file says which key goes where, too."""
+    theirs = plan(tmp_path, "http://127.0.0.1:2/v1").rename(tmp_path / "theirs")
+    ours = plan(tmp_path)
+    forget(state)
+    remember([ours / RUN], state=state)
+    theirs.rename(ours / "control")
+
+    assert "control/run.yaml: lies in a run folder that was not made here" in (
+        call("audit", ours).complaint
+    )
+
+
 def test_a_folder_that_was_taken_up_is_not_made_here(tmp_path: Path, state: Path) -> None:
     """Only what was written is noted; --trust holds for one command."""
     with FakeHost(lambda _asked: REFUSAL) as host:

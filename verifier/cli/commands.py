@@ -46,7 +46,13 @@ from verifier.cli.common import (
 )
 from verifier.cli.init import init
 from verifier.cli.lab import bench, calibrate, demo, testbed_app
-from verifier.cli.options import Described, begun_anew, configure, takes_a_run
+from verifier.cli.options import (
+    Described,
+    begun_anew,
+    configure,
+    run_files_of,
+    takes_a_run,
+)
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
@@ -175,7 +181,8 @@ def audit(
         before = {name: bytes_sent(config.out) for name, config in every.items()}
         found = _run_audit(fleet, keys=keys, show=show)
     silent = [n for n, config in every.items() if bytes_sent(config.out) == before[n] > 0]
-    _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
+    if silent:
+        _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
     if isinstance(found, Summary):
         show_summary(found, fleet.out, as_json=as_json)
         raise typer.Exit(_worst(found))
@@ -208,13 +215,11 @@ def _say_who_was_not_asked(
     found: Report | Summary, silent: Sequence[str], *, of: int, out: Path, err: bool
 ) -> None:
     """Before all else: a verdict of an earlier day is not one of today."""
-    if not silent:
-        return
     last = wording.describe_last(found)
     who = "nobody was asked" if len(silent) == of else f"not asked anew: {', '.join(silent)}"
     say(
-        f"{who}: {out} was finished before, its last question asked {last}; add --again to audit "
-        "anew, in a folder beside it",
+        f"{who}: {out} is finished, its last question asked {last}; add --again to audit anew, in "
+        "a folder beside it",
         err=err,
     )
 
@@ -377,7 +382,7 @@ def plan(
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())), quiet=as_json)
     _warn_of_keys_in_clear(every.values())
-    ours = described.path is None or _is_ours_to_plan(described.path)
+    ours = described.path is None or all(map(_is_ours_to_plan, run_files_of(described.path)))
     with working_in(fleet.out, make=True):
         for problem in _start(fleet, ours=ours).values():
             raise problem

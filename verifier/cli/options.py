@@ -282,24 +282,35 @@ def _read_base(path: Path | None, *, trust: bool) -> tuple[dict[str, Any], Path 
     """What a run file says, or that of a run folder, and the file."""
     from verifier.cli.trust import is_run_folder
     from verifier.config import load_fleet, read_run_file
-    from verifier.files.run_folder import CONTROL, FLEET, RUN
 
     if path is None:
         return {}, None
     folder = path if path.is_dir() and is_run_folder(path) else None
-    if folder is not None:
-        path = folder / (FLEET if (folder / FLEET).exists() else RUN)
+    path, *of_control = run_files_of(path)
     within = its_run_folder(path, trust=trust)
     load_fleet(path, below=within)  # says it best when the file itself is wrong
     base = read_run_file(path, below=within)  # as it stands: an option may change its host
     if folder is not None:
         base["out"] = folder  # wherever it lies now
-        beside = folder / CONTROL / RUN
-        if path.name == RUN and beside.exists():  # it is kept in the control's own folder
-            its_run_folder(beside, trust=trust)
-            control = read_run_file(beside, below=folder / CONTROL)
-            base["control"] = control["endpoint"] | {"prices": control.get("prices")}
+    for beside in of_control:
+        its_run_folder(beside, trust=trust)
+        control = read_run_file(beside, below=beside.parent)
+        base["control"] = control["endpoint"] | {"prices": control.get("prices")}
     return {name: value for name, value in base.items() if value is not None}, path
+
+
+def run_files_of(path: Path) -> tuple[Path, ...]:
+    """The run file that is meant by a path; of a run folder its own, and that of its control, which
+    is kept in the control's folder."""
+    from verifier.cli.trust import is_run_folder
+    from verifier.files.run_folder import CONTROL, FLEET, RUN
+
+    if not (path.is_dir() and is_run_folder(path)):
+        return (path,)
+    if (path / FLEET).exists():
+        return (path / FLEET,)
+    beside = path / CONTROL
+    return (path / RUN, *((beside / RUN,) if is_run_folder(beside) else ()))
 
 
 def its_run_folder(run_file: Path, *, trust: bool) -> Path | None:
