@@ -60,6 +60,8 @@ ACCOUNT: list[tuple[str, int, Any, str]] = [
     ("MiniMax, key", 200, minimax(1004, "login fail: Please carry the API secret key in the "
      "'Authorization' field of the request header"), "key"),
     ("MiniMax, invalid key", 200, minimax(2049, "invalid api key"), "key"),
+    ("MiniMax, in a stream", 200, f"data: {json.dumps(minimax(1008, 'insufficient balance'))}\n\n",
+     "balance"),
     ("OpenRouter, credits", 402, error("Insufficient credits. Add more using "
      "https://openrouter.ai/settings/credits", code=402), "balance"),
     ("OpenRouter, few credits", 402, error("This request requires more credits, or fewer "
@@ -209,6 +211,7 @@ PASSING: list[tuple[str, int, Any]] = [
      type="engine_overloaded_error")),
     ("MiniMax", 200, minimax(1002, "rate limit exceeded(RPM)")),
     ("MiniMax, tokens", 200, minimax(1039, "token limit exceeded(TPM)")),
+    ("MiniMax, in a stream", 200, f"data: {json.dumps(minimax(1002, 'x'))}\n\ndata: [DONE]\n\n"),
     ("DashScope", 429, error(f"{CURRENT} For more information on this error, read the docs: "
      "https://help.aliyun.com/zh/model-studio/error-code#token-limit", type="insufficient_quota",
      code="insufficient_quota")),
