@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Final
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,24 @@ class Pace:
     #: Whether others beside it need one more batch of its ordinary replies, although it has a
     #: verdict; asked before each batch.
     wanted: Callable[[], bool] = lambda: False
+
+
+#: Seconds between two lines on waits.
+_SELDOM_S: Final = 5.0
+
+
+def seldom(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """`tell`, less the lines that come within a few seconds of another."""
+    told_at = -math.inf
+
+    def now_and_then(line: str) -> None:
+        nonlocal told_at
+        now = time.monotonic()
+        if now - told_at >= _SELDOM_S:
+            told_at = now
+            tell(line)
+
+    return now_and_then
 
 
 #: The pace of an audit by itself.

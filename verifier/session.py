@@ -17,7 +17,7 @@ from verifier.host.budget import Ceiling, Purse
 from verifier.host.collect import STOP_AFTER_FAILURES, Record, collect
 from verifier.host.endpoint import Endpoint
 from verifier.plan_file import Plan
-from verifier.progress import ALONE, Pace, Show
+from verifier.progress import ALONE, Pace, Show, seldom
 from verifier.records import Failure, Outcome, Probe, Report
 from verifier.reference.loaded import Reference
 from verifier.scoring.loadable import read_suspects
@@ -63,6 +63,7 @@ class Session:
         self._stage: Stage = STAGES[0]
         self._told = -1
         self._told_verdict = False
+        self._tell_of_waits = seldom(show.tell)
 
     # -- what checks use -----------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Session:
             collect(
                 self.run / folder, endpoint, probes, record=record, ceiling=ceiling, every=every,
                 progress=lambda done, of: self.show.step("asking", done, of),
-                tell=self.show.tell, stopped=self.pace.stopped,
+                tell=self._tell_of_waits, stopped=self.pace.stopped,
             )  # fmt: skip
             before = settled
         outcomes = self.outcomes(folder)

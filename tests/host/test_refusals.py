@@ -60,6 +60,8 @@ ACCOUNT: list[tuple[str, int, Any, str]] = [
     ("MiniMax, key", 200, minimax(1004, "login fail: Please carry the API secret key in the "
      "'Authorization' field of the request header"), "key"),
     ("MiniMax, invalid key", 200, minimax(2049, "invalid api key"), "key"),
+    ("MiniMax, in a stream", 200, f"data: {json.dumps(minimax(1008, 'insufficient balance'))}\n\n",
+     "balance"),
     ("OpenRouter, credits", 402, error("Insufficient credits. Add more using "
      "https://openrouter.ai/settings/credits", code=402), "balance"),
     ("OpenRouter, few credits", 402, error("This request requires more credits, or fewer "
@@ -132,6 +134,19 @@ ACCOUNT: list[tuple[str, int, Any, str]] = [
      code=401), "balance"),
     ("Hugging Face", 402, {"error": "You have exceeded your monthly included credits for "
      "Inference Providers. Subscribe to PRO to get 20x more."}, "balance"),
+    ("Groq, restricted", 400, error("Organization has been restricted. Please reach out to support "
+     "if you believe this was in error.", code="organization_restricted"), "closed"),
+    ("OpenAI, deactivated", 401, error("The OpenAI account associated with this API key has been "
+     "deactivated.", code="account_deactivated"), "closed"),
+    ("Cohere, trial", 429, {"message": "You are using a Trial key, which is limited to 1000 API "
+     "calls / month."}, "day"),
+    ("Tencent", 429, error("免费额度已用完,可开通后付费"), "balance"),
+    ("LiteLLM", 400, error("Budget has been exceeded! Current cost: 0.1, Max budget: 0.05",
+     type="budget_exceeded", code="400"), "balance"),
+    ("Gemini, leaked", 403, error("Your API key was reported as leaked. Please use another API "
+     "key.", code=403, status="PERMISSION_DENIED"), "key"),
+    ("any, credits", 403, {"detail": "You have run out of credits. Please purchase more."},
+     "balance"),
     ("Novita", 403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "not enough balance",
      "metadata": {}}, "balance"),
     ("DeepInfra", 403, {"detail": {"error": "inference prohibited, please enter a payment method "
@@ -209,6 +224,7 @@ PASSING: list[tuple[str, int, Any]] = [
      type="engine_overloaded_error")),
     ("MiniMax", 200, minimax(1002, "rate limit exceeded(RPM)")),
     ("MiniMax, tokens", 200, minimax(1039, "token limit exceeded(TPM)")),
+    ("MiniMax, in a stream", 200, f"data: {json.dumps(minimax(1002, 'x'))}\n\ndata: [DONE]\n\n"),
     ("DashScope", 429, error(f"{CURRENT} For more information on this error, read the docs: "
      "https://help.aliyun.com/zh/model-studio/error-code#token-limit", type="insufficient_quota",
      code="insufficient_quota")),
@@ -228,6 +244,10 @@ PASSING: list[tuple[str, int, Any]] = [
     ("DeepInfra", 429, {"detail": {"error": "Model busy, retry later"}}),
     ("GitHub Models", 429, error("Rate limit of 10 per 60s exceeded for UserByModelByMinute. "
      "Please wait 34 seconds before retrying.", code="RateLimitReached")),
+    ("Cohere, trial", 429, {"message": "You are using a Trial key, which is limited to 10 API "
+     "calls / minute."}),
+    ("Hugging Face", 429, {"error": "Rate limit reached. You reached free usage limit (reset "
+     "hourly). Please subscribe to a plan to use the API at this rate"}),
     ("Bedrock", 429, {"message": "Too many requests, please wait before trying again."}),
     ("Baidu", 200, {"error_code": 18, "error_msg": "Open api qps request limit reached"}),
     ("a page", 429, "<html><title>Too Many Requests</title>"),

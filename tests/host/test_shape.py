@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from verifier.host.exchange import asked_tokens
 from verifier.host.refusals import read_error
 from verifier.host.shape import heeds, proposed, written
 from verifier.plan_file import read_plan
+from verifier.progress import Show
 from verifier.records import Failure, Message, Outcome, Probe, Reply
 from verifier.session import Session
 from verifier.steps import make_endpoint
@@ -96,6 +98,20 @@ CHANGES: list[tuple[str, dict[str, Any], int, Any, str | None]] = [
     ("true", WHOLE, 400, {"detail": "Stream must be set to true"}, "as a stream"),
     ("required", WHOLE, 422, {"detail": "streaming is required for this endpoint"}, "as a stream"),
     ("not whole", WHOLE, 400, openai("Non-streaming requests are not supported"), "as a stream"),
+    ("by place, true", WHOLE, 422, {"detail": [{"type": "literal_error", "loc": ["body", "stream"],
+     "msg": "Input should be True"}]}, "as a stream"),
+    ("equals", WHOLE, 400, {"error": "stream=false is not supported"}, "as a stream"),
+    ("set it", WHOLE, 400, {"error": "This endpoint only supports streaming. Set stream=true."},
+     "as a stream"),
+    ("by place, false", ASKED, 422, {"detail": [{"type": "literal_error", "loc": ["body",
+     "stream"], "msg": "Input should be False"}]}, "whole"),
+    ("equals true", ASKED, 400, {"error": "stream=true is not supported"}, "whole"),
+    ("Joi", WHOLE, 400, {"message": '"max_tokens" is not allowed'}, "max_completion_tokens"),
+    ("a keyword", WHOLE, 400, {"detail": "got an unexpected keyword argument 'max_tokens'"},
+     "max_completion_tokens"),
+    ("FastAPI, too few", WHOLE, 422, {"detail": [{"loc": ["body", "max_tokens"], "msg":
+     "ensure this value is greater than or equal to 16", "type": "value_error.number.not_ge"}]},
+     None),
     ("no streams", ASKED, 400, openai("Streaming is not supported for this model",
      param="stream"), "whole"),
     ("no streams yet", ASKED, 501, {"error": "stream is not yet supported"}, "whole"),
@@ -365,6 +381,21 @@ def test_an_honest_host_that_refuses_is_consistent(
     assert report.usage.failures == 0
     assert report.usage.requests > report.usage.replies  # some were refused
     assert all(asked["temperature"] == 0 for asked in requests_of(tmp_path / "run"))
+
+
+def test_waits_of_a_whole_audit_are_told_now_and_then(card: Path, tmp_path: Path) -> None:
+    """Not once for each batch that it asks."""
+    told: list[str] = []
+    show = Show(tell=told.append, step=lambda _name, _done, _of: None)
+    began = time.monotonic()
+    with host_with("limits:minute") as url:
+        run(configure(url, card, tmp_path / "run", endpoint={"max_attempts": 4}), show=show)
+    refused = [attempt for attempt in read_attempts(tmp_path / "run") if attempt.status == 429]
+
+    waits = [line for line in told if "asking again in" in line]
+    assert len(refused) > 2
+    assert 1 <= len(waits) <= 1 + (time.monotonic() - began) / 5
+    assert "requests per minute" in waits[0]
 
 
 def test_what_is_asked_beside_the_probes_is_written_so_too(card: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ _OF_ACCOUNT: Final[Mapping[Account, str]] = {
     "balance": "the account has no balance, credit or quota left: top it up or raise its limit",
     "day": "the account has used up a limit that opens again in hours or days: wait or raise it",
     "verify": "the account must be verified there first: do so",
+    "closed": "the account is suspended or restricted: settle that there",
 }
 _OTHER_HEADER: Final = "or name the header that it wants the key in (endpoint.api_key_header)"
 

@@ -9,7 +9,6 @@ Whatever asks an endpoint asks here.
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +44,7 @@ from verifier.host.exchange import (
 from verifier.host.rate_limits import Gate, Slots
 from verifier.host.refusals import clean
 from verifier.host.shape import AS_WRITTEN, Change, Shape, heeds
+from verifier.progress import seldom
 from verifier.records import (
     Attempt,
     CountTokens,
@@ -68,7 +68,6 @@ _FIRST_BACKOFF_S: Final = 1.0
 _FIRST_BACKOFF_AT_LIMIT_S: Final = 5.0  # after 429: hosts count requests by the minute
 _MAX_BACKOFF_S: Final = 60.0
 _LOOK_EVERY_S: Final = 0.1  # whether to stop
-_TELL_EVERY_S: Final = 5.0
 _WORTH_TELLING_S: Final = 1.0
 _LONGEST_LINE: Final = 320  # characters
 #: Files that attempts are kept in.
@@ -174,7 +173,7 @@ def collect(
         history=history,
         purse=purse,
         stopped=stopped,
-        waits=_Waits(endpoint.host, tell),
+        tell=seldom(tell),
         sleep=sleep,
         rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
     )
@@ -474,21 +473,6 @@ def _is_refusal(problem: Problem) -> bool:
     return problem.status is not None and 300 <= problem.status <= 499 and not problem.retryable
 
 
-class _Waits:
-    """Tells why and how long is waited, in one line now and then for all workers together."""
-
-    def __init__(self, host: str, tell: Callable[[str], None]) -> None:
-        self._host, self._tell = host, tell
-        self._told_at = -math.inf
-
-    def tell(self, why: str, wait_s: float, *, what: str, now: float) -> None:
-        """Tell of a wait that begins `now`, by the loop's clock; not soon after another."""
-        if now - self._told_at < _TELL_EVERY_S:
-            return
-        self._told_at = now
-        self._tell(describe_wait(self._host, why, wait_s, what=what))
-
-
 def describe_wait(host: str, why: str, wait_s: float, *, what: str) -> str:
     """Why and how long a host is waited for, in one line that neither acts nor shows a key."""
     span = f"{wait_s:.1f} s" if wait_s < 1 else f"{wait_s:.0f} s"
@@ -622,7 +606,7 @@ class _Collection:
     history: _History
     purse: Purse | None
     stopped: Callable[[], bool] | None
-    waits: _Waits
+    tell: Callable[[str], None]
     sleep: Sleep
     rng: random.Random
 
@@ -737,7 +721,7 @@ class _Collection:
                 most = self._most_tries(result)
                 made = tries if entry.operators else history.tries(probe.id)
                 what = f", try {min(made + 1, most)} of {most}"
-                self.waits.tell(result.reason, wait_s, what=what, now=clock())
+                self.tell(describe_wait(self.endpoint.host, result.reason, wait_s, what=what))
                 await self.sleep(wait_s)
 
     async def _pass_gate(self, gate: Gate, waited_until: float) -> float:
@@ -745,7 +729,8 @@ class _Collection:
         clock = asyncio.get_running_loop().time
         while (left_s := gate.left_s(since=max(waited_until, clock()))) > 0:
             if left_s >= _WORTH_TELLING_S:
-                self.waits.tell("it asks for a pause", left_s, what="", now=clock())
+                host = self.endpoint.host
+                self.tell(describe_wait(host, "it asks for a pause", left_s, what=""))
             waited_until = max(waited_until, clock()) + left_s
             await self.sleep(left_s)
         return waited_until

@@ -16,8 +16,8 @@ from typing import Any, Final, Literal
 from verifier.host.dialects import items, member
 
 #: What an account lacks, for its holder to mend: a valid key, money, a limit that is not used up
-#: for hours, or a word on who holds it.
-Account = Literal["key", "balance", "day", "verify"]
+#: for hours, a word on who holds it, or to be open.
+Account = Literal["key", "balance", "day", "verify", "closed"]
 
 MAX_REASON_CHARS: Final = 200
 
@@ -300,11 +300,12 @@ _NO_MONEY: Final = frozenset({
     "billingnotactive", "billingerror", "billingdisabled", "arrearage", "accountoverdue",
     "accountoverdueerror", "creditlimit", "creditlimitexceeded", "paymentrequired",
     "paymentrequirederror", "prepaidbilloverdue", "postpaidbilloverdue", "commoditynotpurchased",
-    "allocationquotafreetieronly", "resourcepackexhausted", "setlimitexceeded", "1113", "30001",
+    "allocationquotafreetieronly", "resourcepackexhausted", "setlimitexceeded", "budgetexceeded",
+    "1113", "30001",
 })  # fmt: skip
 _NO_KEY: Final = frozenset({
     "invalidapikey", "incorrectapikeyerror", "invalidauthenticationerror", "authenticationerror",
-    "apikeyinvalid", "apikeyexpired", "accountdeactivated",
+    "apikeyinvalid", "apikeyexpired",
 })  # fmt: skip
 _NO_DAY: Final = frozenset({"1304", "1308", "1310"})  # Zhipu's
 
@@ -323,7 +324,8 @@ _MONEY_WORDS: Final = re.compile(
     r"|\bspending limit\b|\bbilling (?:hard )?limit\b"
     r"|\bbilling (?:is |has )?(?:not|been)? ?(?:active|disabled|been enabled|to be enabled)"
     r"|\brequires billing\b|\brecharge\b|\btop.?up (?:your|the)\b"
-    r"|\baccount\b[^.;]{0,60}\b(?:suspended|in good standing|overdue|frozen)\b"
+    r"|\baccount\b[^.;]{0,60}\b(?:in good standing|overdue)\b"
+    r"|\bbudget (?:has been |is |was )?exceeded\b|\bexceed\w* (?:your |the |its )?budget\b"
     r"|\bkey limit exceeded\b|\breached your specified\b[^.;]{0,20}\busage limits?\b"
     r"|\bquota is not enough\b|\bfree tier\b[^.;]{0,40}\bexhausted\b"
     r"|\bexhausted its free (?:trial )?quota\b"
@@ -336,7 +338,7 @@ _A_KEY: Final = (
 _KEY_WORDS: Final = re.compile(
     rf"\b(?:invalid|incorrect|missing|expired|wrong|revoked|unknown|no|bad)\b[^.;]{{0,20}}{_A_KEY}"
     rf"|{_A_KEY}\b[^.;]{{0,50}}\b(?:invalid|incorrect|missing|expired|not valid|not found|revoked"
-    r"|disabled|wrong)\b|\blogin fail|\bauthentication failed\b|无效的?令牌|密钥无效",
+    r"|disabled|wrong|leaked)\b|\blogin fail|\bauthentication failed\b|无效的?令牌|密钥无效",
     re.IGNORECASE,
 )
 _VERIFY_WORDS: Final = re.compile(
@@ -344,6 +346,12 @@ _VERIFY_WORDS: Final = re.compile(
     r"\b(?:must be|needs? to be|has to be|to be|is not|not yet|not been)\b[^.;]{0,12}\bverified\b"
     r"|\bverify your (?:account|organi[sz]ation|identity|phone|e-?mail)|\breal.?name\b"
     r"|\bidentity verification\b|实名",
+    re.IGNORECASE,
+)
+_CLOSED_MARKS: Final = frozenset({"accountdeactivated", "organizationrestricted"})
+_CLOSED_WORDS: Final = re.compile(
+    r"\b(?:account|organi[sz]ation|project|team)\b[^.;]{0,60}\b(?:suspended|frozen|restricted"
+    r"|deactivated|disabled|blocked|banned|terminated|locked|not active)\b|账[户号].{0,8}[冻封停]",
     re.IGNORECASE,
 )
 #: A limit that is full for seconds or minutes.
@@ -357,7 +365,8 @@ _PASSING_RATE: Final = re.compile(
 )
 #: And one that is full for a day or longer.
 _BY_THE_DAY: Final = re.compile(
-    r"per[ _-]?(?:day|week|month)|\b(?:daily|weekly|monthly)\b|\b[rt]pd\b|by(?:day|month)\b"
+    r"per[ _-]?(?:day|week|month)|/ ?(?:day|week|month)\b|\b(?:daily|weekly|monthly)\b|\b[rt]pd\b"
+    r"|by(?:day|month)\b"
     r"|per 86[ ,]?400|per 24 ?h|quota will be replenished|[今当每][日天月周]",
     re.IGNORECASE,
 )
@@ -418,7 +427,10 @@ def _lacking(told: Told) -> Account | None:
         return "balance"
     if told.marks & _NO_KEY or _KEY_WORDS.search(told.words):
         return "key"
-    return "verify" if _VERIFY_WORDS.search(told.words) else None
+    if _VERIFY_WORDS.search(told.words):
+        return "verify"
+    closed = told.marks & _CLOSED_MARKS or _CLOSED_WORDS.search(told.words)
+    return "closed" if closed else None
 
 
 def _is_of_a_day(status: int, told: Told) -> bool:

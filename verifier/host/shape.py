@@ -82,6 +82,7 @@ _STREAMS_ALONE: Final = re.compile(
     r"(?:true|enabled|on)\b|\bmust be streamed\b"
     rf"|\brequires? (?:\w+ ){{0,3}}{_STREAM}|\bfor {_WHOLE}|{_WHOLE}.{{0,40}}{_NOT}"
     rf"|{_NOT} ?{_OFFERED}\w*\b.{{0,20}}{_WHOLE}"
+    rf"|{_STREAM}\W{{1,4}}false\b.{{0,30}}{_NOT}"
     rf"|\b(?:enable|use)\b.{{0,12}}{_STREAM}|\bset\b.{{0,12}}{_STREAM}.{{0,8}}\btrue\b",
     re.IGNORECASE,
 )
@@ -92,6 +93,10 @@ _NO_STREAMS: Final = re.compile(
     rf"|{_STREAM}.{{0,12}}\bmust be (?:set )?(?:to )?\W?(?:false|off|disabled)\b",
     re.IGNORECASE,
 )
+
+#: Of the field that is named beside the words.
+_BE_TRUE: Final = re.compile(r"\b(?:should|must) be (?:set to )?\W?true\b", re.IGNORECASE)
+_BE_FALSE: Final = re.compile(r"\b(?:should|must) be (?:set to )?\W?false\b", re.IGNORECASE)
 
 #: Statuses of a request that is not taken as it is written; some hosts say so with a success.
 _REFUSING: Final = frozenset({200, 400, 405, 406, 412, 415, 422, 501})
@@ -182,12 +187,13 @@ def _of_optional(request: object, told: Told) -> Change | None:
 
 def _of_streams(request: object, told: Told) -> Change | None:
     """A change of how the answer is to come."""
+    named = "stream" in told.fields
     if member(request, "stream") is True:
         refused = _NO_STREAMS.search(told.words) and not _STREAMS_ALONE.search(told.words)
-        return "whole" if refused else None
-    if _STREAMS_ALONE.search(told.words):
+        return "whole" if refused or (named and _BE_FALSE.search(told.words)) else None
+    if _STREAMS_ALONE.search(told.words) or (named and _BE_TRUE.search(told.words)):
         return "as a stream"
-    unknown = "stream" in told.fields and _is_refused(told)
+    unknown = named and _is_refused(told)
     return "without stream" if unknown and _has(request, "stream") else None
 
 
