@@ -417,3 +417,22 @@ def test_a_call_is_no_text_that_may_come_twice() -> None:
 
     assert isinstance(found, NotJudged)
     assert found.reason.startswith("calls the tool 'add'")
+
+
+def test_the_model_is_the_last_that_is_named() -> None:
+    """Some events leave it out, or empty."""
+    first = {"id": "", "model": "", "choices": []}
+    last = {"id": "x", "model": "", "choices": [], "usage": tokens(4)}
+
+    assert reply(stream(first, *chunks()[:-1], last)).named == "m"
+    assert reply(stream(*chunks(), {"model": "other", "choices": []})).named == "other"
+
+
+def test_a_whole_answer_as_one_event_is_read_with_its_calls() -> None:
+    """As a gateway makes one of a reply that it kept."""
+    call = {"id": "c", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+    message = {"role": "assistant", "content": "Hi.", "tool_calls": [call]}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    found = reply(stream({"id": "x", "model": "m", "choices": [choice], "usage": tokens(9)}))
+
+    assert (found.text, found.finish_reason, found.completion_tokens) == ("Hi.", "tool_calls", 9)

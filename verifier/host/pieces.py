@@ -22,6 +22,11 @@ Step = Literal["new", "all", "again"]
 #: One or two may be chance.
 _KNOWN_BY: Final = 3
 
+#: Characters that a piece begins with for no chance, where nothing is counted; and how many times
+#: longer that is than any piece before it.
+_LONG: Final = 24
+_FAR_LONGER: Final = 4
+
 #: Readings that are followed at once; a stream that allows more tells nothing.
 _MOST_READINGS: Final = 32
 
@@ -32,6 +37,14 @@ _CUT_ANEW: Final = 4
 #: at most, to be looked through.
 _SENT_TWICE: Final = re.compile(r"(.{8,}?)\1", re.DOTALL)
 _LONGEST: Final = 4096
+
+#: What is seldom said twice in a row, as signs and digits are: words, or letters beside signs; and
+#: how far it is looked for.
+_WORD: Final = re.compile(
+    r"[^\W\d_]{3}|\S\s+\S|\n\s*[^\W\d_]|[^\W\d_]\s*[^\w\s]|[^\w\s]\s*[^\W\d_]"
+)
+
+_LOOKED_AT: Final = 256
 
 #: Fields of a thought; hosts that give several repeat it.
 _THOUGHTS: Final = ("reasoning", "reasoning_content", "thinking")
@@ -166,7 +179,7 @@ def _sent_once(pieces: Sequence[Piece], runs: Sequence[int], *, several: int) ->
         kept = [1] * len(runs)
     else:
         return []
-    found = _Reading()
+    found = _Reading(is_counted=True)
     at = 0
     for run, new in zip(runs, kept, strict=True):
         for n in range(run):
@@ -190,10 +203,12 @@ def _read_plain(
         return _read_by_rows(pieces, plain, [False, *telling], total, at_limit)
     count, runs = len(pieces), _runs(pieces)
     if total is None or count <= total:
+        if not _looks_sent_twice(pieces, runs, total, at_limit):
+            return plain.steps
         once = _sent_once(pieces, runs, several=_KNOWN_BY)
         once = [one for one in once if one.fits(total)]
-        if not once or not _looks_sent_twice(pieces, runs, total, at_limit):
-            return plain.steps
+        if not once:
+            raise TwoReadings
         return _choose([*([plain] if plain.fits(total) else []), *once], pieces, whole).steps
     if count <= total + _SLACK:
         if len(runs) < count:
@@ -201,6 +216,8 @@ def _read_plain(
         return plain.steps
     found = [one for one in _sent_once(pieces, runs, several=1) if one.fits(total)]
     if _is_cut_anew(plain, pieces, total):
+        if _SENT_TWICE.search(plain.text):
+            raise TwoReadings
         found.append(plain)
     if not found:
         raise BrokenStream(f"{count} pieces for {total} tokens")
@@ -235,17 +252,19 @@ def _looks_sent_twice(
     """Whether equal neighbours may be no words that were said twice.
 
     Where each piece is one token they are, as is counted: with the end, or without one. Else each
-    event having one speaks against it, and so does a phrase that comes just twice.
+    event having one speaks against it, and so does a single one that is a word or more: texts
+    repeat signs and digits, or go on repeating.
     """
+    if len(runs) == len(pieces):
+        return False
     words = [_words(piece) for piece in pieces]
     if total is not None and len(pieces) >= total - 1 and max(words) == 1:
-        return len(pieces) == total and not at_limit
-    if all(run % 2 == 0 for run in runs):
-        return len(runs) >= _KNOWN_BY or max(words) > 1
+        return len(pieces) == total and not at_limit and 2 in runs
+    if len(runs) >= _KNOWN_BY and all(run % 2 == 0 for run in runs):
+        return True
     ends = accumulate(runs)
-    return max(runs) == 2 and any(
-        run == 2 and words[end - 1] > 1 for run, end in zip(runs, ends, strict=True)
-    )
+    twice = [pieces[end - 1] for run, end in zip(runs, ends, strict=True) if run == 2]
+    return any(_WORD.search(text[:_LOOKED_AT]) for piece in twice for text in piece.texts.values())
 
 
 def _is_cut_anew(plain: _Reading, pieces: Sequence[Piece], total: int) -> bool:
@@ -253,8 +272,7 @@ def _is_cut_anew(plain: _Reading, pieces: Sequence[Piece], total: int) -> bool:
     if any(len(text) > _CUT_ANEW for piece in pieces for text in piece.texts.values()):
         return False
     text = plain.text
-    fits = len(text) <= _LONGEST and len(text.split()) <= total + _SLACK
-    return fits and _SENT_TWICE.search(text) is None
+    return len(text) <= _LONGEST and len(text.split()) <= total + _SLACK
 
 
 # -- readings ------------------------------------------------------------------------------------
@@ -268,9 +286,11 @@ class _Reading:
     sizes: dict[str, int] = field(default_factory=dict)  # how many characters those are
     least: dict[str, int] = field(default_factory=dict)  # and tokens at least
     steps: list[Step] = field(default_factory=list)
+    longest: int = 0  # characters of a new piece at most
     grown: int = 0  # events that hold all that was said, and tell more
     is_over: bool = False  # whether it says something after the end
     is_plain: bool = False  # whether every piece of it is new
+    is_counted: bool  # whether the host counts tokens
 
     @property
     def text(self) -> str:
@@ -331,6 +351,7 @@ class _Reading:
         for name, text in piece.texts.items():
             self.said.setdefault(name, []).append(text)
             self.sizes[name] = self.sizes.get(name, 0) + len(text)
+            self.longest = max(self.longest, len(text))
             self.least[name] = self.least.get(name, 0) + max(1, len(text.split()))
         self.steps.append("new")
 
@@ -339,6 +360,8 @@ class _Reading:
         more = grew = False
         for name, text in piece.texts.items():
             said = "".join(self.said.get(name, ()))
+            if not self.is_counted and self.grown < _KNOWN_BY and self._is_no_chance(said):
+                self.grown += _KNOWN_BY
             if text == said or not text.startswith(said):
                 continue  # the same, but for white space
             more = True
@@ -349,6 +372,12 @@ class _Reading:
         self.grown += grew
         self.steps.append("all" if more else "again")
 
+    def _is_no_chance(self, said: str) -> bool:
+        """Whether no piece can begin with all of `said` by chance: it came in many, each far
+        shorter, and does not repeat itself."""
+        long = len(said) >= max(_LONG, _FAR_LONGER * self.longest)
+        return long and said.find(said[: len(said) // 2], 1) < 0
+
 
 def _follow(
     pieces: Sequence[Piece], total: int | None, at_limit: bool, end: int | None
@@ -358,7 +387,7 @@ def _follow(
     Raises TwoReadings where there are too many to follow.
     """
     last = {name: n for n, piece in enumerate(pieces) for name in piece.texts}
-    plain = _Reading(is_plain=True)
+    plain = _Reading(is_plain=True, is_counted=total is not None)
     readings = [plain]
     for n, piece in enumerate(pieces):
         is_last = all(last[name] == n for name in piece.texts)
