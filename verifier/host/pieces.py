@@ -164,9 +164,14 @@ def _runs(pieces: Sequence[Piece]) -> list[int]:
     return runs
 
 
+def _are_pairs(runs: Sequence[int]) -> bool:
+    """Whether each event may have come twice."""
+    return all(run % 2 == 0 for run in runs)
+
+
 def _sent_once(pieces: Sequence[Piece], runs: Sequence[int], *, several: int) -> list[_Reading]:
     """The reading in which each of several events came twice, or one alone did; [] if none can."""
-    if len(runs) >= several and all(run % 2 == 0 for run in runs):
+    if len(runs) >= several and _are_pairs(runs):
         kept = [run // 2 for run in runs]
     elif [run for run in runs if run > 1] == [2]:
         kept = [1] * len(runs)
@@ -208,7 +213,8 @@ def _read_plain(
             raise TwoReadings
         return plain.steps
     found = [one for one in _sent_once(pieces, runs, several=1) if one.fits(total)]
-    if _is_cut_anew(plain, pieces, total):
+    all_twice = len(runs) >= _KNOWN_BY and _are_pairs(runs)  # no text is spelled so
+    if not all_twice and _is_cut_anew(plain, pieces, total):
         if _SENT_TWICE.search(plain.text):
             raise TwoReadings
         found.append(plain)
@@ -234,7 +240,9 @@ def _read_by_rows(
     if rows < total or (rows == total and at_limit):
         return plain.steps
     fewer = sum(piece.rows for piece, again in zip(pieces, twice, strict=True) if not again)
-    if rows > total and total - 1 <= fewer <= total:
+    # tokens that end in no character have rows, and no text here
+    enough = fewer >= total - 1 or _are_pairs(_runs(pieces))
+    if rows > total >= fewer and enough:
         return ["again" if again else "new" for again in twice]
     raise TwoReadings
 
@@ -253,7 +261,7 @@ def _looks_sent_twice(
     words = [_words(piece) for piece in pieces]
     if total is not None and len(pieces) >= total - 1 and max(words) == 1:
         return len(pieces) == total and not at_limit and 2 in runs
-    if len(runs) >= _KNOWN_BY and all(run % 2 == 0 for run in runs):
+    if len(runs) >= _KNOWN_BY and _are_pairs(runs):
         return True
     ends = accumulate(runs)
     twice = [pieces[end - 1] for run, end in zip(runs, ends, strict=True) if run == 2]
