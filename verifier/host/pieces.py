@@ -76,7 +76,7 @@ class Piece:
     event: Any  # as it came: equal neighbours may be one that came twice
     count: int | None = None  # tokens, as the host counts with this event
     named: bytes | None = None  # the tokens that it names for this event; None: it names none
-    rows: int = 0  # how many those are
+    rows: int = 0  # how many those are, those before it that end in no character among them
     telling: bool = False  # whether the numbers beside them are hardly those of two positions
 
 
@@ -212,6 +212,13 @@ def _read_plain(
         if len(runs) < count:
             raise TwoReadings
         return plain.steps
+    return _read_too_many(pieces, plain, runs, total, whole)
+
+
+def _read_too_many(
+    pieces: Sequence[Piece], plain: _Reading, runs: Sequence[int], total: int, whole: str | None
+) -> list[Step]:
+    """A stream of more pieces than tokens: some came twice, or all are smaller than those."""
     found = [one for one in _sent_once(pieces, runs, several=1) if one.fits(total)]
     all_twice = len(runs) >= _KNOWN_BY and _are_pairs(runs)  # no text is spelled so
     if not all_twice and _is_cut_anew(plain, pieces, total):
@@ -219,7 +226,7 @@ def _read_plain(
             raise TwoReadings
         found.append(plain)
     if not found:
-        raise BrokenStream(f"{count} pieces for {total} tokens")
+        raise BrokenStream(f"{len(pieces)} pieces for {total} tokens")
     return _choose(found, pieces, whole).steps
 
 
@@ -240,9 +247,7 @@ def _read_by_rows(
     if rows < total or (rows == total and at_limit):
         return plain.steps
     fewer = sum(piece.rows for piece, again in zip(pieces, twice, strict=True) if not again)
-    # tokens that end in no character have rows, and no text here
-    enough = fewer >= total - 1 or _are_pairs(_runs(pieces))
-    if rows > total >= fewer and enough:
+    if rows > total and total - 1 <= fewer <= total:
         return ["again" if again else "new" for again in twice]
     raise TwoReadings
 
