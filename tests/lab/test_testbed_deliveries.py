@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import configure, host_with, run
+from audits import FAULT, configure, host_with, run
 from fakes_engine import FakeEngine
 
 from verifier.host.exchange import Problem, parse
@@ -173,3 +173,15 @@ def test_twenty_audits_of_honest_hosts_that_deliver_in_every_way(
     assert failed == 0
     # of half of the deliveries, those as streams, two in 34 where nothing numbers the events
     assert 0 < aside <= 0.04 * asked
+
+
+@pytest.mark.parametrize("name", ["cumulative", "each-twice", "characters"])
+def test_other_weights_are_found_however_they_are_delivered(
+    card: Path, tmp_path: Path, name: str
+) -> None:
+    """What is read is what was served; some of it ends in no character, and is set aside."""
+    with host_with(f"{FAULT}+delivers:{name}") as url:
+        report = run(configure(url, card, tmp_path / "run", endpoint={"stream": True}))
+
+    assert report.decision == "inconsistent"
+    assert report.usage.failures == 0

@@ -221,7 +221,7 @@ class _Sum:
         else:
             whole = next(filter(None, reversed(told)), None)
         try:
-            return self._add_up(chunks, self._steps([c for c in chunks if c.says], whole))
+            return self._add_up(chunks, self._steps(chunks, whole))
         except TwoReadings as doubt:
             doubt.body = self._add_up(chunks, ["new"] * len(chunks))
             raise
@@ -240,8 +240,15 @@ class _Sum:
         choice = last | ({"message": made} if self.chat else made)
         return self.around | {"choices": [choice]} | ({"usage": self.usage} if self.usage else {})
 
-    def _steps(self, chunks: list[_Chunk], whole: str | None) -> list[Step]:
+    def _steps(self, every: list[_Chunk], whole: str | None) -> list[Step]:
         """What each chunk that says something is."""
+        chunks = [chunk for chunk in every if chunk.says]
+        waiting, rows = 0, []  # of tokens that end in no character, and of each chunk with them
+        for chunk in every:
+            waiting += len(_rows(chunk.claims))
+            if chunk.says:
+                rows.append(waiting)
+                waiting = 0
         # some write an end on every chunk, or behind a thought: the last one counts
         end = max((n for n, chunk in enumerate(self.chunks) if chunk.ends), default=None)
         ended = set() if end is None else {id(chunk.value) for chunk in self.chunks[end + 1 :]}
@@ -252,10 +259,10 @@ class _Sum:
             Piece(
                 texts=chunk.texts or {"": str(chunk.delta)}, count=chunk.count,
                 event={name: told for name, told in chunk.value.items() if name != "created"},
-                named=_named(chunk.claims), rows=len(_rows(chunk.claims)),
+                named=_named(chunk.claims), rows=count,
                 telling=any(own) and often[own] == 2,
             )
-            for chunk, own in zip(chunks, numbers, strict=True)
+            for chunk, own, count in zip(chunks, numbers, rows, strict=True)
         ]  # fmt: skip
         return read_pieces(
             pieces, total=_count(self.usage), whole=whole, at_limit=self.finish == "length",

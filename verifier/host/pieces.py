@@ -83,7 +83,7 @@ class Piece:
     event: Any  # as it came: equal neighbours may be one that came twice
     count: int | None = None  # tokens, as the host counts with this event
     named: bytes | None = None  # the tokens that it names for this event; None: it names none
-    rows: int = 0  # how many those are
+    rows: int = 0  # how many those are, those before it that end in no character among them
     telling: bool = False  # whether the numbers beside them are hardly those of two positions
 
 
@@ -171,9 +171,14 @@ def _runs(pieces: Sequence[Piece]) -> list[int]:
     return runs
 
 
+def _are_pairs(runs: Sequence[int]) -> bool:
+    """Whether each event may have come twice."""
+    return all(run % 2 == 0 for run in runs)
+
+
 def _sent_once(pieces: Sequence[Piece], runs: Sequence[int], *, several: int) -> list[_Reading]:
     """The reading in which each of several events came twice, or one alone did; [] if none can."""
-    if len(runs) >= several and all(run % 2 == 0 for run in runs):
+    if len(runs) >= several and _are_pairs(runs):
         kept = [run // 2 for run in runs]
     elif [run for run in runs if run > 1] == [2]:
         kept = [1] * len(runs)
@@ -214,13 +219,21 @@ def _read_plain(
         if len(runs) < count:
             raise TwoReadings
         return plain.steps
+    return _read_too_many(pieces, plain, runs, total, whole)
+
+
+def _read_too_many(
+    pieces: Sequence[Piece], plain: _Reading, runs: Sequence[int], total: int, whole: str | None
+) -> list[Step]:
+    """A stream of more pieces than tokens: some came twice, or all are smaller than those."""
     found = [one for one in _sent_once(pieces, runs, several=1) if one.fits(total)]
-    if _is_cut_anew(plain, pieces, total):
+    all_twice = len(runs) >= _KNOWN_BY and _are_pairs(runs)  # no text is spelled so
+    if not all_twice and _is_cut_anew(plain, pieces, total):
         if _SENT_TWICE.search(plain.text):
             raise TwoReadings
         found.append(plain)
     if not found:
-        raise BrokenStream(f"{count} pieces for {total} tokens")
+        raise BrokenStream(f"{len(pieces)} pieces for {total} tokens")
     return _choose(found, pieces, whole).steps
 
 
@@ -260,7 +273,7 @@ def _looks_sent_twice(
     words = [_words(piece) for piece in pieces]
     if total is not None and len(pieces) >= total - 1 and max(words) == 1:
         return len(pieces) == total and not at_limit and 2 in runs
-    if len(runs) >= _KNOWN_BY and all(run % 2 == 0 for run in runs):
+    if len(runs) >= _KNOWN_BY and _are_pairs(runs):
         return True
     ends = accumulate(runs)
     twice = [pieces[end - 1] for run, end in zip(runs, ends, strict=True) if run == 2]
