@@ -239,8 +239,9 @@ def test_the_embedded_model_is_what_its_card_pins(embedded: Path, tmp_path: Path
     card.write_text(opened)
 
     assert opened != shipped
-    assert pin(card, embedded) == {f"digests.{key}": value for key, value in digests}
-    assert card.read_text() == shipped
+    filled = {f"digests.{key}": value for key, value in digests}
+    assert pin(card, embedded) == filled | {"takes_tools": False}
+    assert card.read_text() == shipped + "takes_tools: false\n"
 
 
 @pytest.fixture
