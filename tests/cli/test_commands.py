@@ -828,6 +828,7 @@ def test_the_testbed_lists_every_fault_with_a_word_on_it() -> None:
     [
         (["calibrate", "nosuch"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--reference", "nosuch"], "reference: no card 'nosuch'; there are"),
+        (["testbed", "serve", "--card", "nosuch"], "reference: no card 'nosuch'; there are"),
         (
             ["testbed", "route", "--base-url", "http://a", "--route", "b"],
             "--route: expected SHARE:",

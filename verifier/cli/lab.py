@@ -301,7 +301,7 @@ def serve_testbed(
     ] = "none",
     port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
     reference: Annotated[
-        str, typer.Option(metavar="CARD", help="Card of the weights to serve.")
+        str, typer.Option("--reference", "--card", metavar="CARD", help="The weights to serve.")
     ] = "smollm2-135m-instruct",
     engine: Annotated[
         Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
