@@ -62,7 +62,6 @@ class Session:
         self._finished: set[str] = set()
         self._stage: Stage = STAGES[0]
         self._told = -1
-        self._told_verdict = False
         self._tell_of_waits = seldom(show.tell)
 
     # -- what checks use -----------------------------------------------------------------------
@@ -219,8 +218,7 @@ class Session:
         replies = describe_replies(report.usage.replies)
         tokens = report.usage.completion_tokens
         self.show.tell(f"{replies}, {tokens} tokens: {', '.join(counts)}")
-        if report.decision == "inconsistent" and not self._told_verdict:
-            self._told_verdict = True
+        if report.decision == "inconsistent" and self.finish("inconsistent told"):
             self.show.tell(
                 "inconsistent, and that stands: now looking for the cause (Ctrl-C keeps the "
                 "verdict; the same command goes on)"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import re
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any, NoReturn
 import pytest
 import yaml
 from audits import FAULT, NOWHERE, host, load_reference, write_run_file
-from command_line import Finished, _plain_surroundings, call, faulty, honest
+from command_line import Finished, _plain_surroundings, call, faulty, honest, write_nowhere
 
 from verifier.files.finished import finished_with
 from verifier.files.run_folder import (
@@ -269,14 +267,7 @@ def test_where_nobody_can_write_is_one_line(
     honest: Finished, monkeypatch: pytest.MonkeyPatch, again: tuple[str, ...]
 ) -> None:
     """And nothing is overwritten: an audit keeps what it does."""
-    real = os.open
-
-    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
-        return real(path, flags, *more, **named)
-
-    monkeypatch.setattr(os, "open", only_read)
+    write_nowhere(monkeypatch)
     ended = call("audit", honest.run_file, *again)
 
     assert (ended.status, ended.out) == (2, "")

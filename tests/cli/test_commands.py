@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -19,7 +18,7 @@ import pytest
 import typer
 import yaml
 from audits import CARD, FAULT, KEY, NOWHERE, make_engine, write_run_file
-from command_line import Ended, Finished, _plain_surroundings, call, faulty, honest
+from command_line import Ended, Finished, _plain_surroundings, call, faulty, honest, write_nowhere
 from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat, error
 from simulate import make_calibration
@@ -769,18 +768,6 @@ def test_a_second_process_is_refused_by_every_command_that_writes(
     assert {one.complaint for one in ended} == {said}
     assert everything_in(run) == before
     assert call("decide", run).status == 0
-
-
-def write_nowhere(patched: pytest.MonkeyPatch) -> None:
-    """Make every folder one that this process may only read, for the superuser too."""
-    real = os.open
-
-    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
-        return real(path, flags, *more, **named)
-
-    patched.setattr(os, "open", only_read)
 
 
 @pytest.mark.parametrize("command", ["decide", "report"])

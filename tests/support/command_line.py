@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from audits import FAULT, make_engine, write_run_file
@@ -120,3 +123,15 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def faulty(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     """Of a build of the bank."""
     return finish(tmp_path_factory, FAULT)
+
+
+def write_nowhere(patched: pytest.MonkeyPatch) -> None:
+    """Make every folder one that this process may only read, for the superuser too."""
+    real = os.open
+
+    def only_read(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), path)
+        return real(path, flags, *more, **named)
+
+    patched.setattr(os, "open", only_read)

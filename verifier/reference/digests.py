@@ -44,6 +44,9 @@ _VOCABULARIES = (
 #: Keys of config.json that say only what wrote it.
 _WRITER = frozenset({"transformers_version"})
 
+#: Where processors keep a chat template.
+_TEMPLATE_JSON = "chat_template.json"
+
 #: Keys of tokenizer_config.json that say only what wrote it, or that the loader sets itself;
 #: the template has a digest of its own.
 _ASIDE = frozenset(
@@ -149,16 +152,30 @@ def template_parts(directory: Path) -> Parts:
     A text alone has one digest, whether it has a file of its own or stands in the tokenizer's
     configuration.
     """
-    parts = {name: _sha256(text.encode()) for name, text in _inner_templates(directory).items()}
-    for folder in (directory, directory / "additional_chat_templates", directory / "encoding"):
-        for path in folder.glob("*.jinja"):
-            name = str(path.relative_to(directory))
-            alone = name == "chat_template.jinja" and "chat_template" not in parts
-            parts["chat_template" if alone else name] = _sha256(read_text(path).encode())
-    beside = directory / "chat_template.json"
+    parts = {name: _sha256(text.encode()) for name, text in _template_texts(directory).items()}
+    beside = directory / _TEMPLATE_JSON
     if beside.is_file():
         parts[beside.name] = _digest(beside, read_object(beside))
     return parts | _bytes(directory, (directory / "encoding").glob("*.py"))
+
+
+def shows_tools(directory: Path) -> bool:
+    """Whether any of the chat templates of a directory reads the tools of a request."""
+    texts, beside = [*_template_texts(directory).values()], directory / _TEMPLATE_JSON
+    if beside.is_file():
+        texts.append(read_text(beside))
+    return any(re.search(r"\btools\b", text) for text in texts)
+
+
+def _template_texts(directory: Path) -> dict[str, str]:
+    """Chat templates as they are written: in the tokenizer's configuration, and in files."""
+    texts = dict(_inner_templates(directory))
+    for folder in (directory, directory / "additional_chat_templates", directory / "encoding"):
+        for path in folder.glob("*.jinja"):
+            name = str(path.relative_to(directory))
+            alone = name == "chat_template.jinja" and "chat_template" not in texts
+            texts["chat_template" if alone else name] = read_text(path)
+    return texts
 
 
 def _inner_templates(directory: Path) -> dict[str, str]:
@@ -234,17 +251,6 @@ def config_sha256(directory: Path) -> str:
 def tokenizer_sha256(directory: Path) -> str:
     """Digest of what turns text into ids and back; see `tokenizer_parts`."""
     return digest_of(tokenizer_parts(directory))
-
-
-def shows_tools(directory: Path) -> bool:
-    """Whether any of the chat templates of a directory reads the tools of a request."""
-    files = [
-        directory / "chat_template.jinja",
-        *(directory / "additional_chat_templates").glob("*"),
-    ]
-    texts = [*_inner_templates(directory).values()]
-    texts += [read_text(path) for path in files if path.is_file()]
-    return any(re.search(r"\btools\b", text) for text in texts)
 
 
 def template_sha256(directory: Path) -> str:
