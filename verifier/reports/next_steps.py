@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,8 +45,8 @@ _ASK: Final = f"Send the host this page and ask what it serves; {_AGAIN} later s
 _STEPS: Final[Mapping[str, Steps]] = {
     "build": Steps(
         buyer="Ask the host in which precision it serves the model: the replies are those of "
-        f"“{{name}}”. Until it says so in its listing or mends it, audit another host; {_AGAIN} "
-        "shows whether it was mended.",
+        "“{name}”{what}. Until it says so in its listing or mends it, audit another host; "
+        f"{_AGAIN} shows whether it was mended.",
         host="Serve the published precision, or say in the listing that the weights are “{name}”. "
         f"To check by yourself: {_OWN}.",
     ),
@@ -147,7 +147,7 @@ _STEPS: Final[Mapping[str, Steps]] = {
         "or serve in the precision that is published.",
     ),
     "fault": Steps(
-        buyer="Ask the host about “{name}”: that alone keeps the verdict from being consistent. "
+        buyer="Ask the host about “{name}”, which keeps the verdict from being consistent. "
         f"{_AGAIN} shows whether it was mended.",
         host="Mend “{name}”; the weights are not what is held against this host.",
     ),
@@ -157,7 +157,8 @@ _STEPS: Final[Mapping[str, Steps]] = {
         host="Nothing yet: nothing is held against this host.",
     ),
     "unfinished": Steps(
-        buyer="`verifier audit FOLDER` goes on: the budget is not used up{about}.",
+        buyer="`verifier audit FOLDER` goes on: the budget is not used up{about}. If it asks "
+        "nobody, allow more: `verifier audit --again FOLDER --budget-completion-tokens {budget}`.",
         host="Nothing yet: nothing is held against this host.",
     ),
     "more": Steps(
@@ -185,10 +186,12 @@ _ABOUT: Final[tuple[tuple[str, str], ...]] = (
 
 def next_steps(report: Report) -> Steps:
     """What a buyer and the host do next."""
-    kind, name = _kind(report)
-    said = one_line(name).replace("`", "'")
+    kind, found = _kind(report)
+    what, semicolon, _ = ("", "", "") if found is None else found.detail.partition(";")
+    detail = _said(what) if semicolon else ""
     words = {
-        "name": said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…",
+        "name": "" if found is None else _said(found.name),
+        "what": f" ({detail})" if detail else "",
         "card": _card(report),
         "digest": _digest(report),
         **_tokens(report),
@@ -200,24 +203,32 @@ def next_steps(report: Report) -> Steps:
     return Steps(buyer=steps.buyer.format(**words), host=steps.host.format(**words))
 
 
-def _kind(report: Report) -> tuple[str, str]:
-    """What was found, as a key of the table, and its name."""
+def _said(text: str) -> str:
+    """Words of a finding as a step repeats them: on one line, short, and no command."""
+    said = one_line(text).replace("`", "'")
+    return said if len(said) <= _LONGEST else f"{said[: _LONGEST - 1]}…"
+
+
+def _kind(report: Report) -> tuple[str, Finding | None]:
+    """What was found, as a key of the table, and the finding that says so, if one does."""
     match report.decision:
         case "consistent":
-            return "consistent", ""
+            return "consistent", None
         case "inconsistent":
             return _accused_of(report)
         case "inconclusive":
-            return _lacking(report)
+            faults = [f for f in _weighty(report) if f.decision == "detected"]
+            kind = _lacking(report, faults)
+            return kind, faults[0] if kind == "fault" else None
 
 
-def _accused_of(report: Report) -> tuple[str, str]:
+def _accused_of(report: Report) -> tuple[str, Finding | None]:
     detected = {f.aspect: f for f in reversed(report.findings) if f.decision == "detected"}
     for aspect, kind in _ABOUT:
         if aspect in detected:
-            name = detected[aspect].name
-            return (_kind_of_cause(name, report) if kind == "cause" else kind), name
-    return "other", ""
+            found = detected[aspect]
+            return (_kind_of_cause(found.name, report) if kind == "cause" else kind), found
+    return "other", None
 
 
 def _kind_of_cause(name: str, report: Report) -> str:
@@ -226,28 +237,28 @@ def _kind_of_cause(name: str, report: Report) -> str:
     return "build" if name in dict(report.noise_scale.marks) else "other model"
 
 
-def _lacking(report: Report) -> tuple[str, str]:
+def _lacking(report: Report, faults: Sequence[Finding]) -> str:
+    """What an inconclusive verdict lacks; `faults` are those that are shown all the same."""
     usage, control, scale = report.usage, report.control, report.noise_scale
     unusable = usage.failures + usage.not_judged
-    faults = [f for f in _weighty(report) if f.decision == "detected"]
     if control is not None and control.finding == "pending":
-        return "pending", ""
+        return "pending"
     if control is not None and control.finding == "inconsistent":
-        return "doubt", ""
+        return "doubt"
     if usage.replies == 0:
-        return "nothing scored", ""
+        return "nothing scored"
     if report.summary.startswith("the deadline of "):
-        return "deadline", ""
+        return "deadline"
     if unusable > usage.replies:
-        return "failures", ""
+        return "failures"
     if scale.lower is not None and scale.lower > scale.honest:
-        return "between", ""
+        return "between"
     if faults:
-        return "fault", faults[0].name
+        return "fault"
     needs, budget = _forecast(report), _budget(report)
     if budget is not None and usage.completion_tokens + max(needs, 1) < budget:
-        return "unfinished", ""
-    return ("forecast" if needs else "more"), ""
+        return "unfinished"
+    return "forecast" if needs else "more"
 
 
 def _weighty(report: Report) -> tuple[Finding, ...]:
@@ -263,8 +274,8 @@ def _forecast(report: Report) -> int:
 
 def _tokens(report: Report) -> dict[str, str]:
     needs = _forecast(report)
-    spent = report.usage.completion_tokens + needs
-    budget = spent if needs else 2 * max(spent, _budget(report) or 0)
+    spent, allowed = report.usage.completion_tokens + needs, _budget(report) or 0
+    budget = spent if needs and spent > allowed else 2 * max(spent, allowed)
     return {
         "tokens": f"{needs:,}",
         "budget": f"{math.ceil(max(budget, 1) / 100) * 100}",

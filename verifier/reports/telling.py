@@ -78,7 +78,7 @@ def describe_sureness(report: Report) -> str:
         case "inconclusive":
             return (
                 "Nothing is decided about this host: an accusation takes evidence that an honest "
-                f"one brings up in {_at_most(report.alpha)}, and the contrary takes every departure "
+                f"one brings up in {_at_most(report.alpha)}, and a clean verdict every departure "
                 f"excluded, each wrongly in {_at_most(report.beta)}."
             )
 
@@ -127,21 +127,18 @@ def _describe_exclusions(report: Report) -> str:
     """What a consistent verdict excludes, how surely, and of how many requests."""
     names = [f.name for f in report.findings if f.decision == "excluded" and f.aspect == "noise"]
     if not names:
-        return (
-            "Every departure that the policy names was excluded, each of them wrongly in "
-            f"{_at_most(report.beta)}."
-        )
+        return f"Each exclusion that this rests on is wrong in {_at_most(report.beta)}."
     *others, last = dict.fromkeys(names)
     named = f"{', '.join(others)} or {last}" if others else last
     sentence = (
-        f"A host that answered every request with weights as far off as {named} would have passed "
-        f"in {_at_most(report.beta)}"
+        f"A host that answered every request with weights as far off as {named} would come out "
+        f"so in {_at_most(report.beta)}"
     )
     shares = () if report.certificate is None else report.certificate.shares
     if not shares:
         return f"{sentence}; how many of the requests were answered otherwise was not asked."
-    of, share = min(shares, key=lambda one: one[1])
-    return f"{sentence}; that fewer than {describe_percent(share)} met {of} or worse stays open."
+    share = max(share for _, share in shares)
+    return f"{sentence}; one that did so for fewer than {describe_percent(share)} stays open."
 
 
 # -- what differs ------------------------------------------------------------------------------
@@ -150,14 +147,16 @@ def _describe_exclusions(report: Report) -> str:
 def describe_differing(evidence: Evidence) -> str:
     """How many tokens differ from the weights' own choice, beside what honest hosts show.
 
-    A description of these very places, and no test.
+    A description, and no test: what honest hosts show is what noise makes of these very places on
+    average.
     """
     share = evidence.differing / max(1, evidence.tokens)
+    honest = f"{'' if evidence.honest < 1 else 'up to '}{_about(evidence.honest)}"
     return (
         f"{evidence.differing:,} of {evidence.tokens:,} tokens ({100 * share:.2g} %) are not the "
-        f"published weights' own choice; of an honest host {_about(evidence.honest)} would be, at "
-        "the noise of the noisiest machine that was measured, and "
-        f"{_about(evidence.tolerated)} at the most that is held against nobody"
+        f"published weights' own choice; honest hosts show {honest} here on average, on the "
+        "machines that were measured, and "
+        f"{_about(evidence.tolerated)} at the most noise that is held against nobody"
     )
 
 
@@ -167,7 +166,9 @@ def _about(count: float) -> str:
 
 def describe_place(place: Place) -> str:
     """One line: after which words, what the published weights say and how surely, and what came."""
-    after = f"after “{spelled_out(place.after)}”" if place.after else "at the beginning of a reply"
+    after = f"after “{spelled_out(place.after)}”"
+    if not place.after:
+        after = f"at the beginning of the reply to “{spelled_out(place.asked)}”"
     return f"{after} the published weights {_say(place)}, the host {_said(place)}"
 
 
