@@ -175,6 +175,7 @@ def test_a_place_says_after_which_words_who_said_what() -> None:
         r"said “\n\t ” (less than 0.001 %)"
     )
     assert telling.describe_place(place(served=None)).endswith("the host ended it (0.01 %)")
+    assert len(telling.describe_place(place(after="x" * 10_000, served="y" * 10_000))) < 600
 
 
 @pytest.mark.parametrize("log_p", [0.0, -1e-9, -0.001, -0.01, -0.7, -5.0, -11.0, -800.0])

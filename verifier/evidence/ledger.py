@@ -61,6 +61,9 @@ MAX_SLOPE = 2.0
 
 
 TextCells = Annotated[tuple[Nats, ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))]
+Expected = Annotated[
+    tuple[Annotated[float, Between(0, 1e9)], ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))
+]
 LogprobCells = Annotated[tuple[Nats, ...], Between(len(LOGPROB_SCALES), len(LOGPROB_SCALES))]
 
 
@@ -93,7 +96,7 @@ class Choices:
     """How the tokens of one reply stand to a column's own choices: for readers, never judged."""
 
     differing: Count  # tokens that are not the likeliest
-    expected: TextCells  # how many would be on average, per TEXT_SCALES, see `differing_cells`
+    expected: Expected  # how many would be on average, per TEXT_SCALES, see `differing_cells`
     worst: Place | None  # the least likely of them; None: there is none
 
 

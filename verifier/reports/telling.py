@@ -18,6 +18,9 @@ from verifier.wording import describe_percent, spelled_out
 #: The rarest that is said of evidence: what it rests on is a model, and no model is better.
 RAREST: Final = 1_000_000
 
+#: Characters of a text that are quoted: a folder from a stranger may hold as many as it likes.
+_LONGEST: Final = 200
+
 #: Words above the places where replies leave the published weights, by the verdict.
 PLACES: Final = {
     "consistent": "The largest departures, as rounding makes them",
@@ -166,9 +169,9 @@ def _about(count: float) -> str:
 
 def describe_place(place: Place) -> str:
     """One line: after which words, what the published weights say and how surely, and what came."""
-    after = f"after “{spelled_out(place.after)}”"
+    after = f"after {_quote(place.after)}"
     if not place.after:
-        after = f"at the beginning of the reply to “{spelled_out(place.asked)}”"
+        after = f"at the beginning of the reply to {_quote(place.asked)}"
     return f"{after} the published weights {_say(place)}, the host {_said(place)}"
 
 
@@ -176,14 +179,18 @@ def _say(place: Place) -> str:
     chance = describe_chance(place.log_p_published)
     if place.published is None:
         return f"end the reply ({chance})"
-    return f"say “{spelled_out(place.published)}” ({chance})"
+    return f"say {_quote(place.published)} ({chance})"
 
 
 def _said(place: Place) -> str:
     chance = describe_chance(place.log_p_served)
     if place.served is None:
         return f"ended it ({chance})"
-    return f"said “{spelled_out(place.served)}” ({chance})"
+    return f"said {_quote(place.served)} ({chance})"
+
+
+def _quote(text: str) -> str:
+    return f"“{spelled_out(text[:_LONGEST])}”"
 
 
 def describe_chance(log_p: float) -> str:
