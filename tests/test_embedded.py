@@ -544,6 +544,7 @@ def test_the_demo_tells_its_two_hosts_apart(tmp_path: Path, embedded: Path) -> N
     assert decisions == ["consistent", "inconsistent"]
     for name in ("honest", "int4"):
         assert (out / name / PAGE).read_text().startswith("<!DOCTYPE html>")
+        assert f"page: {out / name / PAGE}\n" in printed
 
     with verifier("demo", "--out", str(out)) as again:
         printed, said = again.communicate(timeout=600)

@@ -32,16 +32,18 @@ import verifier
 from verifier import cli
 from verifier.checks import ASPECTS, CHECKS
 from verifier.cli import commands
-from verifier.evidence.ledger import LedgerFile, Repeat, Row, SampledRow
+from verifier.evidence.ledger import Choices, LedgerFile, Repeat, Row, SampledRow
 from verifier.files import run_folder
 from verifier.files.run_folder import PAGE, REPORT
 from verifier.plan_file import write_plan
 from verifier.records import (
     Attempt,
     Control,
+    Evidence,
     Finding,
     Message,
     NoiseScale,
+    Place,
     Probe,
     Report,
     Substitution,
@@ -627,8 +629,8 @@ def test_the_page_of_the_package_names_every_key_that_is_written() -> None:
     """Of the report, the ledger and the exchanges."""
     page = tree.PAGE.read_text(encoding="utf-8")
     kinds = (
-        Report, Finding, NoiseScale, Usage, Substitution, Control, LedgerFile, Row, SampledRow,
-        Repeat, Attempt,
+        Report, Finding, NoiseScale, Usage, Substitution, Control, Evidence, Place, LedgerFile,
+        Row, Choices, SampledRow, Repeat, Attempt,
     )  # fmt: skip
     keys = {field.name for kind in kinds for field in fields(kind)}
 

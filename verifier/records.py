@@ -327,6 +327,34 @@ class Substitution:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a greedy reply leaves what the published weights would have said there."""
+
+    probe_id: str
+    asked: str  # the end of the question
+    position: Count  # of the token in the reply, from 0
+    after: str  # the end of the reply up to there; "": this is its first token
+    published: str | None  # the weights' own choice; None: they end the reply
+    log_p_published: Nats  # under the published weights
+    served: str | None  # what came; None: the reply ended
+    log_p_served: Nats  # under the published weights too
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """What the ordinary replies look like beside the published weights: no test of its own."""
+
+    log_e: Nats  # of all evidence, against honest serving, rounded down
+    tokens: Count  # scored, of the ordinary replies
+    differing: Count  # of these, where the weights' own choice is another
+    #: How many would differ on average at these places, with the noise of the noisiest stack that
+    #: was measured, and with the most that is held against nobody.
+    honest: Annotated[float, Between(0, 10**15)]
+    tolerated: Annotated[float, Between(0, 10**15)]
+    worst: tuple[Place, ...]  # of replies, one of each; the least likely first
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class After:
     """Earlier audits of the same endpoint, whose evidence a run goes on from."""
 
@@ -412,6 +440,7 @@ class Report:
     control: Control | None = None  # None: there is none
     certificate: Certificate | None = None  # None: it is not consistent
     asked: Asked | None = None  # None: nothing was, or an older version wrote it
+    evidence: Evidence | None = None  # None: nothing was scored, or by an older version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -130,16 +130,18 @@ def test_the_version_is_printed() -> None:
 def test_an_honest_host_ends_with_status_0(honest: Finished) -> None:
     """The verdict is on stdout, what it did on the way on stderr."""
     assert honest.ended.status == 0
-    assert honest.ended.out.startswith("CONSISTENT")
+    assert re.match(r"127\.0\.0\.1:\d+\ntiny\n\nCONSISTENT ", honest.ended.out)
     assert f"run folder: {honest.folder}" in honest.ended.out.replace("\n", "")
+    assert honest.ended.out.splitlines()[-1] == f"page: {honest.folder / 'report.html'}"
     assert "replies" in honest.ended.err
 
 
 def test_a_faulty_host_ends_with_status_1(faulty: Finished) -> None:
     """And its fault is named."""
     assert faulty.ended.status == 1
-    assert faulty.ended.out.startswith("INCONSISTENT")
+    assert "\n\nINCONSISTENT " in faulty.ended.out
     assert FAULT in faulty.ended.out
+    assert faulty.ended.out.splitlines()[-1] == f"page: {faulty.folder / 'report.html'}"
 
 
 @pytest.mark.parametrize("command", ["audit", "decide", "report"])
@@ -392,7 +394,7 @@ def test_a_host_that_never_answers_ends_with_status_3(tmp_path: Path, script: Sc
         ended = call("audit", write_run_file(tmp_path, host.url))
 
     assert ended.status == 3
-    assert ended.out.startswith("INCONCLUSIVE")
+    assert "\n\nINCONCLUSIVE " in ended.out
     assert "Traceback" not in ended.err
     assert (tmp_path / "run" / EXCHANGES).read_bytes().count(b"\n") == len(host.asked) > 0
 

@@ -49,12 +49,11 @@ def test_no_beginning_of_a_text_begins_a_block(text: str) -> None:
     """No list, heading, quote, code or line comes of it, and what is shown is the text."""
     report = replace(make_report("inconsistent"), summary=text, notes=(text,))
     tokens = MarkdownIt("commonmark").enable("table").parse(render_markdown(report))
-    summary = tokens[tokens.index(next(t for t in tokens if t.type == "heading_close")) + 1 :]
+    blocks = tokens[tokens.index(next(t for t in tokens if t.type == "heading_close")) + 1 :]
 
-    assert [t.type for t in summary[:4]] == [
-        "paragraph_open", "inline", "paragraph_close", "table_open",
-    ]  # fmt: skip
-    shown = "".join(child.content for child in summary[1].children or ())
+    paragraph = ["paragraph_open", "inline", "paragraph_close"]  # model, verdict, summary, sureness
+    assert [t.type for t in blocks[:13]] == [*paragraph * 4, "table_open"]
+    shown = "".join(child.content for child in blocks[7].children or ())
     assert shown == " ".join(text.split())
     assert [t.type for t in tokens].count("bullet_list_open") == 1
     assert {t.type for t in tokens}.isdisjoint({"ordered_list_open", "hr", "fence", "code_block"})
@@ -81,6 +80,7 @@ def test_the_summary_says_verdict_departures_and_spending() -> None:
     """What a reader of a job wants to know, without opening the report."""
     text = render_markdown(make_report("inconclusive"))
 
-    assert text.startswith("## ? INCONCLUSIVE: ")
+    assert text.startswith("## a host that is not on record\n")
+    assert "**? INCONCLUSIVE**: " in text
     assert "| departure | about | result | log e |" in text
     assert "- **Cost**:" in text

@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reports import MARKS, SIGNATURE, consistent, finding, inconclusive, inconsistent
+from reports import (
+    MARKS,
+    SIGNATURE,
+    consistent,
+    evidence,
+    finding,
+    inconclusive,
+    inconsistent,
+    place,
+)
 from rich.console import Console
 
 from verifier import wording
@@ -393,11 +402,27 @@ def in_scale(text: str) -> Report:
     return dataclasses.replace(inconsistent(), noise_scale=scale)
 
 
+def at_place(**changes: Any) -> Report:
+    """Text of the host, where its replies leave the published weights."""
+    return dataclasses.replace(inconsistent(), evidence=evidence(9.5, 40, place(**changes)))
+
+
+def at_endpoint(**named: Any) -> Report:
+    """Text of a run file, in the headline."""
+    signature = {"card": "c", "configuration": {"endpoint": named}}
+    return dataclasses.replace(inconsistent(), signature=signature)
+
+
 REPORT_FIELDS: dict[str, Callable[[str], Report]] = {
     "summary": lambda text: dataclasses.replace(inconsistent(), summary=text),
     "notes": lambda text: dataclasses.replace(inconsistent(), notes=(text,)),
     "policy": lambda text: dataclasses.replace(inconsistent(), policy=text),
     "findings": in_finding,
+    "what came before a place": lambda text: at_place(after=text),
+    "token of the weights": lambda text: at_place(published=text),
+    "token of the host": lambda text: at_place(served=text),
+    "question of a place": lambda text: at_place(asked=text, probe_id=text, after=""),
+    "host": lambda text: at_endpoint(host=text, model=text, provider=text),
     "noise scale": in_scale,
     "signature": lambda text: dataclasses.replace(
         inconsistent(), signature={text: {"base_url": text, text: [text]}, "model": text}

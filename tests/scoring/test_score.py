@@ -295,7 +295,7 @@ def test_the_ledger_is_a_function_of_the_scores_alone(tmp_path: Path) -> None:
 
     for n, some in enumerate((scores, scores[::-1])):
         book = book_of(tmp_path / f"copy{n}", some)
-        made = build_ledger(probes, book, counts=COUNTS, lengths=no_lengths)
+        made = build_ledger(probes, book, counts=COUNTS, lengths=no_lengths, tokenizer=TOKENIZER)
         assert made == replace(ledger, engine={})
 
 
@@ -319,7 +319,10 @@ def test_a_score_without_its_reference_is_no_row(tmp_path: Path) -> None:
     )
 
     book = book_of(tmp_path / "run", [alone])
-    assert build_ledger(probes, book, counts=COUNTS, lengths=no_lengths).rows == ()
+    assert (
+        build_ledger(probes, book, counts=COUNTS, lengths=no_lengths, tokenizer=TOKENIZER).rows
+        == ()
+    )
 
 
 def make_aligned(**changes: Any) -> Aligned:
@@ -351,7 +354,9 @@ def test_positions_left_out_are_counted_and_not_scored(tmp_path: Path) -> None:
         score=numbers,
     )
     book = book_of(tmp_path / "run", [scored])
-    (row,) = build_ledger(make_probes(1), book, counts=COUNTS, lengths=no_lengths).rows
+    (row,) = build_ledger(
+        make_probes(1), book, counts=COUNTS, lengths=no_lengths, tokenizer=TOKENIZER
+    ).rows
 
     assert (row.tokens, row.left_out) == (1, 1)
     assert row.text[REFERENCE] == text_cells(numbers, [0])

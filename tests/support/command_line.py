@@ -63,7 +63,8 @@ def call(
         patched.setattr(sys, "stderr", err)
         with pytest.raises(SystemExit) as end:
             cli.main()
-    said = [stream.getvalue().decode(encoding) for stream in raw]
+    read = "utf-8" if encoding == "ascii" else encoding  # JSON is UTF-8 whatever the terminal
+    said = [stream.getvalue().decode(read) for stream in raw]
     return Ended(status=end.value.code, out=said[0], err=said[1])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from verifier.records import Asked, Decision, Finding, NoiseScale, Report, Usage
+from verifier.records import Asked, Decision, Evidence, Finding, NoiseScale, Place, Report, Usage
 from verifier.report_file import SCHEMA_VERSION
 
 
@@ -87,6 +87,23 @@ def finding(aspect: str, decision: Any, name: str, log_e: float | None, **more: 
     return Finding(aspect=aspect, decision=decision, name=name, log_e=log_e, **more)
 
 
+def place(**changes: Any) -> Place:
+    """Where a host with other weights says something else."""
+    values: dict[str, Any] = {
+        "probe_id": "p0001", "asked": "Write a post about your travels.", "position": 11,
+        "after": "…ask in your travels to Mar", "published": "ra", "log_p_published": -0.105,
+        "served": "ley", "log_p_served": -9.21,
+    }  # fmt: skip
+    return Place(**values | changes)
+
+
+def evidence(log_e: float, differing: int, *worst: Place) -> Evidence:
+    """What replies look like beside the published weights."""
+    return Evidence(
+        log_e=log_e, tokens=480, differing=differing, honest=7.6, tolerated=14.2, worst=worst
+    )
+
+
 def consistent() -> Report:
     """An honest host, every departure excluded."""
     return Report(
@@ -122,6 +139,9 @@ def consistent() -> Report:
         beta=0.001,
         signature=SIGNATURE,
         asked=Asked(first="2026-01-14T09:30:00+00:00", last="2026-01-14T09:41:07+00:00"),
+        evidence=evidence(
+            -20.5, 1, place(served="\n", log_p_served=-1.21, log_p_published=-1.19)
+        ),
     )  # fmt: skip
 
 
@@ -164,6 +184,10 @@ def inconsistent() -> Report:
             completion_tokens=96, tokens_scored=96, tokens_left_out=0, cost_usd=None,
         ),
         notes=(),
+        evidence=evidence(
+            9.5, 133, place(), place(probe_id="p0002", position=0, after="", published=None),
+            place(probe_id="p0003", served=None, log_p_served=-14.0, log_p_published=-0.00001),
+        ),
     )  # fmt: skip
 
 
@@ -193,4 +217,5 @@ def inconclusive() -> Report:
             completion_tokens=0, tokens_scored=0, tokens_left_out=0, cost_usd=None,
         ),
         notes=("12 of 12 probes failed: HTTP 503.", "No prices were given, so no cost is shown."),
+        evidence=None,
     )  # fmt: skip

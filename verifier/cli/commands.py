@@ -613,7 +613,7 @@ def score(
 
 @app.command(cls=InSections)
 def decide(run: RunFolder, as_json: AsJson = False) -> None:
-    """Decide a scored run folder anew. Needs no model and no network; the bytes do not change.
+    """Decide a scored run folder anew, and write its page. No model, no network, the same bytes.
 
     Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
     defect of this program or of what is installed, 130 interrupted, 141 nobody read on.
@@ -623,10 +623,13 @@ def decide(run: RunFolder, as_json: AsJson = False) -> None:
       verifier decide runs/first
     """
     need_folder(run)
+    from verifier.steps import write_page
     from verifier.verdict.decide import judge_folder
 
     with _to_write_in(run) as writes:
         report, _ = judge_folder(run, writes=writes)
+        if writes:
+            write_page(run)
     show_report(report, run, as_json=as_json)
     raise typer.Exit(EXIT[report.decision])
 
@@ -679,7 +682,8 @@ def summary(
 ) -> None:
     """Say where several targets stand, and which accusations stand among so many.
 
-    Decides every run folder anew and writes summary.json; no model, no network, the same bytes.
+    Decides every run folder anew, and writes summary.json and the pages; no model, no network, the
+    same bytes.
     JUnit XML has one suite a target.
 
     Exit status: 0 consistent, 1 inconsistent, 2 usage or configuration error, 3 inconclusive, 4 a
@@ -690,9 +694,13 @@ def summary(
       verifier summary runs/hosts --junit junit.xml --markdown summary.md
     """
     from verifier.fleet.summary import folders_of, read_reports, summarise
+    from verifier.steps import write_page
 
     with _to_write_in(folder, *folders_of(folder)) as writes:
         found = summarise(folder, writes=writes)
+        for target in found.targets if writes else ():
+            if target.decision is not None:
+                write_page(folder / target.name)
     if junit is not None or markdown is not None:
         from verifier.reports.junit import render_junits
         from verifier.reports.markdown import render_summary

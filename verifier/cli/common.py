@@ -300,7 +300,7 @@ def showing() -> Iterator[Show]:
         yield Show(tell=tell, step=step)
 
 
-def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
+def show_report(found: Report, run: Path, *, as_json: bool) -> None:
     from verifier.files.run_folder import PAGE
     from verifier.report_file import report_to_json
     from verifier.reports.terminal import render_terminal
@@ -311,13 +311,13 @@ def show_report(found: Report, run: Path | None, *, as_json: bool) -> None:
         return
     console = Terminal()
     render_terminal(found, console=console)
-    if run is not None:
-        console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
-        if (run / PAGE).is_file():
-            console.print(f"page: {spelled_out(str(run / PAGE))}", soft_wrap=True)
+    console.print(f"\nrun folder: {spelled_out(str(run))}", soft_wrap=True)
+    if (run / PAGE).is_file():
+        console.print(f"page: {spelled_out(str(run / PAGE))}", soft_wrap=True)
 
 
 def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
+    from verifier.files.run_folder import PAGE
     from verifier.report_file import plain
     from verifier.reports.tables import print_summary
 
@@ -328,3 +328,8 @@ def show_summary(found: Summary, folder: Path, *, as_json: bool) -> None:
     console = Terminal()
     print_summary(found, console)
     console.print(f"\nrun folders: {spelled_out(str(folder))}", soft_wrap=True)
+    for target in found.targets:
+        page = folder / target.name / PAGE
+        if target.decision is not None and page.is_file():
+            shown = f"page of {spelled_out(target.name)}: {spelled_out(str(page))}"
+            console.print(shown, soft_wrap=True)

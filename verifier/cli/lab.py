@@ -111,23 +111,25 @@ def demo(
     Example:
       verifier demo
     """
-    from verifier.lab.demo import run_demo
+    from verifier.files.run_folder import PAGE
+    from verifier.lab.demo import HOSTS, run_demo
 
     if out.exists():
         raise ConfigError(f"{out}: exists; remove it or give another --out")
     share_cores(2)  # one for the host
     lines = []
     with showing() as show:
-        for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
-            name = "the honest host" if fault == "none" else f"the host that serves {fault}"
-            for line in ("", f"== {name} ==", ""):
+        for name, found in run_demo(out, load_reference=_embedded(show), show=show):
+            fault = HOSTS[name]
+            title = "the honest host" if fault == "none" else f"the host that serves {fault}"
+            for line in ("", f"== {title} ==", ""):
                 say(line)
-            show_report(found, None, as_json=False)
-            lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
+            show_report(found, out / name, as_json=False)
+            lines.append(f"{title}: {found.decision.upper()} - {found.summary}")
+            lines.append(f"page: {out / name / PAGE}")
     say("")
     for line in lines:
         say(line)
-    say(f"run folders and HTML reports: {out}/*/report.html")
 
 
 #: Sections of the help of `bench`, by the part that reads the options.

@@ -64,4 +64,5 @@ def _put(row: Row, column: str) -> Row:
     return replace(
         row, text=text | {REFERENCE: row.text[column]}, logprob=None,
         logprob_problem=BEFORE_OR_AFTER, outranked=None,
+        choices={REFERENCE: row.choices[column]} if column in row.choices else {},
     )  # fmt: skip

@@ -36,10 +36,17 @@ def spread_rows(rows: Array, scales: Array, spread: float) -> Array:
     """
     if spread == 0 or len(rows) == 0:
         return rows
+    return np.asarray(logsumexp(rows[:, None, :] + spread_kernel(scales, spread)[None], axis=2))
+
+
+def spread_kernel(scales: Array, spread: float) -> Array:
+    """log w [S, S]: how the replies of an endpoint of each scale have theirs, see `spread_rows`.
+
+    `spread` is above 0.
+    """
     log_scales = np.log(scales)
     kernel = -0.5 * ((log_scales[:, None] - log_scales[None, :]) / spread) ** 2
-    kernel -= logsumexp(kernel, axis=1, keepdims=True)
-    return np.asarray(logsumexp(rows[:, None, :] + kernel[None], axis=2))
+    return np.asarray(kernel - logsumexp(kernel, axis=1, keepdims=True))
 
 
 def log_e_value(alternative: Array, null: Array) -> float:

@@ -19,7 +19,7 @@ from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
-from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
+from verifier.records import REFERENCE, Between, Count, Nats, Place, ReplyScore, Version
 
 SCHEMA_VERSION = 1
 
@@ -61,6 +61,9 @@ MAX_SLOPE = 2.0
 
 
 TextCells = Annotated[tuple[Nats, ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))]
+Expected = Annotated[
+    tuple[Annotated[float, Between(0, 1e9)], ...], Between(len(TEXT_SCALES), len(TEXT_SCALES))
+]
 LogprobCells = Annotated[tuple[Nats, ...], Between(len(LOGPROB_SCALES), len(LOGPROB_SCALES))]
 
 
@@ -89,6 +92,15 @@ class Reported:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """How the tokens of one reply stand to a column's own choices: for readers, never judged."""
+
+    differing: Count  # tokens that are not the likeliest
+    expected: Expected  # how many would be on average, per TEXT_SCALES, see `differing_cells`
+    worst: Place | None  # the least likely of them; None: there is none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """The cells of one reply."""
 
@@ -106,6 +118,7 @@ class Row:
     single: dict[str, TextCells] = field(default_factory=dict)  # sampler of single tokens
     outranked: Count | None = None  # tokens not the likeliest by its own words; None: untold
     reported: Reported | None = None  # None: nothing was, or an older version's row
+    choices: dict[str, Choices] = field(default_factory=dict)  # column; {}: an older version's row
     reply_sha256: str | None = None  # of the answer, see `digest_of`; None: an older version's row
 
 
@@ -209,6 +222,19 @@ def rare_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[fl
     any_token = np.log(share / VOCABULARY)
     mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), any_token)
     return tuple(float(v) for v in mixed.sum(axis=0))
+
+
+def differing_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
+    """How many of the positions `kept` would not have the likeliest token, on average, per scale.
+
+    Conditional on this very reply: each position after what was said before it, under noise of that
+    scale as `text_cells` has it.
+    """
+    likeliest = replace(score, logprobs=tuple(row[0] for row in score.top_logprobs))
+    at = list(kept)
+    if not at:
+        return tuple(0.0 for _ in TEXT_SCALES)
+    return tuple(float(v) for v in (1 - np.exp(_positions(likeliest, at))).sum(axis=0))
 
 
 def _positions(score: ReplyScore, at: Sequence[int]) -> Array:

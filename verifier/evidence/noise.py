@@ -16,7 +16,7 @@ import numpy as np
 
 from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration, Channel, Stack
-from verifier.evidence.e_values import Interval, log_e_value, spread_rows
+from verifier.evidence.e_values import Interval, log_e_value, spread_kernel, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.records import NoiseScale
 
@@ -48,6 +48,19 @@ def log_e_noise(rows: Array, scales: Array, channel: Channel) -> float:
         return 0.0
     totals, honest = rows.sum(axis=0), honest_scales(scales, channel)
     return log_e_value(totals[~honest], totals[honest])
+
+
+def expected_differing(cells: Array, scale: float, channel: Channel) -> float:
+    """How many tokens would differ from the weights' own choice on average, at a scale of noise.
+
+    `cells` [n, S] are those of `differing_cells`; conditional on these replies, and on replies that
+    spread around the scale as calibrated. The next scale of the grid is taken, the larger one.
+    """
+    at = min(int(np.searchsorted(TEXT_SCALES * ABOVE, scale)), len(TEXT_SCALES) - 1)
+    totals = cells.sum(axis=0)
+    if channel.spread == 0:
+        return float(totals[at])
+    return float(np.exp(spread_kernel(TEXT_SCALES, channel.spread)[at]) @ totals)
 
 
 def build_rows(ledger: Ledger, name: str, channel: Channel) -> tuple[Array, Array] | None:

@@ -63,7 +63,7 @@ MAX_JSON_BYTES: Final = 64 * 2**20  # of a file that is one JSON value
 MAX_VALUES: Final = 4_000_000  # of one JSON text
 MAX_MEMBERS: Final = 250_000  # of all its objects together
 
-#: The same of a ledger, which has some 350 values and 70 members for each reply: enough for the
+#: The same of a ledger, which has some 400 values and 85 members for each reply: enough for the
 #: million tokens that a budget may have, in replies of 48.
 MAX_LEDGER: Final = (4 * MAX_JSON_BYTES, 10_000_000, 2_000_000)
 

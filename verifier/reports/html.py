@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final, assert_never
 
 from verifier import wording
 from verifier.records import Attempt, Failure, NotJudged, Outcome, Probe, Reply, Report
-from verifier.reports import findings
+from verifier.reports import findings, telling
 from verifier.reports import noise_dial as dial
+from verifier.reports.next_steps import next_steps
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -48,7 +49,15 @@ def render_page(
     signature = _flatten(report.signature)
     return _template().render(
         report=report,
+        host=telling.name_host(report),
+        model=telling.name_model(report),
         headline=wording.HEADLINES[report.decision],
+        sureness=telling.describe_sureness(report),
+        steps=next_steps(report),
+        differing=telling.describe_differing,
+        places=telling.PLACES[report.decision],
+        chance=telling.describe_chance,
+        spelled_out=wording.spelled_out,
         sign=wording.SIGNS[report.decision],
         departures=findings.departures(report),
         causes=findings.causes(report),

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from urllib.parse import urlsplit
 
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from verifier import wording
 from verifier.records import Asked, Report, Summary
-from verifier.reports import findings
+from verifier.reports import findings, telling
 
 
 def render_junit(report: Report) -> str:
@@ -50,7 +49,7 @@ def _suite(name: str, report: Report, said: str) -> TestSuite:
     suite = TestSuite(wording.one_line(name))
     cases[0].time = _seconds(report.asked)  # of asking: the departures rest on the same replies
     suite.add_testcases(cases)
-    suite.hostname = wording.one_line(_host(report))
+    suite.hostname = wording.one_line(telling.host_of(report, port=False))
     if report.asked is not None:
         suite.timestamp = wording.one_line(report.asked.first[:19])
     suite.add_property("asked", wording.describe_asked(report.asked))
@@ -68,16 +67,6 @@ def _to_xml(suites: Sequence[TestSuite]) -> str:
         xml.add_testsuite(suite)
     written: bytes = xml.tostring()  # type: ignore[no-untyped-call]  # junitparser types only some
     return written.decode()
-
-
-def _host(report: Report) -> str:
-    """The host that was asked, by the configuration of the audit."""
-    configuration = report.signature.get("configuration")
-    endpoint = configuration.get("endpoint") if isinstance(configuration, Mapping) else None
-    base_url = endpoint.get("base_url") if isinstance(endpoint, Mapping) else None
-    with suppress(ValueError):
-        return urlsplit(str(base_url or "")).hostname or ""
-    return ""
 
 
 def _seconds(asked: Asked | None) -> float:

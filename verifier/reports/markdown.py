@@ -11,7 +11,8 @@ from typing import Final
 
 from verifier import wording
 from verifier.records import Finding, Report, Summary
-from verifier.reports import findings
+from verifier.reports import findings, telling
+from verifier.reports.next_steps import next_steps
 
 #: Signs that Markdown, GitHub's additions to it, or HTML may act on, and what begins a list or a
 #: line at the start of a text.
@@ -25,10 +26,17 @@ def render_markdown(report: Report) -> str:
     """A summary as GitHub shows it below a job: verdict, departures, noise scale, spending."""
     sign = wording.SIGNS[report.decision]
     lines = [
-        f"## {sign} {report.decision.upper()}: {wording.HEADLINES[report.decision]}",
+        f"## {_inert(telling.name_host(report))}",
+        "",
+        _inert(telling.name_model(report)),
+        "",
+        f"**{sign} {report.decision.upper()}**: {wording.HEADLINES[report.decision]}",
         "",
         _inert(report.summary),
         "",
+        _inert(telling.describe_sureness(report)),
+        "",
+        *_evidence(report),
         "| departure | about | result | log e |",
         "|---|---|---|---|",
     ]
@@ -44,8 +52,22 @@ def render_markdown(report: Report) -> str:
         *(("Beside", told) for told in findings.list_beside(report)),
         *(("Note", note) for note in report.notes),
     ]
+    steps = next_steps(report)
+    facts += [("A buyer's next step", steps.buyer), ("The host's next step", steps.host)]
     lines += ["", *(_fact(name, text) for name, text in facts), ""]
     return "\n".join(lines)
+
+
+def _evidence(report: Report) -> list[str]:
+    """How many tokens differ, and the places that tell; nothing where no evidence is on record."""
+    found = report.evidence
+    if found is None:
+        return []
+    lines = [_inert(telling.describe_differing(found)), ""]
+    if found.worst:
+        lines += [f"{telling.PLACES[report.decision]}:", ""]
+        lines += [*(f"- {_inert(telling.describe_place(one))}" for one in found.worst), ""]
+    return lines
 
 
 def render_summary(summary: Summary) -> str:

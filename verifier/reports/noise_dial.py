@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
@@ -80,6 +81,7 @@ def describe_dial(scale: NoiseScale) -> str:
     return f"Logit-noise scale: {describe_scale(scale)}. {honest}{known}"
 
 
+@lru_cache(maxsize=32)  # a folder that is decided again mostly has the scale it had
 def draw_dial(scale: NoiseScale) -> str:
     """The dial as one `<svg>` element without title, links, scripts or a date.
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.records import Decision, Finding, Report, Status
-from verifier.reports import findings
+from verifier.records import Decision, Evidence, Finding, Report, Status
+from verifier.reports import findings, telling
+from verifier.reports.next_steps import next_steps
 
 #: The style of each decision, beside its word.
 STYLES: Final[dict[Decision | Status, str]] = {
@@ -34,20 +35,42 @@ _WIDE: Final = 60
 
 def render_terminal(report: Report, *, console: Console) -> None:
     """Print the report as a compact table that fits 80 columns."""
+    console.print(Text.assemble(
+        (wording.one_line(telling.name_host(report)), "bold"), "\n",
+        (wording.one_line(telling.name_model(report)), "dim"), "\n",
+    ))  # fmt: skip
     verdict = Text(report.decision.upper(), style=STYLES[report.decision])
     verdict.append(f"  {wording.HEADLINES[report.decision]}", style="default not bold")
     console.print(verdict)
-    console.print(_line(report.summary), end="\n\n")
+    console.print(_line(report.summary))
+    console.print(_line(telling.describe_sureness(report)), end="\n\n")
+    if report.evidence is not None:
+        for line in _evidence_lines(report, report.evidence):
+            console.print(_line(line))
+        console.print()
     if findings.departures(report):
         table = _departure_table(report) if console.width >= _WIDE else _departure_lines(report)
         console.print(table)
         console.print()
-    facts = Table.grid(padding=(0, 2, 0, 0))
-    facts.add_column(no_wrap=True, style="bold")
-    facts.add_column(overflow="fold")
-    for name, text in _facts(report):
-        facts.add_row(name, _line(text))
-    console.print(facts)
+    console.print(_grid(_facts(report)), end="\n\n")
+    steps = next_steps(report)
+    console.print(_grid([("Buyer's next", steps.buyer), ("Host's next", steps.host)]))
+
+
+def _evidence_lines(report: Report, evidence: Evidence) -> list[str]:
+    """How many tokens differ, and the places that tell."""
+    places = [f"- {telling.describe_place(place)}" for place in evidence.worst]
+    heading = [f"{telling.PLACES[report.decision]}:"] if places else []
+    return [telling.describe_differing(evidence), *heading, *places]
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True, style="bold")
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(name, _line(text))
+    return grid
 
 
 def _departure_table(report: Report) -> Table:

@@ -45,6 +45,7 @@ from verifier.reference.reader import Reader, Suspected
 from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.alignment import Aligned, read_past_end
 from verifier.scoring.other_models import LOST, Respelled, likelier, render_for, respell
+from verifier.scoring.places import describe_choices
 from verifier.scoring.readings import (
     MAX_READINGS,
     published_ids,
@@ -106,6 +107,7 @@ def score_replies(
             name: o for name, o in outcomes.items() if isinstance(o, NotJudged) and o.counts_prompt
         },
         lengths=lambda probe: _lengths(tuple(entries.values()), probe, tokenizer),
+        tokenizer=tokenizer,
     )
     ledger = replace(
         ledger, sampled=read_sampled(run), repeats=read_repeats(run), engine=dict(engine.versions)
@@ -202,6 +204,7 @@ def build_ledger(
     *,
     counts: Mapping[str, int | None],
     lengths: Callable[[Probe], dict[str, int]],
+    tokenizer: Reader,
     unjudged: Mapping[str, NotJudged] | None = None,
 ) -> Ledger:
     """Cells of every scored reply, in the order of `probes`; those known to the book are not
@@ -216,7 +219,7 @@ def build_ledger(
         columns, other = book.by_probe.get(probe.id, {}), others.get(probe.id)
         if REFERENCE in columns:
             if probe.id not in book.rows:
-                book.rows[probe.id] = _row(columns)
+                book.rows[probe.id] = _row(columns, probe, tokenizer)
             row, counted = book.rows[probe.id], counts.get(probe.id)
         elif other is not None:
             row = _row_without_cells(probe.id, other.reason, book.digest(other))
@@ -246,7 +249,7 @@ def _row_without_cells(probe_id: str, why: str, digest: str | None) -> Row:
     )  # fmt: skip
 
 
-def _row(columns: Mapping[str, Scored]) -> Row:
+def _row(columns: Mapping[str, Scored], probe: Probe, tokenizer: Reader) -> Row:
     reference = columns[REFERENCE]
     aligned = reference.aligned
     if aligned.unjudged:
@@ -280,6 +283,11 @@ def _row(columns: Mapping[str, Scored]) -> Row:
         },
         outranked=None if aligned.reported is None else count_outranked(aligned.reported),
         reported=_describe_reports(reference),
+        choices={
+            name: describe_choices(scored, probe, tokenizer)
+            for name, scored in columns.items()
+            if name == REFERENCE or name.startswith(DEFAULT)
+        },
         reply_sha256=reference.reply_sha256,
     )
 

@@ -13,6 +13,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
+
+import numpy as np
 
 from verifier.checks import CHECKS, PLACES, substitution
 from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
@@ -27,8 +30,18 @@ from verifier.checks.check import (
     panel_is_quiet,
     scale_of,
 )
+from verifier.evidence.noise import expected_differing
 from verifier.files.run_folder import REPORT, write_json
-from verifier.records import Certificate, Decision, Finding, NoiseScale, Report, Usage
+from verifier.records import (
+    REFERENCE,
+    Certificate,
+    Decision,
+    Evidence,
+    Finding,
+    NoiseScale,
+    Report,
+    Usage,
+)
 from verifier.report_file import SCHEMA_VERSION, report_to_json
 from verifier.verdict.case import read_case
 from verifier.verdict.combine import Combined, combine
@@ -37,6 +50,9 @@ from verifier.verdict.explain import explain, headline
 from verifier.verdict.notes import MAX_UNUSABLE, take_notes
 from verifier.verdict.usage import count_usage, when_asked, why_not_judged
 from verifier.wording import describe_audits, describe_replies, describe_seconds
+
+#: Places at which replies leave the published weights that a report holds.
+SHOWN_PLACES: Final = 5
 
 _Found = list[tuple[int, Finding]]  # by its place in the report
 
@@ -101,6 +117,7 @@ def decided(case: Case) -> tuple[Report, Case]:
         ),
         certificate=certificate,
         asked=when_asked(case.attempts),
+        evidence=_evidence(case, combined),
     )
     report = _at_deadline(case, report)
     sought = headline(findings) is None
@@ -216,6 +233,26 @@ def _certificate(case: Case, decision: Decision) -> Certificate | None:
         stop=plan.min_replies,
         positions=plan.max_tokens,
         kinds=tuple(kinds or ()),
+    )
+
+
+def _evidence(case: Case, combined: Combined) -> Evidence | None:
+    """What the ordinary replies look like under the published weights; None: scored without it."""
+    found = [row.choices[REFERENCE] for row in case.scored if REFERENCE in row.choices]
+    if not found or len(found) < len(case.scored):
+        return None
+    channel = case.plan.calibration.text
+    cells = np.array([one.expected for one in found], dtype=float)
+    places = (one.worst for one in found if one.worst is not None)
+    return Evidence(
+        log_e=math.floor(combined.log_e * 1e4) / 1e4,
+        tokens=sum(row.tokens for row in case.scored),
+        differing=sum(one.differing for one in found),
+        honest=round(expected_differing(cells, channel.honest_scale, channel), 2),
+        tolerated=round(expected_differing(cells, channel.tolerated, channel), 2),
+        worst=tuple(
+            sorted(places, key=lambda p: p.log_p_served - p.log_p_published)[:SHOWN_PLACES]
+        ),
     )
 
 
