@@ -102,6 +102,7 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
         "runs/demo"
     ),
+    as_json: ListJson = False,
 ) -> None:
     """Audit two local hosts: an honest one, and one that serves 4-bit weights.
 
@@ -112,18 +113,28 @@ def demo(
       verifier demo
     """
     from verifier.lab.demo import run_demo
+    from verifier.report_file import report_to_json
 
     if out.exists():
         raise ConfigError(f"{out}: exists; remove it or give another --out")
     share_cores(2)  # one for the host
-    lines = []
+    lines, told = [], []
     with showing() as show:
-        for fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+        for host, fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+            told.append({
+                "host": host, "fault": fault, "run_folder": str(out / host),
+                "report": report_to_json(found),
+            })  # fmt: skip
+            if as_json:
+                continue
             name = "the honest host" if fault == "none" else f"the host that serves {fault}"
             for line in ("", f"== {name} ==", ""):
                 say(line)
             show_report(found, None, as_json=False)
             lines.append(f"{name}: {found.decision.upper()} - {found.summary}")
+    if as_json:
+        say_json(told)
+        return
     say("")
     for line in lines:
         say(line)
@@ -163,6 +174,7 @@ def bench(
             min=1, help="So many replies of each host at most.", rich_help_panel=_OF_CERTIFICATE
         ),
     ] = None,
+    as_json: ListJson = False,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
@@ -190,10 +202,14 @@ def bench(
             out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,
             most=replies, show=show,
         )  # fmt: skip
-    for line in tabulate(read_json(path)).splitlines():
+    results = read_json(path)
+    if as_json:
+        say_json(results)
+    for line in () if as_json else tabulate(results).splitlines():
         say(line)
-    say(f"results: {path}")
-    say(summarize_standing(keep_standing(out, (one for one in TABLES if one != PART))))
+    say(f"results: {path}", err=as_json)
+    standing = keep_standing(out, (one for one in TABLES if one != PART))
+    say(summarize_standing(standing), err=as_json)
 
 
 def _measure(

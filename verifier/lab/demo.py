@@ -30,8 +30,8 @@ class DemoFailed(VerifierError):
 
 def run_demo(
     out: Path, *, load_reference: LoadReference, show: Show
-) -> Iterator[tuple[str, Report]]:
-    """Audit each host; yields its fault and the report. Run folders lie in `out`."""
+) -> Iterator[tuple[str, str, Report]]:
+    """Audit each host; yields its name, its fault and the report. Run folders lie in `out`."""
     reference = load_reference()
     for name, fault in HOSTS.items():
         show.tell(f"starting the host {name!r} (weights fault: {fault})")
@@ -44,7 +44,7 @@ def run_demo(
             )
             with working_in(config.out, make=True):
                 report = audit(config, api_key=None, load_reference=lambda: reference, show=show)
-            yield fault, report
+            yield name, fault, report
 
 
 @contextmanager
