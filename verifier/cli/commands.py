@@ -7,6 +7,7 @@ inconclusive; `cli` has the rest.
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 import verifier
 from verifier import wording
+from verifier.cli import stop
 from verifier.cli.common import (
     EXIT,
     USAGE,
@@ -178,16 +180,21 @@ def audit(
     _warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)
+        stop.goes_on(_next(fleet, again=again))
         before = {name: bytes_sent(config.out) for name, config in every.items()}
         found = _run_audit(fleet, keys=keys, show=show)
     silent = [n for n, config in every.items() if bytes_sent(config.out) == before[n] > 0]
-    if silent:
-        _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
+    _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
     if isinstance(found, Summary):
         show_summary(found, fleet.out, as_json=as_json)
         raise typer.Exit(_worst(found))
     show_report(found, fleet.out, as_json=as_json)
     raise typer.Exit(EXIT[found.decision])
+
+
+def _next(fleet: Fleet, *, again: bool) -> str:
+    """What goes on with an audit; with `again` the same command would begin another."""
+    return f"`verifier audit {shlex.quote(str(fleet.out))}`" if again else stop.SAME
 
 
 def _run_audit(fleet: Fleet, *, keys: Mapping[str, str | None], show: Show) -> Report | Summary:
@@ -215,6 +222,8 @@ def _say_who_was_not_asked(
     found: Report | Summary, silent: Sequence[str], *, of: int, out: Path, err: bool
 ) -> None:
     """Before all else: a verdict of an earlier day is not one of today."""
+    if not silent:
+        return
     last = wording.describe_last(found)
     who = "nobody was asked" if len(silent) == of else f"not asked anew: {', '.join(silent)}"
     say(
@@ -493,6 +502,7 @@ def capabilities(
     _warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
         _start(fleet)
+        stop.goes_on(stop.SAME)
         record = find_capabilities(config, api_key=key, show=show)
     if as_json:
         say_json(dict(describe(record)))
@@ -549,6 +559,7 @@ def collect(
         )
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
+        stop.goes_on(stop.SAME)
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
     say(f"{count} probes have an outcome in {run}")
 
@@ -604,9 +615,10 @@ def score(
             config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=ours
         )
         loaded = load()
-        if anew:
+        if anew:  # the same command would begin again
             score_anew(run, loaded, builds=builds, show=show)
         else:
+            stop.goes_on(stop.SAME)
             score_run(run, loaded, builds=builds, show=show)
     say(f"scored; the ledger is in {run}")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from verifier.cli import stop
 from verifier.cli.common import (
     CardName,
     Dtype,
@@ -25,7 +26,6 @@ from verifier.cli.common import (
     show_report,
     showing,
 )
-from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
     from verifier.lab.testbed.host import Host
@@ -83,6 +83,7 @@ def calibrate(
     with showing() as show:
         weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
         check_weights(found, weights)
+        stop.goes_on(stop.SAME)
         made = run_calibration(
             found,
             weights,
@@ -106,20 +107,21 @@ def demo(
 ) -> None:
     """Audit two local hosts: an honest one, and one that serves 4-bit weights.
 
-    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept.
+    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept. One that
+    was stopped goes on with the same command.
 
     \b
     Example:
       verifier demo
     """
-    from verifier.lab.demo import run_demo
+    from verifier.lab.demo import refuse_others, run_demo
     from verifier.report_file import report_to_json
 
-    if out.exists():
-        raise ConfigError(f"{out}: exists; remove it or give another --out")
+    refuse_others(out)
     share_cores(2)  # one for the host
     lines, told = [], []
     with showing() as show:
+        stop.goes_on(stop.SAME)
         for host, fault, found in run_demo(out, load_reference=_embedded(show), show=show):
             told.append({
                 "host": host, "fault": fault, "run_folder": str(out / host),
@@ -192,24 +194,30 @@ def bench(
       verifier bench runs/bench --part honest
       verifier bench runs/templates --part templates --audits 4
     """
-    from verifier.files.run_folder import read_json
-    from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
-    from verifier.lab.pages import TABLES
-
     share_cores(2)  # one for the hosts
     with showing() as show:
+        stop.goes_on(stop.SAME)
         path, tabulate = _measure(
             out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,
             most=replies, show=show,
         )  # fmt: skip
+    _show_results(path, tabulate, as_json=as_json)
+
+
+def _show_results(path: Path, tabulate: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print what was measured, and what the standing bet is worth with it."""
+    from verifier.files.run_folder import read_json
+    from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
+    from verifier.lab.pages import TABLES
+
+    standing = keep_standing(path.parent, (one for one in TABLES if one != PART))
     results = read_json(path)
     if as_json:
         say_json(results)
     for line in () if as_json else tabulate(results).splitlines():
         say(line)
-    say(f"results: {path}", err=as_json)
-    standing = keep_standing(out, (one for one in TABLES if one != PART))
-    say(summarize_standing(standing), err=as_json)
+    for line in (f"results: {path}", summarize_standing(standing)):
+        say(line, err=as_json)
 
 
 def _measure(
@@ -356,10 +364,12 @@ def serve_testbed(
         _load_host(reference, fault, engine=engine, dtype=dtype), api_key=key, max_batch=max_batch,
         shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
     )  # fmt: skip
+    stop.is_to_be_stopped()
     serve(
         create_app(host),
         port=port,
         announce=lambda url: say(f"serving {host.model} with fault {fault} at {url}"),
+        told_to_stop=stop.heard,
     )
 
 
@@ -424,8 +434,10 @@ def route_testbed(
     from verifier.lab.testbed.server import serve
 
     upstreams = read_routes(base_url, route)
+    stop.is_to_be_stopped()
     serve(
         create_router(upstreams, routing=routing, seed=seed, log=log),
         port=port,
         announce=lambda url: say(f"routing between {len(upstreams)} hosts at {url}"),
+        told_to_stop=stop.heard,
     )
