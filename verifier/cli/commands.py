@@ -72,7 +72,12 @@ _LONGEST_KEY: Final = 16_384  # bytes
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
-    help="Tells whether a hosting endpoint serves the open weights it claims.",
+    help=(
+        "Tells whether a hosting endpoint serves the open weights it claims.\n\n"
+        "Exit status: 0 consistent, or done; 1 inconsistent; 2 usage or configuration error; 3 "
+        "inconclusive; 4 a defect of this program or of what is installed; 130 interrupted; 141 "
+        "nobody read on. A word on each command stands in its own --help."
+    ),
     cls=WithWholeLines,
     invoke_without_command=True,
     pretty_exceptions_enable=False,

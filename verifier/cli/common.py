@@ -73,11 +73,27 @@ def help_when_bare(context: typer.Context) -> None:
         raise typer.Exit(USAGE)
 
 
+#: How a help begins to speak of exit statuses, and those of a command that gives no verdict.
+_STATUSES: Final = "Exit status:"
+_NO_VERDICT: Final = (
+    "0 done, 2 usage or configuration error, 4 a defect of this program or of what is installed, "
+    "130 interrupted, 141 nobody read on."
+)
+
+#: The type of an argument, as typer writes it behind the name.
+_TYPE: Final = re.compile(r" <[^>]*>$")
+
+
 class InSections(TyperCommand):
     """A command whose help shows options in sections, by their panels; those of none come first.
 
     typer has panels for rich alone, which would read markup in what is shown.
     """
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the command says of itself, its exit statuses at least."""
+        super().format_help_text(ctx, formatter)
+        _say_statuses(self, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, options of no panel, and each panel's, in the order of the command."""
@@ -87,7 +103,8 @@ class InSections(TyperCommand):
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or kind
             if record is not None:
-                sections.setdefault(panel, []).append(record)
+                name, said = record
+                sections.setdefault(panel, []).append((_TYPE.sub("", name), said))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
@@ -96,6 +113,11 @@ class InSections(TyperCommand):
 
 class WithWholeLines(TyperGroup):
     """A group whose help says of each command a whole sentence, however narrow the terminal is."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the group says of itself, and the exit statuses of its commands."""
+        super().format_help_text(ctx, formatter)
+        _say_statuses(self, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Each command with the first sentence of its own help."""
@@ -107,6 +129,14 @@ class WithWholeLines(TyperGroup):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows, col_max=_first_column(formatter))
+
+
+def _say_statuses(command: Any, formatter: Any) -> None:
+    """The exit statuses of what gives no verdict; what gives one says them itself."""
+    if _STATUSES not in (command.help or ""):
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"{_STATUSES} {_NO_VERDICT}")
 
 
 def help_width() -> int:

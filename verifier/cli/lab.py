@@ -32,6 +32,18 @@ if TYPE_CHECKING:
     from verifier.progress import Show
     from verifier.reference.loaded import LoadReference
 
+Fault = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="A fault of `testbed list`; kinds are joined by plus signs."),
+]
+Port = Annotated[
+    int, typer.Option(metavar="N", help="Port on the loopback interface; 0: a free one.")
+]
+Precision = Annotated[
+    Dtype,
+    typer.Option(metavar="NAME", help="Precision of the arithmetic: float32, bfloat16 or float16."),
+]
+
 testbed_app = typer.Typer(
     help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
     cls=WithWholeLines,
@@ -51,13 +63,13 @@ def _testbed(context: typer.Context) -> None:
 def calibrate(
     card: CardName,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
     ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261124,
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
 
@@ -100,7 +112,7 @@ def calibrate(
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders go.")] = Path(
         "runs/demo"
     ),
     as_json: ListJson = False,
@@ -144,36 +156,44 @@ def demo(
 
 
 #: Sections of the help of `bench`, by the part that reads the options.
-_OF_TEMPLATES: Final = "Options of the parts left-out and templates"
-_OF_AUDITS: Final = "Options of the parts left-out, templates and tricks"
-_OF_IDENTITY: Final = "Options of the part identity"
-_OF_CERTIFICATE: Final = "Options of the part certificate"
+_OF_TEMPLATES: Final = "Options of left-out and templates"
+_OF_AUDITS: Final = "Options of left-out, templates, tricks"
+_OF_IDENTITY: Final = "Options of identity"
+_OF_CERTIFICATE: Final = "Options of certificate"
 
 
 def bench(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where corpora and results go.")],
     part: Annotated[
-        list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these parts of the benchmark; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261125,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES),
+        typer.Option(
+            metavar="NAME", help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES
+        ),
     ] = None,
     audits: Annotated[
         int | None,
-        typer.Option(min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
+        typer.Option(
+            metavar="N", min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS
+        ),
     ] = None,
     family: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="A model of another family.", rich_help_panel=_OF_IDENTITY
+            metavar="FOLDER", help="A model of another family.", rich_help_panel=_OF_IDENTITY
         ),
     ] = None,
     replies: Annotated[
         int | None,
         typer.Option(
-            min=1, help="So many replies of each host at most.", rich_help_panel=_OF_CERTIFICATE
+            metavar="N",
+            min=1,
+            help="So many replies of each host at most.",
+            rich_help_panel=_OF_CERTIFICATE,
         ),
     ] = None,
     as_json: ListJson = False,
@@ -320,18 +340,19 @@ def list_testbed_faults(as_json: ListJson = False) -> None:
 
 @testbed_app.command("serve", cls=InSections)
 def serve_testbed(
-    fault: Annotated[
-        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
-    ] = "none",
-    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    fault: Fault = "none",
+    port: Port = 0,
     reference: Annotated[
         str, typer.Option("--reference", "--card", metavar="CARD", help="The weights to serve.")
     ] = "smollm2-135m-instruct",
     engine: Annotated[
-        Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
+        Literal["transformers", "vllm"],
+        typer.Option(metavar="NAME", help="What generates the replies: transformers or vllm."),
     ] = "transformers",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
-    max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
+    dtype: Precision = "bfloat16",
+    max_batch: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Replies generated together at most.")
+    ] = 16,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
     ] = None,
@@ -413,10 +434,14 @@ def route_testbed(
     ],
     routing: Annotated[
         Literal["random", "sticky", "bursts", "hours"],
-        typer.Option(help="By request, by the user's first words, by runs, or by the hour."),
+        typer.Option(
+            metavar="NAME",
+            help="random, sticky, bursts or hours: by request, by the user's first words, by runs, "
+            "or by the hour.",
+        ),
     ] = "random",
-    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
-    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the routing.")] = 0,
+    port: Port = 0,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
     ] = None,

@@ -82,7 +82,9 @@ def pin_reference(
     card: CardName,
     weights: Annotated[
         str,
-        typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
+        typer.Option(
+            metavar="FOLDER|REPO@REV", help="A local snapshot, or one to fetch of the hub."
+        ),
     ],
     again: Annotated[
         bool,
@@ -114,8 +116,8 @@ def pin_reference(
 
 def panel(
     card: CardName,
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")],
-    size: Annotated[int, typer.Option(min=1, help="How many probes.")] = 12,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")],
+    size: Annotated[int, typer.Option(metavar="N", min=1, help="How many probes.")] = 12,
     as_json: ListJson = False,
 ) -> None:
     """Search for the probes that tell a template's renderings apart, and print what they separate.
