@@ -31,6 +31,7 @@ from verifier.cli.common import (
     Trust,
     WithWholeLines,
     cache_directory,
+    cards_directory,
     complete,
     help_when_bare,
     help_width,
@@ -40,6 +41,7 @@ from verifier.cli.common import (
     read_key,
     say,
     say_json,
+    say_own,
     sets_up_completion,
     show_report,
     show_summary,
@@ -58,6 +60,7 @@ from verifier.cli.options import (
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
+from verifier.shipped import with_own_cards
 
 if TYPE_CHECKING:
     from verifier.config import Fleet, RunFile
@@ -93,9 +96,12 @@ def run(arguments: Sequence[str]) -> int:
         return complete(command)
     try:
         # not app(): that ends an interrupt and a broken pipe with the status of a verdict
-        with command.make_context(
-            "verifier", list(arguments), terminal_width=help_width()
-        ) as context:
+        with (
+            with_own_cards(cards_directory()),
+            command.make_context(
+                "verifier", list(arguments), terminal_width=help_width()
+            ) as context,
+        ):
             context.command.invoke(context)
     except typer.Exit as done:
         return USAGE if done.exit_code and sets_up_completion(arguments) else done.exit_code
@@ -612,6 +618,7 @@ def score(
     ours = _is_ours(run, trust=trust)
     if not ours:
         refuse_foreign(config.reference, where=str(run))
+    say_own(config.reference.card)
     refuse_unready(config.reference, to_judge=planned.calibrated is None)
     refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])

@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
@@ -199,9 +199,28 @@ def cache_directory() -> Path:
 
 def state_directory() -> Path:
     """Where it is noted which run files were written here."""
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return _of_the_user("XDG_STATE_HOME", "state")
+
+
+def cards_directory() -> Path:
+    """Where cards lie that were pinned or calibrated here, but for those of a checkout."""
+    return _of_the_user("XDG_DATA_HOME", "share") / "cards"
+
+
+def _of_the_user(variable: str, below_local: str) -> Path:
+    base = Path(os.environ.get(variable, ""))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
-    return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+    return (base if base.is_absolute() else home / ".local" / below_local) / "verifier"
+
+
+def say_own(card: str) -> None:
+    """Say which of a user's own files stand for a card that ships; a card that is not there, who
+    reads it says."""
+    from verifier.reference.cards import shadowing
+
+    with suppress(ConfigError):
+        for path in shadowing(card):
+            say(f"{path}: stands for the one that ships; remove it to go back to that", err=True)
 
 
 def now() -> datetime:

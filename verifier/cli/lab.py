@@ -22,6 +22,7 @@ from verifier.cli.common import (
     read_key,
     say,
     say_json,
+    say_own,
     share_cores,
     show_report,
     showing,
@@ -108,6 +109,7 @@ def calibrate(
             progress=lambda done, of: show.step("replies", done, of),
         )
     path = write_calibration(card, made)
+    say_own(card)
     say(f"{path}: honest scale {made.text.honest_scale:.2g}")
 
 
@@ -403,6 +405,7 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     from verifier.reference.weights import check_weights, fetch_weights
 
     found = load_card(card)
+    say_own(card)
     earlier, valid = load_templates(card, found)
     entries = catalogue(earlier=earlier, valid=valid)
     served = read_fault(fault, layers=found.layers, catalogue=entries)

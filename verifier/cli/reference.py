@@ -17,6 +17,7 @@ from verifier.cli.common import (
     help_when_bare,
     say,
     say_json,
+    say_own,
     showing,
 )
 
@@ -38,20 +39,23 @@ def _reference(context: typer.Context) -> None:
 
 @reference_app.command("list", cls=InSections)
 def list_reference(as_json: ListJson = False) -> None:
-    """List the cards that ship: which work today, what the others lack, and their terms.
+    """List the cards: which work today, what the others lack, and their terms.
+
+    Those that were pinned or calibrated here lie in the user's data folder, and come first.
 
     \b
     Example:
       verifier reference list
     """
     from verifier.reference.calibrations import obstacles
-    from verifier.reference.cards import list_cards
+    from verifier.reference.cards import list_cards, own_files
     from verifier.reports.tables import CARD_COLUMNS, card_row, print_cards
 
     if as_json:
         keys = [label.lower() for label in CARD_COLUMNS]
         say_json([
-            dict(zip(keys, card_row(name), strict=True)) | {"obstacles": list(obstacles(name))}
+            dict(zip(keys, card_row(name), strict=True))
+            | {"obstacles": list(obstacles(name)), "own": [str(path) for path in own_files(name)]}
             for name in list_cards()
         ])  # fmt: skip
         return
@@ -69,6 +73,7 @@ def show_reference(card: CardName, as_json: ListJson = False) -> None:
     from verifier.reference.cards import load_card
 
     found = load_card(card)
+    say_own(card)
     if as_json:
         say_json(found.model_dump(mode="json"))
         return
@@ -105,6 +110,7 @@ def pin_reference(
 
     with showing() as show:
         written = pin_card(card, weights, again=again, tell=show.tell)
+    say_own(card)
     if as_json:
         say_json({key: {"before": before, "now": now} for key, (before, now) in written.items()})
         return
@@ -129,6 +135,7 @@ def panel(
     from verifier.checks.template.panel import design_card_panel
     from verifier.reference.cards import load_card
 
+    say_own(card)
     with showing() as show:
         found = design_card_panel(
             load_card(card), seed=seed, size=size, cache=cache_directory(), show=show
