@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import configure, host, run, write_card
+from audits import FAULT, configure, host, run, write_card
 
 from verifier.evidence.ledger import LedgerFile, Row
 from verifier.files import stored
 from verifier.files.run_folder import EXCHANGES, read_lines
 from verifier.host import collect
+from verifier.progress import Meter, Show
 from verifier.records import Attempt, Report
 from verifier.scoring import score
 from verifier.steps import write_page
+from verifier.wording import describe_about
 
 
 @dataclass(kw_only=True)
@@ -92,3 +97,61 @@ def test_cells_of_a_reply_are_computed_once(honest: Counted) -> None:
     """Each look adds those of new replies to the book."""
     assert len(honest.rows) == honest.replies
     assert set(honest.rows.values()) == {1}
+
+
+# -- how long a cause takes ----------------------------------------------------------------------
+
+
+def test_a_guess_is_the_work_that_is_left_at_the_pace_so_far() -> None:
+    """By a clock that the test moves; what was found on disk tells nothing."""
+    now, done = [0.0], [100]
+    meter = Meter(lambda: now[0])
+    with meter.running(lambda: done[0]):
+        now[0] += 5  # nothing new
+    assert meter.seconds(10) is None
+    for seconds, work in ((4.0, 20), (8.0, 20)):
+        with meter.running(lambda: done[0]):
+            now[0] += seconds
+            done[0] += work
+
+    assert meter.seconds(400) == pytest.approx(12.0 / 40 * 400)
+    assert meter.seconds(0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "1 min"), (61, "2 min"), (360, "6 min"), (5400, "90 min"), (5401, "2 h"), (9e4, "25 h")],
+)
+def test_a_guess_is_rounded_up(seconds: float, said: str) -> None:
+    """In the unit that people plan in."""
+    assert describe_about(seconds) == f"about {said}"
+
+
+def test_it_is_said_how_long_the_cause_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many seconds a token and column as scoring took so far, once the verdict stands."""
+    ticks = itertools.count(step=100.0)  # each look at the clock is 100 s after the last
+    monkeypatch.setattr("verifier.session.monotonic", lambda: next(ticks))
+    lines: list[str] = []
+    with host(FAULT) as url:
+        config = configure(url, write_card(tmp_path), tmp_path / "run")
+        report = run(config, show=Show(tell=lines.append, step=lambda *_: None))
+    (said,) = [line for line in lines if line.startswith("inconsistent")]
+
+    assert report.decision == "inconsistent"
+    found = re.fullmatch(
+        r"inconsistent, and that stands: now looking for the cause, about (\d+) min "
+        r"\(Ctrl-C keeps the verdict; the same command goes on\)",
+        said,
+    )
+    assert found
+    # two builds, for each reply scored once so far: twice the seconds of all rounds so far
+    assert int(found[1]) == math.ceil(2 * 100 * rounds_of(lines) / 60)
+
+
+def rounds_of(lines: list[str]) -> int:
+    """Rounds of replies that were told of before the verdict was."""
+    told = [line for line in lines if re.match(r"\d+ repl", line)]
+    before = lines[: next(n for n, line in enumerate(lines) if line.startswith("inconsistent"))]
+    return len([line for line in told if line in before])

@@ -114,7 +114,7 @@ HOMES = {
     "gguf": {"reference.engines.gguf"},
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
     "matplotlib": {"reports.noise_dial"},
-    "psutil": {"lab.bench.engine"},
+    "psutil": {"lab.bench.engine", "cli.stop"},
     "scipy": {"evidence.e_values", "evidence.stacks"},
     "starlette": {"lab.testbed.app", "lab.testbed.router", "lab.testbed.server"},
     "uvicorn": {"lab.testbed.server"},
@@ -315,7 +315,9 @@ def test_only_the_command_line_prints_exits_and_reads_the_environment() -> None:
     """Everything below its modules can be used as a library; `child` passes on a part of it."""
     found = {name: list(effects(path)) for name, path in MODULES.items()}
 
-    assert {name for name, what in found.items() if what} == {"cli", "cli.common", "safety.child"}
+    assert {name for name, what in found.items() if what} == {
+        "cli", "cli.common", "cli.stop", "safety.child",
+    }  # fmt: skip
 
 
 def test_processes_are_started_with_the_environment_of_one_place() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -47,6 +48,28 @@ def seldom(tell: Callable[[str], None]) -> Callable[[str], None]:
             tell(line)
 
     return now_and_then
+
+
+class Meter:
+    """How long a unit of work takes, by what was done so far."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._work, self._seconds = 0, 0.0
+
+    @contextmanager
+    def running(self, work: Callable[[], int]) -> Iterator[None]:
+        """Take in what is done meanwhile: `work` says how much there is of it, before and after."""
+        before, began = work(), self._clock()
+        yield
+        done = work() - before
+        if done > 0:  # what was found on disk tells nothing
+            self._work += done
+            self._seconds += self._clock() - began
+
+    def seconds(self, work: int) -> float | None:
+        """What so much work may take; None: nothing is known yet."""
+        return self._seconds / self._work * work if self._work else None
 
 
 #: The pace of an audit by itself.

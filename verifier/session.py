@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 from verifier.checks import CHECKS
+from verifier.checks.cause import NAMING_REPLIES
 from verifier.checks.check import STAGES, Case, Check, Stage, is_between
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
@@ -17,7 +19,7 @@ from verifier.host.budget import Ceiling, Purse
 from verifier.host.collect import STOP_AFTER_FAILURES, Record, collect
 from verifier.host.endpoint import Endpoint
 from verifier.plan_file import Plan
-from verifier.progress import ALONE, Pace, Show, seldom
+from verifier.progress import ALONE, Meter, Pace, Show, seldom
 from verifier.records import Failure, Outcome, Probe, Report
 from verifier.reference.loaded import Reference
 from verifier.scoring.loadable import read_suspects
@@ -26,7 +28,7 @@ from verifier.scoring.score_file import Digests, ScoreBook
 from verifier.verdict.case import read_case
 from verifier.verdict.combine import needed
 from verifier.verdict.decide import decided, publish
-from verifier.wording import describe_replies
+from verifier.wording import describe_about, describe_replies
 
 #: In these stages what was kept for the checks of so many stages is theirs.
 _BEGUN: Final[Mapping[Stage, frozenset[Stage]]] = {
@@ -63,6 +65,7 @@ class Session:
         self._stage: Stage = STAGES[0]
         self._told = -1
         self._tell_of_waits = seldom(show.tell)
+        self._meter = Meter(monotonic)  # by reply token and column
 
     # -- what checks use -----------------------------------------------------------------------
 
@@ -149,7 +152,7 @@ class Session:
         suspects = read_suspects(plan, reference, self.show) if others else {}
         if self._book is None:
             self._book = ScoreBook(self.run, digest=self._digests)
-        with reference.busy:
+        with reference.busy, self._meter.running(self._cells):
             self._ledger = score_replies(
                 self.run, probes, self.outcomes(), every=every, engine=reference.engine,
                 tokenizer=reference.tokenizer, weights=weights, templates=templates,
@@ -219,10 +222,27 @@ class Session:
         tokens = report.usage.completion_tokens
         self.show.tell(f"{replies}, {tokens} tokens: {', '.join(counts)}")
         if report.decision == "inconsistent" and self.finish("inconsistent told"):
+            left_s = self._meter.seconds(self._left_to_name())
+            how_long = "" if left_s is None else f", {describe_about(left_s)}"
             self.show.tell(
-                "inconsistent, and that stands: now looking for the cause (Ctrl-C keeps the "
-                "verdict; the same command goes on)"
+                f"inconsistent, and that stands: now looking for the cause{how_long} (Ctrl-C keeps "
+                "the verdict; the same command goes on)"
             )
+
+    def _cells(self) -> int:
+        """Reply tokens that are scored, once for each of their columns."""
+        assert self._book is not None
+        columns = (one for some in self._book.by_probe.values() for one in some.values())
+        return sum(len(one.aligned.reply_ids) for one in columns)
+
+    def _left_to_name(self) -> int:
+        """Reply tokens that may still be scored under a build or a suspect, for a name."""
+        rows = () if self._ledger is None else self._ledger.ordinary.rows[:NAMING_REPLIES]
+        names = [
+            name for name in (*self.plan.bank, *self.plan.suspects)
+            if self.reference.engine.can_load(name)
+        ]  # fmt: skip
+        return sum(row.tokens * sum(name not in row.text for name in names) for row in rows)
 
     # -- the budget ----------------------------------------------------------------------------
 

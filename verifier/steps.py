@@ -18,6 +18,7 @@ from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.panel import read_prompts
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.errors import ConfigError, EndpointError
+from verifier.files.finished import finished_with
 from verifier.files.run_folder import (
     DEADLINE,
     EXCHANGES,
@@ -54,6 +55,7 @@ from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
 from verifier.verdict.case import own_ledger
 from verifier.verdict.chain import read_chain
+from verifier.verdict.decide import judge_folder
 from verifier.verdict.usage import when_asked
 from verifier.wording import describe_seconds
 
@@ -275,6 +277,14 @@ def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> 
     able = reference.engine.scores_samplers and any(map(is_sampler, had))
     forget_scores(run)
     score(run, reference, builds=again, penalties=able, show=show)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the audit of a run folder came to its end, and would be decided alike by now."""
+    noted = finished_with(run)
+    if noted is None or not (run / LEDGER).exists():
+        return False
+    return judge_folder(run, writes=False)[1].decision == noted
 
 
 def write_page(run: Path) -> Report:

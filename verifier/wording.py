@@ -204,6 +204,12 @@ def describe_seconds(seconds: float) -> str:
     return f"{seconds:,.3g} s" if seconds < 1000 else f"{seconds:,.0f} s"
 
 
+def describe_about(seconds: float) -> str:
+    """A span of time that is only guessed, in minutes or hours, rounded up."""
+    minutes = max(1, math.ceil(seconds / 60))
+    return f"about {minutes} min" if minutes <= 90 else f"about {math.ceil(minutes / 60):,} h"
+
+
 def describe_asked(asked: Asked | None) -> str:
     """When the probes were asked, first and last, in UTC."""
     if asked is None:

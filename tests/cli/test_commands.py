@@ -826,7 +826,7 @@ def test_the_testbed_lists_every_fault_with_a_word_on_it() -> None:
         (["testbed", "serve", "--fault", "template:x"], "template: no rendering 'x'; there are"),
         (["panel", "nosuch", "--seed", "1"], "reference: no card 'nosuch'; there are"),
         (["testbed", "serve", "--api-key-env", "SOME_KEY"], "--api-key-env: the variable SOME_KEY"),
-        (["demo", "--out", "."], ".: exists; remove it or give another --out"),
+        (["demo", "--out", ".."], "..: exists and is no folder of a demo; give another --out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -985,7 +985,7 @@ def test_an_interrupt_of_any_command_has_one_status(monkeypatch: pytest.MonkeyPa
     ended = call("decide", "run")
 
     assert ended.status == 130
-    assert ended.complaint == "stopped; the same command goes on where this one was"
+    assert ended.complaint == "stopped; run the same command again"
     assert os.environ.get("VERIFIER_TRACEBACK") is None
 
 

@@ -77,8 +77,8 @@ def test_the_help_of_bench_groups_options_by_part() -> None:
     sections = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
 
     assert sections == [
-        "Arguments:", "Options:", "Options of the parts left-out and templates:",
-        "Options of the parts left-out, templates and tricks:", "Options of the part identity:",
-        "Options of the part certificate:",
+        "Arguments:", "Options:", "Options of left-out and templates:",
+        "Options of left-out, templates, tricks:", "Options of identity:",
+        "Options of certificate:",
     ]  # fmt: skip
     assert text.rindex("--seed") < text.rindex("--fault") < text.rindex("--audits")

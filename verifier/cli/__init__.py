@@ -1,4 +1,4 @@
-"""Where the program starts, and the only place that decides how it ends. With `common` alone
+"""Where the program starts, and the place that decides how it ends. With `common` and `stop` alone
 it prints, exits, and reads the environment.
 
 Exit status: 0 consistent (or done), 1 inconsistent, 2 usage or configuration error, 3
@@ -22,7 +22,6 @@ from typing import Final
 
 _USAGE: Final = 2
 _DEFECT: Final = 4
-_INTERRUPTED: Final = 130  # as a shell says it: 128 and the number of the signal
 _BROKEN_PIPE: Final = 141
 
 
@@ -34,6 +33,10 @@ def main() -> None:
         status = _DEFECT
         with suppress(BaseException):
             status = _say(error)
+    with suppress(Exception):
+        from verifier.cli.stop import leave_if_stopped
+
+        leave_if_stopped(status)
     sys.exit(status)
 
 
@@ -46,6 +49,13 @@ def _attempt() -> int:
         _open_nothing("stderr", 2)
     if sys.stdout is None:
         return _fail("stdout is closed, so nothing could be shown; send it somewhere", _USAGE)
+    from verifier.cli.stop import stoppable
+
+    with stoppable(_say_at_once):
+        return _run()
+
+
+def _run() -> int:
     # read by vLLM when it is imported: it would report to its makers, and log a page
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -62,7 +72,10 @@ def _attempt() -> int:
 def _say(error: BaseException) -> int:
     """Say in one line what ended a command; the status that it has."""
     if isinstance(error, KeyboardInterrupt):
-        return _fail("stopped; the same command goes on where this one was", _INTERRUPTED)
+        from verifier.cli.stop import end
+
+        words = end().words
+        return end().status if words is None else _fail(words, end().status)
     if isinstance(error, BrokenPipeError):
         _drop_the_rest()
         return _BROKEN_PIPE
@@ -106,16 +119,26 @@ def _struck(text: str) -> str:
 
 def _fail(message: str, status: int) -> int:
     """Print one line on stderr, if that can be written at all; the status."""
+    with suppress(Exception):
+        print(_line(message), file=sys.stderr, flush=True)  # noqa: T201
+        return status
+    _open_nothing("stderr", 2)  # or Python would try again when it ends
+    return status
+
+
+def _line(message: str) -> str:
+    """What is said of an end, in one line that acts on no terminal."""
     message = _struck(message)
     with suppress(Exception):
         from verifier.wording import visible
 
         message = _struck(visible(message))
-    with suppress(Exception):
-        print(f"verifier: {' '.join(message.split())}", file=sys.stderr, flush=True)  # noqa: T201
-        return status
-    _open_nothing("stderr", 2)  # or Python would try again when it ends
-    return status
+    return f"verifier: {' '.join(message.split())}"
+
+
+def _say_at_once(words: str) -> None:
+    """Say it past stderr's buffer, whose lock a thread that hangs may hold."""
+    os.write(2, f"{_line(words)}\n".encode("utf-8", "backslashreplace"))
 
 
 def _drop_the_rest() -> None:

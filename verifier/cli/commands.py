@@ -7,6 +7,7 @@ inconclusive; `cli` has the rest.
 from __future__ import annotations
 
 import errno
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import typer
 
 import verifier
 from verifier import wording
+from verifier.cli import stop
 from verifier.cli.common import (
     EXIT,
     USAGE,
@@ -29,6 +31,7 @@ from verifier.cli.common import (
     Trust,
     WithWholeLines,
     cache_directory,
+    cards_directory,
     complete,
     help_when_bare,
     help_width,
@@ -38,6 +41,7 @@ from verifier.cli.common import (
     read_key,
     say,
     say_json,
+    say_own,
     sets_up_completion,
     show_report,
     show_summary,
@@ -56,6 +60,7 @@ from verifier.cli.options import (
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
+from verifier.shipped import with_own_cards
 
 if TYPE_CHECKING:
     from verifier.config import Fleet, RunFile
@@ -70,7 +75,12 @@ _LONGEST_KEY: Final = 16_384  # bytes
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
-    help="Tells whether a hosting endpoint serves the open weights it claims.",
+    help=(
+        "Tells whether a hosting endpoint serves the open weights it claims.\n\n"
+        "Exit status: 0 consistent, or done; 1 inconsistent; 2 usage or configuration error; 3 "
+        "inconclusive; 4 a defect of this program or of what is installed; 130 interrupted; 141 "
+        "nobody read on. A word on each command stands in its own --help."
+    ),
     cls=WithWholeLines,
     invoke_without_command=True,
     pretty_exceptions_enable=False,
@@ -86,9 +96,12 @@ def run(arguments: Sequence[str]) -> int:
         return complete(command)
     try:
         # not app(): that ends an interrupt and a broken pipe with the status of a verdict
-        with command.make_context(
-            "verifier", list(arguments), terminal_width=help_width()
-        ) as context:
+        with (
+            with_own_cards(cards_directory()),
+            command.make_context(
+                "verifier", list(arguments), terminal_width=help_width()
+            ) as context,
+        ):
             context.command.invoke(context)
     except typer.Exit as done:
         return USAGE if done.exit_code and sets_up_completion(arguments) else done.exit_code
@@ -178,16 +191,21 @@ def audit(
     _warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)
+        stop.goes_on(_next(fleet, again=again))
         before = {name: bytes_sent(config.out) for name, config in every.items()}
         found = _run_audit(fleet, keys=keys, show=show)
     silent = [n for n, config in every.items() if bytes_sent(config.out) == before[n] > 0]
-    if silent:
-        _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
+    _say_who_was_not_asked(found, silent, of=len(every), out=fleet.out, err=as_json)
     if isinstance(found, Summary):
         show_summary(found, fleet.out, as_json=as_json)
         raise typer.Exit(_worst(found))
     show_report(found, fleet.out, as_json=as_json)
     raise typer.Exit(EXIT[found.decision])
+
+
+def _next(fleet: Fleet, *, again: bool) -> str:
+    """What goes on with an audit; with `again` the same command would begin another."""
+    return f"`verifier audit {shlex.quote(str(fleet.out))}`" if again else stop.SAME
 
 
 def _run_audit(fleet: Fleet, *, keys: Mapping[str, str | None], show: Show) -> Report | Summary:
@@ -215,6 +233,8 @@ def _say_who_was_not_asked(
     found: Report | Summary, silent: Sequence[str], *, of: int, out: Path, err: bool
 ) -> None:
     """Before all else: a verdict of an earlier day is not one of today."""
+    if not silent:
+        return
     last = wording.describe_last(found)
     who = "nobody was asked" if len(silent) == of else f"not asked anew: {', '.join(silent)}"
     say(
@@ -493,6 +513,7 @@ def capabilities(
     _warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
         _start(fleet)
+        stop.goes_on(stop.SAME)
         record = find_capabilities(config, api_key=key, show=show)
     if as_json:
         say_json(dict(describe(record)))
@@ -549,6 +570,7 @@ def collect(
         )
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
+        stop.goes_on(stop.SAME)
         count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
     say(f"{count} probes have an outcome in {run}")
 
@@ -596,6 +618,7 @@ def score(
     ours = _is_ours(run, trust=trust)
     if not ours:
         refuse_foreign(config.reference, where=str(run))
+    say_own(config.reference.card)
     refuse_unready(config.reference, to_judge=planned.calibrated is None)
     refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])
@@ -604,9 +627,10 @@ def score(
             config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=ours
         )
         loaded = load()
-        if anew:
+        if anew:  # the same command would begin again
             score_anew(run, loaded, builds=builds, show=show)
         else:
+            stop.goes_on(stop.SAME)
             score_run(run, loaded, builds=builds, show=show)
     say(f"scored; the ledger is in {run}")
 

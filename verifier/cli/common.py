@@ -13,7 +13,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NoReturn
@@ -73,11 +73,27 @@ def help_when_bare(context: typer.Context) -> None:
         raise typer.Exit(USAGE)
 
 
+#: How a help begins to speak of exit statuses, and those of a command that gives no verdict.
+_STATUSES: Final = "Exit status:"
+_NO_VERDICT: Final = (
+    "0 done, 2 usage or configuration error, 4 a defect of this program or of what is installed, "
+    "130 interrupted, 141 nobody read on."
+)
+
+#: The type of an argument, as typer writes it behind the name.
+_TYPE: Final = re.compile(r" <[^>]*>$")
+
+
 class InSections(TyperCommand):
     """A command whose help shows options in sections, by their panels; those of none come first.
 
     typer has panels for rich alone, which would read markup in what is shown.
     """
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the command says of itself, its exit statuses at least."""
+        super().format_help_text(ctx, formatter)
+        _say_statuses(self, formatter)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Arguments, options of no panel, and each panel's, in the order of the command."""
@@ -87,7 +103,8 @@ class InSections(TyperCommand):
             kind = "Arguments" if parameter.param_type_name == "argument" else "Options"
             panel = getattr(parameter, "rich_help_panel", None) or kind
             if record is not None:
-                sections.setdefault(panel, []).append(record)
+                name, said = record
+                sections.setdefault(panel, []).append((_TYPE.sub("", name), said))
         for title, records in sections.items():
             if records:
                 with formatter.section(title):
@@ -96,6 +113,11 @@ class InSections(TyperCommand):
 
 class WithWholeLines(TyperGroup):
     """A group whose help says of each command a whole sentence, however narrow the terminal is."""
+
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        """What the group says of itself, and the exit statuses of its commands."""
+        super().format_help_text(ctx, formatter)
+        _say_statuses(self, formatter)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Each command with the first sentence of its own help."""
@@ -107,6 +129,14 @@ class WithWholeLines(TyperGroup):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(rows, col_max=_first_column(formatter))
+
+
+def _say_statuses(command: Any, formatter: Any) -> None:
+    """The exit statuses of what gives no verdict; what gives one says them itself."""
+    if _STATUSES not in (command.help or ""):
+        formatter.write_paragraph()
+        with formatter.indentation():
+            formatter.write_text(f"{_STATUSES} {_NO_VERDICT}")
 
 
 def help_width() -> int:
@@ -169,9 +199,28 @@ def cache_directory() -> Path:
 
 def state_directory() -> Path:
     """Where it is noted which run files were written here."""
-    base = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return _of_the_user("XDG_STATE_HOME", "state")
+
+
+def cards_directory() -> Path:
+    """Where cards lie that were pinned or calibrated here, but for those of a checkout."""
+    return _of_the_user("XDG_DATA_HOME", "share") / "cards"
+
+
+def _of_the_user(variable: str, below_local: str) -> Path:
+    base = Path(os.environ.get(variable, ""))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
-    return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
+    return (base if base.is_absolute() else home / ".local" / below_local) / "verifier"
+
+
+def say_own(card: str) -> None:
+    """Say which of a user's own files stand for a card that ships; a card that is not there, who
+    reads it says."""
+    from verifier.reference.cards import shadowing
+
+    with suppress(ConfigError):
+        for path in shadowing(card):
+            say(f"{path}: stands for the one that ships; remove it to go back to that", err=True)
 
 
 def now() -> datetime:

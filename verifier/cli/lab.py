@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
+from verifier.cli import stop
 from verifier.cli.common import (
     CardName,
     Dtype,
@@ -21,16 +22,28 @@ from verifier.cli.common import (
     read_key,
     say,
     say_json,
+    say_own,
     share_cores,
     show_report,
     showing,
 )
-from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
     from verifier.lab.testbed.host import Host
     from verifier.progress import Show
     from verifier.reference.loaded import LoadReference
+
+Fault = Annotated[
+    str,
+    typer.Option(metavar="NAME", help="A fault of `testbed list`; kinds are joined by plus signs."),
+]
+Port = Annotated[
+    int, typer.Option(metavar="N", help="Port on the loopback interface; 0: a free one.")
+]
+Precision = Annotated[
+    Dtype,
+    typer.Option(metavar="NAME", help="Precision of the arithmetic: float32, bfloat16 or float16."),
+]
 
 testbed_app = typer.Typer(
     help="A laboratory instrument: local hosts whose faults are known. Not a server for people.",
@@ -51,13 +64,13 @@ def _testbed(context: typer.Context) -> None:
 def calibrate(
     card: CardName,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
+        Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
     ] = None,
     engine: Annotated[
         EngineName,
         typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
     ] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261124,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261124,
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
 
@@ -83,6 +96,7 @@ def calibrate(
     with showing() as show:
         weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
         check_weights(found, weights)
+        stop.goes_on(stop.SAME)
         made = run_calibration(
             found,
             weights,
@@ -95,76 +109,97 @@ def calibrate(
             progress=lambda done, of: show.step("replies", done, of),
         )
     path = write_calibration(card, made)
+    say_own(card)
     say(f"{path}: honest scale {made.text.honest_scale:.2g}")
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the run folders go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders go.")] = Path(
         "runs/demo"
     ),
+    as_json: ListJson = False,
 ) -> None:
     """Audit two local hosts: an honest one, and one that serves 4-bit weights.
 
-    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept.
+    Fetches the embedded model first (98 MB, once). Run folders with HTML reports are kept. One that
+    was stopped goes on with the same command.
 
     \b
     Example:
       verifier demo
     """
     from verifier.files.run_folder import PAGE
-    from verifier.lab.demo import HOSTS, run_demo
+    from verifier.lab.demo import refuse_others, run_demo
+    from verifier.report_file import report_to_json
 
-    if out.exists():
-        raise ConfigError(f"{out}: exists; remove it or give another --out")
+    refuse_others(out)
     share_cores(2)  # one for the host
-    lines = []
+    lines, told = [], []
     with showing() as show:
-        for name, found in run_demo(out, load_reference=_embedded(show), show=show):
-            fault = HOSTS[name]
+        stop.goes_on(stop.SAME)
+        for host, fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+            told.append({
+                "host": host, "fault": fault, "run_folder": str(out / host),
+                "report": report_to_json(found),
+            })  # fmt: skip
+            if as_json:
+                continue
             title = "the honest host" if fault == "none" else f"the host that serves {fault}"
             for line in ("", f"== {title} ==", ""):
                 say(line)
-            show_report(found, out / name, as_json=False)
+            show_report(found, out / host, as_json=False)
             lines.append(f"{title}: {found.decision.upper()} - {found.summary}")
-            lines.append(f"page: {out / name / PAGE}")
+            lines.append(f"page: {out / host / PAGE}")
+    if as_json:
+        say_json(told)
+        return
     say("")
     for line in lines:
         say(line)
 
 
 #: Sections of the help of `bench`, by the part that reads the options.
-_OF_TEMPLATES: Final = "Options of the parts left-out and templates"
-_OF_AUDITS: Final = "Options of the parts left-out, templates and tricks"
-_OF_IDENTITY: Final = "Options of the part identity"
-_OF_CERTIFICATE: Final = "Options of the part certificate"
+_OF_TEMPLATES: Final = "Options of left-out and templates"
+_OF_AUDITS: Final = "Options of left-out, templates, tricks"
+_OF_IDENTITY: Final = "Options of identity"
+_OF_CERTIFICATE: Final = "Options of certificate"
 
 
 def bench(
-    out: Annotated[Path, typer.Argument(metavar="DIR", help="Where corpora and results go.")],
+    out: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where corpora and results go.")],
     part: Annotated[
-        list[str] | None, typer.Option(help="Only these parts of the benchmark; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only these parts of the benchmark; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")] = 20261125,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261125,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES),
+        typer.Option(
+            metavar="NAME", help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES
+        ),
     ] = None,
     audits: Annotated[
         int | None,
-        typer.Option(min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
+        typer.Option(
+            metavar="N", min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS
+        ),
     ] = None,
     family: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="A model of another family.", rich_help_panel=_OF_IDENTITY
+            metavar="FOLDER", help="A model of another family.", rich_help_panel=_OF_IDENTITY
         ),
     ] = None,
     replies: Annotated[
         int | None,
         typer.Option(
-            min=1, help="So many replies of each host at most.", rich_help_panel=_OF_CERTIFICATE
+            metavar="N",
+            min=1,
+            help="So many replies of each host at most.",
+            rich_help_panel=_OF_CERTIFICATE,
         ),
     ] = None,
+    as_json: ListJson = False,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
@@ -182,20 +217,30 @@ def bench(
       verifier bench runs/bench --part honest
       verifier bench runs/templates --part templates --audits 4
     """
-    from verifier.files.run_folder import read_json
-    from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
-    from verifier.lab.pages import TABLES
-
     share_cores(2)  # one for the hosts
     with showing() as show:
+        stop.goes_on(stop.SAME)
         path, tabulate = _measure(
             out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,
             most=replies, show=show,
         )  # fmt: skip
-    for line in tabulate(read_json(path)).splitlines():
+    _show_results(path, tabulate, as_json=as_json)
+
+
+def _show_results(path: Path, tabulate: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print what was measured, and what the standing bet is worth with it."""
+    from verifier.files.run_folder import read_json
+    from verifier.lab.bench.standing import PART, keep_standing, summarize_standing
+    from verifier.lab.pages import TABLES
+
+    standing = keep_standing(path.parent, (one for one in TABLES if one != PART))
+    results = read_json(path)
+    if as_json:
+        say_json(results)
+    for line in () if as_json else tabulate(results).splitlines():
         say(line)
-    say(f"results: {path}")
-    say(summarize_standing(keep_standing(out, (one for one in TABLES if one != PART))))
+    for line in (f"results: {path}", summarize_standing(standing)):
+        say(line, err=as_json)
 
 
 def _measure(
@@ -298,18 +343,19 @@ def list_testbed_faults(as_json: ListJson = False) -> None:
 
 @testbed_app.command("serve", cls=InSections)
 def serve_testbed(
-    fault: Annotated[
-        str, typer.Option(help="A fault of `testbed list`; kinds are joined by plus signs.")
-    ] = "none",
-    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    fault: Fault = "none",
+    port: Port = 0,
     reference: Annotated[
         str, typer.Option("--reference", "--card", metavar="CARD", help="The weights to serve.")
     ] = "smollm2-135m-instruct",
     engine: Annotated[
-        Literal["transformers", "vllm"], typer.Option(help="What generates the replies.")
+        Literal["transformers", "vllm"],
+        typer.Option(metavar="NAME", help="What generates the replies: transformers or vllm."),
     ] = "transformers",
-    dtype: Annotated[Dtype, typer.Option(help="Precision of the arithmetic.")] = "bfloat16",
-    max_batch: Annotated[int, typer.Option(min=1, help="Replies generated together at most.")] = 16,
+    dtype: Precision = "bfloat16",
+    max_batch: Annotated[
+        int, typer.Option(metavar="N", min=1, help="Replies generated together at most.")
+    ] = 16,
     api_key_env: Annotated[
         str | None, typer.Option(metavar="VAR", help="Ask for the key that this variable holds.")
     ] = None,
@@ -342,10 +388,12 @@ def serve_testbed(
         _load_host(reference, fault, engine=engine, dtype=dtype), api_key=key, max_batch=max_batch,
         shows_prompts=shows_prompts, completes_as_chat=completes_as_chat,
     )  # fmt: skip
+    stop.is_to_be_stopped()
     serve(
         create_app(host),
         port=port,
         announce=lambda url: say(f"serving {host.model} with fault {fault} at {url}"),
+        told_to_stop=stop.heard,
     )
 
 
@@ -358,6 +406,7 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     from verifier.reference.weights import check_weights, fetch_weights
 
     found = load_card(card)
+    say_own(card)
     earlier, valid = load_templates(card, found)
     entries = catalogue(earlier=earlier, valid=valid)
     served = read_fault(fault, layers=found.layers, catalogue=entries)
@@ -389,10 +438,14 @@ def route_testbed(
     ],
     routing: Annotated[
         Literal["random", "sticky", "bursts", "hours"],
-        typer.Option(help="By request, by the user's first words, by runs, or by the hour."),
+        typer.Option(
+            metavar="NAME",
+            help="random, sticky, bursts or hours: by request, by the user's first words, by runs, "
+            "or by the hour.",
+        ),
     ] = "random",
-    seed: Annotated[int, typer.Option(help="Seed of the routing.")] = 0,
-    port: Annotated[int, typer.Option(help="Port on the loopback interface; 0: a free one.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the routing.")] = 0,
+    port: Port = 0,
     log: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Note there which host got each request.")
     ] = None,
@@ -410,8 +463,10 @@ def route_testbed(
     from verifier.lab.testbed.server import serve
 
     upstreams = read_routes(base_url, route)
+    stop.is_to_be_stopped()
     serve(
         create_router(upstreams, routing=routing, seed=seed, log=log),
         port=port,
         announce=lambda url: say(f"routing between {len(upstreams)} hosts at {url}"),
+        told_to_stop=stop.heard,
     )

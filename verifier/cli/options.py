@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import typer
 
-from verifier.cli.common import EngineName, state_directory
+from verifier.cli.common import EngineName, say_own, state_directory
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -275,6 +275,7 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
                 raise ConfigError(f"{command}: {flag} is missing; give it, or give a run file")
     fleet = validated(Fleet, merged, where=command if path is None else str(path))
     find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
+    say_own(fleet.reference.card)
     return fleet
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,8 +17,12 @@ from verifier.cli.common import (
     help_when_bare,
     say,
     say_json,
+    say_own,
     showing,
 )
+
+if TYPE_CHECKING:
+    from verifier.checks.template.panel_design import Panel
 
 reference_app = typer.Typer(
     help="Cards: the published models that an endpoint can be held to.",
@@ -34,20 +39,23 @@ def _reference(context: typer.Context) -> None:
 
 @reference_app.command("list", cls=InSections)
 def list_reference(as_json: ListJson = False) -> None:
-    """List the cards that ship: which work today, what the others lack, and their terms.
+    """List the cards: which work today, what the others lack, and their terms.
+
+    Those that were pinned or calibrated here lie in the user's data folder, and come first.
 
     \b
     Example:
       verifier reference list
     """
     from verifier.reference.calibrations import obstacles
-    from verifier.reference.cards import list_cards
+    from verifier.reference.cards import list_cards, own_files
     from verifier.reports.tables import CARD_COLUMNS, card_row, print_cards
 
     if as_json:
         keys = [label.lower() for label in CARD_COLUMNS]
         say_json([
-            dict(zip(keys, card_row(name), strict=True)) | {"obstacles": list(obstacles(name))}
+            dict(zip(keys, card_row(name), strict=True))
+            | {"obstacles": list(obstacles(name)), "own": [str(path) for path in own_files(name)]}
             for name in list_cards()
         ])  # fmt: skip
         return
@@ -65,6 +73,7 @@ def show_reference(card: CardName, as_json: ListJson = False) -> None:
     from verifier.reference.cards import load_card
 
     found = load_card(card)
+    say_own(card)
     if as_json:
         say_json(found.model_dump(mode="json"))
         return
@@ -78,12 +87,15 @@ def pin_reference(
     card: CardName,
     weights: Annotated[
         str,
-        typer.Option(metavar="DIR|REPO@REV", help="A local snapshot, or one to fetch of the hub."),
+        typer.Option(
+            metavar="FOLDER|REPO@REV", help="A local snapshot, or one to fetch of the hub."
+        ),
     ],
     again: Annotated[
         bool,
         typer.Option("--again", help="Overwrite digests that differ, unless the tensors do."),
     ] = False,
+    as_json: ListJson = False,
 ) -> None:
     """Fill the digests that a card leaves open, from a snapshot, and write them into its file.
 
@@ -98,6 +110,10 @@ def pin_reference(
 
     with showing() as show:
         written = pin_card(card, weights, again=again, tell=show.tell)
+    say_own(card)
+    if as_json:
+        say_json({key: {"before": before, "now": now} for key, (before, now) in written.items()})
+        return
     for key, (before, value) in written.items():
         say(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
     if not written:
@@ -106,8 +122,9 @@ def pin_reference(
 
 def panel(
     card: CardName,
-    seed: Annotated[int, typer.Option(help="Seed of the probes.")],
-    size: Annotated[int, typer.Option(min=1, help="How many probes.")] = 12,
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")],
+    size: Annotated[int, typer.Option(metavar="N", min=1, help="How many probes.")] = 12,
+    as_json: ListJson = False,
 ) -> None:
     """Search for the probes that tell a template's renderings apart, and print what they separate.
 
@@ -118,18 +135,39 @@ def panel(
     from verifier.checks.template.panel import design_card_panel
     from verifier.reference.cards import load_card
 
+    say_own(card)
     with showing() as show:
         found = design_card_panel(
             load_card(card), seed=seed, size=size, cache=cache_directory(), show=show
         )
-    names = found.names
-    for number, probe in enumerate(found.probes):
-        counts = sorted({int(n) for n in found.lengths[:, number] if n == n})
-        roles = " ".join(message.role for message in probe.messages)
-        say(f"{probe.id}: {int(found.lengths[0, number])} tokens as published, "
-            f"{len(counts)} different counts; {roles}")  # fmt: skip
-    confused, pairs = found.confused(), len(names) * (len(names) - 1) // 2
+    told = _panel_to_json(found)
+    if as_json:
+        say_json(told)
+        return
+    for probe in told["probes"]:
+        say(f"{probe['id']}: {probe['prompt_tokens']} tokens as published, "
+            f"{len(probe['counts'])} different counts; {' '.join(probe['roles'])}")  # fmt: skip
+    confused, pairs = told["confused"], math.comb(len(found.names), 2)
     say(f"counts tell {pairs - len(confused)} of {pairs} pairs of renderings apart; not:")
-    for one, other in confused:
-        same = " (the same prompts)" if (one, other) in found.inseparable() else ""
-        say(f"  {one}, {other}{same}")
+    for one in confused:
+        say(f"  {', '.join(one['pair'])}" + (" (the same prompts)" if one["same_prompts"] else ""))
+
+
+def _panel_to_json(found: Panel) -> dict[str, Any]:
+    """A panel as JSON values: its probes, and the pairs of renderings that counts leave alike."""
+    same = set(found.inseparable())
+    return {
+        "renderings": list(found.names),
+        "probes": [
+            {
+                "id": probe.id,
+                "roles": [message.role for message in probe.messages],
+                "prompt_tokens": int(lengths[0]),
+                "counts": sorted({int(n) for n in lengths if n == n}),  # NaN: refused
+            }
+            for probe, lengths in zip(found.probes, found.lengths.T, strict=True)
+        ],
+        "confused": [
+            {"pair": list(pair), "same_prompts": pair in same} for pair in found.confused()
+        ],
+    }

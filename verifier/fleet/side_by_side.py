@@ -18,7 +18,6 @@ from verifier.audit import audit
 from verifier.checks.check import Case
 from verifier.config import Fleet, RunFile, dump_run_file, load_fleet
 from verifier.errors import ConfigError, VerifierError
-from verifier.files.finished import finished_with
 from verifier.files.run_folder import (
     CONTROL,
     FLEET,
@@ -40,7 +39,7 @@ from verifier.progress import Pace, Show
 from verifier.records import Report, Summary
 from verifier.reference.loaded import LoadReference, Reference
 from verifier.safety import sieve
-from verifier.steps import start, write_page
+from verifier.steps import is_finished, start, write_page
 from verifier.verdict.control import ENOUGH, read_control, waits_for_replies
 from verifier.verdict.decide import decide_folder, judge_folder
 
@@ -51,7 +50,7 @@ PATIENCE_S: Final = 60.0
 _FOR_EVER_S: Final = 86_400.0 * 365
 
 #: Seconds that audits get to end once they are stopped.
-GRACE_S: Final = 30.0
+GRACE_S: Final = 1.0
 
 
 def audit_beside_control(
@@ -103,15 +102,7 @@ def is_over(fleet: Fleet) -> bool:
     One that would be decided otherwise by now, as by another version, goes on.
     """
     judged = fleet.control is None or all(map(_is_vouched, fleet.run_files.values()))
-    return judged and all(map(_is_over, fleet.every_run_file.values()))
-
-
-def _is_over(config: RunFile) -> bool:
-    noted = finished_with(config.out)
-    if noted is None:
-        return False
-    case = _case_of(config)
-    return case is not None and case.decision == noted
+    return judged and all(is_finished(config.out) for config in fleet.every_run_file.values())
 
 
 def decide_again(fleet: Fleet) -> Report | Summary:

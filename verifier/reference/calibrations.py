@@ -1,4 +1,4 @@
-"""Calibration files: each beside its card, and refused where it was measured on other weights."""
+"""Calibration files: each with its card, and refused where it was measured on other weights."""
 
 from __future__ import annotations
 
@@ -9,9 +9,16 @@ from verifier.errors import ReferenceMismatch
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.evidence.stacks import with_zone
-from verifier.files.run_folder import write_json
+from verifier.files.run_folder import make_folder, write_json
 from verifier.files.stored import read_record
-from verifier.reference.cards import Card, find_card, load_card
+from verifier.reference.cards import (
+    Card,
+    card_folders,
+    find_card,
+    is_in_an_installation,
+    load_card,
+    own_folder,
+)
 
 #: Why a card cannot be calibrated as it stands.
 _CANNOT: Final = (
@@ -20,9 +27,12 @@ _CANNOT: Final = (
 
 
 def calibration_path(name: str) -> Path:
-    """Where the calibration of a card lies: beside the card."""
+    """Where the calibration of a card lies, or would lie: beside it, or among cards with names."""
     card = find_card(name)
-    return card.with_name(f"{card.stem}.calibration.json")
+    beside = card.with_name(f"{card.stem}.calibration.json")
+    folders = card_folders() if card.parent in card_folders() else ()
+    places = [folder / beside.name for folder in folders]
+    return next((path for path in places if path.is_file()), beside)
 
 
 def is_calibrated(name: str) -> bool:
@@ -66,7 +76,10 @@ def load_calibration(name: str, card: Card) -> Calibration:
 
 
 def write_calibration(name: str, calibration: Calibration) -> Path:
-    """Write the calibration beside its card."""
-    path = calibration_path(name)
+    """Write the calibration beside its card, or among a user's own for one of an installation."""
+    card = find_card(name)
+    folder = own_folder() if is_in_an_installation(card) else card.parent
+    make_folder(folder)
+    path = folder / f"{card.stem}.calibration.json"
     write_json(path, calibration.model_dump(mode="json"))
     return path

@@ -1,8 +1,8 @@
 """What an endpoint is held to: cards, each of one published model.
 
-Reads the folder `reference/cards/`. A card pins its model by content digests, and says of every
-fact where it was read; what nobody has checked it lists. Knows nothing of weights, engines or
-endpoints.
+Reads the folder `reference/cards/`, and a user's own. A card pins its model by content digests, and
+says of every fact where it was read; what nobody has checked it lists. Knows nothing of weights,
+engines or endpoints.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from verifier.config import Checkpoint, PlainValues, Repo, Revision, Suspect, validated
 from verifier.errors import ConfigError
+from verifier.files.run_folder import make_folder, write_whole
 from verifier.files.strict_yaml import read_bounded, read_yaml
-from verifier.shipped import shipped
+from verifier.shipped import is_installed, own_cards, shipped
 from verifier.wording import did_you_mean
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -316,20 +317,24 @@ def load_tokenizers() -> TokenizerTable:
 
 
 def list_cards() -> list[str]:
-    """Names of the cards that ship."""
-    return sorted(path.stem for path in shipped("reference/cards").glob("*.yaml"))
+    """Names of the cards that ship, and of a user's own."""
+    return sorted({path.stem for folder in card_folders() for path in folder.glob("*.yaml")})
+
+
+def card_folders() -> tuple[Path, ...]:
+    """Where cards are found by their names: a user's own first."""
+    own = own_cards()
+    return (shipped("reference/cards"),) if own is None else (own, shipped("reference/cards"))
 
 
 def find_card(name: str) -> Path:
-    """The file of a card: a shipped name, a path to a YAML file, or a model's name on the hub."""
-    path = shipped("reference/cards") / f"{name}.yaml" if "/" not in name else Path(name)
-    if name.endswith((".yaml", ".yml")):
-        path = Path(name)
+    """The file of a card: one by name, a path to a YAML file, or a model's name on the hub."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else _named(name)
     if path.is_file():
         return path
     by_model = _cards_by_model() if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else {}
     if name.casefold() in by_model:
-        return shipped("reference/cards") / f"{by_model[name.casefold()]}.yaml"
+        return _named(by_model[name.casefold()])
     last = name.rpartition("/")[2].removesuffix(".yaml")  # of a hub's name or a path
     raise ConfigError(
         f"reference: no card {name!r}; there are {', '.join(list_cards())}, or give the path of a "
@@ -337,8 +342,63 @@ def find_card(name: str) -> Path:
     )
 
 
+def _named(name: str) -> Path:
+    """Where a card of that name lies, or would lie."""
+    if "/" in name:
+        return Path(name)
+    places = [folder / f"{name}.yaml" for folder in card_folders()]
+    return next((path for path in places if path.is_file()), places[-1])
+
+
+def own_copy(name: str) -> Path:
+    """The file of a card that may be written: a user's own copy of one that an installation has.
+
+    Templates that lie beside it are copied with it. Raises ConfigError where no folder of own cards
+    is known.
+    """
+    path = find_card(name)
+    if not is_in_an_installation(path):
+        return path
+    own = own_folder()
+    make_folder(own)
+    card = load_card(name)
+    for file in (*card.earlier_templates.values(), *card.valid_templates.values()):
+        make_folder((own / file).parent)
+        write_whole(own / file, (path.parent / file).read_text("utf-8"))
+    write_whole(own / path.name, path.read_text("utf-8"))
+    return own / path.name
+
+
+def is_in_an_installation(card: Path) -> bool:
+    """Whether a card lies where nothing is written, since an upgrade would take it away."""
+    return is_installed() and card.parent == shipped("reference/cards")
+
+
+def own_folder() -> Path:
+    """The folder of a user's own cards. Raises ConfigError where nobody has named one."""
+    own = own_cards()
+    if own is None:
+        raise ConfigError("reference: cards of an installation are not written; name a folder")
+    return own
+
+
+def own_files(name: str) -> tuple[Path, ...]:
+    """A user's own card of that name, and its calibration, as far as they are there."""
+    found, own = find_card(name), own_cards()
+    if own is None or found.parent not in card_folders():
+        return ()
+    names = (found.name, f"{found.stem}.calibration.json")
+    return tuple(own / one for one in names if (own / one).is_file())
+
+
+def shadowing(name: str) -> tuple[Path, ...]:
+    """Those that stand for a file of the same name that ships."""
+    ships = shipped("reference/cards")
+    return tuple(path for path in own_files(name) if (ships / path.name).is_file())
+
+
 def _cards_by_model() -> dict[str, str]:
-    """The cards that ship by their models' names, in lower case."""
+    """The cards by their models' names, in lower case."""
     return {load_card(name).model.casefold(): name for name in list_cards()}
 
 

@@ -1,6 +1,6 @@
 """Pinning a card: the digests of what was published, written into the card's own file, the
 sampling defaults that its generation_config has for what no request says, and whether its template
-shows tools.
+shows tools. For a card of an installation a copy among the user's own is written.
 
 Takes a local snapshot or one from the hub. What is pinned already is overwritten only when that is
 asked for, and never for other tensors.
@@ -22,7 +22,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.samplers import PENALTIES, RANGES, Sampler
 from verifier.files.run_folder import write_whole
-from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card
+from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card, own_copy
 from verifier.reference.digests import digests_of, shows_tools
 from verifier.reference.hub import commit_of, fetch_snapshot
 from verifier.reference.snapshot import read_object, read_raw
@@ -71,7 +71,7 @@ def pin_card(
             )
     written = {key: value for key, value in found.items() if pinned[key] != value}
     if written:
-        _write(path, written)
+        _write(own_copy(name), written)
     return {key: (pinned[key], value) for key, value in written.items()}
 
 

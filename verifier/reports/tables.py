@@ -10,7 +10,15 @@ from rich.text import Text
 
 from verifier import wording
 from verifier.reference.calibrations import how_to_calibrate, is_calibrated, obstacles
-from verifier.reference.cards import Card, HubSource, Thinking, WheelSource, list_cards, load_card
+from verifier.reference.cards import (
+    Card,
+    HubSource,
+    Thinking,
+    WheelSource,
+    list_cards,
+    load_card,
+    own_files,
+)
 from verifier.reference.hardware import GIB, Memory, room_for_tokens
 from verifier.reports.terminal import STYLES
 from verifier.wording import one_line
@@ -35,12 +43,15 @@ CARD_COLUMNS: Final = ("Card", "Hosting", "Weights", "Pinned", "Calibrated")
 
 
 def print_cards(console: Console) -> None:
-    """Print the cards that ship, one line each."""
+    """Print the cards, one line each."""
     table = _table(*CARD_COLUMNS)
     for name in list_cards():
         first, *others = card_row(name)
         table.add_row(_line(first), *others)
     console.print(table)
+    own = [path for name in list_cards() for path in own_files(name)]
+    if own:
+        console.print(f"\nYours: {', '.join(map(one_line, map(str, own)))}", soft_wrap=True)
     working = [name for name in list_cards() if not obstacles(name)]
     console.print(f"\nAudits work today with: {', '.join(working) or 'none'}", soft_wrap=True)
     lacking: dict[str, list[str]] = {}

@@ -25,7 +25,7 @@ from verifier.lab.bench.results import (
     tabulate_rows,
     write_results,
 )
-from verifier.lab.demo import local_host
+from verifier.lab.demo import kept_port, local_host
 from verifier.progress import Show
 from verifier.records import Report
 from verifier.reference.loaded import LoadReference
@@ -91,12 +91,13 @@ def run_trick_bench(
             if (trick.fault, number) in have:
                 continue
             show.tell(f"audit {number + 1} of {audits}: {trick.fault}")
-            with local_host(trick.fault, dtype="bfloat16") as url:
+            run = out / f"{number:03}" / trick.fault.replace(":", "-")
+            with local_host(trick.fault, dtype="bfloat16", port=kept_port(run)) as url:
                 config = RunFile(
                     endpoint=EndpointSection(base_url=url, model=CARD, timeout_s=300),
                     reference=ReferenceSection(card=CARD),
                     audit=AuditSection(seed=seed + number, **trick.settings),
-                    out=out / f"{number:03}" / trick.fault.replace(":", "-"),
+                    out=run,
                 )
                 report = audit(config, api_key=None, load_reference=lambda: reference, show=show)
             append_line(kept, describe_audit(trick, number, report))

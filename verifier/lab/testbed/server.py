@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Final
 
 import uvicorn
@@ -15,14 +16,21 @@ from starlette.applications import Starlette
 from verifier.errors import ConfigError
 
 _LOOPBACK: Final = "127.0.0.1"
-_GRACE_S: Final = 5  # how long requests under way may go on once the server is told to stop
+_GRACE_S: Final = 1  # how long requests under way may go on once the server is told to stop
 _NOT_STARTED: Final = "the testbed host did not start: its app failed while starting"
 
 
 class _Server(uvicorn.Server):
-    """Tells its base URL once it listens."""
+    """Tells its base URL once it listens, and when a signal tells it to stop."""
 
-    def __init__(self, app: Starlette, listening: socket.socket, announce: Callable[[str], None]):
+    def __init__(
+        self,
+        app: Starlette,
+        listening: socket.socket,
+        *,
+        announce: Callable[[str], None],
+        told_to_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app, lifespan="on", ws="none", log_config=None, log_level="critical",
@@ -30,11 +38,15 @@ class _Server(uvicorn.Server):
             )
         )  # fmt: skip
         self._listening = listening
-        self._announce = announce
+        self._announce, self._told_to_stop = announce, told_to_stop
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self._announce(f"http://{_LOOPBACK}:{self._listening.getsockname()[1]}/v1")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._told_to_stop()
+        super().handle_exit(sig, frame)
 
     def run_here(self) -> None:
         """Serve until `should_exit` is set; returns at once, not `started`, if the app fails to."""
@@ -57,15 +69,19 @@ def _listen(port: int) -> socket.socket:
     return listening
 
 
-def serve(app: Starlette, *, port: int, announce: Callable[[str], None]) -> None:
+def serve(
+    app: Starlette, *, port: int, announce: Callable[[str], None],
+    told_to_stop: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """Serve on the loopback interface until SIGTERM or SIGINT, then return.
 
     Port 0 picks a free one; `announce` gets the base URL once the host listens. When told to stop,
-    requests under way have five seconds left and the batch being generated is finished. Call it
-    from the main thread, where signals arrive. Raises ConfigError when the port cannot be had.
+    which `told_to_stop` is called at, requests under way have a second left and the batch being
+    generated is finished, however long it takes. Call it from the main thread, where signals
+    arrive. Raises ConfigError when the port cannot be had.
     """
     with _listen(port) as listening:
-        server = _Server(app, listening, announce)
+        server = _Server(app, listening, announce=announce, told_to_stop=told_to_stop)
 
         def stop(_signal: int, _frame: object) -> None:
             server.should_exit = True
@@ -92,7 +108,7 @@ def running(app: Starlette) -> Iterator[str]:
             urls.append(url)
             started.set()
 
-        server = _Server(app, listening, announce)
+        server = _Server(app, listening, announce=announce)
 
         def run() -> None:
             try:
