@@ -287,6 +287,8 @@ class EndpointSection(_HostFacts):
                 },
             )
         known = presets[name].model_dump(exclude={"sources"}, exclude_defaults=True)
+        if raw.get("api_key_file") is not None and raw.get("api_key_env") is None:
+            known.pop("api_key_env", None)  # the file stands for the variable of the preset
         base_url = raw.get("base_url")
         if isinstance(base_url, str) and not _same_host(base_url, str(known.get("base_url"))):
             variable = known.pop("api_key_env", None)
@@ -327,7 +329,10 @@ class EndpointSection(_HostFacts):
                 "provider: missing; a router passes questions on, so name the one host to ask",
             )
         if self.provider and not self.router:
-            raise PydanticCustomError("value_error", "provider: only a router takes one")
+            raise PydanticCustomError(
+                "value_error",
+                "provider: only a router takes one; leave it out, or name the router as host",
+            )
         return self
 
 
@@ -660,7 +665,7 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        first = _first_told(error.errors(include_url=False))
         key, known = _place(kind, first["loc"], first["type"])
         match first["type"]:
             case "extra_forbidden":
@@ -675,6 +680,16 @@ def validated(kind: type[T], raw: object, *, where: str) -> T:
                 wrong = wrong.replace("a valid tuple", "a list")
                 complaint = f"{wrong}{_got(key, first['input'])}"
         raise ConfigError(f"{where}: {key or 'the whole file'}: {complaint}") from error
+
+
+def _first_told(errors: list[Any]) -> Any:
+    """The first error; of a section that lacks a key, the key that it does not know, if it has one:
+    that is likely the same one, misspelled."""
+    first = errors[0]
+    if first["type"] != "missing":
+        return first
+    unknown = (e for e in errors if e["type"] == "extra_forbidden")
+    return next((e for e in unknown if e["loc"][:-1] == first["loc"][:-1]), first)
 
 
 def _got(key: str, value: object) -> str:

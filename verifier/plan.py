@@ -34,6 +34,11 @@ MOST_TIMES: Final = 4
 
 _PACKAGES: Final = ("torch", "transformers", "numpy", "scipy", "httpx")
 
+_NO_PRICES: Final = (
+    "audit.budget_usd: dollars need prices; write out prices in the run file, or give "
+    "--input-price and --output-price"
+)
+
 
 def make_plan(
     config: RunFile, card: Card, calibration: Calibration | None, pool: Pool, *,
@@ -57,7 +62,7 @@ def make_plan(
     suspects = _suspects(config, card)
     _refuse_small_budget(config, planned)
     if audit.budget_usd is not None and config.prices is None:
-        raise ConfigError("audit.budget_usd: dollars need prices; write out prices in the run file")
+        raise ConfigError(_NO_PRICES)
     seed = secrets.randbits(63) if audit.seed is None else audit.seed
     plan = Plan(
         schema_version=PLAN_SCHEMA,

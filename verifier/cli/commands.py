@@ -127,7 +127,9 @@ def _global(
     context: typer.Context,
     version: Annotated[  # noqa: ARG001 - its callback reads it
         bool,
-        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", "-V", callback=_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     help_when_bare(context)

@@ -42,8 +42,9 @@ async def what_to_do(
     """What to do once no request of this kind will be answered; `refused` are probes in a row."""
     host, came = endpoint.host, problem.reason
     if problem.status is None:
+        other = "; it may speak http, not https" if "WRONG_VERSION_NUMBER" in came else ""
         return (
-            f"cannot reach {host}: {came}; check the base URL "
+            f"cannot reach {host}: {came}{other}; check the base URL "
             f"{endpoint.base_url!r} and the network, then run the same command again"
         )
     if problem.account is not None and problem.account != "key":

@@ -58,9 +58,10 @@ def _audit_host(fault: str, run: Path, *, load_reference: LoadReference, show: S
             "remove it, or give another --out, to audit anew"
         )
         return found
-    reference = load_reference()
-    show.tell(f"starting the host {run.name!r} (weights fault: {fault})")
-    with _host_of(fault, run) as base_url, working_in(run, make=True):
+    with working_in(run, make=True), ExitStack() as held:  # at once: what follows takes a while
+        reference = load_reference()
+        show.tell(f"starting the host {run.name!r} (weights fault: {fault})")
+        base_url = held.enter_context(_host_of(fault, run))
         config = RunFile(
             endpoint=EndpointSection(base_url=base_url, model=CARD, concurrency=8),
             reference=ReferenceSection(card=CARD),

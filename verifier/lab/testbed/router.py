@@ -137,7 +137,10 @@ def create_router(
 
     `log` gets a line of JSON per request: its number, the upstream, the path and a digest of the
     body. Which models there are is asked of the first upstream, and not logged.
+    Raises OSError where the log cannot be written.
     """
+    if log is not None:
+        log.open("a").close()
     chooser = Chooser(upstreams, routing=routing, seed=seed)
     numbers = iter(range(2**63))
 
