@@ -401,7 +401,7 @@ def test_how_a_host_samples_is_found_out(
     """Another temperature is said to be that and not other weights; honest sampling is neither."""
     report = run_audit(
         EMBEDDED, tmp_path / "run", fault=fault, served=served, engine=engine,
-        tokenizer=tokenizer, sampler=True, budget_completion_tokens=6000, max_tokens=48,
+        tokenizer=tokenizer, sampler=True, budget_completion_tokens=6000,
     )  # fmt: skip
     (finding,) = [f for f in report.findings if f.aspect == "sampler"]
 
@@ -474,24 +474,24 @@ def test_a_ceiling_is_told_from_an_end(
     assert name in found.name
 
 
-@pytest.mark.parametrize("fault", ["context:400,front-kept", "context:400,front,hidden"])
+@pytest.mark.parametrize("fault", ["context:200,front-kept", "context:200,front,hidden"])
 def test_a_cut_prompt_is_found_and_its_window_measured(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
     fault: str,
 ) -> None:  # fmt: skip
     """Measured: 23 nats from 3 prompts where the count tells it, 44 from 6 where it does not."""
-    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=600)
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=300)
 
     assert found.decision == "detected"
     assert "the front" in found.detail
-    assert "400" in found.name
+    assert "200" in found.name
 
 
 def test_an_honest_context_is_not_accused(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     """And at most five prompts are asked; this model does not always tell that it read them all."""
-    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, "none", context_tokens=600)
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, "none", context_tokens=300)
 
     assert found.decision in ("excluded", "undecided")
     assert len(read_probes(tmp_path, name=CONTEXT)) <= 5

@@ -148,7 +148,7 @@ def log_e_for_routing(evidence: ShareEvidence, share: float) -> float:
 
 def _any_scale(rows: Array) -> Array:
     """Log-likelihood [n] of replies each of which has a scale of its own, evenly of [n, A]."""
-    return log_sum_exp(rows, axis=1) - np.log(rows.shape[1])
+    return np.asarray(log_sum_exp(rows, axis=1) - math.log(rows.shape[1]))
 
 
 def _whole(

@@ -9,7 +9,7 @@ Everything downstream reads this and knows nothing of models or HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from operator import mul
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,7 +20,7 @@ from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array, log_sum_exp
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
-from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version
+from verifier.records import REFERENCE, Between, Count, Nats, ReplyScore, Version, fields_of
 
 SCHEMA_VERSION = 1
 
@@ -268,7 +268,8 @@ def centred(values: Sequence[float]) -> list[float]:
 
 def product(one: Sequence[float], other: Sequence[float]) -> float:
     """The inner product of the values of one position."""
-    return sum(map(mul, one, other))
+    total: float = sum(map(mul, one, other))
+    return total
 
 
 def _processed(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> str | None:
@@ -295,9 +296,12 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "text_scales": [float(s) for s in TEXT_SCALES],
         "logprob_scales": [float(s) for s in LOGPROB_SCALES],
-        "rows": [asdict(row) for row in ledger.rows],
-        **({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {}),
-        **({"repeats": [asdict(one) for one in ledger.repeats]} if ledger.repeats else {}),
+        "rows": [
+            fields_of(row) | {"reported": None if row.reported is None else fields_of(row.reported)}
+            for row in ledger.rows
+        ],
+        **({"sampled": [fields_of(row) for row in ledger.sampled]} if ledger.sampled else {}),
+        **({"repeats": [fields_of(one) for one in ledger.repeats]} if ledger.repeats else {}),
     }
 
 

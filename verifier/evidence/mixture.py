@@ -30,6 +30,9 @@ CAP = 1000.0
 #: Nats beyond which a ratio is no larger for any share between 0 and 1: before numbers overflow.
 _MOST = 600.0
 
+#: Rows of which the likelihoods of all shares are held at once.
+_AT_ONCE = 64
+
 #: Weight of the share 0 in the bet against other shares: a host that mixes nothing is the commonest
 #: and its upper bound should fall as fast as replies allow.
 AT_ZERO = 0.5
@@ -177,8 +180,10 @@ def belongings(mixture: Mixture, share: float) -> Array:
 def _curve(ratios: Array) -> Array:
     """Log-likelihood [E, H] of all rows at each share, relative to the honest columns."""
     odds = np.exp(np.minimum(ratios, _MOST))
-    part = [np.log(1 - share + share * odds).sum(axis=0) for share in SHARES[1:-1]]
-    return np.array([np.zeros(ratios.shape[1]), *part, ratios.sum(axis=0)])
+    between, part = SHARES[1:-1, None, None], np.zeros((len(SHARES) - 2, ratios.shape[1]))
+    for at in range(0, len(odds), _AT_ONCE):
+        part += np.log(1 - between + between * odds[at : at + _AT_ONCE]).sum(axis=1)
+    return np.concatenate([np.zeros((1, ratios.shape[1])), part, ratios.sum(axis=0)[None]])
 
 
 def _prior() -> Array:

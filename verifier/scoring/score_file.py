@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from verifier.records import (
     Outcome,
     Reply,
     ReplyScore,
+    fields_of,
 )
 from verifier.scoring.alignment import Aligned
 
@@ -216,12 +217,12 @@ class ScoreBook:
 
 
 def _to_json(scored: Scored) -> dict[str, Any]:
-    aligned = asdict(scored.aligned) | {"left_out": sorted(scored.aligned.left_out)}
+    aligned = fields_of(scored.aligned) | {"left_out": sorted(scored.aligned.left_out)}
     return {
         "probe_id": scored.probe_id,
         "weights": scored.weights,
         "aligned": aligned,
-        "score": asdict(scored.score),
+        "score": fields_of(scored.score),
         "reply_sha256": scored.reply_sha256,
     } | ({"lost": scored.lost} if scored.lost else {})
 
