@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import signal
 import stat
@@ -294,30 +293,6 @@ def test_json_files_have_one_byte_form(tmp_path: Path) -> None:
     raw = (tmp_path / "file").read_bytes()
     assert raw == '{\n  "b": [\n    1,\n    0.5\n  ],\n  "a": "é'.encode() + b'\xed\xa0\x80"\n}\n'
     assert read_json(tmp_path / "file") == {"b": [1, 0.5], "a": "é\ud800"}
-
-
-@given(
-    st.recursive(
-        st.none() | st.booleans() | st.integers() | TEXT
-        | st.floats(allow_nan=False, allow_infinity=False),
-        lambda inner: st.lists(inner, max_size=3) | st.tuples(inner, inner)
-        | st.dictionaries(TEXT | st.integers() | st.booleans() | st.none(), inner, max_size=3),
-        max_leaves=12,
-    )
-)  # fmt: skip
-def test_json_is_indented_as_the_library_does_it(value: object) -> None:
-    """Whatever it holds, and only faster."""
-    expected = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-    assert folder._indented(value) == expected
-
-
-@pytest.mark.parametrize("value", [math.inf, [math.nan], {"a": [1, {"b": -math.inf}]}])
-def test_what_is_no_number_is_not_written(tmp_path: Path, value: object) -> None:
-    """JSON has no sign for it."""
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "file", value)
-    assert not (tmp_path / "file").exists()
 
 
 @pytest.mark.parametrize(

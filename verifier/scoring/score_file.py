@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import Row
+from verifier.evidence.ledger import Ledger, Row
 from verifier.files.run_folder import (
     COMPLETIONS,
     CONTEXT_SCORES,
@@ -188,6 +188,8 @@ class ScoreBook:
         self.run, self.digest = run, digest
         self.by_probe: dict[str, dict[str, Scored]] = {}
         self.rows: dict[str, Row] = {}  # by probe: the cells of its scores
+        #: The ledger that the file of it holds, and what scored it; None: not known.
+        self.written: tuple[Ledger, dict[str, str]] | None = None
         for scored in read_scores(run):
             self._add(scored)
 
