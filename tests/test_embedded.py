@@ -479,7 +479,7 @@ def test_a_cut_prompt_is_found_and_its_window_measured(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
     fault: str,
 ) -> None:  # fmt: skip
-    """Measured: 23 nats from 3 prompts where the count tells it, 44 from 6 where it does not."""
+    """By one prompt where the count tells it, by several where it does not."""
     (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=300)
 
     assert found.decision == "detected"
