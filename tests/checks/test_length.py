@@ -115,7 +115,7 @@ def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) 
 def test_a_ceiling_without_a_word_is_named(card: Path, tmp_path: Path) -> None:
     """The published weights go on where the reply ends, and "stop" is said of it."""
     with long_host("ceiling:90,hidden", margin=12) as url:
-        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
+        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=800)
         report = audit(config, api_key=None, load_reference=sure, show=QUIET)
 
     found = finding(report, "ceiling")
