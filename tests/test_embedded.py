@@ -474,17 +474,23 @@ def test_a_ceiling_is_told_from_an_end(
     assert name in found.name
 
 
-@pytest.mark.parametrize("fault", ["context:200,front-kept", "context:200,front,hidden"])
+@pytest.mark.parametrize(
+    ("window", "how", "tokens"), [(200, "front-kept", 300), (400, "front,hidden", 600)]
+)
 def test_a_cut_prompt_is_found_and_its_window_measured(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
-    fault: str,
+    window: int, how: str, tokens: int,
 ) -> None:  # fmt: skip
-    """By one prompt where the count tells it, by several where it does not."""
-    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=300)
+    """By few prompts where the count tells it; by several, and longer ones, where it does not.
+
+    Of 300 tokens this model copies too little to fit: eight are asked, and dearer to tell apart.
+    """
+    fault = f"context:{window},{how}"
+    (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=tokens)
 
     assert found.decision == "detected"
     assert "the front" in found.detail
-    assert "200" in found.name
+    assert str(window) in found.name
 
 
 def test_an_honest_context_is_not_accused(

@@ -11,7 +11,7 @@ LONGEST: Final = {
     "test_embedded.py": 500,
     "reference/test_vllm_engine.py": 400,
     "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
-    "[context:200,front,hidden]": 60,
+    "[400-front,hidden-600]": 150,
     "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
     "test_embedded.py::test_two_targets_are_told_apart_unless_the_control_differs_too": 110,
     "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 80,

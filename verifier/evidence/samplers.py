@@ -156,6 +156,7 @@ def name_of(sampler: Sampler) -> str:
     return ", ".join(f"{LABELS[name]} {value:g}" for name, value in found.items())
 
 
+@lru_cache(maxsize=1024)
 def kind_of(sampler: Sampler) -> str:
     """What a column changes: one setting by its label, or several."""
     found = list(changed(sampler)) or ["temperature"]
