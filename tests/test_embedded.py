@@ -401,7 +401,7 @@ def test_how_a_host_samples_is_found_out(
     """Another temperature is said to be that and not other weights; honest sampling is neither."""
     report = run_audit(
         EMBEDDED, tmp_path / "run", fault=fault, served=served, engine=engine,
-        tokenizer=tokenizer, sampler=True, budget_completion_tokens=6000,
+        tokenizer=tokenizer, sampler=True, budget_completion_tokens=6000, max_tokens=48,
     )  # fmt: skip
     (finding,) = [f for f in report.findings if f.aspect == "sampler"]
 

@@ -9,7 +9,7 @@ from typing import Final
 #: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
     "test_embedded.py": 500,
-    "reference/test_vllm_engine.py": 400,
+    "reference/test_vllm_engine.py": 250,
     "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
     "[400-front,hidden-600]": 150,
     "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
