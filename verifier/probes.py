@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -195,6 +196,7 @@ class Pool:
     kinds: tuple[str, ...]
 
 
+@cache
 def load_pool() -> Pool:
     """The pool that ships with the package. Raises ConfigError when a data file is wrong."""
     return read_pool(shipped("probes"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from audits import QUIET, configure
+from audits import QUIET, configure, write_card
 from fakes_engine import FakeEngine, FakeTokenizer
 from long_audits import asked_of, long_host, run_long, script
 from simulate import decide, make_plan, replies, simulate_row
@@ -19,7 +20,7 @@ from verifier.checks.length.ask_and_score import Context, add_room
 from verifier.checks.length.evidence import PLACES, CeilingRow, LongRow
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
-from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT
+from verifier.files.run_folder import CONTEXT, CONTEXT_SCORES, REPORT, read_lines
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.faults import read_fault
 from verifier.lab.testbed.host import Host
@@ -74,6 +75,10 @@ def test_a_cut_is_named_with_its_place_and_window(
     assert place in found.detail
     assert ("own count" in found.detail) == ("hidden" not in fault)
     assert least <= len(read_probes(out, name=CONTEXT)) <= 8
+    tried = [line["cut"].split("@") for line in read_lines(out / CONTEXT_SCORES) if "cut" in line]
+    windows = {at: {window for place, window in tried if place == at} for at in PLACES}
+    if "hidden" in fault:  # measured finely where it may be, and nowhere else
+        assert windows[fault.removesuffix(",hidden")] > min(windows.values(), key=len)
     accused = [f for f in report.findings if f.aspect in ("cause", "noise", "template")]
     assert all(f.decision == "excluded" for f in accused)
     before = (out / REPORT).read_bytes()
@@ -110,7 +115,7 @@ def test_a_refusal_that_names_its_limit_is_no_fault(card: Path, tmp_path: Path) 
 def test_a_ceiling_without_a_word_is_named(card: Path, tmp_path: Path) -> None:
     """The published weights go on where the reply ends, and "stop" is said of it."""
     with long_host("ceiling:90,hidden", margin=12) as url:
-        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=1600)
+        config = configure(url, card, tmp_path / "run", output=200, budget_completion_tokens=800)
         report = audit(config, api_key=None, load_reference=sure, show=QUIET)
 
     found = finding(report, "ceiling")
@@ -202,15 +207,23 @@ def test_a_budget_that_cannot_pay_for_what_is_long_is_refused(card: Path, tmp_pa
 # -- what is kept, and said ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fault", ["front-kept,hidden", "middle"])
+@pytest.fixture(scope="module", params=["front-kept,hidden", "middle"])
+def audited(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of an audit of a host that cuts prompts."""
+    folder = tmp_path_factory.mktemp("audited")
+    asked: dict[str, int] = {"context": 3000, "output": 64, "budget_completion_tokens": 1600}
+    with long_host(f"context:1700,{request.param}") as url:
+        run_long(configure(url, write_card(folder), folder / "run", **asked))
+    return folder / "run"
+
+
 @pytest.mark.parametrize("left", [0, 1, 2, 3, 5])
 def test_scores_of_long_prompts_that_are_lost_are_made_again(
-    card: Path, tmp_path: Path, fault: str, left: int
+    audited: Path, tmp_path: Path, left: int
 ) -> None:
     """All of them or some, without asking: the same lines, and the same report."""
     out = tmp_path / "run"
-    with long_host(f"context:1700,{fault}") as url:
-        run_long(configure(url, card, out, context=3000, output=64, budget_completion_tokens=1600))
+    shutil.copytree(audited, out)
     scores, report = out / CONTEXT_SCORES, out / REPORT
     before, said = scores.read_bytes().splitlines(keepends=True), report.read_bytes()
     assert len(before) > 5

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -423,3 +424,12 @@ def test_a_row_that_lacks_a_field_is_refused(key: str) -> None:
 
     with pytest.raises(ConfigError, match=rf"^here: rows\[1\]\.{key}: missing"):
         ledger_from_json(value, "here")
+
+
+def test_a_row_is_written_as_its_fields_are() -> None:
+    """As `asdict` has them, in their order."""
+    row = simulate_row(np.random.default_rng(0), "p", scale=0.1, habit="right", builds=("b",))
+    (written,) = ledger_to_json(Ledger(rows=(row,)))["rows"]
+
+    assert row.reported is not None
+    assert json.dumps(written) == json.dumps(asdict(row))

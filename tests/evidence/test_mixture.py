@@ -57,6 +57,39 @@ def most(trials: int, probability: float) -> float:
     return float(binom.ppf(0.999, trials, probability))
 
 
+# -- the bet against a share -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 7, 150])
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_bet_against_a_share_is_the_one_that_is_described(count: int, share: float) -> None:
+    """Written out: of every bet against every share the ratio of all rows, cut where that is fair,
+    by the weights of the bets."""
+    mixture = mixture_of(draw(count, share, seed=3)[0])
+    gains = np.empty((len(SHARES), len(SHARES), len(HONEST)))  # [share, bet, H]
+    for a, b in np.ndindex(len(SHARES), len(SHARES)):
+        curve = mixture.cut if b > a else mixture.curve
+        gains[a, b] = curve[b] - curve[a]
+        if b == 0 < a:
+            raised = (SHARES[a] + (1 - SHARES[a]) / CAP) / (1 - SHARES[a] + SHARES[a] * CAP)
+            gains[a, b] = -mixture.cut[a] - count * np.log1p(raised)
+    edges = np.concatenate([[0.0], (SHARES[1:-1] + SHARES[2:]) / 2, [1.0]])
+    prior = np.concatenate([[AT_ZERO], (1 - AT_ZERO) * beta(0.5, 0.5).cdf(edges[1:])])
+    prior[1:] -= (1 - AT_ZERO) * beta(0.5, 0.5).cdf(edges[:-1])
+    same = np.logaddexp.reduce(np.log(prior)[None, :, None] + gains, axis=1)
+    totals = [
+        np.logaddexp.reduce(np.log(prior)[:, None] + curve, axis=0) + mixture.honest
+        for curve in (mixture.curve, mixture.cut)
+    ]
+    of_all, of_cut = (np.logaddexp.reduce(some) - np.log(len(HONEST)) for some in totals)
+    spread = np.full(len(SHARES), of_all)
+    spread[0] = of_cut
+    rest = spread[:, None] - mixture.honest - mixture.curve
+    expected = np.logaddexp(np.log(SAME_SCALE) + same, np.log1p(-SAME_SCALE) + rest).min(axis=1)
+
+    assert log_e_against_shares(mixture) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
 # -- against honest serving --------------------------------------------------------------------
 
 

@@ -40,6 +40,7 @@ from verifier.errors import ConfigError
 from verifier.files.run_folder import LEDGER, read_json
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
+from verifier.lab.testbed.proxy import Answered, forward_to, running_proxy
 from verifier.prompts import make_prompt
 from verifier.records import (
     REFERENCE,
@@ -59,7 +60,7 @@ from verifier.reference.renderings.catalogue import family_template
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import is_linear
 
-#: Most of it is vLLM's own start, seven times.
+#: Most of it is vLLM's own start, six times.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(3600),
@@ -288,26 +289,6 @@ def test_an_unknown_variant_is_refused_and_changes_nothing(
     assert score_replies(engine, tokenizer) == before
 
 
-def test_a_real_quantized_checkpoint_is_a_column_of_its_own(
-    engine: VllmEngine, columns: dict[str, tuple[Scores, Scores]], tokenizer: Tokenizer
-) -> None:
-    """Loaded in turn: it moves the numbers as 8 bits do, and the published weights come back."""
-    before = score_replies(engine, tokenizer)
-    engine.load_variant("packed")
-    found = score_replies(engine, tokenizer)
-    quantization = engine.versions["quantization"]
-    engine.load_variant(REFERENCE)
-
-    def moved(scores: Scores) -> float:
-        pairs = zip(scores, before, strict=True)
-        apart = [np.abs(np.subtract(a.logprobs, b.logprobs)) for a, b in pairs]
-        return float(np.concatenate(apart).mean())
-
-    assert quantization == "compressed-tensors"
-    assert 0.02 < moved(found) < moved(columns["int4-asym-g64"][0]) / 2
-    assert score_replies(engine, tokenizer) == before
-
-
 def test_versions_name_what_computes_the_numbers(engine: VllmEngine) -> None:
     """Distribution, precision and parallelism, for the signature."""
     found = engine.versions
@@ -393,6 +374,35 @@ def test_a_vllm_that_does_not_reload_faithfully_is_refused(
     assert mixture.loaded is None
 
 
+# -- other checkpoints ---------------------------------------------------------------------------
+
+
+def test_a_real_quantized_checkpoint_is_a_column_of_its_own(
+    engine: VllmEngine, columns: dict[str, tuple[Scores, Scores]], tokenizer: Tokenizer,
+    mixture: VllmEngine, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Loaded in turn: it moves the numbers as 8 bits do, and the published weights come back.
+
+    Both in this process, as the mixture, which must be the first there: vLLM makes no groups for
+    experts once it has made those of another model.
+    """
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    before = score_replies(engine, tokenizer)
+    engine.load_variant("packed")
+    found = score_replies(engine, tokenizer)
+    quantization = engine.versions["quantization"]
+    engine.load_variant(REFERENCE)
+
+    def moved(scores: Scores) -> float:
+        pairs = zip(scores, before, strict=True)
+        apart = [np.abs(np.subtract(a.logprobs, b.logprobs)) for a, b in pairs]
+        return float(np.concatenate(apart).mean())
+
+    assert quantization == "compressed-tensors"
+    assert 0.02 < moved(found) < moved(columns["int4-asym-g64"][0]) / 2
+    assert score_replies(engine, tokenizer) == before
+
+
 # -- servers -----------------------------------------------------------------------------------
 
 
@@ -409,9 +419,14 @@ def vllm_server(weights: Path, dtype: str, *options: str) -> Iterator[str]:
         "--kv-cache-memory-bytes", str(2**28), "--gpu-memory-utilization", "0.1",
         "--max-logprobs", "1024", *options,
     ]  # fmt: skip
-    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1"}
+    #: Its engine is a process beside the server's in either case; without the last it starts
+    #: another one for the weights, which imports everything a third time.
+    variables = {
+        "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }  # fmt: skip
     process = subprocess.Popen(
-        command, env={**os.environ, **quiet}, stdout=subprocess.DEVNULL,
+        command, env={**os.environ, **variables}, stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     try:
@@ -465,16 +480,21 @@ def rounded_server(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def honest_server(embedded: Path) -> Iterator[str]:
     """A vLLM server that serves the published weights in the arithmetic that hosts use most."""
-    with vllm_server(embedded, "bfloat16") as url:
+    with vllm_server(embedded, "bfloat16", "--trust-request-chat-template") as url:
         yield url
 
 
-@pytest.fixture(scope="module")
-def mistaken_server(embedded: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A vLLM server of the published weights after another family's chat template."""
-    path = tmp_path_factory.mktemp("template") / "chat_template.jinja"
-    path.write_text(family_template("chatml"))
-    with vllm_server(embedded, "float32", "--chat-template", str(path)) as url:
+@pytest.fixture
+def mistaken_server(honest_server: str) -> Iterator[str]:
+    """The same server behind one that has it render chats by another family's template."""
+    forward, template = forward_to(honest_server), family_template("chatml")
+
+    async def ask_with_template(method: str, path: str, body: bytes) -> Answered:
+        if path.endswith(("/chat/completions", "/tokenize")):
+            body = json.dumps(json.loads(body) | {"chat_template": template}).encode()
+        return await forward(method, path, body)
+
+    with running_proxy(ask_with_template, rates={}, seed=0) as (url, _):
         yield url
 
 

@@ -287,6 +287,23 @@ def test_the_ledger_on_disk_is_the_one_returned(tmp_path: Path) -> None:
     assert raw["engine"] == {"engine": "fake"}
 
 
+def test_a_ledger_that_is_the_same_is_not_written_again(tmp_path: Path) -> None:
+    """Of one book: a round that scored nothing new leaves the file, one that did replaces it."""
+    probes, book = make_probes(3), ScoreBook(tmp_path)
+    outcomes = outcomes_of(probes)
+
+    def written(asked: Sequence[Probe]) -> int:
+        score(tmp_path, asked, outcomes, book=book)
+        return (tmp_path / LEDGER).stat().st_ino
+
+    first = written(probes[:2])
+    assert written(probes[:2]) == first
+    assert written(probes) != first
+    (tmp_path / LEDGER).unlink()
+    written(probes)
+    assert len(read_json(tmp_path / LEDGER)["rows"]) == 3
+
+
 def test_the_ledger_is_a_function_of_the_scores_alone(tmp_path: Path) -> None:
     """Built anew from the file, in whatever order its lines are, it has the same rows."""
     probes = make_probes(4)

@@ -9,9 +9,9 @@ from typing import Final
 #: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
     "test_embedded.py": 500,
-    "reference/test_vllm_engine.py": 400,
+    "reference/test_vllm_engine.py": 250,
     "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
-    "[context:400,front,hidden]": 240,
+    "[400-front,hidden-600]": 150,
     "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
     "test_embedded.py::test_two_targets_are_told_apart_unless_the_control_differs_too": 110,
     "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 80,

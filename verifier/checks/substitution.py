@@ -29,7 +29,7 @@ from verifier.checks.check import (
 )
 from verifier.config import RunFile, resolve_policy
 from verifier.errors import ConfigError
-from verifier.evidence.arrays import Array, Mask
+from verifier.evidence.arrays import Array, Mask, log_sum_exp
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import mix_log_e, spread_rows
 from verifier.evidence.ledger import TEXT_SCALES
@@ -148,7 +148,7 @@ def log_e_for_routing(evidence: ShareEvidence, share: float) -> float:
 
 def _any_scale(rows: Array) -> Array:
     """Log-likelihood [n] of replies each of which has a scale of its own, evenly of [n, A]."""
-    return np.asarray(np.logaddexp.reduce(rows, axis=1) - np.log(rows.shape[1]))
+    return np.asarray(log_sum_exp(rows, axis=1) - math.log(rows.shape[1]))
 
 
 def _whole(

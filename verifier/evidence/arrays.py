@@ -10,3 +10,12 @@ Array = NDArray[np.float64]
 
 #: Which rows or scales are meant.
 Mask = NDArray[np.bool_]
+
+
+def log_sum_exp(values: Array, *, axis: int) -> Array:
+    """log of the sum of exp(values) along an axis; values are finite.
+
+    As `logaddexp.reduce`, with one exponential a value instead of one and a logarithm.
+    """
+    top = values.max(axis=axis, keepdims=True)
+    return np.asarray(np.log(np.exp(values - top).sum(axis=axis)) + top.squeeze(axis))

@@ -70,7 +70,10 @@ def mix_log_e(weighted: list[tuple[float, float]]) -> float:
         return 0.0
     weights = np.array([w for w, _ in weighted], dtype=float)
     logs = np.array([log_e for _, log_e in weighted], dtype=float)
-    return float(logsumexp(logs, b=weights / weights.sum()))
+    most = float(logs.max())
+    if not math.isfinite(most):
+        return most
+    return most + math.log(float(weights @ np.exp(logs - most)) / float(weights.sum()))
 
 
 def e_bh(log_e: Sequence[float], level: float) -> tuple[int, ...]:

@@ -9,17 +9,27 @@ Everything downstream reads this and knows nothing of models or HTTP.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from operator import mul
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 
 from verifier.errors import ConfigError
-from verifier.evidence.arrays import Array
+from verifier.evidence.arrays import Array, log_sum_exp
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
-from verifier.records import REFERENCE, Between, Count, Nats, Place, ReplyScore, Version
+from verifier.records import (
+    REFERENCE,
+    Between,
+    Count,
+    Nats,
+    Place,
+    ReplyScore,
+    Version,
+    fields_of,
+)
 
 SCHEMA_VERSION = 1
 
@@ -208,7 +218,7 @@ def dropped_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple
     first = np.array(score.ranks)[at][:, None] == 1
     inverse = 1 / TEXT_SCALES
     top = np.array([score.top_logprobs[t] for t in at])[:, 1:]  # [T, k - 1]
-    normaliser = np.logaddexp.reduce(top[:, :, None] * inverse, axis=1)  # [T, S]
+    normaliser = log_sum_exp(top[:, :, None] * inverse, axis=1)  # [T, S]
     second = np.where(first, -np.inf, np.minimum(chosen * inverse - normaliser, 0.0))
     mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), np.log(share) + second)
     return tuple(float(v) for v in mixed.sum(axis=0))
@@ -245,7 +255,7 @@ def _positions(score: ReplyScore, at: Sequence[int]) -> Array:
     rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
     tail = rest[:, None] + top[:, -1:] * (inverse - 1)  # [T, S]
     scaled = top[:, :, None] * inverse  # [T, k, S]
-    normaliser = np.logaddexp(np.logaddexp.reduce(scaled, axis=1), tail)
+    normaliser = np.logaddexp(log_sum_exp(scaled, axis=1), tail)
     log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
     return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
 
@@ -260,23 +270,18 @@ def logprob_cells(
     heavy tails, one common factor per position. Positions that name fewer than two known tokens
     are passed over.
     """
-    pairs = [
-        (np.array(told), np.array(known))
-        for told, known in zip(reported, reference, strict=True)
-        if len(told) >= 2
-    ]
+    pairs = [pair for pair in zip(reported, reference, strict=True) if len(pair[0]) >= 2]
     if not pairs:
         return "fewer than two tokens named at every position"
     problem = _processed(pairs)
     if problem:
         return problem
-    total = np.zeros(len(LOGPROB_SCALES))
-    for told, known in pairs:
-        centred = (told - known) - (told - known).mean()
-        df, free = LOGPROB_DF, len(told) - 1
-        square = float(centred @ centred) / LOGPROB_SCALES**2
-        total -= free * np.log(LOGPROB_SCALES) + (df + free) / 2 * np.log1p(square / df)
-    return tuple(float(v) for v in total)
+    off = [[t - k for t, k in zip(told, known, strict=True)] for told, known in pairs]
+    squares = np.array([product(c, c) for c in map(centred, off)])[:, None]
+    df, free = LOGPROB_DF, np.array([len(told) - 1.0 for told, _ in pairs])[:, None]
+    far = np.log1p(squares / (df * LOGPROB_SCALES**2))  # [n, S]
+    log_p = -(free * np.log(LOGPROB_SCALES) + (df + free) / 2 * far).sum(axis=0)
+    return tuple(log_p.tolist())
 
 
 def count_outranked(reported: Sequence[Sequence[float]]) -> int | None:
@@ -290,13 +295,25 @@ def count_outranked(reported: Sequence[Sequence[float]]) -> int | None:
     return sum(len(told) > 1 and max(told) > told[0] + OUTRANKED_BY for told in reported)
 
 
-def _processed(pairs: Sequence[tuple[Array, Array]]) -> str | None:
+def centred(values: Sequence[float]) -> list[float]:
+    """Values less their mean. Of the few of one position, arrays would take ten times as long."""
+    mean = sum(values) / len(values)
+    return [value - mean for value in values]
+
+
+def product(one: Sequence[float], other: Sequence[float]) -> float:
+    """The inner product of the values of one position."""
+    total: float = sum(map(mul, one, other))
+    return total
+
+
+def _processed(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> str | None:
     """Whether the reported values were rescaled: in step with the reference's, at another slope.
 
     Other weights add noise, which also flattens the slope, but then they are out of step.
     """
-    told = np.concatenate([t - t.mean() for t, _ in pairs])
-    known = np.concatenate([k - k.mean() for _, k in pairs])
+    told = np.array([value for told, _ in pairs for value in centred(told)])
+    known = np.array([value for _, known in pairs for value in centred(known)])
     if np.abs(told).max() < 1e-9:
         return "reported log-probabilities are all alike, so not the model's own"
     shared, square = float(told @ known), float(known @ known)
@@ -314,9 +331,12 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "text_scales": [float(s) for s in TEXT_SCALES],
         "logprob_scales": [float(s) for s in LOGPROB_SCALES],
-        "rows": [asdict(row) for row in ledger.rows],
-        **({"sampled": [asdict(row) for row in ledger.sampled]} if ledger.sampled else {}),
-        **({"repeats": [asdict(one) for one in ledger.repeats]} if ledger.repeats else {}),
+        "rows": [
+            fields_of(row) | {"reported": None if row.reported is None else fields_of(row.reported)}
+            for row in ledger.rows
+        ],
+        **({"sampled": [fields_of(row) for row in ledger.sampled]} if ledger.sampled else {}),
+        **({"repeats": [fields_of(one) for one in ledger.repeats]} if ledger.repeats else {}),
     }
 
 

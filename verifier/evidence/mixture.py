@@ -30,6 +30,9 @@ CAP = 1000.0
 #: Nats beyond which a ratio is no larger for any share between 0 and 1: before numbers overflow.
 _MOST = 600.0
 
+#: Rows of which the likelihoods of all shares are held at once.
+_AT_ONCE = 64
+
 #: Weight of the share 0 in the bet against other shares: a host that mixes nothing is the commonest
 #: and its upper bound should fall as fast as replies allow.
 AT_ZERO = 0.5
@@ -116,12 +119,16 @@ def log_e_against_shares(mixture: Mixture) -> Array:
     curve, cut, honest = mixture.curve, mixture.cut, mixture.honest
     spread = np.full_like(curve, log_mean_exp(_mean_over(curve, SHARES >= 0) + honest) - honest)
     spread[0] = log_mean_exp(_mean_over(cut, SHARES >= 0) + honest) - honest
-    bets, shares = np.arange(len(SHARES)), SHARES[:, None]
-    above = (bets[None, :] > bets[:, None])[:, :, None]
-    gains = np.where(above, cut[None] - cut[:, None], curve[None] - curve[:, None])  # [E, bet, H]
+    shares, weights = SHARES[:, None], np.log(_PRIOR / _PRIOR.sum())[:, None]
+    # of bets at this scale: on larger shares, on smaller ones and the share itself, and on none
+    larger = np.logaddexp.accumulate((weights + cut)[:0:-1])[::-1] - cut[:-1]
+    smaller = np.logaddexp.accumulate((weights + curve)[1:]) - curve[1:]
     raised = (shares + (1 - shares) / CAP) / (1 - shares + shares * CAP)
-    gains[1:, 0] = -cut[1:] - len(mixture.ratios) * np.log1p(raised[1:])
-    same = _mean_over(gains, SHARES >= 0)
+    none = weights[0] - cut - len(mixture.ratios) * np.log1p(raised)
+    none[0] = weights[0]
+    same = none
+    same[:-1] = np.logaddexp(same[:-1], larger)
+    same[1:] = np.logaddexp(same[1:], smaller)
     bet = np.logaddexp(math.log(SAME_SCALE) + same, math.log1p(-SAME_SCALE) + spread - curve)
     return np.asarray(bet.min(axis=1))
 
@@ -173,8 +180,10 @@ def belongings(mixture: Mixture, share: float) -> Array:
 def _curve(ratios: Array) -> Array:
     """Log-likelihood [E, H] of all rows at each share, relative to the honest columns."""
     odds = np.exp(np.minimum(ratios, _MOST))
-    part = [np.log(1 - share + share * odds).sum(axis=0) for share in SHARES[1:-1]]
-    return np.array([np.zeros(ratios.shape[1]), *part, ratios.sum(axis=0)])
+    between, part = SHARES[1:-1, None, None], np.zeros((len(SHARES) - 2, ratios.shape[1]))
+    for at in range(0, len(odds), _AT_ONCE):
+        part += np.log(1 - between + between * odds[at : at + _AT_ONCE]).sum(axis=1)
+    return np.concatenate([np.zeros((1, ratios.shape[1])), part, ratios.sum(axis=0)[None]])
 
 
 def _prior() -> Array:
@@ -188,8 +197,8 @@ _PRIOR = _prior()
 
 
 def _mean_over(curve: Array, chosen: Mask) -> Array:
-    """Log of the mean likelihood [..., H] over some shares [..., E, H], by their prior weights."""
+    """Log of the mean likelihood [H] over some shares of a curve, by their prior weights."""
     weights = _PRIOR[chosen] / _PRIOR[chosen].sum()
-    top = curve[..., chosen, :].max(axis=-2)
-    means = np.einsum("e,...eh->...h", weights, np.exp(curve[..., chosen, :] - top[..., None, :]))
+    top = curve[chosen].max(axis=0)
+    means = np.einsum("e,eh->h", weights, np.exp(curve[chosen] - top))
     return np.asarray(np.log(means) + top)

@@ -25,7 +25,14 @@ from typing import Final
 import numpy as np
 
 from verifier.evidence.arrays import Array
-from verifier.evidence.ledger import LOGPROB_DF, LOGPROB_SCALES, OUTRANKED_BY, Reported
+from verifier.evidence.ledger import (
+    LOGPROB_DF,
+    LOGPROB_SCALES,
+    OUTRANKED_BY,
+    Reported,
+    centred,
+    product,
+)
 from verifier.records import ReplyScore
 
 #: Faults that are told by their likelihood.
@@ -78,14 +85,14 @@ class _Place:
     """One position that names two known tokens or more, the given one first."""
 
     at: int
-    told: Array  # [k]
-    known: Array  # [k], what the weights say of the same
+    told: Sequence[float]
+    known: Sequence[float]  # what the weights say of the same
     ids: tuple[int, ...]
     own: float | None  # what is claimed of the given token among its alternatives
 
     @property
-    def others(self) -> Array:
-        """[k - 1], what is told of all but the given token."""
+    def others(self) -> Sequence[float]:
+        """What is told of all but the given token."""
         return self.told[1:]
 
 
@@ -110,7 +117,7 @@ def describe_reports(
         return None
     places = [
         _Place(
-            at=t, told=np.array(reported[t]), known=np.array(score.candidate_logprobs[t]),
+            at=t, told=reported[t], known=score.candidate_logprobs[t],
             ids=tuple(candidates[t]), own=None if own is None else own[t],
         )
         for t, _ in told if len(candidates[t]) > 1
@@ -120,15 +127,14 @@ def describe_reports(
     return Reported(
         given=len(told),
         named=len(places),
-        alike=sum(bool(np.ptp(p.told) < 1e-9 and np.ptp(p.known) > _WRONG) for p in places),
+        alike=sum(_range(p.told) < 1e-9 and _range(p.known) > _WRONG for p in places),
         constant=_count_constant(told, score.logprobs),
         listed=len(listed),
-        apart=sum(bool(abs(p.told[0] - (p.own or 0.0)) > _APART) for p in listed),
+        apart=sum(abs(p.told[0] - (p.own or 0.0)) > _APART for p in listed),
         copied=_count_copied(places),
         fillers=_count_fillers(places),
         misranked=sum(
-            bool(p.others.max() > p.told[0] + OUTRANKED_BY) and score.ranks[p.at] == 1
-            for p in places
+            max(p.others) > p.told[0] + OUTRANKED_BY and score.ranks[p.at] == 1 for p in places
         ),
         step=step,
         rounding=round(rounding, 6),
@@ -139,6 +145,10 @@ def describe_reports(
 
 
 # -- what no noise brings about ----------------------------------------------------------------
+
+
+def _range(values: Sequence[float]) -> float:
+    return max(values) - min(values)
 
 
 def _count_constant(told: Sequence[tuple[int, float]], known: Sequence[float]) -> int:
@@ -164,20 +174,19 @@ def _count_copied(places: Sequence[_Place]) -> int:
 def _alternatives(place: _Place) -> tuple[tuple[int, float], ...]:
     """The list as it came: all but the given token, and that with its value in the list."""
     listed = () if place.own is None else ((place.ids[0], place.own),)
-    return tuple(sorted((*zip(place.ids[1:], place.others.tolist(), strict=True), *listed)))
+    return tuple(sorted((*zip(place.ids[1:], place.others, strict=True), *listed)))
 
 
 def _error(place: _Place) -> float:
     """Root mean square by which the values of all but the given token are off, centred."""
-    off = place.others - place.known[1:]
-    return float(np.sqrt(np.mean((off - off.mean()) ** 2)))
+    return math.sqrt(_square(_off(place)[1:]) / len(place.others))
 
 
 def _count_fillers(places: Sequence[_Place]) -> int:
     """Positions with a value that comes again and again, far below what the weights say."""
     pairs = [
         (place.at, told, known) for place in places
-        for told, known in zip(place.others.tolist(), place.known[1:].tolist(), strict=True)
+        for told, known in zip(place.others, place.known[1:], strict=True)
         if told <= _FILLER and known - told > _FILLER_WRONG
     ]  # fmt: skip
     common = Counter(told for _, told, _ in pairs)
@@ -240,23 +249,28 @@ def _means(logs: Array) -> Array:
     return np.asarray(most + np.log(np.exp(logs - most[:, None]).mean(axis=1)))
 
 
-def _square(off: Array) -> float:
-    return float(((off - off.mean()) ** 2).sum())
+def _off(place: _Place) -> list[float]:
+    """By how much what is told differs from what the weights say."""
+    return [told - known for told, known in zip(place.told, place.known, strict=True)]
+
+
+def _square(off: Sequence[float]) -> float:
+    return product(around := centred(off), around)
 
 
 def _gains(
     places: Sequence[_Place], score: ReplyScore, reply_ids: Sequence[int]
 ) -> dict[str, float]:
     """The log-likelihood of each fault against noise of the best scale."""
-    whole = np.array([_square(p.told - p.known) for p in places])
+    whole = np.array([_square(_off(p)) for p in places])
     free = np.array([len(p.told) - 1.0 for p in places])
     noise = _log_t(whole, free, LOGPROB_SCALES)  # [P, S]
     best = float(noise.sum(axis=0).max())
     top = score.top_logprobs
-    profile = np.mean(np.array(top), axis=0)
+    profile = np.mean(np.array(top), axis=0).tolist()
 
-    def by_rank(place: _Place, values: Sequence[float] | Array | None) -> Array | None:
-        return None if values is None else _by_rank(place, np.array(values))
+    def by_rank(place: _Place, values: Sequence[float] | None) -> Sequence[float] | None:
+        return None if values is None else _by_rank(place, values)
 
     def neighbour(place: _Place, step: int) -> Sequence[float] | None:
         there = place.at + step
@@ -274,24 +288,25 @@ def _gains(
     return {name: round(value - best, 2) for name, value in found.items()}
 
 
-def _by_rank(place: _Place, values: Array) -> Array | None:
+def _by_rank(place: _Place, values: Sequence[float]) -> Sequence[float] | None:
     """What stands in a sorted list of values for each alternative, the given token's own left out.
 
     None where the list is too short.
     """
+    others = place.others
     if place.own is not None:
-        rank = int((place.others > place.own).sum())
-        values = np.delete(values, rank) if rank < len(values) else values
-    if len(values) < len(place.others):
+        rank = sum(value > place.own for value in others)
+        values = (*values[:rank], *values[rank + 1 :])
+    if len(values) < len(others):
         return None
-    centre = np.empty(len(place.others))
-    centre[np.argsort(-place.others, kind="stable")] = values[: len(place.others)]
-    return centre
+    ranked = sorted(range(len(others)), key=lambda n: -others[n])
+    centre = dict(zip(ranked, values, strict=False))
+    return [centre[n] for n in range(len(others))]
 
 
 def _elsewhere(
     places: Sequence[_Place],
-    centre_of: Callable[[_Place], Array | None],
+    centre_of: Callable[[_Place], Sequence[float] | None],
     *,
     scales: Array = _RIGHT,
 ) -> float:
@@ -301,14 +316,16 @@ def _elsewhere(
     """
     squares, dimensions, given, orders = [], [], [], 0.0
     for place in places:
-        centre, size = centre_of(place), len(place.others)
+        centre, others = centre_of(place), place.others
+        size = len(others)
         if centre is not None:
             orders += math.lgamma(size + 2)
         else:
             centre = place.known[1:]
-        squares.append(_square(place.others - centre))
+        off = [told - there for told, there in zip(others, centre, strict=True)]
+        squares.append(_square(off))
         dimensions.append(size - 1.0)
-        own = (place.told[0] - place.others.mean()) - (place.known[0] - centre.mean())
+        own = place.told[0] - place.known[0] - sum(off) / size
         given.append(own**2 * size / (size + 1))
     alternatives = _log_t(np.array(squares), np.array(dimensions), scales).sum(axis=0)
     alone = _log_t(np.array(given), np.ones(len(given)), LOGPROB_SCALES)
@@ -317,13 +334,11 @@ def _elsewhere(
 
 def _moments(places: Sequence[_Place]) -> tuple[Array, Array, Array]:
     """Sums of squares of what is told, of what is known, and of both, centred, by position."""
-    told = [p.told - p.told.mean() for p in places]
-    known = [p.known - p.known.mean() for p in places]
-    pairs = list(zip(told, known, strict=True))
+    pairs = [(centred(p.told), centred(p.known)) for p in places]
     return (
-        np.array([t @ t for t in told]),
-        np.array([k @ k for k in known]),
-        np.array([t @ k for t, k in pairs]),
+        np.array([product(told, told) for told, _ in pairs]),
+        np.array([product(known, known) for _, known in pairs]),
+        np.array([product(told, known) for told, known in pairs]),
     )
 
 
@@ -347,12 +362,11 @@ def _penalized(places: Sequence[_Place], free: Array, reply_ids: Sequence[int]) 
     off, seen = [], []
     for place in places:
         earlier = set(reply_ids[: place.at])
-        mask = np.array([float(n in earlier) for n in place.ids])
-        off.append(place.told - place.known - (place.told - place.known).mean())
-        seen.append(mask - mask.mean())
-    whole = np.array([o @ o for o in off])
-    both = np.array([o @ s for o, s in zip(off, seen, strict=True)])
-    masks = np.array([s @ s for s in seen])
+        off.append(centred(_off(place)))
+        seen.append(centred([float(n in earlier) for n in place.ids]))
+    whole = np.array([product(o, o) for o in off])
+    both = np.array([product(o, s) for o, s in zip(off, seen, strict=True)])
+    masks = np.array([product(s, s) for s in seen])
     squares = whole + 2 * np.outer(_PENALTIES, both) + np.outer(_PENALTIES**2, masks)
     return _mean(
         _log_t(np.maximum(squares, 0.0), np.tile(free, (len(_PENALTIES), 1)), _QUIET).sum(1)

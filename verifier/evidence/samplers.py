@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any, Final, cast
 
@@ -82,6 +82,8 @@ RANGES: Final[Mapping[str, tuple[float, float]]] = {
     "rare": (0, 0.999),
 }
 
+_PLAIN: Final[Mapping[str, float]] = asdict(Sampler())
+
 #: How settings are called in reports; a setting alone names its kind.
 LABELS: Final[Mapping[str, str]] = {
     "temperature": "temperature",
@@ -144,12 +146,8 @@ def made(settings: Mapping[str, float]) -> Sampler:
 
 def changed(sampler: Sampler) -> dict[str, float]:
     """The settings that are not the default, in the order of the record."""
-    plain = Sampler()
-    return {
-        field.name: getattr(sampler, field.name)
-        for field in fields(sampler)
-        if getattr(sampler, field.name) != getattr(plain, field.name)
-    }
+    found = ((name, getattr(sampler, name), plain) for name, plain in _PLAIN.items())
+    return {name: value for name, value, plain in found if value != plain}
 
 
 def name_of(sampler: Sampler) -> str:
@@ -158,6 +156,7 @@ def name_of(sampler: Sampler) -> str:
     return ", ".join(f"{LABELS[name]} {value:g}" for name, value in found.items())
 
 
+@lru_cache(maxsize=1024)
 def kind_of(sampler: Sampler) -> str:
     """What a column changes: one setting by its label, or several."""
     found = list(changed(sampler)) or ["temperature"]

@@ -112,7 +112,10 @@ def score_replies(
     ledger = replace(
         ledger, sampled=read_sampled(run), repeats=read_repeats(run), engine=dict(engine.versions)
     )
-    write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
+    made = (ledger, ledger.engine)
+    if made != book.written or not (run / LEDGER).exists():
+        write_json(run / LEDGER, {**ledger_to_json(ledger), "engine": engine.versions})
+        book.written = made
     return ledger
 
 

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from verifier.errors import ConfigError
-from verifier.evidence.ledger import Row
+from verifier.evidence.ledger import Ledger, Row
 from verifier.files.run_folder import (
     COMPLETIONS,
     CONTEXT_SCORES,
@@ -33,6 +33,7 @@ from verifier.records import (
     Outcome,
     Reply,
     ReplyScore,
+    fields_of,
 )
 from verifier.scoring.alignment import Aligned
 
@@ -187,6 +188,8 @@ class ScoreBook:
         self.run, self.digest = run, digest
         self.by_probe: dict[str, dict[str, Scored]] = {}
         self.rows: dict[str, Row] = {}  # by probe: the cells of its scores
+        #: The ledger that the file of it holds, and what scored it; None: not known.
+        self.written: tuple[Ledger, dict[str, str]] | None = None
         for scored in read_scores(run):
             self._add(scored)
 
@@ -216,12 +219,12 @@ class ScoreBook:
 
 
 def _to_json(scored: Scored) -> dict[str, Any]:
-    aligned = asdict(scored.aligned) | {"left_out": sorted(scored.aligned.left_out)}
+    aligned = fields_of(scored.aligned) | {"left_out": sorted(scored.aligned.left_out)}
     return {
         "probe_id": scored.probe_id,
         "weights": scored.weights,
         "aligned": aligned,
-        "score": asdict(scored.score),
+        "score": fields_of(scored.score),
         "reply_sha256": scored.reply_sha256,
     } | ({"lost": scored.lost} if scored.lost else {})
 

@@ -345,7 +345,8 @@ def _measure(
     """Score replies under cuts between the lengths that requests left.
 
     Coarse on the first prompt that does not fit, then what is near the best there on the others,
-    then fine. Those that fit count too: a cut must explain every reply.
+    then fine, at the places that are left. Those that fit count too: a cut must explain every
+    reply.
     """
     found, channel = read_context(run, outcomes), plan.calibration.text
     if not found.prompts:
@@ -358,9 +359,9 @@ def _measure(
     rows = sorted(found.prompts, key=lambda row: fits(row, channel))
     low = int(MARKS[0] * low)  # what was cut less than that was not told from whole
     step = max(1, (high - low) // _GRID)
-    windows = [*range(low, high, step)]
+    windows, places = [*range(low, high, step)], PLACES
     for _ in range(3):
-        cuts = [Cut(place=place, window=n) for place in PLACES for n in windows]
+        cuts = [Cut(place=place, window=n) for place in places for n in windows]
         for row in rows:
             _score_cuts(run, probes[row.probe_id], cuts, engine, tokenizer)
             now = next(r for r in _rows(run, outcomes) if r.probe_id == row.probe_id)
@@ -369,6 +370,8 @@ def _measure(
         weighed = weigh_context(after.prompts, tokens=plan.context_tokens, channel=channel)
         if weighed is None or weighed.best is None or step == 1:
             return
+        left = {weighed.best.place, *(how.place for how in cuts)}
+        places = tuple(place for place in PLACES if place in left)
         centre, step = weighed.best.window, max(1, step // 4)
         windows = [centre + step * n for n in (-3, -2, -1, 1, 2, 3)]
 

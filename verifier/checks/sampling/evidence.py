@@ -18,6 +18,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -111,6 +112,7 @@ def weigh_samplers(
     )
 
 
+@lru_cache(maxsize=1024)
 def is_marked(sampler: Sampler) -> bool:
     """Whether a sampler is as far from what was asked as MARKS say, in any of its settings."""
     return any(

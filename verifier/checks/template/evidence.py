@@ -87,10 +87,9 @@ def weigh_templates(
     ledger: Ledger, catalogue: Mapping[str, Rendering], channel: Channel
 ) -> TemplateEvidence | None:
     """The evidence of a ledger; None when no rendering other than the published one is in it."""
-    names = [
-        name for name in catalogue
-        if any(name in row.rendered or TEMPLATE + name in row.text for row in ledger.rows)
-    ]  # fmt: skip
+    rendered = {name for row in ledger.rows for name in row.rendered}
+    scored = {name for row in ledger.rows for name in row.text}
+    names = [name for name in catalogue if name in rendered or TEMPLATE + name in scored]
     faults = [name for name in names if catalogue[name].kind == "fault"]
     if not faults:
         return None
