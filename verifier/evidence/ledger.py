@@ -331,13 +331,19 @@ def ledger_to_json(ledger: Ledger) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "text_scales": [float(s) for s in TEXT_SCALES],
         "logprob_scales": [float(s) for s in LOGPROB_SCALES],
-        "rows": [
-            fields_of(row) | {"reported": None if row.reported is None else fields_of(row.reported)}
-            for row in ledger.rows
-        ],
+        "rows": [_row_to_json(row) for row in ledger.rows],
         **({"sampled": [fields_of(row) for row in ledger.sampled]} if ledger.sampled else {}),
         **({"repeats": [fields_of(one) for one in ledger.repeats]} if ledger.repeats else {}),
     }
+
+
+def _row_to_json(row: Row) -> dict[str, Any]:
+    choices = {
+        column: fields_of(one) | {"worst": None if one.worst is None else fields_of(one.worst)}
+        for column, one in row.choices.items()
+    }
+    reported = None if row.reported is None else fields_of(row.reported)
+    return fields_of(row) | {"reported": reported, "choices": choices}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
