@@ -150,13 +150,16 @@ def test_an_undecided_class_says_how_many_more_tokens_it_needs() -> None:
     assert 1 <= finding.tokens_needed < 1000
 
 
-def test_a_class_within_the_honest_floor_is_not_run_and_does_not_block() -> None:
-    """The report says where the card's floor hides a class."""
+def test_a_class_within_the_honest_floor_is_not_run_and_never_passed() -> None:
+    """Nobody may call excluded what the card's floor hides: an honest host and one of that class
+    look alike, and the policy names it."""
     plan = make_plan(policy=Policy(noise=("int8-class rounding", "4-bit-class rounding")))
     report = judge(rows_at(0.02, 20, seed=5), plan)
 
     assert only(report, "int8-class rounding").decision == "not run"
-    assert report.decision == "consistent"
+    assert only(report, "4-bit-class rounding").decision == "excluded"
+    assert report.decision == "inconclusive"
+    assert "names what was not judged here: int8-class rounding" in report.summary
     assert any("int8-class" in note for note in report.notes)
 
 

@@ -78,6 +78,7 @@ class Aspect:
     place: int  # in the report, ascending
     role: Literal["departure", "name", "remark"] = "departure"
     required: bool = False  # a consistent verdict needs it excluded, unless it was not run
+    of_policy: bool = False  # the policy names it: not run, it is not excluded either
     of_weights: bool = False  # quiet greedy replies exclude every one of these
     greedy: bool = False  # decided by greedy replies: nothing else is asked while one is open
     without_reference: bool = False  # holds even where the reference is in doubt

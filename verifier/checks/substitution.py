@@ -53,7 +53,7 @@ from verifier.reference.cards import Card
 from verifier.wording import BELONGS_AT, describe_percent, describe_replies, describe_share
 
 ROUTING: Final = Aspect(
-    name="routing", label="share of requests", place=30, required=True, greedy=True
+    name="routing", label="share of requests", place=30, required=True, of_policy=True, greedy=True
 )
 SUBSTITUTION: Final = Aspect(
     name="substitution", label="a part of the replies", place=120, role="name"

@@ -159,7 +159,11 @@ def _placed(check: Check[object, object], findings: Sequence[Finding]) -> _Found
 def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: Usage) -> Decision:
     if account.differs:
         return "inconsistent"
-    required = [f for f in findings if case.aspects[f.aspect].required and f.decision != "not run"]
+    required = [
+        f for f in findings
+        if case.aspects[f.aspect].of_policy
+        or (case.aspects[f.aspect].required and f.decision != "not run")
+    ]  # fmt: skip
     settled = usage.replies + usage.failures + usage.not_judged
     earned = (
         required
@@ -211,6 +215,10 @@ def _summarise(
         return f"{said}; {common[0][0]}" if common else said
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
+    hidden = [f for f in findings if case.aspects[f.aspect].of_policy and f.decision == "not run"]
+    if hidden:
+        names = ", ".join(f.name for f in hidden)
+        return f"the policy names what was not judged here: {names}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
 
 
