@@ -715,6 +715,7 @@ def summary(
     Example:
       verifier summary runs/hosts --junit junit.xml --markdown summary.md
     """
+    need_folder(folder)
     from verifier.fleet.summary import folders_of, read_reports, summarise
 
     with _to_write_in(folder, *folders_of(folder)) as writes:
