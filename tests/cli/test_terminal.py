@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
 import sys
@@ -21,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 from source import MODULES, parsed
 
-from verifier import wording
+from verifier import cli, wording
 from verifier.cli.common import Terminal, say, showing
 from verifier.config import Hardware, ReferenceSection
 from verifier.files.run_folder import REPORT, write_json
@@ -247,7 +248,9 @@ _WRITERS = {
     "Console": {"cli.common"},
     "Terminal": {"cli.commands", "cli.lab", "cli.reference", "cli.common"},
     "Progress": {"cli.common"},
-    "os.write": {"reference.template_process", "cli.trust"},  # to a pipe and to a file of their own
+    # to a pipe and to a file of their own; in `cli` the last line of a command that hangs, made
+    # visible, and in `cli.stop` a pipe and signs of ours that clear the line before it
+    "os.write": {"reference.template_process", "cli.trust", "cli", "cli.stop"},
 }
 _NEVER = re.compile(
     r"typer\.(secho|prompt|confirm|style|progressbar|launch|echo_via_pager)|click\..*"
@@ -280,12 +283,17 @@ def test_the_one_way_makes_everything_visible() -> None:
         for what, node in called(MODULES[name])
         if what in ("typer.echo", "print")
     ]
+    (past_the_buffer,) = [
+        ast.unparse(node.args[1]) for what, node in called(MODULES["cli"]) if what == "os.write"
+    ]
 
+    assert past_the_buffer == """f'{_line(words)}\\n'.encode('utf-8', 'backslashreplace')"""
+    assert "visible(message)" in inspect.getsource(cli._line)
     assert sorted(handed) == sorted(
         [
             "spelled_out(_shown(line))",
             "f'{shown}\\n'.encode()",
-            """f"verifier: {' '.join(message.split())}\"""",
+            "_line(message)",
             "_struck(''.join(traceback.format_exception(error)))",
         ]
     )

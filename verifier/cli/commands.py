@@ -719,6 +719,7 @@ def summary(
     Example:
       verifier summary runs/hosts --junit junit.xml --markdown summary.md
     """
+    need_folder(folder)
     from verifier.fleet.summary import folders_of, read_reports, summarise
     from verifier.steps import write_page
 

@@ -80,17 +80,17 @@ def calibrate(
     Example:
       verifier calibrate smollm2-135m-instruct
     """
-    from verifier.plan import versions
-    from verifier.reference.calibrations import write_calibration
     from verifier.reference.cards import load_card
-    from verifier.reference.weights import check_weights, fetch_weights
 
-    found = load_card(card)
+    found = load_card(card)  # before all that loads slowly
     share_cores(2)  # one for the host
     from verifier.lab.calibrate import Sizes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
+    from verifier.plan import versions
+    from verifier.reference.calibrations import write_calibration
     from verifier.reference.engines.load import load_engine
     from verifier.reference.tokenizer import Tokenizer
+    from verifier.reference.weights import check_weights, fetch_weights
 
     refuse_card(found)  # before anything is fetched
     with showing() as show:

@@ -132,14 +132,14 @@ def panel(
     Example:
       verifier panel smollm2-135m-instruct --seed 7
     """
-    from verifier.checks.template.panel import design_card_panel
     from verifier.reference.cards import load_card
+
+    said = load_card(card)  # before all that loads slowly
+    from verifier.checks.template.panel import design_card_panel
 
     say_own(card)
     with showing() as show:
-        found = design_card_panel(
-            load_card(card), seed=seed, size=size, cache=cache_directory(), show=show
-        )
+        found = design_card_panel(said, seed=seed, size=size, cache=cache_directory(), show=show)
     told = _panel_to_json(found)
     if as_json:
         say_json(told)

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from scipy.special import stdtr, stdtrit  # scipy.stats takes a second to import
 
 from verifier.evidence.arrays import Array
 from verifier.evidence.calibration import (
@@ -54,6 +53,8 @@ def predict_above(scales: Sequence[float], scale: float) -> float | None:
     """
     if len(scales) < _LEAST_STACKS:
         return None
+    from scipy.special import stdtr  # scipy.stats takes a second to import
+
     middle, width = _spread(scales)
     if width == 0:
         return 0.0 if scale >= max(scales) else 1.0
@@ -67,6 +68,8 @@ def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> flo
     """
     if len(scales) < _LEAST_STACKS:
         return None
+    from scipy.special import stdtrit
+
     middle, width = _spread(scales)
     return float(np.exp(middle + stdtrit(len(scales) - 1, coverage) * width))
 
