@@ -1,4 +1,4 @@
-"""The transformers engine on checkpoints that it must not take as they lie: experts, fp8, 4 bits."""
+"""The transformers engine on checkpoints that are no plain matrices: experts, fp8, 4 bits."""
 
 from __future__ import annotations
 

@@ -257,8 +257,9 @@ def _reader(
     if kind not in _PACKED_PARTS or any(one != weights[0] for one in weights) or not weights[0]:
         formats = ", ".join(sorted(map(str, kinds)))
         raise ConfigError(
-            f"config.json: quantization_config has the formats {formats} in {len(groups)} groups; read are checkpoints of one of {', '.join(_PACKED_PARTS)}, "
-            "all weights alike: give an unquantized checkpoint, or use --engine vllm"
+            f"config.json: quantization_config has the formats {formats} in {len(groups)} groups; "
+            f"read are checkpoints of one of {', '.join(_PACKED_PARTS)}, all weights alike: "
+            "give an unquantized checkpoint, or use --engine vllm"
         )
     arithmetic = BaseCompressor.get_value_from_registry(kind)
     needed: list[tuple[str, ...]] = [(part,) for part in (*_PACKED_PARTS[kind], ".weight_scale")]

@@ -122,8 +122,9 @@ class TransformersEngine:
         with torch.device("meta"):
             kind: Any = type(cast(Any, AutoModelForCausalLM).from_config(config))
         return kind.from_pretrained(
-            None, config=config, state_dict=tensors, dtype=getattr(torch, self._dtype)
-        )
+            None, config=config, state_dict=tensors, dtype=getattr(torch, self._dtype),
+            trust_remote_code=False,
+        )  # fmt: skip
 
     def _placed(self, model: Any) -> Any:
         """The model where and how it computes."""
