@@ -82,3 +82,27 @@ def save_model(directory: Path, **changes: Any) -> None:
             model.lm_head.weight[capitals] *= 2
             model.lm_head.weight[silent] *= 0.25
     model.save_pretrained(directory)
+
+
+def save_mixture(directory: Path, **changes: Any) -> None:
+    """Write a random Mixtral of three layers, two of four experts a token."""
+    import torch
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    settings: dict[str, Any] = {
+        "vocab_size": len(SPECIALS) + 256 + len(MERGES),
+        "hidden_size": 192,
+        "intermediate_size": 64,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 3,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": False,
+        "eos_token_id": EOS_ID,
+        "bos_token_id": 1,
+        "initializer_range": 0.1,
+    }
+    torch.manual_seed(20261130)
+    MixtralForCausalLM(MixtralConfig(**settings | changes)).save_pretrained(directory)

@@ -3,12 +3,13 @@
 Variants are functions on one matrix [out, in] at its full precision. This module finds those
 matrices in the layouts in which checkpoints are published: one tensor per projection, experts one
 by one or fused into one tensor, plain or in fp8 with scales. So a variant is defined once, for
-every engine and layout. Knows no engine and no file.
+every engine and layout. It also gives quantized weights as the real numbers that they stand for.
+Knows no engine and no file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -161,6 +162,120 @@ def _inputs_first(name: str, tensor: torch.Tensor, layout: Layout) -> bool:
             "outputs; it cannot be rounded in place, leave weights variants out of the bank"
         )
     return rows if reads_hidden(name) else columns
+
+
+# -- quantized weights as real numbers -----------------------------------------------------------
+
+#: The quantizations that are read here; others are left to transformers.
+_READ = ("fp8", "compressed-tensors")
+
+#: What of a compressed-tensors weight the arithmetic needs beside its scale, by its format.
+_PACKED_PARTS = {
+    "pack-quantized": (".weight_packed", ".weight_shape"),
+    "nvfp4-pack-quantized": (".weight_packed", ".weight_global_scale"),
+    "mxfp4-pack-quantized": (".weight_packed",),
+    "int-quantized": (".weight",),
+    "float-quantized": (".weight",),
+    "naive-quantized": (".weight",),
+}
+
+#: Of arithmetic on activations and caches, which the weights' values do not depend on.
+_NO_WEIGHTS = (".input_scale", ".input_global_scale", ".k_scale", ".v_scale", ".activation_scale")
+
+
+def stands_for_numbers(quantization: Mapping[str, Any]) -> bool:
+    """Whether `dequantized` reads a checkpoint's quantization_config."""
+    return quantization.get("quant_method") in _READ
+
+
+def dequantized(
+    published: Iterable[tuple[str, torch.Tensor]], quantization: Mapping[str, Any]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a quantized checkpoint in float32, those that are plain as they are.
+
+    `quantization` is the checkpoint's quantization_config; of none, or one that is not read here,
+    everything is passed on. No rounding is added: a value is its integer or fp8 number times its
+    scale, exactly so far as float32 holds it. Raises ConfigError for a weight that lacks a part and
+    for a scheme that is not known.
+    """
+    if not stands_for_numbers(quantization):
+        yield from published
+        return
+    read, needed = _reader(quantization)
+    halves: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in published:
+        stem, part = _part(name, tensor)
+        if part is None:
+            yield name, tensor
+        elif part not in _NO_WEIGHTS:
+            found = halves.setdefault(stem, {})
+            found[part] = tensor
+            if all(any(p in found for p in alternatives) for alternatives in needed):
+                yield f"{stem}.weight", read(halves.pop(stem))
+    if halves:
+        stem = min(halves)
+        lacks = next(a for a in needed if not any(p in halves[stem] for p in a))
+        raise ConfigError(
+            f"{stem}{lacks[0]}: is not in the checkpoint, so what {stem} weighs is unknown; fetch "
+            "the weights anew"
+        )
+
+
+def _part(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
+    """The stem of a quantized weight and which part of it a tensor is; None: of none."""
+    for ending in (*_NO_WEIGHTS, *_SCALES, ".weight_packed", ".weight_shape",
+                   ".weight_zero_point", ".weight_g_idx", ".weight_global_scale"):  # fmt: skip
+        if name.endswith(ending):
+            return name.removesuffix(ending), ending
+    narrow = str(tensor.dtype).startswith("torch.float8") or str(tensor.dtype) == "torch.int8"
+    if narrow and name.endswith(".weight"):
+        return name.removesuffix(".weight"), ".weight"
+    return name, None
+
+
+def _reader(
+    quantization: Mapping[str, Any],
+) -> tuple[Callable[[Mapping[str, torch.Tensor]], torch.Tensor], list[tuple[str, ...]]]:
+    """What makes a weight of its parts, and the parts that it takes (of each tuple one)."""
+    if quantization["quant_method"] == "fp8":
+        block = quantization.get("weight_block_size")
+        layout = Layout(layers=0, hidden=0, fp8_block=tuple(block) if block else None)
+
+        def times_scale(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+            scale = next(part for ending, part in parts.items() if ending in _SCALES)
+            return parts[".weight"].float() * _spread(scale, parts[".weight"], layout)
+
+        return times_scale, [(".weight",), _SCALES]
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationScheme
+
+    groups = list((quantization.get("config_groups") or {}).values())
+    kinds = {group.get("format") or quantization.get("format") for group in groups}
+    schemes = [QuantizationScheme.model_validate(group) for group in groups]
+    weights = [scheme.weights for scheme in schemes]
+    kind = next(iter(kinds)) if len(kinds) == 1 else None
+    if kind not in _PACKED_PARTS or any(one != weights[0] for one in weights) or not weights[0]:
+        formats = ", ".join(sorted(map(str, kinds)))
+        raise ConfigError(
+            f"config.json: quantization_config has the formats {formats} in {len(groups)} groups; "
+            f"read are checkpoints of one of {', '.join(_PACKED_PARTS)}, all weights alike: "
+            "give an unquantized checkpoint, or use --engine vllm"
+        )
+    arithmetic = BaseCompressor.get_value_from_registry(kind)
+    needed: list[tuple[str, ...]] = [(part,) for part in (*_PACKED_PARTS[kind], ".weight_scale")]
+    if not weights[0].symmetric:
+        needed.append((".weight_zero_point",))
+    if str(getattr(weights[0].actorder, "value", weights[0].actorder)) == "group":
+        needed.append((".weight_g_idx",))
+
+    def decompress(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        plain = {name.removeprefix("."): part for name, part in parts.items()}
+        if plain["weight_scale"].is_floating_point() and plain["weight_scale"].element_size() > 1:
+            plain["weight_scale"] = plain["weight_scale"].float()  # the product is not rounded
+        made: torch.Tensor = arithmetic.decompress(plain, schemes[0])["weight"]
+        return made.float()
+
+    return decompress, needed
 
 
 # -- fp8 ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,7 +16,8 @@ import numpy as np
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM, DynamicCache
+from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from verifier.errors import ConfigError
 from verifier.evidence.samplers import Sampler, distribution, is_plain, penalized, row_cells
@@ -28,9 +29,17 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
-from verifier.reference.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
+from verifier.reference.checkpoint import (
+    NOTHING_MOVED,
+    Layout,
+    Streamed,
+    dequantized,
+    read_layout,
+    stands_for_numbers,
+    transformed,
+)
 from verifier.reference.engines import TOP_K
-from verifier.reference.snapshot import find_shards
+from verifier.reference.snapshot import CONFIG, find_shards, read_object, read_tensors
 from verifier.reference.variants import Transform, can_load, checkpoint_of, find_variant, is_linear
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -80,13 +89,20 @@ class TransformersEngine:
         self._loaded: str | None = REFERENCE
 
     def _load(self, weights: Path) -> Any:
-        """The model of a directory."""
+        """The model of a directory, its weights as the real values that they stand for."""
         half = getattr(torch, self._dtype)
         try:
-            model = cast(Any, AutoModelForCausalLM).from_pretrained(
-                weights, dtype=half, local_files_only=True, use_safetensors=True,
-                trust_remote_code=False,
-            )  # fmt: skip
+            quantization = _quantization(weights)
+            if stands_for_numbers(quantization):
+                config = AutoConfig.from_pretrained(
+                    weights, local_files_only=True, trust_remote_code=False
+                )
+                model = self._build(config, dict(dequantized(_published(weights), quantization)))
+            else:
+                model = cast(Any, AutoModelForCausalLM).from_pretrained(
+                    weights, dtype=half, local_files_only=True, use_safetensors=True,
+                    trust_remote_code=False,
+                )  # fmt: skip
         except ValueError as error:
             if "trust_remote_code" not in str(error):
                 raise
@@ -94,9 +110,27 @@ class TransformersEngine:
                 f"{weights}: the model needs code of its own, which came with it and is not run; "
                 "give a checkpoint that transformers knows, or another --engine"
             ) from error
+        return self._placed(model)
+
+    def _build(self, config: Any, tensors: dict[str, torch.Tensor]) -> Any:
+        """A model of tensors under their names in a checkpoint; transformers fuses what it fuses.
+
+        `config` loses what it says of quantization: these are plain tensors.
+        """
+        if hasattr(config, "quantization_config"):
+            del config.quantization_config
+        with torch.device("meta"):
+            kind: Any = type(cast(Any, AutoModelForCausalLM).from_config(config))
+        return kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=getattr(torch, self._dtype),
+            trust_remote_code=False,
+        )  # fmt: skip
+
+    def _placed(self, model: Any) -> Any:
+        """The model where and how it computes."""
         model.to(self._device).eval()
         if self._device == "cpu" and self._dtype != "float32":
-            _accumulate_in_float32(model, half=half)
+            _accumulate_in_float32(model, half=getattr(torch, self._dtype))
         return model
 
     @property
@@ -140,25 +174,45 @@ class TransformersEngine:
         transform = None
         if name != REFERENCE:
             transform = find_variant(name, layers=layout.layers).build(layout.layers)
-        parameters = dict(self._model.named_parameters())
-        moved = False
-        with torch.inference_mode():
-            for streamed in self._stream(transform, layout):
-                if streamed.name not in parameters:
-                    if is_linear(streamed.name):
-                        raise ConfigError(
-                            f"weights variant {name!r}: the model has no parameter "
-                            f"{streamed.name}, because transformers fuses it on loading; use "
-                            "--engine vllm, or leave weights variants out of the bank"
-                        )
-                    continue  # tied weights may be stored under one name only
-                moved = moved or streamed.moved
-                # through the precision served in, which a parameter may be wider than
-                served = streamed.tensor.to(getattr(torch, self._dtype))
-                parameters[streamed.name].copy_(served)
+        put = self._put_fused if self._is_fused() else self._put_in_place
+        moved = put(self._stream(transform, layout))
         if transform is not None and not moved:
             raise ConfigError(NOTHING_MOVED.format(name=name))
         self._loaded = name
+
+    def _is_fused(self) -> bool:
+        """Whether the model holds linear layers of the checkpoint under other names, as one."""
+        own = dict(self._model.named_parameters())
+        return any(is_linear(n) and n not in own for n in read_tensors(self._weights))
+
+    @torch.inference_mode()
+    def _put_in_place(self, stream: Iterable[Streamed]) -> bool:
+        """Write tensors into the loaded model; whether any is not as published."""
+        parameters = dict(self._model.named_parameters())
+        moved = False
+        for streamed in stream:
+            if streamed.name not in parameters:
+                continue  # tied weights may be stored under one name only
+            moved = moved or streamed.moved
+            # through the precision served in, which a parameter may be wider than
+            served = streamed.tensor.to(getattr(torch, self._dtype))
+            parameters[streamed.name].copy_(served)
+        return moved
+
+    def _put_fused(self, stream: Iterable[Streamed]) -> bool:
+        """Load the model anew of tensors; whether any is not as published.
+
+        Experts that a checkpoint holds one by one are one parameter once they are loaded, so they
+        go the way that they came. Holds both for a while.
+        """
+        config = self._model.config
+        tensors, moved = {}, False
+        for streamed in stream:
+            tensors[streamed.name] = streamed.tensor
+            moved = moved or streamed.moved
+        self.close()
+        self._model = self._placed(self._build(config, tensors))
+        return moved
 
     def _load_other(self, name: str, directory: Path) -> None:
         self.close()  # freed before the next is loaded
@@ -173,17 +227,11 @@ class TransformersEngine:
 
     def _stream(self, transform: Transform | None, layout: Layout) -> Iterator[Streamed]:
         """The checkpoint's tensors, as published or under a variant."""
-        published = self._published()
+        published = dequantized(_published(self._weights), _quantization(self._weights))
         if transform is not None:
             yield from transformed(published, transform, layout)
             return
         yield from (Streamed(key, tensor, False) for key, tensor in published)
-
-    def _published(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for shard in find_shards(self._weights):
-            with safe_open(shard, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
-                    yield key, tensors.get_tensor(key)
 
     def close(self) -> None:
         """Let go of the model."""
@@ -383,26 +431,57 @@ def _padded(tensor: torch.Tensor, length: int, *, dim: int) -> torch.Tensor:
     return torch.cat([tensor.new_zeros(shape), tensor], dim=dim)
 
 
+def _published(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a checkpoint as they are stored."""
+    for shard in find_shards(weights):
+        with safe_open(shard, framework="pt") as tensors:
+            for key in tensors.keys():  # noqa: SIM118 - safe_open is not a mapping
+                yield key, tensors.get_tensor(key)
+
+
+def _quantization(weights: Path) -> Mapping[str, Any]:
+    """What a checkpoint's configuration says of how its weights are stored; {}: as they are."""
+    found = read_object(weights / CONFIG).get("quantization_config")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _accumulate_in_float32(model: torch.nn.Module, *, half: torch.dtype) -> None:
     """Multiply matrices in float32 and round the products, logits too, to half precision.
 
     That is what GPUs do. CPUs without half-precision instructions emulate them up to ten times
-    slower, and in ways that differ from one CPU to the next.
+    slower, and in ways that differ from one CPU to the next. Matrices are kept in float32, those of
+    routers and of fused experts too; what is no matrix product is computed in half precision.
     """
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding):
-            module.weight.data = module.weight.data.float()
-            cast(Any, module).forward = _rounded_to(half, module.forward)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            parameter.data = parameter.data.float()
+    if hasattr(model, "set_experts_implementation"):
+        cast(Any, model).set_experts_implementation("eager")  # by linear(), one after another
+    forward = model.forward
+
+    def rounded(*args: Any, **kwargs: Any) -> Any:
+        with _Rounded(half):
+            return forward(*args, **kwargs)
+
+    cast(Any, model).forward = rounded
 
 
-def _rounded_to(
-    half: torch.dtype, forward: Callable[[torch.Tensor], torch.Tensor]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    def rounded(inputs: torch.Tensor) -> torch.Tensor:
-        wide = inputs.float() if inputs.is_floating_point() else inputs  # ids stay ids
-        return forward(wide).to(half)
+class _Rounded(TorchFunctionMode):
+    """Products with float32 matrices and their rows, rounded to half precision."""
 
-    return rounded
+    def __init__(self, half: torch.dtype) -> None:
+        super().__init__()
+        self._half = half
+
+    def __torch_function__(
+        self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.linear and args[1].dtype is torch.float32:
+            return func(args[0].float(), *args[1:], **kwargs).to(self._half)
+        if func is torch.nn.functional.embedding:
+            return func(*args, **kwargs).to(self._half)
+        return func(*args, **kwargs)
 
 
 def _penalized(logits: torch.Tensor, request: ScoreRequest, sampler: Sampler) -> torch.Tensor:
