@@ -652,7 +652,7 @@ def test_a_variant_that_fails_half_way_does_not_pass_for_the_weights_before(
     save_model(tmp_path, hidden_size=64, intermediate_size=192, num_attention_heads=1)
     engine = TransformersEngine(tmp_path, eos_ids=(EOS_ID,))
     before = parameters(engine)
-    with pytest.raises(ValueError, match="group 96 does not divide"):
+    with pytest.raises(ConfigError, match="groups of 96 do not divide the input width 64 of "):
         engine.load_variant("int4-sym-g96")
     mixed, loaded = parameters(engine), engine.loaded
     engine.load_variant(REFERENCE)

@@ -1,287 +1,35 @@
-"""The bank: each rounding against a slow and obvious form, and what each variant touches."""
+"""The bank: what each variant touches and makes of it, and the names by which it is found."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from verifier.errors import ConfigError
+from verifier.reference.layout import Layout
+from verifier.reference.roundings import (
+    round_asymmetric,
+    round_fp8,
+    round_fp8_blocks,
+    round_full_range,
+    round_searched,
+    round_symmetric,
+)
 from verifier.reference.variants import (
     BANK,
     CLASS_MARGINS,
-    NF4_LEVELS,
     VARIANTS,
+    Settings,
+    bank_for,
     find_variant,
+    input_widths,
     is_linear,
-    round_asymmetric,
-    round_fp8,
-    round_nf4,
-    round_rotated,
-    round_symmetric,
 )
-
-Array = NDArray[np.float64]
 
 LAYERS = 30
-
-
-def weights(rows: int = 6, width: int = 192, *, seed: int = 0) -> torch.Tensor:
-    """Random weights of the usual size, with one input channel of outliers."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = 0.05 * torch.randn(rows, width, generator=generator)
-    drawn[:, 7] *= 8
-    return drawn
-
-
-def grouped(weight: torch.Tensor, group: int | None) -> list[Array]:
-    """The groups that share one scale, in order."""
-    width = group or weight.shape[-1]
-    return [
-        row[start : start + width]
-        for row in weight.double().numpy()
-        for start in range(0, len(row), width)
-    ]
-
-
-def nearest(values: Array, grid: list[float]) -> Array:
-    levels = np.array(grid)
-    return levels[np.abs(values[:, None] - levels).argmin(axis=1)]
-
-
-def rounded_slowly(weight: torch.Tensor, grid_of: object, group: int | None) -> Array:
-    """Every weight to the nearest point of its own group's grid."""
-    assert callable(grid_of)
-    found = [nearest(g, grid_of(g)) for g in grouped(weight, group)]
-    return np.array(found).reshape(weight.shape)
-
-
-def symmetric_grid(bits: int) -> object:
-    """2^bits - 1 steps around 0; the group's largest magnitude is the last."""
-    top = 2 ** (bits - 1) - 1
-    return lambda group: [n * np.abs(group).max() / top for n in range(-top, top + 1)]
-
-
-def asymmetric_grid(bits: int) -> object:
-    """2^bits steps from about the group's least to its largest; 0 is one of them."""
-
-    def grid(group: Array) -> list[float]:
-        low, high = min(group.min(), 0.0), max(group.max(), 0.0)
-        step = (high - low) / (2**bits - 1)
-        zero = round(-low / step)
-        return [(n - zero) * step for n in range(2**bits)]
-
-    return grid
-
-
-def nf4_grid(group: Array) -> list[float]:
-    return [level * np.abs(group).max() for level in NF4_LEVELS]
-
-
-def e4m3_values() -> list[float]:
-    """All finite values of float8 e4m3fn, from its definition (Micikevicius et al. 2022).
-
-    4 bits of exponent with bias 7, 3 of mantissa; exponent 0 is subnormal; the last code is NaN.
-    """
-    codes = list(itertools.product(range(16), range(8)))[:-1]
-    sizes = [m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7) for e, m in codes]
-    return [-s for s in reversed(sizes)] + sizes
-
-
-def fp8_grid(group: Array) -> list[float]:
-    return [value * np.abs(group).max() / 448 for value in e4m3_values()]
-
-
-def close(found: torch.Tensor, expected: Array) -> None:
-    """Equal but for single precision."""
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-8)
-
-
-# -- rounding ----------------------------------------------------------------------------------
-
-GROUPS = [48, 64, None]
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_rounding_is_to_the_nearest_step_of_each_group(
-    bits: int, group: int | None
-) -> None:
-    """Against the grid written out."""
-    weight = weights(seed=bits)
-    found = round_symmetric(weight, bits=bits, group=group)
-
-    close(found, rounded_slowly(weight, symmetric_grid(bits), group))
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("shift", [0.0, 0.5, -0.5], ids=["around 0", "above 0", "below 0"])
-def test_asymmetric_rounding_is_to_the_nearest_step_of_each_group(
-    bits: int, group: int | None, shift: float
-) -> None:
-    """Against the grid written out, also where a group's weights have one sign."""
-    weight = weights(seed=bits) + shift
-    found = round_asymmetric(weight, bits=bits, group=group)
-
-    close(found, rounded_slowly(weight, asymmetric_grid(bits), group))
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_nf4_rounding_is_to_the_nearest_level_of_each_group(group: int | None) -> None:
-    """Against the levels times the group's largest magnitude."""
-    weight = weights(seed=4)
-
-    close(round_nf4(weight, group=group), rounded_slowly(weight, nf4_grid, group))
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_fp8_rounding_is_to_the_nearest_value_of_e4m3(per_channel: bool) -> None:
-    """Against all its values written out, the largest of a channel or tensor scaled to 448."""
-    weight = weights(seed=5)
-    one_group = weight if per_channel else weight.reshape(1, -1)
-    expected = rounded_slowly(one_group, fp8_grid, None).reshape(weight.shape)
-
-    close(round_fp8(weight, per_channel=per_channel), expected)
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_fp8_rounding_is_a_round_trip_through_the_type_itself(per_channel: bool) -> None:
-    """Every value, divided by its scale, is one that float8_e4m3fn holds exactly."""
-    weight = weights(40, 576, seed=6)
-    largest = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().max()
-    scale = largest / 448
-    found = round_fp8(weight, per_channel=per_channel)
-    held = (found / scale).to(torch.float8_e4m3fn).float() * scale
-
-    torch.testing.assert_close(found, held, rtol=0, atol=0)
-    assert found.isfinite().all()
-
-
-def test_e4m3_has_253_values_up_to_448() -> None:
-    """2 x 127 finite codes, of which two are 0; the oracle above and torch's agree."""
-    values = e4m3_values()
-
-    assert len(set(values)) == 253
-    assert max(values) == torch.finfo(torch.float8_e4m3fn).max == 448
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    assert set(codes[codes.isfinite()].tolist()) == set(values)
-
-
-def test_nf4_levels_are_sixteen_sorted_values_from_minus_one_to_one() -> None:
-    """QLoRA, appendix E: 0 is exact, and there is one more level above 0 than below."""
-    assert len(NF4_LEVELS) == 16
-    assert list(NF4_LEVELS) == sorted(set(NF4_LEVELS))
-    assert (NF4_LEVELS[0], NF4_LEVELS[7], NF4_LEVELS[-1]) == (-1.0, 0.0, 1.0)
-    assert {-x for x in NF4_LEVELS[:7]} & set(NF4_LEVELS[8:]) == {1.0}
-
-
-def test_nf4_levels_are_quantiles_of_a_normal() -> None:
-    """The construction of bitsandbytes: 8 and 9 even quantiles up to 0.9677083, scaled to 1."""
-    from scipy.stats import norm
-
-    top = 0.9677083
-    above = norm.ppf(np.linspace(top, 0.5, 9))[:-1]
-    below = -norm.ppf(np.linspace(top, 0.5, 8))[:-1]
-    levels = np.sort([*above, 0.0, *below]) / norm.ppf(top)
-
-    np.testing.assert_allclose(NF4_LEVELS, levels, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("levels", "found"),
-    [
-        (15, round_symmetric(weights(40, 576), bits=4, group=192)),
-        (7, round_symmetric(weights(40, 576), bits=3, group=192)),
-        (16, round_asymmetric(weights(40, 576), bits=4, group=192)),
-        (4, round_asymmetric(weights(40, 576), bits=2, group=192)),
-        (16, round_nf4(weights(40, 576), group=192)),
-    ],
-    ids=["int4", "int3", "int4 with zero", "int2 with zero", "nf4"],
-)
-def test_a_group_has_no_more_levels_than_its_bits_allow(levels: int, found: torch.Tensor) -> None:
-    """And some group uses all of them; 0 is one."""
-    groups = [np.round(g, 6) for g in grouped(found, 192)]
-
-    assert max(len(np.unique(g)) for g in groups) == levels
-    assert any(0.0 in g for g in groups)
-
-
-ROUNDINGS = {
-    "symmetric": lambda w: round_symmetric(w, bits=4, group=64),
-    "asymmetric": lambda w: round_asymmetric(w, bits=4, group=64),
-    "fp8-channel": lambda w: round_fp8(w, per_channel=True),
-    "fp8-tensor": lambda w: round_fp8(w, per_channel=False),
-    "nf4": lambda w: round_nf4(w, group=64),
-}
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_rounding_what_is_rounded_changes_nothing(name: str) -> None:
-    """Idempotent on its own grid, but for single precision."""
-    once = ROUNDINGS[name](weights(seed=9))
-
-    torch.testing.assert_close(ROUNDINGS[name](once), once, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_weights_of_zero_stay_zero(name: str) -> None:
-    """A scale of zero divides nothing."""
-    assert torch.equal(ROUNDINGS[name](torch.zeros(2, 128)), torch.zeros(2, 128))
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_a_group_never_looks_at_another(name: str) -> None:
-    """Scaling one channel scales its rounding alone; a scale per tensor is shared on purpose."""
-    weight = weights(seed=10)
-    louder = weight.clone()
-    louder[2] *= 37
-    same = ROUNDINGS[name](louder)[0] == ROUNDINGS[name](weight)[0]
-
-    assert bool(same.all()) == (name != "fp8-tensor")
-
-
-@pytest.mark.parametrize("rounding", [round_symmetric, round_asymmetric, round_rotated])
-def test_a_group_that_does_not_divide_the_width_is_an_error(rounding: object) -> None:
-    """Not a group across two channels."""
-    assert callable(rounding)
-    with pytest.raises(ValueError, match="group 64 does not divide the input width 96"):
-        rounding(weights(4, 96), bits=4, group=64)
-    with pytest.raises(ValueError, match="group 64 does not divide the input width 96"):
-        round_nf4(weights(4, 96), group=64)
-
-
-def test_rotated_rounding_turns_the_inputs_back() -> None:
-    """With enough bits nothing is left of the rotation."""
-    weight = weights(seed=11)
-
-    torch.testing.assert_close(
-        round_rotated(weight, bits=20, group=64), weight, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_rotated_rounding_is_always_the_same() -> None:
-    """The rotation is fixed, and leaves torch's global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        state = torch.random.get_rng_state()
-        first = round_rotated(weights(seed=12), bits=4, group=64)
-        second = round_rotated(weights(seed=12), bits=4, group=64)
-
-        assert torch.equal(first, second)
-        assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_rotated_rounding_suffers_less_from_outliers() -> None:
-    """What rotations are for (QuaRot, Ashkboos et al. 2024)."""
-    weight = weights(40, 192, seed=13)
-    plain = (round_symmetric(weight, bits=4, group=None) - weight).norm()
-    rotated = (round_rotated(weight, bits=4, group=None) - weight).norm()
-
-    assert rotated < 0.7 * plain
+LAYOUT = Layout(layers=LAYERS, hidden=768, sharing=3)
 
 
 # -- variants ----------------------------------------------------------------------------------
