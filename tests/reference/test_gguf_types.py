@@ -114,7 +114,7 @@ def test_q4_k_and_q5_k_hold_what_lies_on_their_grids(kind: str, top: int) -> Non
 
 def test_iq4_nl_holds_what_lies_on_its_levels() -> None:
     """By hand, and its table is the package's own."""
-    assert gguf_types._IQ4_NL == quants.IQ4_NL.kvalues
+    assert quants.IQ4_NL.kvalues == gguf_types._IQ4_NL
     codes = integers(0, 15, 4, 32, seed=11).long()
     codes[:, 3] = 0
     on_grid = 2.0**-9 * torch.tensor(quants.IQ4_NL.kvalues)[codes].float()

@@ -200,26 +200,29 @@ def _best_scale(x: torch.Tensor, guesses: Iterable[torch.Tensor]) -> torch.Tenso
 def _guess_integers(x: torch.Tensor, top: int) -> Iterator[torch.Tensor]:
     """Integers from -top to top - 1, over scales near the one that puts the largest at -top."""
     for step in (0, *range(-9, 0), *range(1, 10)):
-        yield (x * -(top + 0.1 * step) * _inverse(_largest(x))).round().clamp(-top, top - 1)
+        inverse = -(top + 0.1 * step) * _inverse(_largest(x))
+        yield (x * inverse).round().clamp(-top, top - 1)
 
 
 def _guess_iq4_nl(x: torch.Tensor) -> Iterator[torch.Tensor]:
     """Levels of IQ4_NL, over scales near the one that puts the largest at the first."""
-    for step in (0, *range(-7, 0), *range(1, 8)):
-        yield _levels(x.device)[_codes(x * (_IQ4_NL[0] + step) * _inverse(_largest(x)))]
-
-
-def _levels(device: torch.device) -> torch.Tensor:
     import torch
 
-    return torch.tensor(_IQ4_NL, dtype=torch.float32, device=device)
+    # the borders between levels are multiples of 1/2, so the half that a value lies in tells its
+    # level: twice as fast as a search among them
+    halves = torch.arange(-255.5, 256) / 2
+    table = torch.tensor(_IQ4_NL, dtype=torch.float32)[_codes(halves)].to(x.device)
+    for step in (0, *range(-7, 0), *range(1, 8)):
+        scaled = x * ((_IQ4_NL[0] + step) * _inverse(_largest(x)))
+        half = (2 * scaled).floor().clamp(-256, 255).int() + 256
+        yield table.index_select(0, half.flatten()).reshape(x.shape)
 
 
 def _codes(scaled: torch.Tensor) -> torch.Tensor:
     """The number of the nearest level of IQ4_NL."""
     import torch
 
-    levels = _levels(scaled.device)
+    levels = torch.tensor(_IQ4_NL, dtype=torch.float32, device=scaled.device)
     return torch.bucketize(scaled.contiguous(), (levels[1:] + levels[:-1]) / 2)
 
 
