@@ -93,6 +93,8 @@ HOMES = {
     "h11": {"lab.testbed.proxy"},
     "torch": {
         "reference.variants",
+        "reference.roundings",
+        "reference.gguf_types",
         "reference.checkpoint",
         "lab.derived_models",
         "reference.engines.gguf",
@@ -109,7 +111,7 @@ HOMES = {
         "reference.engines.transformers",
     },
     "safetensors": {"reference.engines.transformers"},
-    "gguf": {"reference.engines.gguf"},
+    "gguf": {"reference.engines.gguf", "reference.gguf_types"},
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
     "matplotlib": {"reports.noise_dial"},
     "psutil": {"lab.bench.engine"},

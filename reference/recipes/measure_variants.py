@@ -42,8 +42,13 @@ def linear(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
                     yield key, tensors.get_tensor(key)
 
 
-def errors(variant: Variant, weights: Path, layout: Layout) -> dict[str, float | None]:
-    """Squared errors as shares of the squares; None where a width is not taken."""
+def errors(
+    variant: Variant, weights: Path, layout: Layout, made: dict[str, torch.Tensor]
+) -> dict[str, float | None]:
+    """Squared errors as shares of the squares; None where a width is not taken.
+
+    `made` are the tensors of the variant, if it could be loaded.
+    """
     if variant.build is None or variant.family == "layers":
         return {"error": None, "error_down": None}
     transform = variant.build(layout)
@@ -53,7 +58,8 @@ def errors(variant: Variant, weights: Path, layout: Layout) -> dict[str, float |
         if not variant.takes(tensor.shape[-1:]):
             complete = False
             continue
-        change = float((transform(key, tensor) - tensor).square().sum())
+        rounded = made[key] if made else transform(key, tensor)
+        change = float((rounded - tensor).square().sum())
         for part in ("all", DOWN) if key.endswith(DOWN) else ("all",):
             wrong[part] += change
             whole[part] += float(tensor.square().sum())
@@ -81,13 +87,16 @@ def main(out: Path) -> None:
     for name, variant in VARIANTS.items():
         if any(one["name"] == name for one in found):
             continue
-        shift = None
+        shift, tensors = None, {}
         if engine.can_load(name):
             engine.load_variant(name)
             shift = round(shift_of(before, engine.score(asked)), 4)
-        each = {k: v and float(f"{v:.3g}") for k, v in errors(variant, weights, layout).items()}
-        found.append({"name": name, **each, "shift": shift})
-        print(found[-1])
+            tensors = dict(engine._model.named_parameters())
+        with torch.inference_mode():
+            each = errors(variant, weights, layout, tensors)
+        rounded = {key: value and float(f"{value:.3g}") for key, value in each.items()}
+        found.append({"name": name, **rounded, "shift": shift})
+        sys.stderr.write(f"{found[-1]}\n")
         tokens = sum(len(one.reply_ids) for one in asked)
         counts = {"replies": ASKED, "tokens": tokens}
         write_results(out, PART, {**begin_results(seed=SEED), **counts, "variants": found})

@@ -257,6 +257,33 @@ def columns(
     return found
 
 
+def test_a_cache_in_fp8_is_vllms_own(
+    engine: VllmEngine, oracle: TransformersEngine, tokenizer: Tokenizer
+) -> None:
+    """Which starts anew for it, and again for what comes after; what it lacks it cannot load."""
+    can = {name: engine.can_load(name) for name in ("kv-fp8", "kv-int4", "fp8-w8a8", "nvfp4")}
+    engine.load_variant(REFERENCE)
+    before = score_replies(engine, tokenizer)
+    plain = engine.versions["kv_cache_dtype"]
+    engine.load_variant("kv-fp8")
+    oracle.load_variant("kv-fp8")
+    moved, expected = (score_replies(each, tokenizer) for each in (engine, oracle))
+    rounded = engine.versions["kv_cache_dtype"]
+    for each in (engine, oracle):
+        each.load_variant(REFERENCE)
+    left = engine.versions["kv_cache_dtype"]
+
+    assert can == {"kv-fp8": True, "kv-int4": False, "fp8-w8a8": False, "nvfp4": True}
+    assert (plain, rounded, left) == ("auto", "fp8", "auto")
+    assert furthest(moved, before) > 100 * CLOSE
+    assert furthest(score_replies(engine, tokenizer), before) < CLOSE
+    changes = [np.subtract(m.logprobs, b.logprobs) for m, b in zip(moved, before, strict=True)]
+    theirs = [np.subtract(e.logprobs, b.logprobs) for e, b in zip(expected, before, strict=True)]
+    assert np.corrcoef(np.concatenate(changes), np.concatenate(theirs))[0, 1] > 0.9
+    with pytest.raises(ConfigError, match="'fp8-w8a8': vLLM computes nothing like it"):
+        engine.load_variant("fp8-w8a8")
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_in_place_is_the_oracles(
     columns: dict[str, tuple[Scores, Scores]], name: str

@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 _LABELS: Final[dict[Family, str]] = {
     "int8": "8-bit integers",
     "fp8": "8-bit floats",
-    "6-bit": "6-bit rounding",
-    "5-bit": "5-bit rounding",
     "4-bit": "4-bit rounding",
     "3-bit": "3-bit rounding",
     "2-bit": "2-bit rounding",
     "layers": "layers dropped",
+    "gguf": "GGUF builds",
     "cache": "caches rounded",
 }
 _OTHER: Final = "other builds"

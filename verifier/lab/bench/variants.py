@@ -1,4 +1,4 @@
-"""How far each known variant moves the weights, and what a model says: the arithmetic and the table.
+"""How far each known variant moves the weights and what a model says: arithmetic and table.
 
 Measured by `reference/recipes/measure_variants.py`.
 """
