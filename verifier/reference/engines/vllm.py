@@ -125,6 +125,7 @@ class VllmEngine(WithoutDistributions):
         self._set = Settings()
         self._start(weights)
         self._layers = self._count_layers()
+        self._device = self.versions["device"]
         self._widths = input_widths({n: t.shape for n, t in read_tensors(weights).items()})
         self._loaded = REFERENCE
 
@@ -200,8 +201,9 @@ class VllmEngine(WithoutDistributions):
 
     def can_load(self, name: str) -> bool:
         return can_load(
-            name, self._checkpoints, layers=self._layers, widths=self._widths, heeds=_heeds
-        )
+            name, self._checkpoints, layers=self._layers, widths=self._widths,
+            heeds=lambda settings: _heeds(settings, self._device),
+        )  # fmt: skip
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint through the variant into the running engine, on every rank.
@@ -216,10 +218,10 @@ class VllmEngine(WithoutDistributions):
         made = name != REFERENCE and other is None
         variant = find_variant(name, layers=self._layers) if made else None
         settings = Settings() if variant is None else variant.settings
-        if not _heeds(settings):
+        if not _heeds(settings, self._device):
             raise ConfigError(
-                f"weights variant {name!r}: vLLM computes nothing like it; leave it out of the "
-                "bank, or use --engine transformers"
+                f"weights variant {name!r}: vLLM computes nothing like it here ({self._device}); "
+                "leave it out of the bank, or use --engine transformers"
             )
         directory = self._weights if other is None else other()
         before, self._loaded = self._loaded, None
@@ -384,9 +386,14 @@ def find_distribution() -> str:
     return found[0]
 
 
-def _heeds(settings: Settings) -> bool:
-    """Whether vLLM has these settings of its own."""
-    return settings.activations is None and settings.kv_cache in (None, "fp8")
+def _heeds(settings: Settings, device: str) -> bool:
+    """Whether vLLM has these settings of its own.
+
+    Its CPU build does not round keys and values to fp8: it cuts their mantissas off (0.32.x), which
+    no host's GPU does.
+    """
+    cache = settings.kv_cache is None or (settings.kv_cache == "fp8" and device != "cpu")
+    return settings.activations is None and cache
 
 
 def _args_of(settings: Settings) -> dict[str, Any]:
