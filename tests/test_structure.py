@@ -377,7 +377,6 @@ TABLES = {
     "cli.options.describe",
     "cli.lab._measure",
     "reference.renderings.catalogue._faults",
-    "reference.variants._bank",
 }
 
 
