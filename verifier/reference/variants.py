@@ -34,6 +34,7 @@ from verifier.reference.roundings import (
     round_searched,
     round_symmetric,
 )
+from verifier.reference.snapshot import read_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -114,6 +115,11 @@ def input_widths(shapes: Mapping[str, Sequence[int]]) -> frozenset[int]:
     return frozenset(
         shape[-1] for name, shape in shapes.items() if is_linear(name) and len(shape) == 2
     )
+
+
+def widths_of(weights: Path) -> frozenset[int]:
+    """The input widths of a checkpoint's linear layers."""
+    return input_widths({name: stored.shape for name, stored in read_tensors(weights).items()})
 
 
 def bank_for(widths: Collection[int]) -> tuple[str, ...]:

@@ -33,15 +33,15 @@ from verifier.reference.checkpoint import NOTHING_MOVED, Streamed, transformed
 from verifier.reference.engines import TOP_K
 from verifier.reference.layout import Layout, read_layout
 from verifier.reference.roundings import Activations, Cached, round_activations, round_cached
-from verifier.reference.snapshot import find_shards, read_tensors
+from verifier.reference.snapshot import find_shards
 from verifier.reference.variants import (
     Settings,
     Transform,
     can_load,
     checkpoint_of,
     find_variant,
-    input_widths,
     is_linear,
+    widths_of,
 )
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -88,7 +88,7 @@ class TransformersEngine:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = self._load(weights)
         self._layers = read_layout(self._model.config).layers
-        self._widths = input_widths({n: t.shape for n, t in read_tensors(weights).items()})
+        self._widths = widths_of(weights)
         self._heeds = _heeded(self._model)
         self._set = Settings()
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []

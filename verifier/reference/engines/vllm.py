@@ -39,22 +39,8 @@ from verifier.reference.engines.prompt_logprobs import (
     chunks,
 )
 from verifier.reference.layout import read_layout
-from verifier.reference.snapshot import (
-    CONFIG,
-    INDEX,
-    NATIVE,
-    WHOLE,
-    is_native,
-    read_object,
-    read_tensors,
-)
-from verifier.reference.variants import (
-    Settings,
-    can_load,
-    checkpoint_of,
-    find_variant,
-    input_widths,
-)
+from verifier.reference.snapshot import CONFIG, INDEX, NATIVE, WHOLE, is_native, read_object
+from verifier.reference.variants import Settings, can_load, checkpoint_of, find_variant, widths_of
 from verifier.safety import sieve
 
 #: Distributions that install the module `vllm`.
@@ -126,7 +112,7 @@ class VllmEngine(WithoutDistributions):
         self._start(weights)
         self._layers = self._count_layers()
         self._device = self.versions["device"]
-        self._widths = input_widths({n: t.shape for n, t in read_tensors(weights).items()})
+        self._widths = widths_of(weights)
         self._loaded = REFERENCE
 
     def _start(self, weights: Path) -> None:
