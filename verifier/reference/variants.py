@@ -110,11 +110,10 @@ def reads_hidden(name: str) -> bool:
 def input_widths(shapes: Mapping[str, Sequence[int]]) -> frozenset[int]:
     """Input widths of the linear layers, from the shapes of a checkpoint's tensors.
 
-    Those of fused experts are left out: published models lay them out in two ways.
+    Of fused experts [experts, ...] both widths: published models lay them out in two ways.
     """
-    return frozenset(
-        shape[-1] for name, shape in shapes.items() if is_linear(name) and len(shape) == 2
-    )
+    linear = [shape for name, shape in shapes.items() if is_linear(name)]
+    return frozenset(width for shape in linear for width in shape[1:])
 
 
 def widths_of(weights: Path) -> frozenset[int]:
