@@ -95,6 +95,8 @@ HOMES = {
     "h11": {"lab.testbed.proxy"},
     "torch": {
         "reference.variants",
+        "reference.roundings",
+        "reference.gguf_types",
         "reference.checkpoint",
         "lab.derived_models",
         "lab.restated",
@@ -113,7 +115,7 @@ HOMES = {
     },
     "safetensors": {"lab.restated", "reference.engines.transformers"},
     "compressed_tensors": {"lab.restated", "reference.checkpoint"},
-    "gguf": {"reference.engines.gguf"},
+    "gguf": {"reference.engines.gguf", "reference.gguf_types"},
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
     "matplotlib": {"reports.noise_dial"},
     "psutil": {"lab.bench.engine", "cli.stop"},
@@ -381,7 +383,6 @@ TABLES = {
     "cli.options.describe",
     "cli.lab._measure",
     "reference.renderings.catalogue._faults",
-    "reference.variants._bank",
 }
 
 

@@ -38,8 +38,9 @@ from verifier.probes import draw, load_pool
 from verifier.records import GenerateRequest
 from verifier.reference.calibrations import load_calibration
 from verifier.reference.engines.load import load_engine
+from verifier.reference.roundings import round_asymmetric
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import is_linear, round_asymmetric
+from verifier.reference.variants import is_linear
 from verifier.scoring.readings import published_ids
 
 BITS, GROUP = 4, 64

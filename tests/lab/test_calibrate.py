@@ -29,6 +29,7 @@ from verifier.lab.calibrate import (
     fit_channel,
     noise_classes,
     plan_items,
+    refuse_widths,
 )
 from verifier.lab.corpus import RememberingEngine, Stack, read_stack
 from verifier.records import REFERENCE, ScoreRequest
@@ -156,6 +157,18 @@ def test_a_card_that_names_what_is_not_there_is_refused(changes: dict[str, Any])
     """Before anything is asked."""
     with pytest.raises(ConfigError):
         plan_items(make_card(**changes), seed=1, sizes=SIZES)
+
+
+def test_a_bank_that_the_models_widths_do_not_take_is_refused(tiny: Path) -> None:
+    """Before anything is asked, with every build that cannot be made."""
+    card = make_card(bank=("int4-asym-g128", "fp8-channel", "int4-sym-g128"))
+    expected = (
+        r"bank: the groups of int4-asym-g128, int4-sym-g128 do not divide all of the model's input "
+        r"widths \(192, 384\); leave them out"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        refuse_widths(card, tiny)
+    refuse_widths(make_card(bank=("fp8-channel", "int4-sym-g64", "kv-fp8")), tiny)
 
 
 # -- the fits ----------------------------------------------------------------------------------

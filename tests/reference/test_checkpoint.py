@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from verifier.errors import ConfigError
-from verifier.reference.checkpoint import Layout, Streamed, read_layout, transformed
-from verifier.reference.variants import VARIANTS, round_fp8, round_symmetric
+from verifier.reference.checkpoint import Streamed, transformed
+from verifier.reference.layout import Layout, read_layout
+from verifier.reference.roundings import round_fp8, round_symmetric
+from verifier.reference.variants import VARIANTS
 
 HIDDEN = 192
 WIDE = 384
@@ -27,8 +29,9 @@ def draw(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def stream(*tensors: tuple[str, torch.Tensor], variant: str = "int4-sym-g64") -> list[Streamed]:
-    transform = VARIANTS[variant].build(LAYOUT.layers)
-    return list(transformed(tensors, transform, LAYOUT))
+    build = VARIANTS[variant].build
+    assert build is not None
+    return list(transformed(tensors, build(LAYOUT), LAYOUT))
 
 
 def stated_in_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

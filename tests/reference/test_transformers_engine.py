@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from models import EOS_ID, save_model
+from numpy.typing import NDArray
 from scipy import stats
 from transformers import AutoModelForCausalLM
+from transformers.models.llama import modeling_llama
 
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import FLOOR
@@ -26,10 +30,15 @@ from verifier.records import (
     ScoreRequest,
 )
 from verifier.reference.engines import TOP_K
-from verifier.reference.engines.transformers import TransformersEngine
-from verifier.reference.variants import VARIANTS
+from verifier.reference.engines.transformers import TransformersEngine, _heeded, _unheeded
+from verifier.reference.layout import read_layout
+from verifier.reference.roundings import round_cached
+from verifier.reference.variants import VARIANTS, Settings, is_linear
 
 VOCABULARY = 264
+
+#: Variants that round while the model computes.
+SET = tuple(name for name, variant in VARIANTS.items() if variant.settings != Settings())
 
 #: How far float32 sums in another order may lie apart, in nats.
 CLOSE = 1e-4
@@ -555,11 +564,23 @@ def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> b
     return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "drop-layer-0", "drop-layer-2"])
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> TransformersEngine:
+    """An engine whose model has widths that every group of the bank divides."""
+    directory = tmp_path_factory.mktemp("wide")
+    save_model(
+        directory, hidden_size=768, intermediate_size=768, num_hidden_layers=2,
+        num_attention_heads=12, num_key_value_heads=3, initializer_range=0.05,
+    )  # fmt: skip
+    return TransformersEngine(directory, eos_ids=(EOS_ID,))
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "drop-layer-0", "drop-layer-1"])
 def test_every_variant_moves_the_scores_and_is_taken_back_whole(
-    engine: TransformersEngine, name: str
+    engine: TransformersEngine, wide: TransformersEngine, name: str
 ) -> None:
     """No fault is an empty one, and the reference afterwards is bit-identical."""
+    engine = engine if engine.can_load(name) else wide
     requests = mixed_requests()
     weights, before = parameters(engine), engine.score(requests)
     engine.load_variant(name)
@@ -574,6 +595,19 @@ def test_every_variant_moves_the_scores_and_is_taken_back_whole(
     assert np.abs(shifts).mean() > 0.01
     assert same_bits(parameters(engine), weights)
     assert engine.score(requests) == before
+
+
+def test_a_variant_that_the_widths_do_not_take_cannot_be_loaded(
+    engine: TransformersEngine, wide: TransformersEngine
+) -> None:
+    """So that a bank may name it for any model; loading it anyway says why."""
+    left_out = {name for name in VARIANTS if not engine.can_load(name)}
+
+    assert left_out == {"int4-asym-g128", "int4-asym-g128-mse", "int4-sym-g128"}
+    assert all(wide.can_load(name) for name in VARIANTS)
+    with pytest.raises(ConfigError, match="'int4-sym-g128': groups of 128 do not divide the input"):
+        engine.load_variant("int4-sym-g128")
+    engine.load_variant(REFERENCE)
 
 
 def test_coarser_rounding_moves_the_scores_further(engine: TransformersEngine) -> None:
@@ -652,7 +686,7 @@ def test_a_variant_that_fails_half_way_does_not_pass_for_the_weights_before(
     save_model(tmp_path, hidden_size=64, intermediate_size=192, num_attention_heads=1)
     engine = TransformersEngine(tmp_path, eos_ids=(EOS_ID,))
     before = parameters(engine)
-    with pytest.raises(ValueError, match="group 96 does not divide"):
+    with pytest.raises(ConfigError, match="groups of 96 do not divide the input width 64 of "):
         engine.load_variant("int4-sym-g96")
     mixed, loaded = parameters(engine), engine.loaded
     engine.load_variant(REFERENCE)
@@ -660,6 +694,174 @@ def test_a_variant_that_fails_half_way_does_not_pass_for_the_weights_before(
     assert loaded is None
     assert not same_bits(mixed, before)  # down_proj comes first, and its width is divided
     assert same_bits(parameters(engine), before)
+
+
+# -- what is rounded while a model computes ------------------------------------------------------
+
+
+def by_hand(model: Any, request: ScoreRequest) -> NDArray[np.float64]:
+    """Log-probabilities of a reply by one plain pass without a cache."""
+    ids = torch.tensor([request.prompt_ids + request.reply_ids])
+    with torch.inference_mode():
+        logp = torch.log_softmax(model(input_ids=ids, use_cache=False).logits[0], dim=-1)
+    places = range(len(request.prompt_ids) - 1, ids.shape[1] - 1)
+    chosen = [logp[t, i] for t, i in zip(places, request.reply_ids, strict=True)]
+    return np.array(chosen, dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("fp8-w8a8", "fp8"), ("fp8-block128-w8a8", "fp8"), ("int8-w8a8", "int8")]
+)
+def test_w8a8_rounds_what_the_rounded_layers_read(
+    tiny: Path, engine: TransformersEngine, name: str, bits: str
+) -> None:
+    """Against a plain model whose layers round their own inputs, in the slow and obvious way."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    build = VARIANTS[name].build
+    assert build is not None
+    transform = build(read_layout(model.config))
+    width = 128 if "block" in name else None
+
+    def rounded(vector: torch.Tensor) -> torch.Tensor:
+        parts = []
+        for part in vector.split(width or len(vector)):
+            if bits == "fp8":
+                scale = part.abs().max() / 448
+                parts.append((part / scale).to(torch.float8_e4m3fn).float() * scale)
+            else:
+                scale = part.abs().max() / 127
+                parts.append((part / scale).round() * scale)
+        return torch.cat(parts)
+
+    for key, module in model.named_modules():
+        if is_linear(f"{key}.weight"):
+            module.weight.data = transform(f"{key}.weight", module.weight.data)
+            module.forward = lambda given, module=module: torch.nn.functional.linear(
+                torch.stack([rounded(vector) for vector in given[0]])[None], module.weight
+            )
+    requests = mixed_requests()[:3]
+    engine.load_variant(name)
+    found = engine.score(requests)
+    engine.load_variant(REFERENCE)
+
+    for request, score in zip(requests, found, strict=True):
+        off = np.abs(np.array(score.logprobs) - by_hand(model, request))
+        assert np.quantile(off, 0.9) < CLOSE  # a sum in another order may round another way
+        assert off.max() < 0.2
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int4"])
+def test_a_rounded_cache_rounds_keys_after_rotation_and_values(
+    tiny: Path, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Against a plain model without a cache, whose attention is given rounded ones."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    rotate = modeling_llama.apply_rotary_pos_emb
+
+    def rounded(queries: Any, keys: Any, *args: Any, **more: Any) -> Any:
+        turned, keys = rotate(queries, keys, *args, **more)
+        return turned, round_cached(keys, kind)
+
+    requests = mixed_requests()[:3]
+    engine.load_variant(f"kv-{kind}")
+    found = engine.score(requests)
+    engine.load_variant(REFERENCE)
+    monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", rounded)
+    for layer in model.model.layers:  # one head, so a token's values are one vector
+        layer.self_attn.v_proj.register_forward_hook(lambda _m, _i, out: round_cached(out, kind))
+
+    for request, score in zip(requests, found, strict=True):
+        off = np.abs(np.array(score.logprobs) - by_hand(model, request))
+        assert np.quantile(off, 0.9) < CLOSE
+        assert off.max() < 0.2
+
+
+@pytest.mark.parametrize("name", SET)
+def test_replies_under_settings_are_those_that_scores_call_likeliest(
+    engine: TransformersEngine, name: str
+) -> None:
+    """Of prompts alone and together: the cache holds the same however it was filled."""
+    prompts = make_prompts(4)
+    engine.load_variant(name)
+    made = greedy(engine, *prompts, max_tokens=12)
+    asked = [
+        ScoreRequest(prompt_ids=p, reply_ids=m.token_ids)
+        for p, m in zip(prompts, made, strict=True)
+    ]
+    scores = engine.score(asked)
+    alone = [engine.score([request])[0] for request in asked]
+    engine.load_variant(REFERENCE)
+
+    for score, one, generation in zip(scores, alone, made, strict=True):
+        best = np.array(score.top_logprobs)[:, 0]
+        assert (np.array(score.logprobs) > best - 0.1).all()
+        assert np.median(np.abs(np.subtract(score.logprobs, generation.logprobs))) < CLOSE
+        assert np.median(np.abs(np.subtract(score.logprobs, one.logprobs))) < CLOSE
+
+
+def test_settings_are_taken_back_when_anything_else_is_loaded(engine: TransformersEngine) -> None:
+    """Another setting, other weights, the reference: none computes under two."""
+    requests = mixed_requests()
+    names = ("int4-asym-g64", *SET, REFERENCE)
+    alone = {}
+    for name in names:
+        engine.load_variant(name)
+        alone[name] = engine.score(requests)
+        engine.load_variant(REFERENCE)
+    for name in (*SET, "int4-asym-g64", *reversed(SET), REFERENCE):
+        engine.load_variant(name)
+        assert engine.score(requests) == alone[name], name
+
+    assert engine._hooks == []
+
+
+def test_settings_are_taken_back_for_another_model_and_after_a_failure(
+    tiny: Path, tmp_path: Path
+) -> None:
+    """Whose layers are others."""
+    save_model(tmp_path / "other", num_hidden_layers=2)
+    checkpoints = {"other": lambda: tmp_path / "other", "none": lambda: tmp_path}
+    engine = TransformersEngine(tiny, eos_ids=(EOS_ID,), checkpoints=checkpoints)
+    alone = TransformersEngine(tmp_path / "other", eos_ids=(EOS_ID,))
+    requests, before = mixed_requests(), engine.score(mixed_requests())
+    for name in ("fp8-w8a8", "kv-int4"):
+        engine.load_variant(name)
+        engine.load_variant("other")
+        assert engine.score(requests) == alone.score(requests)
+        engine.load_variant(name)
+        with pytest.raises(ConfigError, match="'none' cannot be loaded"):
+            engine.load_variant("none")
+        engine.load_variant(REFERENCE)
+        assert engine.score(requests) == before
+
+
+def test_a_model_that_settings_cannot_be_heeded_for_says_so(tmp_path: Path) -> None:
+    """Experts that transformers holds in one tensor read their inputs in no layer of their own."""
+    transformers.MixtralForCausalLM(
+        transformers.MixtralConfig(
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, num_local_experts=2,
+        )
+    ).save_pretrained(tmp_path)  # fmt: skip
+    engine = TransformersEngine(tmp_path, eos_ids=(EOS_ID,))
+
+    assert (engine.can_load("kv-fp8"), engine.can_load("fp8-w8a8")) == (True, False)
+    with pytest.raises(
+        ConfigError, match=r"'fp8-w8a8': transformers reads .*experts.* in no linear"
+    ):
+        engine.load_variant("fp8-w8a8")
+
+
+def test_a_model_with_a_latent_cache_has_none_of_ours() -> None:
+    """Hosts round the latent, which transformers does not keep."""
+    text = SimpleNamespace(kv_lora_rank=512)
+    model = SimpleNamespace(
+        named_parameters=list, config=SimpleNamespace(get_text_config=lambda: text)
+    )
+    problems = _heeded(cast(Any, model))
+
+    assert _unheeded(Settings(kv_cache="fp8"), problems) is not None
+    assert _unheeded(Settings(activations="fp8-token"), problems) is None
 
 
 # -- other models ------------------------------------------------------------------------------

@@ -16,7 +16,11 @@ from verifier.errors import ConfigError
 from verifier.lab.restated import restate_in_fp8, restate_in_int4
 from verifier.records import REFERENCE, GenerateRequest, ScoreRequest
 from verifier.reference.engines.transformers import TransformersEngine
+from verifier.reference.layout import Layout
 from verifier.reference.variants import find_variant, is_linear
+
+#: As the small models lie.
+LAYOUT = Layout(layers=3, hidden=192)
 
 REQUESTS = [ScoreRequest(prompt_ids=(82, 81, 92), reply_ids=(70, 71, 72, 73))]
 
@@ -65,7 +69,7 @@ def test_a_variant_rounds_every_expert_by_itself_and_is_taken_back_whole(mixture
     engine.load_variant("drop-1")
     engine.load_variant(REFERENCE)
 
-    transform = find_variant("int4-asym-g64", layers=3).build(3)
+    transform = find_variant("int4-asym-g64", layers=3).build(LAYOUT)
     stored = load_file(mixture / "model.safetensors")
     stem = "model.layers.1.block_sparse_moe.experts.2"
     for part, place in (("w1", slice(None, 64)), ("w3", slice(64, None))):
@@ -147,7 +151,7 @@ def test_variants_of_quantized_weights_start_from_what_they_stand_for(
     after, moved = parameters(engine), logprobs(engine)
     engine.load_variant(REFERENCE)
 
-    transform = find_variant("int3-g64", layers=3).build(3)
+    transform = find_variant("int3-g64", layers=3).build(LAYOUT)
     for name in before:
         expected = transform(name, before[name]) if is_linear(name) else before[name]
         assert torch.equal(after[name], expected), name

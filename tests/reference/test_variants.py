@@ -1,312 +1,64 @@
-"""The bank: each rounding against a slow and obvious form, and what each variant touches."""
+"""The bank: what each variant touches and makes of it, and the names by which it is found."""
 
 from __future__ import annotations
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from verifier.errors import ConfigError
+from verifier.reference.gguf_types import round_blocks
+from verifier.reference.layout import Layout
+from verifier.reference.roundings import (
+    round_asymmetric,
+    round_fp8,
+    round_fp8_blocks,
+    round_full_range,
+    round_mxfp4,
+    round_nvfp4,
+    round_searched,
+    round_symmetric,
+)
 from verifier.reference.variants import (
     BANK,
     CLASS_MARGINS,
-    NF4_LEVELS,
     VARIANTS,
+    Settings,
+    bank_for,
     find_variant,
+    input_widths,
     is_linear,
-    round_asymmetric,
-    round_fp8,
-    round_nf4,
-    round_rotated,
-    round_symmetric,
 )
-
-Array = NDArray[np.float64]
 
 LAYERS = 30
-
-
-def weights(rows: int = 6, width: int = 192, *, seed: int = 0) -> torch.Tensor:
-    """Random weights of the usual size, with one input channel of outliers."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = 0.05 * torch.randn(rows, width, generator=generator)
-    drawn[:, 7] *= 8
-    return drawn
-
-
-def grouped(weight: torch.Tensor, group: int | None) -> list[Array]:
-    """The groups that share one scale, in order."""
-    width = group or weight.shape[-1]
-    return [
-        row[start : start + width]
-        for row in weight.double().numpy()
-        for start in range(0, len(row), width)
-    ]
-
-
-def nearest(values: Array, grid: list[float]) -> Array:
-    levels = np.array(grid)
-    return levels[np.abs(values[:, None] - levels).argmin(axis=1)]
-
-
-def rounded_slowly(weight: torch.Tensor, grid_of: object, group: int | None) -> Array:
-    """Every weight to the nearest point of its own group's grid."""
-    assert callable(grid_of)
-    found = [nearest(g, grid_of(g)) for g in grouped(weight, group)]
-    return np.array(found).reshape(weight.shape)
-
-
-def symmetric_grid(bits: int) -> object:
-    """2^bits - 1 steps around 0; the group's largest magnitude is the last."""
-    top = 2 ** (bits - 1) - 1
-    return lambda group: [n * np.abs(group).max() / top for n in range(-top, top + 1)]
-
-
-def asymmetric_grid(bits: int) -> object:
-    """2^bits steps from about the group's least to its largest; 0 is one of them."""
-
-    def grid(group: Array) -> list[float]:
-        low, high = min(group.min(), 0.0), max(group.max(), 0.0)
-        step = (high - low) / (2**bits - 1)
-        zero = round(-low / step)
-        return [(n - zero) * step for n in range(2**bits)]
-
-    return grid
-
-
-def nf4_grid(group: Array) -> list[float]:
-    return [level * np.abs(group).max() for level in NF4_LEVELS]
-
-
-def e4m3_values() -> list[float]:
-    """All finite values of float8 e4m3fn, from its definition (Micikevicius et al. 2022).
-
-    4 bits of exponent with bias 7, 3 of mantissa; exponent 0 is subnormal; the last code is NaN.
-    """
-    codes = list(itertools.product(range(16), range(8)))[:-1]
-    sizes = [m / 8 * 2.0**-6 if e == 0 else (1 + m / 8) * 2.0 ** (e - 7) for e, m in codes]
-    return [-s for s in reversed(sizes)] + sizes
-
-
-def fp8_grid(group: Array) -> list[float]:
-    return [value * np.abs(group).max() / 448 for value in e4m3_values()]
-
-
-def close(found: torch.Tensor, expected: Array) -> None:
-    """Equal but for single precision."""
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-8)
-
-
-# -- rounding ----------------------------------------------------------------------------------
-
-GROUPS = [48, 64, None]
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_rounding_is_to_the_nearest_step_of_each_group(
-    bits: int, group: int | None
-) -> None:
-    """Against the grid written out."""
-    weight = weights(seed=bits)
-    found = round_symmetric(weight, bits=bits, group=group)
-
-    close(found, rounded_slowly(weight, symmetric_grid(bits), group))
-
-
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("shift", [0.0, 0.5, -0.5], ids=["around 0", "above 0", "below 0"])
-def test_asymmetric_rounding_is_to_the_nearest_step_of_each_group(
-    bits: int, group: int | None, shift: float
-) -> None:
-    """Against the grid written out, also where a group's weights have one sign."""
-    weight = weights(seed=bits) + shift
-    found = round_asymmetric(weight, bits=bits, group=group)
-
-    close(found, rounded_slowly(weight, asymmetric_grid(bits), group))
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_nf4_rounding_is_to_the_nearest_level_of_each_group(group: int | None) -> None:
-    """Against the levels times the group's largest magnitude."""
-    weight = weights(seed=4)
-
-    close(round_nf4(weight, group=group), rounded_slowly(weight, nf4_grid, group))
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_fp8_rounding_is_to_the_nearest_value_of_e4m3(per_channel: bool) -> None:
-    """Against all its values written out, the largest of a channel or tensor scaled to 448."""
-    weight = weights(seed=5)
-    one_group = weight if per_channel else weight.reshape(1, -1)
-    expected = rounded_slowly(one_group, fp8_grid, None).reshape(weight.shape)
-
-    close(round_fp8(weight, per_channel=per_channel), expected)
-
-
-@pytest.mark.parametrize("per_channel", [True, False])
-def test_fp8_rounding_is_a_round_trip_through_the_type_itself(per_channel: bool) -> None:
-    """Every value, divided by its scale, is one that float8_e4m3fn holds exactly."""
-    weight = weights(40, 576, seed=6)
-    largest = weight.abs().amax(dim=1, keepdim=True) if per_channel else weight.abs().max()
-    scale = largest / 448
-    found = round_fp8(weight, per_channel=per_channel)
-    held = (found / scale).to(torch.float8_e4m3fn).float() * scale
-
-    torch.testing.assert_close(found, held, rtol=0, atol=0)
-    assert found.isfinite().all()
-
-
-def test_e4m3_has_253_values_up_to_448() -> None:
-    """2 x 127 finite codes, of which two are 0; the oracle above and torch's agree."""
-    values = e4m3_values()
-
-    assert len(set(values)) == 253
-    assert max(values) == torch.finfo(torch.float8_e4m3fn).max == 448
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
-    assert set(codes[codes.isfinite()].tolist()) == set(values)
-
-
-def test_nf4_levels_are_sixteen_sorted_values_from_minus_one_to_one() -> None:
-    """QLoRA, appendix E: 0 is exact, and there is one more level above 0 than below."""
-    assert len(NF4_LEVELS) == 16
-    assert list(NF4_LEVELS) == sorted(set(NF4_LEVELS))
-    assert (NF4_LEVELS[0], NF4_LEVELS[7], NF4_LEVELS[-1]) == (-1.0, 0.0, 1.0)
-    assert {-x for x in NF4_LEVELS[:7]} & set(NF4_LEVELS[8:]) == {1.0}
-
-
-def test_nf4_levels_are_quantiles_of_a_normal() -> None:
-    """The construction of bitsandbytes: 8 and 9 even quantiles up to 0.9677083, scaled to 1."""
-    from scipy.stats import norm
-
-    top = 0.9677083
-    above = norm.ppf(np.linspace(top, 0.5, 9))[:-1]
-    below = -norm.ppf(np.linspace(top, 0.5, 8))[:-1]
-    levels = np.sort([*above, 0.0, *below]) / norm.ppf(top)
-
-    np.testing.assert_allclose(NF4_LEVELS, levels, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("levels", "found"),
-    [
-        (15, round_symmetric(weights(40, 576), bits=4, group=192)),
-        (7, round_symmetric(weights(40, 576), bits=3, group=192)),
-        (16, round_asymmetric(weights(40, 576), bits=4, group=192)),
-        (4, round_asymmetric(weights(40, 576), bits=2, group=192)),
-        (16, round_nf4(weights(40, 576), group=192)),
-    ],
-    ids=["int4", "int3", "int4 with zero", "int2 with zero", "nf4"],
-)
-def test_a_group_has_no_more_levels_than_its_bits_allow(levels: int, found: torch.Tensor) -> None:
-    """And some group uses all of them; 0 is one."""
-    groups = [np.round(g, 6) for g in grouped(found, 192)]
-
-    assert max(len(np.unique(g)) for g in groups) == levels
-    assert any(0.0 in g for g in groups)
-
-
-ROUNDINGS = {
-    "symmetric": lambda w: round_symmetric(w, bits=4, group=64),
-    "asymmetric": lambda w: round_asymmetric(w, bits=4, group=64),
-    "fp8-channel": lambda w: round_fp8(w, per_channel=True),
-    "fp8-tensor": lambda w: round_fp8(w, per_channel=False),
-    "nf4": lambda w: round_nf4(w, group=64),
-}
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_rounding_what_is_rounded_changes_nothing(name: str) -> None:
-    """Idempotent on its own grid, but for single precision."""
-    once = ROUNDINGS[name](weights(seed=9))
-
-    torch.testing.assert_close(ROUNDINGS[name](once), once, rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_weights_of_zero_stay_zero(name: str) -> None:
-    """A scale of zero divides nothing."""
-    assert torch.equal(ROUNDINGS[name](torch.zeros(2, 128)), torch.zeros(2, 128))
-
-
-@pytest.mark.parametrize("name", ROUNDINGS)
-def test_a_group_never_looks_at_another(name: str) -> None:
-    """Scaling one channel scales its rounding alone; a scale per tensor is shared on purpose."""
-    weight = weights(seed=10)
-    louder = weight.clone()
-    louder[2] *= 37
-    same = ROUNDINGS[name](louder)[0] == ROUNDINGS[name](weight)[0]
-
-    assert bool(same.all()) == (name != "fp8-tensor")
-
-
-@pytest.mark.parametrize("rounding", [round_symmetric, round_asymmetric, round_rotated])
-def test_a_group_that_does_not_divide_the_width_is_an_error(rounding: object) -> None:
-    """Not a group across two channels."""
-    assert callable(rounding)
-    with pytest.raises(ValueError, match="group 64 does not divide the input width 96"):
-        rounding(weights(4, 96), bits=4, group=64)
-    with pytest.raises(ValueError, match="group 64 does not divide the input width 96"):
-        round_nf4(weights(4, 96), group=64)
-
-
-def test_rotated_rounding_turns_the_inputs_back() -> None:
-    """With enough bits nothing is left of the rotation."""
-    weight = weights(seed=11)
-
-    torch.testing.assert_close(
-        round_rotated(weight, bits=20, group=64), weight, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_rotated_rounding_is_always_the_same() -> None:
-    """The rotation is fixed, and leaves torch's global random state alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        state = torch.random.get_rng_state()
-        first = round_rotated(weights(seed=12), bits=4, group=64)
-        second = round_rotated(weights(seed=12), bits=4, group=64)
-
-        assert torch.equal(first, second)
-        assert torch.equal(torch.random.get_rng_state(), state)
-
-
-def test_rotated_rounding_suffers_less_from_outliers() -> None:
-    """What rotations are for (QuaRot, Ashkboos et al. 2024)."""
-    weight = weights(40, 192, seed=13)
-    plain = (round_symmetric(weight, bits=4, group=None) - weight).norm()
-    rotated = (round_rotated(weight, bits=4, group=None) - weight).norm()
-
-    assert rotated < 0.7 * plain
+LAYOUT = Layout(layers=LAYERS, hidden=768, sharing=3)
 
 
 # -- variants ----------------------------------------------------------------------------------
 
+#: Every group of the bank divides their widths; of few rows, which take less time.
 SHAPES = {
-    "q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "o_proj": (576, 576),
-    "gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536),
+    "q_proj": (96, 768), "k_proj": (64, 768), "v_proj": (64, 768), "o_proj": (96, 768),
+    "gate_proj": (192, 768), "up_proj": (192, 768), "down_proj": (96, 1536),
 }  # fmt: skip
 
 
 def checkpoint() -> dict[str, torch.Tensor]:
-    """One layer of a checkpoint with the names and shapes of SmolLM2-135M, and what is around."""
+    """One layer of a checkpoint with the names of Llama's, and what is around."""
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
         return 0.05 * torch.randn(*shape, generator=generator)
 
     found = {
-        "model.embed_tokens.weight": draw(64, 576),
-        "lm_head.weight": draw(64, 576),
-        "model.norm.weight": draw(576),
+        "model.embed_tokens.weight": draw(64, 768),
+        "lm_head.weight": draw(64, 768),
+        "model.norm.weight": draw(768),
     }
     at = "model.layers.0"
-    found[f"{at}.input_layernorm.weight"] = draw(576)
-    found[f"{at}.post_attention_layernorm.weight"] = draw(576)
+    found[f"{at}.input_layernorm.weight"] = draw(768)
+    found[f"{at}.post_attention_layernorm.weight"] = draw(768)
     for name, shape in SHAPES.items():
         block = "self_attn" if name[0] in "qkvo" else "mlp"
         found[f"{at}.{block}.{name}.weight"] = draw(*shape)
@@ -315,11 +67,15 @@ def checkpoint() -> dict[str, torch.Tensor]:
 
 PUBLISHED = checkpoint()
 LINEAR = {name for name in PUBLISHED if "_proj" in name}
-ROUNDED = [name for name, variant in VARIANTS.items() if variant.family != "layers"]
+ROUNDED = [name for name, variant in VARIANTS.items() if variant.family not in ("layers", "cache")]
+GGUF = {name for name in ROUNDED if name.startswith("gguf-")}
+OUTSIDE = {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def apply(name: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    transform = find_variant(name, layers=LAYERS).build(LAYERS)
+    build = find_variant(name, layers=LAYERS).build
+    assert build is not None
+    transform = build(LAYOUT)
     return {key: transform(key, tensor) for key, tensor in tensors.items()}
 
 
@@ -338,11 +94,12 @@ def changed(found: dict[str, torch.Tensor], published: dict[str, torch.Tensor]) 
 def test_a_rounded_variant_changes_every_linear_layer_of_the_blocks_and_nothing_else(
     name: str,
 ) -> None:
-    """Embeddings, norms and the output head stay as published; so do the tensors given."""
+    """Norms stay as published, and embeddings and the output head but in GGUF's builds; so do the
+    tensors given."""
     given = {key: tensor.clone() for key, tensor in PUBLISHED.items()}
     found = apply(name, given)
 
-    assert changed(found, PUBLISHED) == LINEAR
+    assert changed(found, PUBLISHED) == LINEAR | (OUTSIDE if name in GGUF else set())
     assert changed(given, PUBLISHED) == set()
     assert all(found[key].shape == PUBLISHED[key].shape for key in PUBLISHED)
     assert all(found[key].dtype == torch.float32 for key in PUBLISHED)
@@ -373,13 +130,17 @@ def test_errors_grow_as_bits_go() -> None:
     assert all(len(family) >= 1 for family in families)
     for milder, harsher in itertools.pairwise(families):
         assert max(milder) < min(harsher)
+    gguf = [f"gguf-{name}" for name in ("q8-0", "q6-k", "q5-k-m", "q4-k-m", "q3-k-m")]
+    assert [errors[name] for name in gguf] == sorted(errors[name] for name in gguf)
 
 
 def test_larger_groups_make_larger_errors() -> None:
     """One scale has more weights to serve."""
-    for kind in ("sym", "asym"):
-        errors = [error(f"int4-{kind}-{where}") for where in ("g64", "g96", "g192", "channel")]
-        assert errors == sorted(errors)
+    for kind, groups in (("sym", (64, 96, 192)), ("asym", (32, 64, 96, 128, 192))):
+        names = [f"int4-{kind}-g{group}" for group in groups] + [f"int4-{kind}-channel"]
+        assert [error(name) for name in names] == sorted(map(error, names))
+    assert error("int4-sym-g32") < error("int4-sym-g128")  # over all steps
+    assert error("int4-asym-g128-mse") < error("int4-asym-g128")
 
 
 @pytest.mark.parametrize(
@@ -393,6 +154,22 @@ def test_larger_groups_make_larger_errors() -> None:
         ("int2-g64", lambda w: round_asymmetric(w, bits=2, group=64)),
         ("int8-channel", lambda w: round_symmetric(w, bits=8, group=None)),
         ("fp8-tensor", lambda w: round_fp8(w, per_channel=False)),
+        ("fp8-block128", lambda w: round_fp8_blocks(w, rows=128, columns=128)),
+        ("int4-sym-g128", lambda w: round_full_range(w, bits=4, group=128)),
+        ("int4-sym-g32", lambda w: round_full_range(w, bits=4, group=32)),
+        ("int4-asym-g128", lambda w: round_asymmetric(w, bits=4, group=128)),
+        ("int4-asym-g128-mse", lambda w: round_searched(w, bits=4, group=128)),
+        ("nvfp4", round_nvfp4),
+        ("mxfp4", round_mxfp4),
+        ("int8-w8a8", lambda w: round_symmetric(w, bits=8, group=None)),
+        ("fp8-w8a8", lambda w: round_fp8(w, per_channel=True)),
+        ("fp8-block128-w8a8", lambda w: round_fp8_blocks(w, rows=128, columns=128)),
+        ("gguf-q8-0", lambda w: round_blocks(w, "Q8_0")),
+        ("gguf-q6-k", lambda w: round_blocks(w, "Q6_K")),
+        ("gguf-q5-k-m", lambda w: round_blocks(w, "Q6_K")),  # the first layer gets more bits
+        ("gguf-q4-k-m", lambda w: round_blocks(w, "Q6_K")),
+        ("gguf-q3-k-m", lambda w: round_blocks(w, "Q5_K")),
+        ("gguf-iq4-nl", lambda w: round_blocks(w, "Q5_K")),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -402,6 +179,89 @@ def test_a_variant_is_what_its_name_says(name: str, expected: object) -> None:
     key = "model.layers.0.mlp.down_proj.weight"
 
     assert torch.equal(apply(name, {key: PUBLISHED[key]})[key], expected(PUBLISHED[key]))
+
+
+@pytest.mark.parametrize(
+    ("mix", "kinds"),
+    [
+        ("gguf-q4-k-m", {"q_proj": "Q4_K", "v_proj": "Q4_K", "down_proj": "Q4_K"}),
+        ("gguf-q3-k-m", {"q_proj": "Q3_K", "v_proj": "Q4_K", "down_proj": "Q4_K"}),
+        ("gguf-iq4-nl", {"q_proj": "IQ4_NL", "v_proj": "IQ4_NL", "down_proj": "IQ4_NL"}),
+    ],
+)
+def test_a_gguf_build_rounds_each_matrix_by_its_layer(mix: str, kinds: dict[str, str]) -> None:
+    """Here the fourth of thirty; what types there are is held in a test of its own."""
+    keys = {part: f"model.layers.4.{part}.weight" for part in kinds}
+    given = dict.fromkeys(keys.values(), PUBLISHED["model.layers.0.mlp.down_proj.weight"])
+    found = apply(mix, given)
+
+    for part, kind in kinds.items():
+        assert torch.equal(found[keys[part]], round_blocks(given[keys[part]], kind))
+
+
+def test_the_embedding_of_a_gguf_build_is_rounded_as_the_head_where_it_is_one() -> None:
+    """Else as its layers."""
+    key = "model.embed_tokens.weight"
+    build = VARIANTS["gguf-q4-k-m"].build
+    assert build is not None
+    apart, tied = (
+        build(Layout(layers=LAYERS, hidden=768, tied=tied))(key, PUBLISHED[key])
+        for tied in (False, True)
+    )
+
+    assert torch.equal(apart, round_blocks(PUBLISHED[key], "Q4_K"))
+    assert torch.equal(tied, round_blocks(PUBLISHED[key], "Q6_K"))
+
+
+# -- widths and settings -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v.group > 1])
+def test_a_width_that_a_build_cannot_take_is_refused_by_name(name: str) -> None:
+    """With the group, the width and the tensor; predicted by the shapes alone."""
+    group, key = VARIANTS[name].group, "model.layers.3.mlp.up_proj.weight"
+    width = group + group // 2
+    expected = (
+        rf"weights variant '{name}': groups of {group} do not divide the input width {width} of "
+        rf"{key}; leave it out of the bank"
+    )
+    with pytest.raises(ConfigError, match=f"^{expected}$"):
+        apply(name, {key: torch.ones(4, width)})
+    assert not VARIANTS[name].takes([4 * group, width])
+    assert VARIANTS[name].takes([4 * group])
+
+
+def test_the_bank_for_a_model_leaves_out_what_its_widths_do_not_allow() -> None:
+    """In the order of the bank: here 576 and 1536, as of the embedded model."""
+    shapes = {
+        "model.layers.0.self_attn.q_proj.weight": (576, 576),
+        "model.layers.0.mlp.down_proj.weight": (576, 1536),
+        "model.layers.0.self_attn.q_proj.bias": (7,),
+        "model.embed_tokens.weight": (49152, 31),
+    }
+    widths = input_widths(shapes)
+    left_out = [name for name in BANK if name not in bank_for(widths)]
+
+    assert widths == {576, 1536}
+    assert input_widths({"model.layers.0.mlp.experts.down_proj": (8, 576, 100)}) == {576, 100}
+    assert {"int4-asym-g128-mse", "int4-asym-g128", "int4-sym-g128"} == set(left_out)
+    assert [name for name in BANK if name not in left_out] == list(bank_for(widths))
+    assert bank_for([100]) == tuple(n for n in BANK if VARIANTS[n].group in (1, 2, 4))
+
+
+def test_what_is_rounded_while_a_model_computes_is_a_setting() -> None:
+    """Of W8A8 builds beside the weights; caches leave the weights as they are."""
+    set_ = {name: v.settings for name, v in VARIANTS.items() if v.settings != Settings()}
+
+    assert set_ == {
+        "int8-w8a8": Settings(activations="int8-token"),
+        "fp8-w8a8": Settings(activations="fp8-token"),
+        "fp8-block128-w8a8": Settings(activations="fp8-g128"),
+        "kv-fp8": Settings(kv_cache="fp8"),
+        "kv-int4": Settings(kv_cache="int4"),
+    }
+    unbuilt = {name for name, v in VARIANTS.items() if v.build is None}
+    assert unbuilt == {"kv-fp8", "kv-int4"}
 
 
 def outputs(*layers: int) -> set[str]:
@@ -440,7 +300,9 @@ def test_a_dropped_layer_has_its_output_projections_at_zero_and_nothing_else(
 @pytest.mark.parametrize("layers", [1, 2, 5])
 def test_the_middle_layer_is_in_the_model_however_few_there_are(layers: int) -> None:
     """drop-1 always drops one."""
-    transform = VARIANTS["drop-1"].build(layers)
+    build = VARIANTS["drop-1"].build
+    assert build is not None
+    transform = build(Layout(layers=layers, hidden=768))
     keys = [f"model.layers.{n}.mlp.down_proj.weight" for n in range(layers)]
 
     assert sum(not transform(key, torch.ones(2)).any() for key in keys) == 1
@@ -488,7 +350,7 @@ def test_a_given_layer_left_out_is_no_column() -> None:
 def test_an_unknown_variant_is_refused_with_those_there_are(name: str) -> None:
     """Among them the layers that this model has."""
     with pytest.raises(
-        ConfigError, match=f"no weights variant '{name}'; there are int8-channel, "
+        ConfigError, match=f"no weights variant '{name}'; there are {next(iter(VARIANTS))}, "
     ) as e:
         find_variant(name, layers=LAYERS)
     assert str(e.value).endswith("drop-layer-N for N from 0 to 29")

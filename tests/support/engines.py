@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 from verifier.records import GenerateRequest, Generation, Message, ReplyScore, ScoreRequest
 from verifier.reference.calibrations import calibration_path
 from verifier.reference.cards import find_card
-from verifier.reference.checkpoint import read_layout, transformed
+from verifier.reference.checkpoint import transformed
 from verifier.reference.engines import Engine
+from verifier.reference.layout import read_layout
 from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import find_variant
@@ -88,9 +89,10 @@ def save_transformed(weights: Path, name: str, directory: Path) -> None:
     shutil.copytree(weights, directory)
     config = transformers_config(weights)
     layout = read_layout(config)
-    transform = find_variant(name, layers=layout.layers).build(layout.layers)
+    build = find_variant(name, layers=layout.layers).build
+    assert build is not None
     for shard in directory.glob("*.safetensors"):
-        streamed = transformed(tensors_of(weights / shard.name), transform, layout)
+        streamed = transformed(tensors_of(weights / shard.name), build(layout), layout)
         save_file({s.name: s.tensor.contiguous() for s in streamed}, shard, {"format": "pt"})
 
 

@@ -42,7 +42,12 @@ from verifier.records import REFERENCE, Finding
 from verifier.reference.cards import Card
 
 WEIGHTS: Final = Aspect(
-    name="weights", label="one exact build", place=20, required=True, of_policy=True, of_weights=True
+    name="weights",
+    label="one exact build",
+    place=20,
+    required=True,
+    of_policy=True,
+    of_weights=True,
 )
 
 #: A build is told slowly by noise alone where its scale is up to so many times what is tolerated.

@@ -48,7 +48,12 @@ from verifier.wording import describe_replies
 _MOST: Final = 600.0
 
 NOISE: Final = Aspect(
-    name="noise", label="class of rounding", place=10, required=True, of_policy=True, of_weights=True
+    name="noise",
+    label="class of rounding",
+    place=10,
+    required=True,
+    of_policy=True,
+    of_weights=True,
 )
 
 

@@ -52,7 +52,7 @@ from verifier.reference.cards import Card
 from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import CLASS_MARGINS, find_variant
+from verifier.reference.variants import CLASS_MARGINS, find_variant, widths_of
 
 #: Coverage of the intervals in a calibration.
 LEVEL = 0.99
@@ -105,6 +105,7 @@ def calibrate(
     bounded or modelled.
     """
     refuse_card(card)
+    refuse_widths(card, weights)
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     _collect(items, weights, tokenizer, work=work, tell=tell, progress=progress)
@@ -158,6 +159,17 @@ def refuse_card(card: Card) -> None:
         problems += _problem(partial(find_variant, name, layers=card.layers))
     if problems:
         raise ConfigError(f"card {card.name}: {'; and '.join(problems)}")
+
+
+def refuse_widths(card: Card, weights: Path) -> None:
+    """Raise ConfigError for builds of the bank that cannot be made of these weights."""
+    widths = widths_of(weights)
+    lacking = [n for n in card.bank if not find_variant(n, layers=card.layers).takes(widths)]
+    if lacking:
+        raise ConfigError(
+            f"card {card.name}: bank: the groups of {', '.join(lacking)} do not divide all of the "
+            f"model's input widths ({', '.join(map(str, sorted(widths)))}); leave them out"
+        )
 
 
 def _problem(look: Callable[[], object]) -> list[str]:

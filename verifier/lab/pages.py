@@ -30,6 +30,7 @@ from verifier.lab.bench import (
     standing,
     templates,
     tricks,
+    variants,
     wire,
 )
 from verifier.lab.bench.results import CARD, lay_out, results_path, tabulate_rows
@@ -47,6 +48,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     samplers.PART: samplers.tabulate_samplers,
     templates.PART: templates.tabulate_templates,
     tricks.PART: tricks.tabulate_tricks,
+    variants.PART: variants.tabulate_variants,
     wire.PART: wire.tabulate,
     certificate.PART: certificate.tabulate_certificate,
     roundings.PART: roundings.tabulate_roundings,

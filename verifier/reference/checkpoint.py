@@ -10,10 +10,10 @@ Knows no engine and no file.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verifier.errors import ConfigError
+from verifier.reference.layout import Layout
 from verifier.reference.variants import Transform, is_linear, reads_hidden
 
 if TYPE_CHECKING:
@@ -34,46 +34,12 @@ NOTHING_MOVED = (
 _PACKED = ("_packed", "_blocks", ".qweight", ".weight_quant")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
-    """What the tensors of a checkpoint do not say of themselves."""
-
-    layers: int
-    hidden: int  # the width of the residual stream
-    fp8_block: tuple[int, int] | None = None  # rows and columns that share an fp8 scale
-
-
 class Streamed(NamedTuple):
     """One tensor on its way into an engine."""
 
     name: str
     tensor: torch.Tensor
     moved: bool  # whether its values differ from the published ones
-
-
-def read_layout(config: Any) -> Layout:
-    """The layout from a model's configuration, transformers' object or vLLM's.
-
-    Raises ConfigError for one that does not say it.
-    """
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    quantization: Any = getattr(config, "quantization_config", None) or {}
-    try:
-        if not isinstance(quantization, Mapping):
-            quantization = quantization.to_dict()
-        block = quantization.get("weight_block_size")
-        rows, columns = (None, None) if block is None else map(int, block)
-        layers, hidden = int(text.num_hidden_layers), int(text.hidden_size)
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"config.json: num_hidden_layers, hidden_size or weight_block_size is missing or no "
-            f"size ({error}); fetch the weights anew"
-        ) from error
-    return Layout(
-        layers=layers,
-        hidden=hidden,
-        fp8_block=None if rows is None or columns is None else (rows, columns),
-    )
 
 
 def transformed(

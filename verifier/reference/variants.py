@@ -1,27 +1,49 @@
-"""Named departures from the published weights, as functions on checkpoint tensors.
+"""Named departures from the published weights: functions on checkpoint tensors, and settings.
 
 Each variant maps (tensor name, tensor) to a tensor of the same shape and dtype, so it is defined
 once for every engine. Only the linear layers of the decoder blocks are touched, as AWQ, GPTQ and
-FP8 builds do; embeddings, norms and the output head stay as published. Knows no engine.
+FP8 builds do; norms stay as published, and so do embeddings and the output head but in GGUF's
+builds. What is rounded while a model computes, activations and the cache of keys and values, is a
+setting that the engine heeds. Knows no engine.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE
+from verifier.reference.gguf_types import is_outside, round_blocks, type_of
+from verifier.reference.layout import Layout
+from verifier.reference.roundings import (
+    Activations,
+    Cached,
+    round_asymmetric,
+    round_fp8,
+    round_fp8_blocks,
+    round_full_range,
+    round_mxfp4,
+    round_nf4,
+    round_nvfp4,
+    round_rotated,
+    round_searched,
+    round_symmetric,
+)
+from verifier.reference.snapshot import read_tensors
 
 if TYPE_CHECKING:
     import torch
 
-Family = Literal["int8", "fp8", "4-bit", "3-bit", "2-bit", "layers"]
+#: What a variant departs by. GGUF's builds are of one family and of no class: how many bits their
+#: matrices get depends on the model's widths, up to twice as many as their names say.
+Family = Literal["int8", "fp8", "4-bit", "3-bit", "2-bit", "layers", "gguf", "cache"]
 Transform = Callable[[str, "torch.Tensor"], "torch.Tensor"]
+Rounding = Callable[["torch.Tensor"], "torch.Tensor"]
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 #: Projections of attention and feed-forward layers, as checkpoints name them: Llama's and those
@@ -41,29 +63,36 @@ _WRITES = re.compile(r"\.(?:o_proj|out_proj|down_proj|w2)(?:\.weight|\.bias|_bia
 #: Experts' projections that read from it.
 _READS = re.compile(r"\.experts\.(?:gate_up|gate|up)_proj$")
 
-#: NF4 levels, QLoRA (Dettmers et al. 2023), appendix E.
-NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
-    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
-    0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What an engine rounds while it computes."""
+
+    activations: Activations | None = None  # what the rounded layers read; None: as it is
+    kv_cache: Cached | None = None  # None: as it is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
     """One departure from the published weights.
 
-    `build` takes the number of decoder layers and gives the function on tensors.
-    `in_bank` variants are columns of the ledger; the others exist to be served by the testbed,
-    so that detection of faults that no column describes can be measured.
+    `build` takes the checkpoint's layout and gives the function on tensors; None leaves the weights
+    as published. `group` must divide the width of every layer that is rounded. `in_bank` variants
+    are columns of the ledger; the others exist to be served by the testbed, so that detection of
+    faults that no column describes can be measured.
     """
 
     name: str
     family: Family
     summary: str
-    build: Callable[[int], Transform]
+    build: Callable[[Layout], Transform] | None
+    group: int = 1
+    settings: Settings = Settings()
     in_bank: bool = True
+
+    def takes(self, widths: Iterable[int]) -> bool:
+        """Whether this build can be made of layers of these input widths."""
+        return all(width % self.group == 0 for width in widths)
 
 
 def is_linear(name: str) -> bool:
@@ -78,89 +107,88 @@ def reads_hidden(name: str) -> bool:
     return bool(_READS.search(name))
 
 
-def _groups(weight: torch.Tensor, group: int | None) -> torch.Tensor:
-    """View [out, in] as [rows, group]; None is one group per output channel."""
-    width = weight.shape[-1] if group is None else group
-    if weight.shape[-1] % width:
-        raise ValueError(f"group {width} does not divide the input width {weight.shape[-1]}")
-    return weight.reshape(-1, width)
+def input_widths(shapes: Mapping[str, Sequence[int]]) -> frozenset[int]:
+    """Input widths of the linear layers, from the shapes of a checkpoint's tensors.
+
+    Of fused experts [experts, ...] both widths: published models lay them out in two ways.
+    """
+    linear = [shape for name, shape in shapes.items() if is_linear(name)]
+    return frozenset(width for shape in linear for width in shape[1:])
 
 
-def round_symmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
-    """Round to nearest on a symmetric integer grid with one scale per group, and back."""
-    rows = _groups(weight.float(), group)
-    top = 2 ** (bits - 1) - 1
-    scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / top
-    rounded: torch.Tensor = (rows / scale).round().clamp(-top - 1, top) * scale
-    return rounded.reshape(weight.shape).to(weight.dtype)
+def widths_of(weights: Path) -> frozenset[int]:
+    """The input widths of a checkpoint's linear layers."""
+    return input_widths({name: stored.shape for name, stored in read_tensors(weights).items()})
 
 
-def round_asymmetric(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
-    """Round to nearest on an integer grid with a zero point per group, and back."""
-    rows = _groups(weight.float(), group)
-    low = rows.amin(dim=1, keepdim=True).clamp_max(0)
-    high = rows.amax(dim=1, keepdim=True).clamp_min(0)
-    scale = (high - low).clamp_min(1e-12) / (2**bits - 1)
-    zero = (-low / scale).round()
-    rounded: torch.Tensor = (((rows / scale).round() + zero).clamp(0, 2**bits - 1) - zero) * scale
-    return rounded.reshape(weight.shape).to(weight.dtype)
+def bank_for(widths: Collection[int]) -> tuple[str, ...]:
+    """The names of the bank whose builds can be made of a model with these input widths."""
+    return tuple(name for name in BANK if VARIANTS[name].takes(widths))
 
 
-def round_fp8(weight: torch.Tensor, *, per_channel: bool) -> torch.Tensor:
-    """Round to float8 e4m3 with the largest magnitude scaled to 448, and back."""
-    import torch
+def _rounded(
+    name: str,
+    family: Family,
+    summary: str,
+    rounding: Rounding,
+    *,
+    group: int | None = None,
+    settings: Settings = Settings(),
+    in_bank: bool = True,
+) -> Variant:
+    """Every linear layer rounded alike."""
 
-    full = weight.float()
-    largest = full.abs().amax(dim=1, keepdim=True) if per_channel else full.abs().amax()
-    scale = largest.clamp_min(1e-12) / torch.finfo(torch.float8_e4m3fn).max
-    return ((full / scale).to(torch.float8_e4m3fn).float() * scale).to(weight.dtype)
+    def build(_layout: Layout) -> Transform:
+        def transform(key: str, tensor: torch.Tensor) -> torch.Tensor:
+            if not is_linear(key):
+                return tensor
+            _refuse_width(name, group or 1, key, tensor)
+            return rounding(tensor)
 
+        return transform
 
-def round_nf4(weight: torch.Tensor, *, group: int | None) -> torch.Tensor:
-    """Round to the nearest NF4 level times the group's largest magnitude, and back."""
-    import torch
-
-    rows = _groups(weight.float(), group)
-    levels = torch.tensor(NF4_LEVELS, device=weight.device)
-    edges = (levels[1:] + levels[:-1]) / 2
-    scale = rows.abs().amax(dim=1, keepdim=True).clamp_min(1e-12)
-    rounded = levels[torch.bucketize(rows / scale, edges)] * scale
-    return rounded.reshape(weight.shape).to(weight.dtype)
-
-
-@cache
-def _rotation(width: int) -> torch.Tensor:
-    """An orthogonal matrix [width, width], random but always the same."""
-    import torch
-
-    generator = torch.Generator().manual_seed(width)
-    rotation: torch.Tensor = torch.linalg.qr(torch.randn(width, width, generator=generator))[0]
-    return rotation
+    return Variant(
+        name=name, family=family, summary=summary, build=build, group=group or 1, settings=settings,
+        in_bank=in_bank,
+    )  # fmt: skip
 
 
-def round_rotated(weight: torch.Tensor, *, bits: int, group: int | None) -> torch.Tensor:
-    """Round after a fixed random rotation of the inputs, and rotate back (as QuaRot does)."""
-    rotation = _rotation(weight.shape[-1]).to(weight.device)
-    turned = weight.float() @ rotation
-    back: torch.Tensor = round_symmetric(turned, bits=bits, group=group) @ rotation.T
-    return back.to(weight.dtype)
+def _refuse_width(name: str, group: int, key: str, tensor: torch.Tensor) -> None:
+    if tensor.shape[-1] % group:
+        raise ConfigError(
+            f"weights variant {name!r}: groups of {group} do not divide the input width "
+            f"{tensor.shape[-1]} of {key}; leave it out of the bank"
+        )
 
 
-def _rounding(round_weight: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], Transform]:
-    def build(_layers: int) -> Transform:
-        return lambda name, tensor: round_weight(tensor) if is_linear(name) else tensor
+def _gguf(name: str, mix: str, summary: str) -> Variant:
+    """Every matrix in the block type that llama.cpp gives it, embeddings and output head too."""
 
-    return build
+    def build(layout: Layout) -> Transform:
+        def transform(key: str, tensor: torch.Tensor) -> torch.Tensor:
+            if not (is_linear(key) or is_outside(key)):
+                return tensor
+            _refuse_width(name, 32, key, tensor)
+            layer = _LAYER.search(key)
+            kind = type_of(
+                key, mix, layer=int(layer[1]) if layer else None, width=tensor.shape[-1],
+                layout=layout,
+            )  # fmt: skip
+            return round_blocks(tensor, kind)
+
+        return transform
+
+    return Variant(name=name, family="gguf", summary=summary, build=build, group=32)
 
 
-def _dropping(count: int, *, first: int | None = None) -> Callable[[int], Transform]:
+def _dropping(count: int, *, first: int | None = None) -> Callable[[Layout], Transform]:
     """Make `count` layers do nothing, those in the middle unless `first` says where.
 
     With their output projections at zero the residual stream passes them by.
     """
 
-    def build(layers: int) -> Transform:
-        start = (layers - count) // 2 if first is None else first
+    def build(layout: Layout) -> Transform:
+        start = (layout.layers - count) // 2 if first is None else first
         dropped = range(start, start + count)
 
         def transform(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -173,105 +201,131 @@ def _dropping(count: int, *, first: int | None = None) -> Callable[[int], Transf
     return build
 
 
-def _bank() -> dict[str, Variant]:
-    found: list[Variant] = [
-        Variant(
-            name="int8-channel",
-            family="int8",
-            summary="8-bit integers, one scale per output channel",
-            build=_rounding(partial(round_symmetric, bits=8, group=None)),
-        ),
-        Variant(
-            name="fp8-channel",
-            family="fp8",
-            summary="float8 e4m3, one scale per output channel",
-            build=_rounding(partial(round_fp8, per_channel=True)),
-        ),
-        Variant(
-            name="fp8-tensor",
-            family="fp8",
-            summary="float8 e4m3, one scale per tensor",
-            build=_rounding(partial(round_fp8, per_channel=False)),
-        ),
-    ]
-    for group in (64, 96, 192, None):
-        where = "channel" if group is None else f"g{group}"
-        words = "one scale per output channel" if group is None else f"groups of {group}"
-        found += [
-            Variant(
-                name=f"int4-sym-{where}",
-                family="4-bit",
-                summary=f"symmetric 4-bit integers, {words}",
-                build=_rounding(partial(round_symmetric, bits=4, group=group)),
-            ),
-            Variant(
-                name=f"int4-asym-{where}",
-                family="4-bit",
-                summary=f"4-bit integers with a zero point, {words}",
-                build=_rounding(partial(round_asymmetric, bits=4, group=group)),
-            ),
-        ]
-    found += [
-        Variant(
-            name="nf4-g64",
-            family="4-bit",
-            summary="4-bit NormalFloat, groups of 64",
-            build=_rounding(partial(round_nf4, group=64)),
-        ),
-        Variant(
-            name="int3-g64",
-            family="3-bit",
-            summary="3-bit integers with a zero point, groups of 64",
-            build=_rounding(partial(round_asymmetric, bits=3, group=64)),
-        ),
-        Variant(
-            name="int2-g64",
-            family="2-bit",
-            summary="2-bit integers with a zero point, groups of 64",
-            build=_rounding(partial(round_asymmetric, bits=2, group=64)),
-        ),
-        Variant(
-            name="drop-1",
-            family="layers",
-            summary="the middle decoder layer left out",
-            build=_dropping(1),
-        ),
-        Variant(
-            name="drop-2",
-            family="layers",
-            summary="the two middle decoder layers left out",
-            build=_dropping(2),
-        ),
-        Variant(
-            name="int4-asym-g48",
-            family="4-bit",
-            summary="4-bit integers with a zero point, groups of 48; in no bank",
-            build=_rounding(partial(round_asymmetric, bits=4, group=48)),
-            in_bank=False,
-        ),
-        Variant(
-            name="int4-rotated-g64",
-            family="4-bit",
-            summary="symmetric 4-bit integers after a random rotation, groups of 64; in no bank",
-            build=_rounding(partial(round_rotated, bits=4, group=64)),
-            in_bank=False,
-        ),
-    ]
-    return {variant.name: variant for variant in found}
+def _integers(kind: Literal["sym", "asym"], group: int | None) -> Variant:
+    """4-bit integers rounded to nearest."""
+    where = "channel" if group is None else f"g{group}"
+    words = "one scale per output channel" if group is None else f"groups of {group}"
+    rounding, what = {
+        "sym": (round_symmetric, "symmetric 4-bit integers"),
+        "asym": (round_asymmetric, "4-bit integers with a zero point"),
+    }[kind]
+    return _rounded(
+        f"int4-{kind}-{where}", "4-bit", f"{what}, {words}", partial(rounding, bits=4, group=group),
+        group=group,
+    )  # fmt: skip
 
 
-#: Every variant by name, mildest first.
-VARIANTS: dict[str, Variant] = _bank()
+_FP8 = partial(round_fp8, per_channel=True)
+_FP8_BLOCKS = partial(round_fp8_blocks, rows=128, columns=128)
+_INT8 = partial(round_symmetric, bits=8, group=None)
+_NF4 = partial(round_nf4, group=64)
+_FULL = "symmetric 4-bit integers over all 16 steps, as GPTQ's are, groups of {}"
+
+_ALL: tuple[Variant, ...] = (
+    _gguf("gguf-q8-0", "Q8_0", "GGUF's Q8_0: 8-bit integers, groups of 32"),
+    _rounded("int8-channel", "int8", "8-bit integers, one scale per output channel", _INT8),
+    _rounded(
+        "int8-w8a8", "int8", "8-bit integers, activations too, each token by itself", _INT8,
+        settings=Settings(activations="int8-token"),
+    ),
+    _gguf("gguf-q6-k", "Q6_K", "GGUF's Q6_K"),
+    Variant(
+        name="kv-fp8", family="cache", build=None, settings=Settings(kv_cache="fp8"),
+        summary="keys and values in float8 e4m3, without a scale",
+    ),
+    _rounded("fp8-channel", "fp8", "float8 e4m3, one scale per output channel", _FP8),
+    _rounded(
+        "fp8-w8a8", "fp8",
+        "float8 e4m3, one scale per output channel, activations too, each token by itself",
+        _FP8, settings=Settings(activations="fp8-token"),
+    ),
+    _rounded("fp8-block128", "fp8", "float8 e4m3, one scale per block of 128x128", _FP8_BLOCKS),
+    _rounded(
+        "fp8-block128-w8a8", "fp8",
+        "float8 e4m3, one scale per block of 128x128, activations too, in groups of 128",
+        _FP8_BLOCKS, settings=Settings(activations="fp8-g128"),
+    ),
+    _rounded(
+        "fp8-tensor", "fp8", "float8 e4m3, one scale per tensor",
+        partial(round_fp8, per_channel=False),
+    ),
+    _gguf("gguf-q4-k-m", "Q4_K_M", "GGUF's Q4_K_M: Q4_K, more bits for some layers"),
+    _gguf("gguf-q5-k-m", "Q5_K_M", "GGUF's Q5_K_M: Q5_K, more bits for some layers"),
+    _gguf("gguf-q3-k-m", "Q3_K_M", "GGUF's Q3_K_M: Q3_K, more bits for some layers"),
+    _gguf("gguf-iq4-nl", "IQ4_NL", "GGUF's IQ4_NL: 16 levels of a table"),
+    Variant(
+        name="kv-int4", family="cache", build=None, settings=Settings(kv_cache="int4"),
+        summary="keys and values in 4-bit integers, a zero point per token and head",
+    ),
+    _integers("asym", 32),
+    _rounded("nf4-g64", "4-bit", "4-bit NormalFloat, groups of 64", _NF4, group=64),
+    _integers("asym", 64),
+    _rounded("nvfp4", "4-bit", "NVFP4: float4 e2m1, groups of 16", round_nvfp4, group=16),
+    _rounded(
+        "int4-asym-g128-mse", "4-bit",
+        "4-bit integers with a zero point, groups of 128, ranges searched for the least error",
+        partial(round_searched, bits=4, group=128), group=128,
+    ),
+    _rounded(
+        "int4-sym-g32", "4-bit", _FULL.format(32), partial(round_full_range, bits=4, group=32),
+        group=32,
+    ),
+    _integers("asym", 96),
+    _integers("asym", 128),
+    _integers("asym", 192),
+    _integers("sym", 64),
+    _rounded("mxfp4", "4-bit", "MXFP4: float4 e2m1, groups of 32", round_mxfp4, group=32),
+    _rounded(
+        "int4-sym-g128", "4-bit", _FULL.format(128), partial(round_full_range, bits=4, group=128),
+        group=128,
+    ),
+    _integers("sym", 96),
+    _integers("sym", 192),
+    _integers("asym", None),
+    _integers("sym", None),
+    _rounded(
+        "int3-g64", "3-bit", "3-bit integers with a zero point, groups of 64",
+        partial(round_asymmetric, bits=3, group=64), group=64,
+    ),
+    _rounded(
+        "int2-g64", "2-bit", "2-bit integers with a zero point, groups of 64",
+        partial(round_asymmetric, bits=2, group=64), group=64,
+    ),
+    Variant(
+        name="drop-1", family="layers", summary="the middle decoder layer left out",
+        build=_dropping(1),
+    ),
+    Variant(
+        name="drop-2", family="layers", summary="the two middle decoder layers left out",
+        build=_dropping(2),
+    ),
+    _rounded(
+        "int4-asym-g48", "4-bit", "4-bit integers with a zero point, groups of 48; in no bank",
+        partial(round_asymmetric, bits=4, group=48), group=48, in_bank=False,
+    ),
+    _rounded(
+        "int4-rotated-g64", "4-bit",
+        "symmetric 4-bit integers after a random rotation, groups of 64; in no bank",
+        partial(round_rotated, bits=4, group=64), group=64, in_bank=False,
+    ),
+)  # fmt: skip
+
+#: Every variant by name, mildest first: by the squared error of the embedded model's weights, those
+#: that leave them alone by how far they shift its replies
+#: (`reference/benchmarks/variants.benchmark.json`); layers and what is in no bank come last.
+VARIANTS: dict[str, Variant] = {variant.name: variant for variant in _ALL}
 
 #: The ledger's directed weights columns.
 BANK: tuple[str, ...] = tuple(name for name, variant in VARIANTS.items() if variant.in_bank)
 
 #: Classes of departures that a bound on the noise scale excludes: the families of builds in each,
-#: and the share of the mildest member's own scale below which the class counts as excluded. Builds
-#: that optimise their error have less noise than the plain rounding in the bank: on the embedded
-#: model 0.81 (0.75 to 0.86) of it for one made as GPTQ does, and 0.77 (0.71 to 0.84) as AWQ
-#: (`reference/recipes/error_optimising.py`). 0.5 leaves room for better ones, and for models on
-#: which more can be gained; at 8 bits there is less to gain.
+#: and the share of the mildest member's own scale below which the class counts as excluded. On the
+#: embedded model (`reference/benchmarks/README.md`): at 4 bits, builds that optimise their error
+#: have less noise than the plain rounding in the bank, 0.81 (0.75 to 0.86) of int4-asym-g64's for
+#: one made as GPTQ does and 0.77 (0.71 to 0.84) as AWQ, and NVFP4 shifts replies 0.74 times as far.
+#: 0.5 holds where both come together (0.57). At 8 bits there is less to gain: the mildest of the
+#: fp8 builds shifts replies 0.89 times as far as fp8-channel. GGUF's Q8_0 is below what 0.75 allows
+#: for (0.68 of int8-channel), and in no class.
 CLASS_MARGINS: dict[str, tuple[tuple[Family, ...], float]] = {
     "int8-class rounding": (("int8",), 0.75),
     "fp8-class rounding": (("fp8",), 0.75),
@@ -312,9 +366,24 @@ def find_variant(name: str, *, layers: int) -> Variant:
     return VARIANTS[name]
 
 
-def can_load(name: str, checkpoints: Container[str], *, layers: int) -> bool:
-    """Whether an engine with these checkpoints knows a name: the reference, theirs or a variant."""
-    return name == REFERENCE or name in checkpoints or is_variant(name, layers=layers)
+def can_load(
+    name: str,
+    checkpoints: Container[str],
+    *,
+    layers: int,
+    widths: Collection[int],
+    heeds: Callable[[Settings], bool],
+) -> bool:
+    """Whether an engine with these checkpoints can load a name: the reference, theirs or a variant.
+
+    A variant has to take the widths of the layers, and the engine to heed its settings.
+    """
+    if name == REFERENCE or name in checkpoints:
+        return True
+    if not is_variant(name, layers=layers):
+        return False
+    variant = find_variant(name, layers=layers)
+    return variant.takes(widths) and heeds(variant.settings)
 
 
 def checkpoint_of(

@@ -29,6 +29,8 @@ _LABELS: Final[dict[Family, str]] = {
     "3-bit": "3-bit rounding",
     "2-bit": "2-bit rounding",
     "layers": "layers dropped",
+    "gguf": "GGUF builds",
+    "cache": "caches rounded",
 }
 _OTHER: Final = "other builds"
 

@@ -23,7 +23,6 @@ from verifier.reference.engines import TOP_K
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.engines.vllm import VllmEngine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import BANK
 
 PART = "engine"
 
@@ -38,7 +37,7 @@ Tell = Callable[[str], None]
 
 def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
     """Measure the vLLM engine on the embedded model; the path of the results in `out`."""
-    _, weights = fetch_measured(cache=cache, tell=tell)
+    card, weights = fetch_measured(cache=cache, tell=tell)
     tokenizer = Tokenizer(weights)
     eos_ids = (tokenizer.eos_id,)
     tell("starting vLLM")
@@ -55,7 +54,7 @@ def run_engine_bench(out: Path, *, cache: Path, seed: int, tell: Tell) -> Path:
         found["throughput"] = _throughput(engine, oracle, requests)
         oracle.close()
         tell("scoring a bank of variants")
-        found["bank"] = _bank(engine, requests)
+        found["bank"] = _bank(engine, requests, card.bank[:VARIANTS])
         tell(f"memory while {MANY[-1]} replies are scored")
         found["memory"] = _memory(engine, requests)
     finally:
@@ -147,9 +146,10 @@ def _throughput(
     }
 
 
-def _bank(engine: VllmEngine, requests: Sequence[ScoreRequest]) -> dict[str, Any]:
-    """A pass under each of VARIANTS variants, loading included, against as many plain passes."""
-    names = BANK[:VARIANTS]
+def _bank(
+    engine: VllmEngine, requests: Sequence[ScoreRequest], names: Sequence[str]
+) -> dict[str, Any]:
+    """A pass under each of some variants, loading included, against as many plain passes."""
     plain = [_timed(lambda: engine.score(requests)) for _ in range(ROUNDS)]
     loads, passes = [], []
     for name in names:

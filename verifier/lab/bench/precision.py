@@ -56,7 +56,6 @@ from verifier.reference.cards import load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import BANK
 from verifier.verdict.case import make_case
 from verifier.verdict.combine import combine
 from verifier.verdict.decide import decide
@@ -269,7 +268,7 @@ class _Bench:
         asked = [probe.id for probe in read_probes(folder)]
         ledger = score_corpus(
             folder, engine=self._reference, tokenizer=self._tokenizer, with_logprobs=False,
-            limit=asked.index(last) + 1, weights=BANK, progress=self._progress,
+            limit=asked.index(last) + 1, weights=load_card(CARD).bank, progress=self._progress,
         )  # fmt: skip
         named: dict[str, int] = {}
         for audit in chosen:

@@ -18,6 +18,7 @@ import transformers
 from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from verifier.errors import ConfigError
 from verifier.evidence.samplers import Sampler, distribution, is_plain, penalized, row_cells
@@ -31,16 +32,24 @@ from verifier.records import (
 )
 from verifier.reference.checkpoint import (
     NOTHING_MOVED,
-    Layout,
     Streamed,
     dequantized,
-    read_layout,
     stands_for_numbers,
     transformed,
 )
 from verifier.reference.engines import TOP_K
+from verifier.reference.layout import Layout, read_layout
+from verifier.reference.roundings import Activations, Cached, round_activations, round_cached
 from verifier.reference.snapshot import CONFIG, find_shards, read_object, read_tensors
-from verifier.reference.variants import Transform, can_load, checkpoint_of, find_variant, is_linear
+from verifier.reference.variants import (
+    Settings,
+    Transform,
+    can_load,
+    checkpoint_of,
+    find_variant,
+    is_linear,
+    widths_of,
+)
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -86,6 +95,10 @@ class TransformersEngine:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = self._load(weights)
         self._layers = read_layout(self._model.config).layers
+        self._widths = widths_of(weights)
+        self._heeds = _heeded(self._model)
+        self._set = Settings()
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._loaded: str | None = REFERENCE
 
     def _load(self, weights: Path) -> Any:
@@ -151,7 +164,10 @@ class TransformersEngine:
         return self._loaded
 
     def can_load(self, name: str) -> bool:
-        return can_load(name, self._checkpoints, layers=self._layers)
+        return can_load(
+            name, self._checkpoints, layers=self._layers, widths=self._widths,
+            heeds=lambda settings: not _unheeded(settings, self._heeds),
+        )  # fmt: skip
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint's tensors through the variant into the loaded model.
@@ -163,6 +179,7 @@ class TransformersEngine:
             return
         other = checkpoint_of(name, self._checkpoints, layers=self._layers)
         before, self._loaded = self._loaded, None
+        self._heed(Settings())
         if other is not None:
             self._load_other(name, other())
             self._loaded = name
@@ -171,13 +188,17 @@ class TransformersEngine:
             self.close()  # freed before the next is loaded
             self._model = self._load(self._weights)
         layout = read_layout(self._model.config)
-        transform = None
+        transform, settings = None, Settings()
         if name != REFERENCE:
-            transform = find_variant(name, layers=layout.layers).build(layout.layers)
+            variant = find_variant(name, layers=layout.layers)
+            settings = variant.settings
+            self._refuse(name, settings)
+            transform = None if variant.build is None else variant.build(layout)
         put = self._put_fused if self._is_fused() else self._put_in_place
         moved = put(self._stream(transform, layout))
-        if transform is not None and not moved:
+        if name != REFERENCE and not moved and settings == Settings():
             raise ConfigError(NOTHING_MOVED.format(name=name))
+        self._heed(settings)
         self._loaded = name
 
     def _is_fused(self) -> bool:
@@ -214,6 +235,32 @@ class TransformersEngine:
         self._model = self._placed(self._build(config, tensors))
         return moved
 
+    def _refuse(self, name: str, settings: Settings) -> None:
+        if why := _unheeded(settings, self._heeds):
+            raise ConfigError(f"weights variant {name!r}: {why}; leave it out of the bank")
+
+    def _heed(self, settings: Settings) -> None:
+        """Round from now on what these settings say, and nothing else."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks, self._set = [], settings
+        if settings.activations is not None:
+            rounding = _rounding_inputs(settings.activations)
+            for name, module in self._model.named_modules():
+                if is_linear(f"{name}.weight"):
+                    self._hooks.append(module.register_forward_pre_hook(rounding))
+
+    def _cache(self) -> DynamicCache:
+        """An empty cache, which rounds what enters it where the settings say so."""
+        return self._rounded(DynamicCache(config=self._model.config))
+
+    def _rounded(self, cache: DynamicCache) -> DynamicCache:
+        if self._set.kv_cache is not None:
+            for layer in cache.layers:
+                if isinstance(layer, DynamicLayer):  # the others hold no keys and values
+                    cast(Any, layer).update = _rounding_first(layer.update, self._set.kv_cache)
+        return cache
+
     def _load_other(self, name: str, directory: Path) -> None:
         self.close()  # freed before the next is loaded
         try:
@@ -235,6 +282,7 @@ class TransformersEngine:
 
     def close(self) -> None:
         """Let go of the model."""
+        self._hooks = []
         self._model = self._loaded = None
         gc.collect()
 
@@ -341,7 +389,7 @@ class TransformersEngine:
         A beginning that all rows share, of at most `apart` tokens, is computed once. The rest is
         padded on the left, so that every row ends at the right edge.
         """
-        cache = DynamicCache(config=self._model.config)
+        cache = self._cache()
         shared = min(apart, _common(rows))
         if shared < _WORTH_SHARING or len(rows) == 1:
             shared = 0
@@ -412,6 +460,7 @@ class TransformersEngine:
                     for kind in ("keys", "values")
                 )
                 cache.update(keys, values, n)
+            self._rounded(cache)  # what lies in it is rounded already
         order = torch.tensor([i for batch in batches for i in batch], device=self._device).argsort()
         cache.batch_select_indices(order)
         return logits[order], cache, mask[order]
@@ -443,6 +492,43 @@ def _quantization(weights: Path) -> Mapping[str, Any]:
     """What a checkpoint's configuration says of how its weights are stored; {}: as they are."""
     found = read_object(weights / CONFIG).get("quantization_config")
     return found if isinstance(found, Mapping) else {}
+
+
+def _heeded(model: torch.nn.Module) -> dict[str, str]:
+    """Why this model cannot be computed under a setting, by the setting's name; none: it can."""
+    found = {}
+    for name, _ in model.named_parameters():
+        if is_linear(name):
+            owner = model.get_submodule(name.rpartition(".")[0])
+            if not isinstance(owner, torch.nn.Linear):
+                found["activations"] = f"transformers reads {name} in no linear layer"
+    text = cast(Any, model.config).get_text_config()
+    if getattr(text, "kv_lora_rank", None):
+        found["kv_cache"] = "hosts keep a latent of keys and values in the cache, transformers both"
+    return found
+
+
+def _unheeded(settings: Settings, problems: Mapping[str, str]) -> str | None:
+    """Why settings cannot be heeded; None: they can."""
+    asked = {"activations": settings.activations, "kv_cache": settings.kv_cache}
+    return next((problems[name] for name, kind in asked.items() if kind and name in problems), None)
+
+
+def _rounding_inputs(
+    kind: Activations,
+) -> Callable[[torch.nn.Module, tuple[torch.Tensor, ...]], tuple[torch.Tensor, ...]]:
+    def rounded(_module: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        (values,) = given
+        return (round_activations(values, kind),)
+
+    return rounded
+
+
+def _rounding_first(update: Callable[..., Any], kind: Cached) -> Callable[..., Any]:
+    def rounded(keys: torch.Tensor, values: torch.Tensor, *args: Any, **more: Any) -> Any:
+        return update(round_cached(keys, kind), round_cached(values, kind), *args, **more)
+
+    return rounded
 
 
 def _accumulate_in_float32(model: torch.nn.Module, *, half: torch.dtype) -> None:

@@ -29,7 +29,7 @@ from verifier.records import (
     ReplyScore,
     ScoreRequest,
 )
-from verifier.reference.checkpoint import NOTHING_MOVED, read_layout
+from verifier.reference.checkpoint import NOTHING_MOVED
 from verifier.reference.engines import NO_FAULT, prompt_logprobs
 from verifier.reference.engines.prompt_logprobs import (
     WIDE_K,
@@ -38,8 +38,9 @@ from verifier.reference.engines.prompt_logprobs import (
     WithoutDistributions,
     chunks,
 )
+from verifier.reference.layout import read_layout
 from verifier.reference.snapshot import CONFIG, INDEX, NATIVE, WHOLE, is_native, read_object
-from verifier.reference.variants import can_load, checkpoint_of
+from verifier.reference.variants import Settings, can_load, checkpoint_of, find_variant, widths_of
 from verifier.safety import sieve
 
 #: Distributions that install the module `vllm`.
@@ -107,12 +108,15 @@ class VllmEngine(WithoutDistributions):
         self._tidy = weakref.finalize(self, self._log.unlink, missing_ok=True)
         self._reloads = False  # whether a reload has been seen to bring back the same numbers
         self._loaded: str | None = None
+        self._set = Settings()
         self._start(weights)
         self._layers = self._count_layers()
+        self._device = self.versions["device"]
+        self._widths = widths_of(weights)
         self._loaded = REFERENCE
 
     def _start(self, weights: Path) -> None:
-        args = {**formats_of(weights), **self._args}
+        args = {**formats_of(weights), **self._args, **_args_of(self._set)}
         if weights != self._weights:  # a real build is served in its own precision
             args = args | {"dtype": _dtype(weights, "auto")}
         try:
@@ -182,23 +186,37 @@ class VllmEngine(WithoutDistributions):
     # -- weights -------------------------------------------------------------------------------
 
     def can_load(self, name: str) -> bool:
-        return can_load(name, self._checkpoints, layers=self._layers)
+        return can_load(
+            name, self._checkpoints, layers=self._layers, widths=self._widths,
+            heeds=lambda settings: _heeds(settings, self._device),
+        )  # fmt: skip
 
     def load_variant(self, name: str) -> None:
         """Stream the checkpoint through the variant into the running engine, on every rank.
 
         A name in `checkpoints` is loaded as an engine of its own instead, in this one's place.
-        Raises ConfigError for a variant that changes nothing or cannot be put in place.
+        So is a variant of another cache. Raises ConfigError for a variant that changes nothing or
+        cannot be put in place.
         """
         if name == self._loaded:
             return
         other = checkpoint_of(name, self._checkpoints, layers=self._layers)
+        made = name != REFERENCE and other is None
+        variant = find_variant(name, layers=self._layers) if made else None
+        settings = Settings() if variant is None else variant.settings
+        if not _heeds(settings, self._device):
+            raise ConfigError(
+                f"weights variant {name!r}: vLLM computes nothing like it here ({self._device}); "
+                "leave it out of the bank, or use --engine transformers"
+            )
         directory = self._weights if other is None else other()
         before, self._loaded = self._loaded, None
-        if other is not None or before in self._checkpoints or self._llm is None:
+        again = before in self._checkpoints or self._llm is None or settings != self._set
+        if other is not None or again:
             self._stop()
+            self._set = settings
             self._start(directory)
-            if other is not None or name == REFERENCE:
+            if variant is None or variant.build is None:
                 self._loaded = name
                 return
         if not self._reloads:
@@ -352,6 +370,20 @@ def find_distribution() -> str:
             "uninstall both, then install the one you want"
         )
     return found[0]
+
+
+def _heeds(settings: Settings, device: str) -> bool:
+    """Whether vLLM has these settings of its own.
+
+    Its CPU build does not round keys and values to fp8: it cuts their mantissas off (0.32.x), which
+    no host's GPU does.
+    """
+    cache = settings.kv_cache is None or (settings.kv_cache == "fp8" and device != "cpu")
+    return settings.activations is None and cache
+
+
+def _args_of(settings: Settings) -> dict[str, Any]:
+    return {} if settings.kv_cache is None else {"kv_cache_dtype": settings.kv_cache}
 
 
 def formats_of(weights: Path) -> dict[str, str]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from verifier.records import REFERENCE
-from verifier.reference.checkpoint import read_layout, transformed
+from verifier.reference.checkpoint import transformed
+from verifier.reference.layout import read_layout
 from verifier.reference.variants import find_variant
 
 if TYPE_CHECKING:
@@ -58,7 +59,10 @@ class VariantWorker:
 
     def _transformed(self, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         layout = read_layout(self.model_runner.vllm_config.model_config.hf_config)
-        transform = find_variant(name, layers=layout.layers).build(layout.layers)
-        for streamed in transformed(self._published(), transform, layout, device=self.device):
+        build = find_variant(name, layers=layout.layers).build
+        if build is None:
+            yield from self._published()
+            return
+        for streamed in transformed(self._published(), build(layout), layout, device=self.device):
             self._moved = self._moved or streamed.moved
             yield streamed.name, streamed.tensor
