@@ -217,8 +217,8 @@ def _summarise(
         return f"still open: {', '.join(opened)}; {replies}"
     hidden = [f for f in findings if case.aspects[f.aspect].of_policy and f.decision == "not run"]
     if hidden:
-        names = ", ".join(f.name for f in hidden)
-        return f"the policy names what was not judged here: {names}; {replies}"
+        unjudged = ", ".join(f.name for f in hidden)
+        return f"the policy names what was not judged here: {unjudged}; {replies}"
     return f"too few probes were answered for a verdict; {replies}"
 
 
