@@ -30,6 +30,7 @@ from verifier.cli.common import (
     WithWholeLines,
     cache_directory,
     complete,
+    data_directory,
     help_when_bare,
     help_width,
     is_asked_by_a_shell,
@@ -56,6 +57,7 @@ from verifier.cli.options import (
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
+from verifier.shipped import keep_cards_in
 
 if TYPE_CHECKING:
     from verifier.config import Fleet, RunFile
@@ -82,6 +84,7 @@ app = typer.Typer(
 def run(arguments: Sequence[str]) -> int:
     """Run one command; its exit status. Errors are left to the caller."""
     command = typer.main.get_command(app)
+    keep_cards_in(data_directory() / "cards")
     if not arguments and is_asked_by_a_shell():
         return complete(command)
     try:

@@ -174,6 +174,13 @@ def state_directory() -> Path:
     return (base if base.is_absolute() else home / ".local" / "state") / "verifier"
 
 
+def data_directory() -> Path:
+    """Where a user's own cards are kept."""
+    base = Path(os.environ.get("XDG_DATA_HOME", ""))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111 - never raises
+    return (base if base.is_absolute() else home / ".local" / "share") / "verifier"
+
+
 def now() -> datetime:
     """The moment, in UTC."""
     return datetime.now(UTC)

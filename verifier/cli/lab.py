@@ -50,6 +50,10 @@ def _testbed(context: typer.Context) -> None:
 
 def calibrate(
     card: CardName,
+    weights: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="The card's weights, where they lie; else as it says."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where replies are kept, to go on later.")
     ] = None,
@@ -61,7 +65,8 @@ def calibrate(
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
 
-    Takes about half an hour for the embedded model on two cores.
+    Takes about half an hour for the embedded model on two cores. What the card or the weights show
+    that cannot succeed is refused first.
 
     \b
     Example:
@@ -70,9 +75,12 @@ def calibrate(
     from verifier.plan import versions
     from verifier.reference.calibrations import write_calibration
     from verifier.reference.cards import load_card
+    from verifier.reference.describe import refuse_other_model
     from verifier.reference.weights import check_weights, fetch_weights
 
     found = load_card(card)
+    if weights is not None and not weights.is_dir():
+        raise ConfigError(f"--weights: no directory {weights}")
     share_cores(2)  # one for the host
     from verifier.lab.calibrate import Sizes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
@@ -81,13 +89,16 @@ def calibrate(
 
     refuse_card(found)  # before anything is fetched
     with showing() as show:
-        weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
-        check_weights(found, weights)
+        directory = weights or fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        refuse_card(found, widths=refuse_other_model(found, directory).widths)
+        check_weights(found, directory)
         made = run_calibration(
             found,
-            weights,
+            directory,
             work=out or cache_directory() / f"calibrate-{found.name}",
-            load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
+            load_reference=lambda: load_engine(
+                engine, directory, Tokenizer(directory), engine_args=found.engine_args
+            ),
             seed=seed,
             versions=versions(),
             sizes=Sizes(),

@@ -34,6 +34,7 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
+from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.reader import Suspected
@@ -149,9 +150,15 @@ def describe_run(*, seed: int) -> dict[str, Any]:
     }
 
 
-def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:
-    """The weights of a directory, ready to be served as a stack says."""
-    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype)
+def load_host(
+    weights: Path,
+    tokenizer: Tokenizer,
+    stack: Stack,
+    *,
+    engine_args: Mapping[str, Any] | None = None,
+) -> Engine:
+    """The weights of a directory, ready to be served as a stack says; `engine_args` are vLLM's."""
+    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=engine_args)
 
 
 def is_collected(folder: Path, probes: Sequence[Probe]) -> bool:
@@ -214,11 +221,13 @@ def score_corpus(
     limit: int | None = None,
     weights: Sequence[str] = (),
     suspects: Mapping[str, Suspected] | None = None,
+    thinking: Thinking | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """The ledger of a corpus, with or without what the host said of its own tokens.
 
-    The two ways of reading are kept in folders of their own.
+    `thinking` says how the model writes thoughts. The two ways of reading are kept in folders of
+    their own.
     """
     outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
     if not with_logprobs:
@@ -233,5 +242,5 @@ def score_corpus(
     scored.mkdir(exist_ok=True)
     return score_replies(
         scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
-        suspects=suspects, progress=progress,
+        suspects=suspects, thinking=thinking, progress=progress,
     )  # fmt: skip

@@ -20,7 +20,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from verifier.config import Checkpoint, PlainValues, Repo, Revision, Suspect, validated
 from verifier.errors import ConfigError
 from verifier.files.strict_yaml import read_bounded, read_yaml
-from verifier.shipped import shipped
+from verifier.shipped import own_cards, shipped
 from verifier.wording import did_you_mean
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -68,6 +68,9 @@ def _beside_or_absolute(path: Path) -> Path:
 #: A file that travels with a card, and a directory that may lie anywhere on this machine.
 Beside = Annotated[Path, AfterValidator(_beside)]
 Directory = Annotated[Path, AfterValidator(_beside_or_absolute)]
+
+#: What a card may be called: as its file.
+NAME: Final = r"[a-z0-9][a-z0-9._-]*"
 
 #: Far longer than any chat template that is published.
 _LONGEST_TEMPLATE: Final = 2**20
@@ -183,8 +186,9 @@ class Window(_Record):
 
 
 class Architecture(_Record):
-    """The facts that memory is planned from; None: not known."""
+    """What the model is, and the facts that memory is planned from; None: not known."""
 
+    kind: str | None = None  # as config.json names it, such as Qwen3ForCausalLM
     hidden_size: Count | None = None
     intermediate_size: Count | None = None  # of dense layers
     attention_heads: Count | None = None
@@ -209,11 +213,11 @@ class Variant(Checkpoint):
 class Card(_Record):
     """One published model."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     model: str  # the publisher's name for it
     publisher: str
     licence: Licence
-    precision: str  # as published; never an up-cast
+    precision: str  # as published, never an up-cast; its first word is that of the coarsest weights
     layers: Count
     source: Annotated[WheelSource | DirectorySource | HubSource, Field(discriminator="kind")]
     digests: Digests
@@ -262,6 +266,8 @@ class Card(_Record):
         here: dict[str, Any] = {"source": {"path"}, "variants": aside, "siblings": aside}
         if self.takes_tools is None:  # as cards were before it could be said
             here["takes_tools"] = True
+        if self.architecture.kind is None:
+            here["architecture"] = {"kind"}
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 
@@ -316,38 +322,61 @@ def load_tokenizers() -> TokenizerTable:
 
 
 def list_cards() -> list[str]:
+    """Names of the cards that ship, and of the user's own."""
+    return sorted({*list_shipped(), *(path.stem for path in _own("*"))})
+
+
+def list_shipped() -> list[str]:
     """Names of the cards that ship."""
     return sorted(path.stem for path in shipped("reference/cards").glob("*.yaml"))
 
 
+def home_of_cards() -> Path:
+    """The folder that a user's new cards are written to."""
+    folder = own_cards()
+    if folder is None:
+        raise ConfigError("reference: no folder of your own cards is known; give --out FILE")
+    return folder
+
+
+def _own(name: str) -> list[Path]:
+    """The user's own cards of a name or pattern."""
+    folder = own_cards()
+    return [] if folder is None else sorted(folder.glob(f"{name}.yaml"))
+
+
 def find_card(name: str) -> Path:
-    """The file of a card: a shipped name, a path to a YAML file, or a model's name on the hub."""
+    """The file of a card: a shipped name, that of a user's own, a path to a YAML file, or a model's
+    name on the hub."""
     path = shipped("reference/cards") / f"{name}.yaml" if "/" not in name else Path(name)
     if name.endswith((".yaml", ".yml")):
         path = Path(name)
+    if not path.is_file() and re.fullmatch(NAME, name) and _own(name):
+        (path,) = _own(name)
     if path.is_file():
         return path
-    by_model = _cards_by_model() if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else {}
-    if name.casefold() in by_model:
-        return shipped("reference/cards") / f"{by_model[name.casefold()]}.yaml"
+    of_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    for known in list_cards() if of_hub else ():
+        if load_card(known).model.casefold() == name.casefold():
+            return find_card(known)
     last = name.rpartition("/")[2].removesuffix(".yaml")  # of a hub's name or a path
     raise ConfigError(
         f"reference: no card {name!r}; there are {', '.join(list_cards())}, or give the path of a "
-        f"card's YAML file{did_you_mean(last, list_cards())}"
+        f"card's YAML file{did_you_mean(last, list_cards())}; `verifier reference add` makes one "
+        "from weights"
     )
-
-
-def _cards_by_model() -> dict[str, str]:
-    """The cards that ship by their models' names, in lower case."""
-    return {load_card(name).model.casefold(): name for name in list_cards()}
 
 
 def load_card(name: str) -> Card:
     """A card by shipped name or path. Raises ConfigError naming the file and the key."""
     path = find_card(name)
-    raw = read_yaml(path)
-    _refuse_control_signs(raw, where=str(path))
-    return _from_here(validated(Card, raw, where=str(path)), path.parent)
+    return _from_here(read_card(read_yaml(path), where=str(path)), path.parent)
+
+
+def read_card(raw: object, *, where: str) -> Card:
+    """A card from plain values, its paths as they stand there."""
+    _refuse_control_signs(raw, where=where)
+    return validated(Card, raw, where=where)
 
 
 def _refuse_control_signs(value: object, *, where: str) -> None:
