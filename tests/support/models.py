@@ -82,3 +82,43 @@ def save_model(directory: Path, **changes: Any) -> None:
             model.lm_head.weight[capitals] *= 2
             model.lm_head.weight[silent] *= 0.25
     model.save_pretrained(directory)
+
+
+#: Architectures of which `save_shape` makes small directories.
+SHAPES = ("llama", "qwen3", "gemma3", "mixtral")
+
+
+def save_shape(directory: Path, shape: str, **changes: Any) -> Path:
+    """Write a random model of an architecture in bfloat16, as its publisher would: weights,
+    tokenizer, template, defaults of sampling; the directory."""
+    import torch
+    import transformers
+
+    kinds = {
+        "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
+        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 512}),
+        "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}),
+    }
+    config, model, own = kinds[shape]
+    settings: dict[str, Any] = {
+        "vocab_size": len(SPECIALS) + 256 + len(MERGES),
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "max_position_embeddings": 4096,
+        "eos_token_id": EOS_ID,
+        "bos_token_id": 1,
+        "initializer_range": 0.1,
+        "dtype": "bfloat16",
+    }
+    torch.manual_seed(20261130)
+    made = getattr(transformers, model)(getattr(transformers, config)(**settings | own | changes))
+    made.to(torch.bfloat16).save_pretrained(directory)
+    save_tokenizer(directory)
+    said = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
+    (directory / "generation_config.json").write_text(json.dumps(said))
+    return directory

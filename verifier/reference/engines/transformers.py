@@ -30,7 +30,7 @@ from verifier.records import (
 )
 from verifier.reference.checkpoint import NOTHING_MOVED, Layout, Streamed, read_layout, transformed
 from verifier.reference.engines import TOP_K
-from verifier.reference.snapshot import find_shards
+from verifier.reference.snapshot import find_shards, read_tensors
 from verifier.reference.variants import Transform, can_load, checkpoint_of, find_variant, is_linear
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -94,9 +94,12 @@ class TransformersEngine:
                 f"{weights}: the model needs code of its own, which came with it and is not run; "
                 "give a checkpoint that transformers knows, or another --engine"
             ) from error
+        return self._ready(model)
+
+    def _ready(self, model: Any) -> Any:
         model.to(self._device).eval()
         if self._device == "cpu" and self._dtype != "float32":
-            _accumulate_in_float32(model, half=half)
+            _accumulate_in_float32(model, half=getattr(torch, self._dtype))
         return model
 
     @property
@@ -140,25 +143,49 @@ class TransformersEngine:
         transform = None
         if name != REFERENCE:
             transform = find_variant(name, layers=layout.layers).build(layout.layers)
+        fused = self._fuses()
+        moved = self._load_fused(transform, layout) if fused else self._copy(transform, layout)
+        if transform is not None and not moved:
+            raise ConfigError(NOTHING_MOVED.format(name=name))
+        self._loaded = name
+
+    def _copy(self, transform: Transform | None, layout: Layout) -> bool:
+        """Put the checkpoint's tensors into the parameters of their names; whether any moved."""
         parameters = dict(self._model.named_parameters())
         moved = False
         with torch.inference_mode():
             for streamed in self._stream(transform, layout):
                 if streamed.name not in parameters:
-                    if is_linear(streamed.name):
-                        raise ConfigError(
-                            f"weights variant {name!r}: the model has no parameter "
-                            f"{streamed.name}, because transformers fuses it on loading; use "
-                            "--engine vllm, or leave weights variants out of the bank"
-                        )
                     continue  # tied weights may be stored under one name only
                 moved = moved or streamed.moved
                 # through the precision served in, which a parameter may be wider than
                 served = streamed.tensor.to(getattr(torch, self._dtype))
                 parameters[streamed.name].copy_(served)
-        if transform is not None and not moved:
-            raise ConfigError(NOTHING_MOVED.format(name=name))
-        self._loaded = name
+        return moved
+
+    def _fuses(self) -> bool:
+        """Whether transformers makes other parameters of the checkpoint's linear layers on loading,
+        as of experts that are stored one by one."""
+        names = {name for name, _ in self._model.named_parameters()}
+        return any(is_linear(key) and key not in names for key in read_tensors(self._weights))
+
+    def _load_fused(self, transform: Transform | None, layout: Layout) -> bool:
+        """Load the checkpoint's tensors anew, by transformers' own way; whether any moved.
+
+        Held twice meanwhile: as they are stored and as they are fused.
+        """
+        kind, config = type(self._model), self._model.config
+        self.close()
+        tensors, moved = {}, False
+        for streamed in self._stream(transform, layout):
+            moved = moved or streamed.moved
+            tensors[streamed.name] = streamed.tensor
+        model = kind.from_pretrained(
+            None, config=config, state_dict=tensors, dtype=getattr(torch, self._dtype),
+            trust_remote_code=False,
+        )  # fmt: skip
+        self._model = self._ready(model)
+        return moved
 
     def _load_other(self, name: str, directory: Path) -> None:
         self.close()  # freed before the next is loaded
