@@ -65,7 +65,11 @@ class Published:
     @property
     def bits(self) -> int | None:
         """Of its coarsest weights; None: they are packed, or not known."""
-        return _BITS.get(re.split(r"[ ,;]", self.precision)[0])
+        return _BITS.get(_first_word(self.precision))
+
+
+def _first_word(precision: str) -> str:
+    return re.split(r"[ ,;]", precision)[0]
 
 
 def published_of(
@@ -205,19 +209,19 @@ def obstacles_to_calibrating(
         )
     if any(word in card.precision for word in _PACKED_WORDS):
         found.append(
-            f"precision: published in {card.precision.partition(';')[0]}: no engine here makes a "
-            "build of weights that are packed, nor leaves out one of their layers"
+            f"precision: published in {_first_word(card.precision)}: no engine here rounds packed "
+            "weights, nor leaves out one of their layers"
         )
     if card.template_source in _NOT_RENDERED:
         found.append(
-            f"template_source: {card.template_source}: the local hosts that are measured render "
-            "chat templates of a repository only"
+            f"template_source: {card.template_source}: the hosts that are measured render chat "
+            "templates only"
         )
     return (*found, *(() if known is None else misfits(card.bank, known)))
 
 
 #: First words of precisions whose weights are packed into integers.
-_PACKED_WORDS: Final = ("int4", "int3", "int2", "fp4", "packed")
+_PACKED_WORDS: Final = ("int8", "int4", "int3", "int2", "fp4", "packed")
 
 #: What is no chat template in a repository, and not beside one either.
 _NOT_RENDERED: Final = ("encoding script", "mistral-common")

@@ -165,9 +165,12 @@ def _is_apache(text: str) -> bool:
         return False
     before, behind = text[:begin], text[end + len(_APACHE_ENDS) :].strip()
     body = text[begin : end + len(_APACHE_ENDS)].replace("http://", "https://")
-    appendix = not behind or behind.startswith(("APPENDIX: How to apply", "Copyright"))
+    appendix = not behind or (
+        behind.startswith(("APPENDIX: How to apply", "Copyright"))
+        and behind.endswith("limitations under the License.")
+    )
     same = hashlib.sha256(body.encode()).hexdigest() == _APACHE
-    return same and appendix and len(behind) < 2000 and _is_notice(before)
+    return same and appendix and len(behind) < 1500 and _is_notice(before)
 
 
 def _is_mit(text: str) -> bool:
