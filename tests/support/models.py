@@ -53,7 +53,6 @@ def save_model(directory: Path, **changes: Any) -> None:
     head only capital letters get a say, so that greedy text is plain and is tokenized in one way.
     """
     import torch
-    from tokenizers import pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {
@@ -71,17 +70,26 @@ def save_model(directory: Path, **changes: Any) -> None:
     }
     torch.manual_seed(20261124)
     model = LlamaForCausalLM(LlamaConfig(**settings | changes))
-    if not model.config.tie_word_embeddings:
-        capitals = [
-            len(SPECIALS) + sorted(pre_tokenizers.ByteLevel.alphabet()).index(sign)
-            for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        ]
-        silent = torch.ones(model.config.vocab_size, dtype=torch.bool)
-        silent[capitals] = False
-        with torch.no_grad():
-            model.lm_head.weight[capitals] *= 2
-            model.lm_head.weight[silent] *= 0.25
+    _speak_plainly(model)
     model.save_pretrained(directory)
+
+
+def _speak_plainly(model: Any) -> None:
+    """Let only capital letters have a say in the head, where it is not the embedding, too."""
+    import torch
+    from tokenizers import pre_tokenizers
+
+    if model.config.tie_word_embeddings:
+        return
+    capitals = [
+        len(SPECIALS) + sorted(pre_tokenizers.ByteLevel.alphabet()).index(sign)
+        for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    ]
+    silent = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    silent[capitals] = False
+    with torch.no_grad():
+        model.lm_head.weight[capitals] *= 2
+        model.lm_head.weight[silent] *= 0.25
 
 
 #: Architectures of which `save_shape` makes small directories.
@@ -117,6 +125,7 @@ def save_shape(directory: Path, shape: str, **changes: Any) -> Path:
     }
     torch.manual_seed(20261130)
     made = getattr(transformers, model)(getattr(transformers, config)(**settings | own | changes))
+    _speak_plainly(made)
     made.to(torch.bfloat16).save_pretrained(directory)
     save_tokenizer(directory)
     said = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}

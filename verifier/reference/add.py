@@ -54,6 +54,9 @@ _ON_THE_HUB: Final = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 _RULES: Final = "the rules in reference/README.md"
 
+#: What PyTorch reads by running what stands in it.
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth")
+
 #: Comments before the sections of a card, by the key that each begins with.
 _COMMENTS: Final[Mapping[str, str]] = {
     "digests": "Filled by `verifier reference pin` where they are null.",
@@ -91,7 +94,7 @@ def add_card(
     one line, for what no card can be made of, and writes nothing then.
     """
     directory, repo = Path(what), None
-    if not directory.is_dir():
+    if not (what and directory.is_dir()):
         repo, revision = _on_the_hub(what)
     name = name or _name_of(repo.rpartition("/")[2] if repo else directory.resolve().name)
     path = _place(name, out)
@@ -102,9 +105,11 @@ def add_card(
     refuse_unfit(directory)
     found = describe(directory)
     raw, remarks = _compose(directory, found, name=name, model=model, repo=repo)
-    by_hand = by_transformers(found.model_type) is not False
     card = read_card(raw, where=str(path))
-    published = published_of(card, widths=found.widths, by_transformers=by_hand)
+    published = published_of(
+        card, widths=found.widths,
+        by_transformers=by_transformers(found.model_type) is not False,
+    )  # fmt: skip
     calibration, held_out = default_stacks(published)
     raw |= {
         "bank": list(default_bank(published)), "engine_args": default_engine_args(card),
@@ -126,7 +131,7 @@ def add_card(
 
 def _on_the_hub(what: str) -> tuple[str, str | None]:
     named = _ON_THE_HUB.fullmatch(what)
-    if named is None or Path(what).exists():
+    if named is None or Path(what).is_file():
         kind = "is a file" if Path(what).is_file() else "is neither a directory nor on the hub"
         raise ConfigError(
             f"{what!r} {kind}; give a directory of safetensors with its tokenizer, or REPO or "
@@ -178,7 +183,7 @@ def refuse_unfit(directory: Path) -> None:
 
 def _holds_weights(directory: Path) -> bool:
     """Whether anything there may be weights: of what is fetched first nothing is."""
-    kinds = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf")
+    kinds = ("*.safetensors", "*.gguf", *_PICKLES)
     return any(any(directory.glob(kind)) for kind in kinds)
 
 
@@ -189,7 +194,7 @@ def _instead_of_safetensors(directory: Path) -> str:
             "holds GGUF files only, which are builds of a model; give the repository that its "
             "publisher released as safetensors"
         )
-    if any(any(directory.glob(kind)) for kind in ("*.bin", "*.pt", "*.pth")):
+    if any(any(directory.glob(kind)) for kind in _PICKLES):
         return (
             "holds pickles only, which run code when they are loaded and are never read; give the "
             "model as safetensors"
@@ -270,7 +275,7 @@ def _compose(
     parsers, sampling = suggest_parsers(template), generation_defaults(directory)
     model = model or repo
     doubts = dict(_doubts(directory, found, licence.hosting, model))
-    remarks = list(found.remarks)
+    remarks = [*_never_run(directory), *found.remarks]
     if thinking is None and hint is not None:
         doubts["thinking"] = True
         remarks.append(f"the tokenizer has {hint}, and the template does not write both")
@@ -314,6 +319,15 @@ def _doubts(
         yield "licence", True
     if not (directory / GENERATION_CONFIG).is_file():
         yield "sampling", True
+
+
+def _never_run(directory: Path) -> Iterator[str]:
+    """What lies beside the weights and would be code."""
+    pickles = sorted(path.name for kind in _PICKLES for path in directory.glob(kind))
+    if pickles:
+        yield f"{pickles[0]} is a pickle, which is code; it is never read"
+    if read_object(directory / CONFIG).get("auto_map"):
+        yield f"{CONFIG} names code of the model's own (auto_map), which is never run"
 
 
 def _sources(directory: Path, licence: bool) -> dict[str, str]:
