@@ -19,6 +19,10 @@ from verifier import shipped
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.calibration import Calibration
 from verifier.lab.calibrate import Sizes, calibrate, plan_items
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.records import REFERENCE
 from verifier.reference import markup
 from verifier.reference.add import Added, add_card, where_it_is
 from verifier.reference.calibrations import obstacles
@@ -29,6 +33,9 @@ from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.markup import find_thinking, hints_at_thinking, suggest_parsers
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.weights import check_weights
+
+#: A calibration of less than a minute.
+SMALL = Sizes(calibration=32, held_out=12, variant=8, layer=2, max_tokens=24)
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -530,3 +537,36 @@ def test_a_mixture_that_was_just_added_is_calibrated(
     scales = {s.name: s.logprob.estimate for s in made.stacks if s.logprob is not None}
     assert made.tensors_sha256 == card.digests.tensors_sha256
     assert scales["int4-sym-g64"] > 2 * scales["bfloat16-batch32"]
+
+
+# -- from weights on disk to a verdict ---------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_three_commands_lead_from_weights_to_a_verdict(
+    shapes: dict[str, Path], own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Added, calibrated, audited: an honest host is consistent, and one in 4 bits is named."""
+    monkeypatch.setattr("verifier.lab.calibrate.Sizes", lambda: SMALL)
+    directory = shapes["llama"]
+    added = call("reference", "add", directory)
+    calibrated = call(
+        "calibrate", "tiny-llama", "--engine", "transformers", "--out", tmp_path / "work"
+    )
+    assert (added.status, calibrated.status) == (0, 0), calibrated.err
+    tokenizer = Tokenizer(directory)
+    engine = TransformersEngine(directory, eos_ids=(EOS_ID,), decode=tokenizer.decode)
+    ended = {}
+    for served in (REFERENCE, "int4-sym-g64"):
+        engine.load_variant(served)
+        with running(create_app(Host(engine=engine, tokenizer=tokenizer, model="m"))) as url:
+            ended[served] = call(
+                "audit", "--base-url", url, "--model", "m", "--reference", "tiny-llama",
+                "--engine", "transformers", "--out", tmp_path / f"run-{served}", "--json",
+            )  # fmt: skip
+    honest, rounded = (json.loads(ended[name].out) for name in ended)
+
+    assert (ended[REFERENCE].status, honest["decision"]) == (0, "consistent")
+    assert (ended["int4-sym-g64"].status, rounded["decision"]) == (1, "inconsistent")
+    named = [f["name"] for f in rounded["findings"] if f["decision"] == "detected"]
+    assert "int4-sym-g64" in named
