@@ -133,6 +133,28 @@ def test_drafts_towers_and_a_head_that_is_the_embedding_are_no_part_of_what_scor
     assert found.architecture.tied_embeddings
 
 
+@pytest.mark.parametrize(
+    ("said", "layers"),
+    [
+        ({"sliding_window": None}, None),
+        ({"sliding_window": 8}, 2),
+        ({"sliding_window": 8, "use_sliding_window": False}, None),
+        ({"sliding_window": 8, "max_window_layers": 1}, 1),
+        ({"sliding_window": 8, "max_window_layers": 28}, None),
+        ({"sliding_window": 8, "sliding_window_pattern": 2}, 1),
+        ({"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}, 1),
+        ({"sliding_window": 8, "layer_types": ["full_attention"] * 2}, None),
+    ],
+)
+def test_a_window_is_of_the_layers_that_are_said(
+    tmp_path: Path, said: dict[str, Any], layers: int | None
+) -> None:
+    """As Mistral, Qwen, Gemma and gpt-oss say it."""
+    window = describe(write(tmp_path, CONFIG | said, linear())).architecture.window
+
+    assert (window.layers if window else None) == layers
+
+
 def test_latent_attention_is_read(tmp_path: Path) -> None:
     """The compressed vector, and a head of both its parts."""
     latent = {"kv_lora_rank": 16, "q_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 24}
@@ -234,8 +256,10 @@ def test_packed_experts_stand_before_all_else(tmp_path: Path) -> None:
         (CONFIG | {"hidden_size": 4096}, linear(), "hidden_size 4096, the embedding 64"),
         (CONFIG | {"vocab_size": 7}, linear(), "vocab_size 7, the embedding 100"),
         ({"model_type": "llama"}, linear(), "says no num_hidden_layers"),
+        (CONFIG, {"transformer.h.0.dense.weight": ("BF16", (4, 4))}, "none of its tensors has the"),
+        (CONFIG, {"m.layers.0.dense.weight": ("BF16", (4, 4))}, "'m.layers.0.dense.weight'"),
     ],
-    ids=["layers", "width", "vocabulary", "no layers"],
+    ids=["layers", "width", "vocabulary", "no layers", "other layers", "other names"],
 )  # fmt: skip
 def test_a_configuration_beside_other_weights_is_refused(
     tmp_path: Path, config: Any, tensors: Any, complaint: str

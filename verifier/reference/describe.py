@@ -106,8 +106,8 @@ def _layers(directory: Path, text: Mapping[str, Any]) -> int:
     found = count_of(text, "num_hidden_layers")
     if found is None:
         raise ReferenceMismatch(
-            f"{directory / CONFIG}: says no num_hidden_layers, so it is no configuration of a "
-            "language model; take the publisher's"
+            f"{directory / CONFIG}: says no num_hidden_layers: no language model, or an "
+            "architecture that is not known here"
         )
     return found
 
@@ -140,6 +140,12 @@ def _refuse_two_models(
 ) -> None:
     """A configuration beside the weights of another model."""
     there = {layer_of(name) for name in weights.own}
+    if not kind_of(weights.own):
+        example = next(iter(weights.own or weights.all), "none")
+        raise ReferenceMismatch(
+            f"{directory}: none of its tensors has the name of a linear layer that is known here "
+            f"(one is {example!r}), so no build and no dropped layer could be made of it"
+        )
     missing = [n for n in range(layers) if n not in there]
     rows, columns = _embedding(weights) or (None, None)
     wrong = [
@@ -274,12 +280,14 @@ def _window(text: Mapping[str, Any], layers: int, notes: _Notes) -> Window | Non
         narrow = sum(kind == "sliding_attention" for kind in kinds)
         return Window(tokens=tokens, layers=narrow) if narrow else None
     every = count_of(text, "sliding_window_pattern", "_sliding_window_pattern")
-    if every is not None:
-        return Window(tokens=tokens, layers=layers - layers // every)
-    notes.doubt(
-        "architecture.window", f"{CONFIG} has a sliding window and does not say of which layers"
-    )
-    return None
+    if every is None and str(text.get("model_type") or "gemma").startswith("gemma"):
+        notes.doubt(
+            "architecture.window", f"{CONFIG} has a sliding window and does not say of which layers"
+        )
+        return None
+    wide = layers // every if every is not None else text.get("max_window_layers")
+    narrow = layers - (wide if isinstance(wide, int) else 0)
+    return Window(tokens=tokens, layers=narrow) if narrow > 0 else None
 
 
 def _experts(
