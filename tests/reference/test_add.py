@@ -539,6 +539,32 @@ def test_a_mixture_that_was_just_added_is_calibrated(
     assert scales["int4-sym-g64"] > 2 * scales["bfloat16-batch32"]
 
 
+OPENS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}{# </think> #}"
+)
+
+
+def test_a_model_whose_prompt_opens_a_thought_is_calibrated(
+    weights: Path, own: Path, tmp_path: Path
+) -> None:
+    """Its hosts show the thought apart, however far it came, and it is read as what was written."""
+    (weights / "chat_template.jinja").write_text(OPENS)
+    card = add(weights).card
+    made = calibrate(
+        card.model_copy(update={"bank": ("int4-sym-g64",), "held_out_stacks": ()}), weights,
+        work=tmp_path / "work", seed=1, versions={},
+        load_reference=lambda: TransformersEngine(weights, eos_ids=(EOS_ID,)),
+        sizes=Sizes(calibration=6, held_out=4, variant=4, layer=2, max_tokens=12),
+        tell=lambda _line: None,
+    )  # fmt: skip
+
+    assert card.thinking is not None
+    assert [(s.name, s.replies) for s in made.stacks[:3]] == [
+        ("float32-batch32", 6), ("bfloat16-batch32", 6), ("int4-sym-g64", 4),
+    ]  # fmt: skip
+
+
 # -- from weights on disk to a verdict ---------------------------------------------------------
 
 

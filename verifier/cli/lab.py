@@ -361,7 +361,7 @@ def serve_testbed(
 def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Host:
     """A host of a card's weights with a fault of that name, the weights checked and loaded."""
     from verifier.lab.testbed.faults import read_fault
-    from verifier.lab.testbed.host import Host
+    from verifier.lab.testbed.host import Host, Thoughts
     from verifier.reference.cards import load_card, load_templates
     from verifier.reference.renderings.catalogue import catalogue
     from verifier.reference.weights import check_weights, fetch_weights
@@ -381,9 +381,11 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     tokenizer = Tokenizer(directory)
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
     loaded.load_variant(served.weights)
+    tags = found.thinking
     return Host(
         engine=loaded, tokenizer=tokenizer, model=found.name, rendering=served.rendering,
         sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights,
+        thoughts=None if tags is None else Thoughts(tags=tags, shown="apart"),
     )  # fmt: skip
 
 

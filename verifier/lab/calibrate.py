@@ -111,8 +111,8 @@ def calibrate(
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     _collect(
-        items, weights, tokenizer, engine_args=card.engine_args, work=work, tell=tell,
-        progress=progress,
+        items, weights, tokenizer, engine_args=card.engine_args, thinking=card.thinking,
+        work=work, tell=tell, progress=progress,
     )  # fmt: skip
     reference = RememberingEngine(load_reference())
     scored = partial(
@@ -203,6 +203,7 @@ def _collect(
     tokenizer: Tokenizer,
     *,
     engine_args: Mapping[str, Any],
+    thinking: Thinking | None,
     work: Path,
     tell: Callable[[str], None],
     progress: Progress | None,
@@ -220,7 +221,7 @@ def _collect(
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             collect_corpus(
                 work / item.stack.name, item.stack, item.probes, engine=engine,
-                tokenizer=tokenizer, progress=progress,
+                tokenizer=tokenizer, thinking=thinking, progress=progress,
             )  # fmt: skip
         engine.close()
 

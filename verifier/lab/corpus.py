@@ -19,7 +19,7 @@ from verifier.files.run_folder import PROBES
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.server import running
 from verifier.plan import versions
 from verifier.plan_file import read_probes, write_probes
@@ -176,12 +176,14 @@ def collect_corpus(
     tokenizer: Tokenizer,
     rendering: Rendering = PUBLISHED,
     sampler: Mapping[str, float] | None = None,
+    thinking: Thinking | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Serve `stack` on a free port and ask it those of `probes` that have no reply yet.
 
     A corpus that was begun goes on with its own probes; `limit` asks only the first of them.
+    A model of which `thinking` says how it writes thoughts has them shown apart from its answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROBES).exists():
@@ -197,6 +199,7 @@ def collect_corpus(
             model=MODEL,
             rendering=rendering,
             sampler=sampler or {},
+            thoughts=None if thinking is None else Thoughts(tags=thinking, shown="apart"),
             max_batch=stack.batch,
         )
     )
