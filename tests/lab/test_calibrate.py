@@ -29,8 +29,9 @@ from verifier.lab.calibrate import (
     fit_channel,
     noise_classes,
     plan_items,
+    refuse_card,
 )
-from verifier.lab.corpus import RememberingEngine, Stack, read_stack
+from verifier.lab.corpus import RememberingEngine, Stack, load_host, read_stack
 from verifier.records import REFERENCE, ScoreRequest
 from verifier.reference.cards import Card
 from verifier.reference.digests import tensors_sha256
@@ -97,6 +98,40 @@ def test_a_stack_of_another_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"float32, bfloat16, float16 followed by -batch") as no:
         read_stack(name)
     assert repr(name) in str(no.value)
+
+
+def test_variants_are_served_by_vllm_where_no_honest_stack_is_of_transformers() -> None:
+    """What takes several GPUs for one takes them for the other."""
+    alone = ["vllm-bfloat16-batch32"]
+    for stacks, engine in ((alone, "vllm"), ([*alone, "float32-batch4"], "transformers")):
+        items = plan_items(make_card(calibration_stacks=stacks), seed=3, sizes=SIZES)
+        assert {i.stack.engine for i in items if i.role == "variant"} == {engine}
+
+
+def test_stacks_of_an_engine_that_is_not_here_are_refused_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not once the others are measured."""
+    monkeypatch.setattr("verifier.lab.calibrate.find_spec", lambda _name: None)
+    refuse_card(make_card())
+
+    with pytest.raises(ConfigError, match="stack vllm-bfloat16-batch32: vLLM is not installed"):
+        refuse_card(make_card(held_out_stacks=["vllm-bfloat16-batch32"]))
+
+
+def test_vllm_gets_the_arguments_of_the_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as the number of GPUs, for the hosts that are measured."""
+    given: list[object] = []
+
+    def load(name: str, *_what: object, engine_args: object, **_how: object) -> None:
+        given.append((name, engine_args))
+
+    monkeypatch.setattr("verifier.lab.corpus.load_engine", load)
+    load_host(tmp_path, None, read_stack("vllm-bfloat16-batch8"), engine_args={"a": 1})
+
+    assert given == [("vllm", {"a": 1})]
 
 
 SIZES = Sizes(calibration=10, held_out=6, variant=4, layer=2, max_tokens=24)

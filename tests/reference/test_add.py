@@ -31,6 +31,7 @@ from verifier.reference.defaults import default_bank, default_stacks, published_
 from verifier.reference.digests import digests_of
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.markup import find_thinking, hints_at_thinking, suggest_parsers
+from verifier.reference.memory import missing_facts
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.weights import check_weights
 
@@ -81,6 +82,7 @@ def test_one_command_makes_a_card_that_the_others_take(
     card = load_card(name)
     assert card.digests == digests_of(directory)
     check_weights(card, directory)
+    assert missing_facts(card) == ()  # so that memory can be planned
     assert card.bank == default_bank(published_of(card))
     assert (card.calibration_stacks, card.held_out_stacks) == default_stacks(published_of(card))
     assert len(plan_items(card, seed=1, sizes=Sizes())) == 4 + len(card.bank) + 4 - (

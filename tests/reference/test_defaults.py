@@ -227,5 +227,4 @@ def test_what_the_weights_show_goes_before_what_a_card_says() -> None:
     assert default_bank(published_of(card, widths=frozenset({100}))) == default_bank(
         replace(PLAIN, widths=frozenset({100}), layers=card.layers)
     )
-    assert obstacles_to_calibrating(card, widths=frozenset({100}))
     assert obstacles_to_calibrating(card) == ()

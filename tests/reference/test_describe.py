@@ -12,6 +12,7 @@ from models import SHAPES, save_shape
 
 from verifier.errors import ReferenceMismatch
 from verifier.reference.cards import Card, load_card
+from verifier.reference.defaults import obstacles_to_calibrating
 from verifier.reference.describe import describe, refuse_other_model
 
 Tensor = tuple[str, Sequence[int]]  # dtype as safetensors has it, shape
@@ -244,6 +245,34 @@ def test_packed_experts_stand_before_all_else(tmp_path: Path) -> None:
     assert found.architecture.experts is not None
     assert found.architecture.experts.bits == 4.25
     assert found.architecture.bits == 16
+
+
+@pytest.mark.parametrize(
+    ("tensors", "why"),
+    [
+        (linear(), ()),
+        (linear("F8_E4M3") | {
+            f"{name.removesuffix('weight')}weight_scale_inv": ("F32", (1, 1)) for name in linear()
+        }, ()),
+        (linear("F8_E4M3"), ("model.layers.0.self_attn.q_proj.weight is in fp8 without a scale",)),
+        (linear("U8"), ("model.layers.0.self_attn.q_proj.weight is packed into integers",)),
+        (linear() | {"model.layers.1.mlp.experts.down_proj": ("BF16", (2, 64, 64))},
+         ("model.layers.1.mlp.experts.down_proj has a shape that does not tell inputs",)),
+    ],
+    ids=["plain", "fp8", "fp8 without scales", "packed", "square experts"],
+)  # fmt: skip
+def test_what_no_engine_rounds_is_told_by_the_headers(
+    tmp_path: Path, tensors: Any, why: tuple[str, ...]
+) -> None:
+    """So that a calibration is refused before it begins."""
+    card = load_card("qwen3-8b").model_copy(update={"bank": ()})
+    found = describe(write(tmp_path, CONFIG, tensors))
+
+    assert len(found.cannot_round) == len(why)
+    for line, expected in zip(found.cannot_round, why, strict=True):
+        assert line.startswith(expected)
+    told = obstacles_to_calibrating(card, seen=found)
+    assert told == tuple(f"weights: {line}" for line in found.cannot_round)
 
 
 # -- what is no one model ----------------------------------------------------------------------

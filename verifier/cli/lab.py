@@ -90,7 +90,7 @@ def calibrate(
     refuse_card(found)  # before anything is fetched
     with showing() as show:
         directory = weights or fetch_weights(found, cache=cache_directory(), tell=show.tell)
-        refuse_card(found, widths=refuse_other_model(found, directory).widths)
+        refuse_card(found, seen=refuse_other_model(found, directory))
         check_weights(found, directory)
         made = run_calibration(
             found,

@@ -52,6 +52,7 @@ from verifier.probes import draw, load_pool
 from verifier.records import Probe
 from verifier.reference.cards import Card, Thinking
 from verifier.reference.defaults import obstacles_to_calibrating
+from verifier.reference.describe import Described
 from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
@@ -149,12 +150,12 @@ def calibrate(
     return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
 
 
-def refuse_card(card: Card, *, widths: frozenset[int] | None = None) -> None:
+def refuse_card(card: Card, *, seen: Described | None = None) -> None:
     """Raise ConfigError for a card that cannot be calibrated, with all that stands against it.
 
-    `widths` are the inputs of the linear layers, where the weights are there to show them.
+    `seen` is what its weights say, where they are there.
     """
-    problems = list(obstacles_to_calibrating(card, widths=widths))
+    problems = list(obstacles_to_calibrating(card, seen=seen))
     for name in (*card.calibration_stacks, *card.held_out_stacks):
         problems += _problem(partial(_find_stack, name))
     for name in card.bank:

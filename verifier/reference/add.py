@@ -122,7 +122,7 @@ def add_card(
     card = read_card(raw, where=str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, _text(card, raw))
-    obstacles = obstacles_to_calibrating(card, widths=found.widths)
+    obstacles = obstacles_to_calibrating(card, seen=found)
     return Added(path=path, card=card, remarks=remarks, obstacles=obstacles)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 #: How checkpoints name the scales of an fp8 weight, after the weight's own name less ".weight".
 #: The first is DeepSeek's and MiniMax's (one per block), the second compressed-tensors' (one per
 #: channel or tensor). Both multiply: weight = fp8 * scale.
-_SCALES = (".weight_scale_inv", ".weight_scale")
+SCALES = (".weight_scale_inv", ".weight_scale")
 
 #: What an engine says of a variant that moved no tensor.
 NOTHING_MOVED = (
@@ -101,14 +101,14 @@ def transformed(
     if halves:
         stem = min(halves)
         raise ConfigError(
-            f"weights variant: {stem}.weight is in fp8, but its {' or '.join(_SCALES)} is not in "
+            f"weights variant: {stem}.weight is in fp8, but its {' or '.join(SCALES)} is not in "
             "the checkpoint; it cannot be rounded in place, leave weights variants out of the bank"
         )
 
 
 def _half(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
     """The stem of an fp8 weight in a linear layer, and which half of it this is."""
-    for ending in _SCALES:
+    for ending in SCALES:
         stem = name.removesuffix(ending)
         if stem != name and is_linear(f"{stem}.weight"):
             return stem, ending

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from verifier.reference.cards import Card
+from verifier.reference.describe import Described
 from verifier.reference.variants import BANK, VARIANTS
 
 #: Of weights in float32 that the memory of one common machine, or one GPU of 80 GB, holds.
@@ -195,23 +196,25 @@ def default_engine_args(card: Card) -> dict[str, Any]:
 # -- what cannot be calibrated -----------------------------------------------------------------
 
 
-def obstacles_to_calibrating(
-    card: Card, *, widths: frozenset[int] | None = None
-) -> tuple[str, ...]:
-    """Why a card cannot be calibrated, from what it says and from the widths that its weights show,
+def obstacles_to_calibrating(card: Card, *, seen: Described | None = None) -> tuple[str, ...]:
+    """Why a card cannot be calibrated, from what it says and from what its weights show,
     one line each; (): it can."""
-    known = widths_of(card) if widths is None else widths
+    known = widths_of(card) if seen is None else seen.widths
     found = []
     if not card.calibration_stacks:
         found.append(
             "calibration_stacks: empty, so there is no honest serving to measure; name stacks such "
             "as float32-batch32 and bfloat16-batch32 in the card"
         )
-    if any(word in card.precision for word in _PACKED_WORDS):
+    if seen is not None:
+        found += [f"weights: {line}" for line in seen.cannot_round]
+    elif any(word in card.precision for word in _PACKED_WORDS):
         found.append(
             f"precision: published in {_first_word(card.precision)}: no engine here rounds packed "
             "weights, nor leaves out one of their layers"
         )
+    elif _first_word(card.precision) == "unknown":
+        found.append("precision: unknown, so it is not known whether a build can be made of it")
     if card.template_source in _NOT_RENDERED:
         found.append(
             f"template_source: {card.template_source}: the hosts that are measured render chat "

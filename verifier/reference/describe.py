@@ -16,7 +16,9 @@ from pydantic import ValidationError
 
 from verifier.errors import ReferenceMismatch
 from verifier.reference.cards import Architecture, Card, Experts, LatentAttention, Window
+from verifier.reference.checkpoint import SCALES
 from verifier.reference.precision import (
+    PACKED,
     Scheme,
     bytes_of,
     count_of,
@@ -48,6 +50,7 @@ class Described:
     bytes_at_most: int  # of all that lies there
     unchecked: tuple[str, ...]  # fields of a card that are not known, or not for certain
     remarks: tuple[str, ...]  # on what was found amiss, one line each
+    cannot_round: tuple[str, ...]  # why no build can be made of these weights, one line each
 
 
 class _Weights(NamedTuple):
@@ -86,6 +89,7 @@ def describe(directory: Path) -> Described:
         bytes_at_most=bytes_of(weights.all.values()),
         unchecked=tuple(dict.fromkeys(notes.unchecked)),
         remarks=tuple(notes.remarks),
+        cannot_round=tuple(_cannot_round(weights)),
     )
 
 
@@ -323,6 +327,29 @@ def _widths(weights: _Weights, experts: Experts | None, hidden: int | None) -> I
             yield stored.shape[1]
         elif experts is not None and hidden is not None:  # fused; published models turn them
             yield from (experts.width, hidden)
+
+
+def _cannot_round(weights: _Weights) -> Iterator[str]:
+    """What the engines refuse to round in place, told by the headers; one tensor of each kind."""
+    found: dict[str, str] = {}
+    for name, stored in weights.own.items():
+        why = _why_not_rounded(name, stored, weights)
+        if why is not None:
+            found.setdefault(why, name)
+    yield from (f"{name} {why}" for why, name in found.items())
+
+
+def _why_not_rounded(name: str, stored: Stored, weights: _Weights) -> str | None:
+    linear, stem = is_linear(name), name.removesuffix(".weight")
+    if name.endswith(PACKED) or (linear and not is_plain(stored)):
+        return "is packed into integers, and no engine here rounds those in place"
+    if not linear:
+        return None
+    if stored.dtype.startswith("F8") and not any(stem + end in weights.own for end in SCALES):
+        return "is in fp8 without a scale of a name that is known here"
+    if len(stored.shape) == 3 and stored.shape[1] == stored.shape[2]:
+        return "has a shape that does not tell inputs from outputs"
+    return None
 
 
 # -- a card and other weights ------------------------------------------------------------------

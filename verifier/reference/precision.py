@@ -24,7 +24,7 @@ _PLAIN: Final[Mapping[str, str]] = {
 }  # fmt: skip
 
 #: Endings of weights that are packed into integers.
-_PACKED: Final = (".weight_packed", ".qweight", "_blocks")
+PACKED: Final = (".weight_packed", ".qweight", "_blocks")
 
 
 class Scheme(NamedTuple):
@@ -139,7 +139,7 @@ def kind_of(tensors: Mapping[str, Stored]) -> str:
     """What most bytes of these weights are: a plain precision, fp8 or packed; "" without any."""
     found: Counter[str] = Counter()
     for name, stored in tensors.items():
-        if is_linear(name) or name.endswith(_PACKED):
+        if is_linear(name) or name.endswith(PACKED):
             kind = "fp8" if stored.dtype.startswith("F8") else _PLAIN.get(stored.dtype, "packed")
             found[kind] += stored.end - stored.begin
     return found.most_common(1)[0][0] if found else ""
@@ -201,10 +201,10 @@ def _stored_bits(kind: str, tensors: Mapping[str, Stored], scheme: Scheme | None
     if kind != "packed" or scheme is None:
         return None
     stems = {
-        name.removesuffix(ending) for name in tensors for ending in _PACKED
+        name.removesuffix(ending) for name in tensors for ending in PACKED
         if name.endswith(ending)
     }  # fmt: skip
-    packed = {n: s for n, s in tensors.items() if n.endswith(_PACKED)}
+    packed = {n: s for n, s in tensors.items() if n.endswith(PACKED)}
     logical = sum(BITS[s.dtype] * prod(s.shape) // scheme.bits for s in packed.values())
     whole = bytes_of(s for n, s in tensors.items() if n.rpartition(".")[0] in stems)
     return round(8 * whole / logical, 3) if logical else None
