@@ -282,13 +282,14 @@ def test_what_no_engine_rounds_is_told_by_the_headers(
     ("config", "tensors", "complaint"),
     [
         (CONFIG | {"num_hidden_layers": 36}, linear(), "36 layers, the tensors have none"),
+        (CONFIG | {"num_hidden_layers": 10**15}, linear(), "the tensors have none of layer 2"),
         (CONFIG | {"hidden_size": 4096}, linear(), "hidden_size 4096, the embedding 64"),
         (CONFIG | {"vocab_size": 7}, linear(), "vocab_size 7, the embedding 100"),
         ({"model_type": "llama"}, linear(), "says no num_hidden_layers"),
         (CONFIG, {"transformer.h.0.dense.weight": ("BF16", (4, 4))}, "none of its tensors has the"),
         (CONFIG, {"m.layers.0.dense.weight": ("BF16", (4, 4))}, "'m.layers.0.dense.weight'"),
     ],
-    ids=["layers", "width", "vocabulary", "no layers", "other layers", "other names"],
+    ids=["layers", "endless", "width", "vocabulary", "no layers", "other layers", "other names"],
 )  # fmt: skip
 def test_a_configuration_beside_other_weights_is_refused(
     tmp_path: Path, config: Any, tensors: Any, complaint: str

@@ -150,15 +150,15 @@ def _refuse_two_models(
             f"{directory}: none of its tensors has the name of a linear layer that is known here "
             f"(one is {example!r}), so no build and no dropped layer could be made of it"
         )
-    missing = [n for n in range(layers) if n not in there]
+    missing = next((n for n in range(layers) if n not in there), None)
     rows, columns = _embedding(weights) or (None, None)
     wrong = [
         f"{key} {said}, the embedding {n}"
         for key, n in (("vocab_size", rows), ("hidden_size", columns))
         if n is not None and (said := count_of(text, key)) not in (None, n)
     ]
-    if missing:
-        wrong.append(f"{layers} layers, the tensors have none of layer {missing[0]}")
+    if missing is not None:
+        wrong.append(f"{layers} layers, the tensors have none of layer {missing}")
     if wrong:
         raise ReferenceMismatch(
             f"{directory}: {CONFIG} and weights are of two models: it says {'; '.join(wrong)}; "
