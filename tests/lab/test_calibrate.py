@@ -13,7 +13,7 @@ from scored import CountingEngine
 from simulate import SHA, simulate_row
 
 from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.evidence.calibration import Calibration, Channel, Estimate
+from verifier.evidence.calibration import Calibration, Channel, Estimate, NoiseClass
 from verifier.evidence.calibration import Stack as Measured
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.files.run_folder import EXCHANGES
@@ -27,6 +27,7 @@ from verifier.lab.calibrate import (
     calibrate,
     estimate,
     fit_channel,
+    hidden_classes,
     noise_classes,
     plan_items,
     refuse_card,
@@ -341,6 +342,17 @@ def test_a_class_is_excluded_below_a_share_of_its_mildest_member() -> None:
         "another model": 1.0,
     }
     assert "int4-b, the mildest of 2 builds" in classes[0].basis
+
+
+def test_classes_within_honest_serving_are_told(made: Calibration) -> None:
+    """Whoever calibrates must know what no audit on the card can exclude."""
+    floor = made.text.honest_scale
+    low, high = (
+        NoiseClass(name=name, scale=scale, basis="")
+        for name, scale in (("int8", floor), ("4-bit", 2 * floor))
+    )
+
+    assert hidden_classes(made.model_copy(update={"classes": (low, high)})) == ("int8",)
 
 
 def test_builds_without_an_estimate_make_no_class() -> None:

@@ -70,17 +70,17 @@ def save_model(directory: Path, **changes: Any) -> None:
     }
     torch.manual_seed(20261124)
     model = LlamaForCausalLM(LlamaConfig(**settings | changes))
-    _speak_plainly(model)
+    if not model.config.tie_word_embeddings:
+        _speak_plainly(model)
     model.save_pretrained(directory)
 
 
 def _speak_plainly(model: Any) -> None:
-    """Let only capital letters have a say in the head, where it is not the embedding, too."""
+    """Let only capital letters have a say in the head."""
     import torch
     from tokenizers import pre_tokenizers
 
-    if model.config.tie_word_embeddings:
-        return
+    head = model.get_output_embeddings().weight
     capitals = [
         len(SPECIALS) + sorted(pre_tokenizers.ByteLevel.alphabet()).index(sign)
         for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -88,8 +88,8 @@ def _speak_plainly(model: Any) -> None:
     silent = torch.ones(model.config.vocab_size, dtype=torch.bool)
     silent[capitals] = False
     with torch.no_grad():
-        model.lm_head.weight[capitals] *= 2
-        model.lm_head.weight[silent] *= 0.25
+        head[capitals] *= 2
+        head[silent] *= 0.25
 
 
 #: Architectures of which `save_shape` makes small directories.

@@ -82,7 +82,7 @@ def calibrate(
     if weights is not None and not weights.is_dir():
         raise ConfigError(f"--weights: no directory {weights}")
     share_cores(2)  # one for the host
-    from verifier.lab.calibrate import Sizes, refuse_card
+    from verifier.lab.calibrate import Sizes, hidden_classes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
     from verifier.reference.engines.load import load_engine
     from verifier.reference.tokenizer import Tokenizer
@@ -93,20 +93,17 @@ def calibrate(
         refuse_card(found, seen=refuse_other_model(found, directory))
         check_weights(found, directory)
         made = run_calibration(
-            found,
-            directory,
-            work=out or cache_directory() / f"calibrate-{found.name}",
+            found, directory, work=out or cache_directory() / f"calibrate-{found.name}",
             load_reference=lambda: load_engine(
                 engine, directory, Tokenizer(directory), engine_args=found.engine_args
             ),
-            seed=seed,
-            versions=versions(),
-            sizes=Sizes(),
-            tell=show.tell,
+            seed=seed, versions=versions(), sizes=Sizes(), tell=show.tell,
             progress=lambda done, of: show.step("replies", done, of),
-        )
+        )  # fmt: skip
     path = write_calibration(card, made)
     say(f"{path}: honest scale {made.text.honest_scale:.2g}")
+    for name in hidden_classes(made):
+        say(f"hidden by the noise of honest serving, so that no audit excludes it: {name}")
 
 
 def demo(
