@@ -203,6 +203,8 @@ def _facts(record: BaseModel) -> Iterator[str]:
     for name, value in record:
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{name} {value:,}"
+        elif isinstance(value, str):
+            yield value
         elif value:
             inner = "" if isinstance(value, bool) else f" ({', '.join(_facts(value))})"
             yield f"{name}{inner}"
