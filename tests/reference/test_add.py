@@ -159,7 +159,7 @@ def test_without_a_folder_of_ones_own_only_shipped_cards_are_listed(
     monkeypatch.setattr(shipped, "_OWN", [])
 
     assert "smollm2-135m-instruct" in list_cards()
-    with pytest.raises(ConfigError, match="give --out FILE"):
+    with pytest.raises(ConfigError, match="give --file FILE"):
         add(weights)
 
 
@@ -277,7 +277,7 @@ def test_what_is_no_directory_is_refused(
         ({"name": "My Model"}, "--name: 'My Model' is no name of a card"),
         ({"name": "qwen3-8b"}, "a card 'qwen3-8b' ships with this package: pin that one"),
         ({"name": "there"}, "there.yaml: exists; remove it, or give another"),
-        ({"out": Path("card.json")}, "--out: card.json: a card is a file that ends in .yaml"),
+        ({"out": Path("card.json")}, "--file: card.json: a card is a file that ends in .yaml"),
     ],
     ids=["name", "shipped", "exists", "no yaml"],
 )
@@ -521,7 +521,8 @@ def test_weights_that_are_nowhere_are_refused(shapes: dict[str, Path], own: Path
     add(shapes["qwen3"])
     ended = call("calibrate", "tiny-qwen3", "--weights", "nowhere")
 
-    assert (ended.status, ended.complaint) == (2, "--weights: no directory nowhere")
+    assert ended.status == 2
+    assert ended.complaint.startswith("--weights: 'nowhere' is neither a directory nor")
 
 
 def test_a_mixture_that_was_just_added_is_calibrated(

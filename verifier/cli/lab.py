@@ -27,7 +27,6 @@ from verifier.cli.common import (
     show_report,
     showing,
 )
-from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
     from verifier.lab.testbed.host import Host
@@ -65,8 +64,11 @@ def _testbed(context: typer.Context) -> None:
 def calibrate(
     card: CardName,
     weights: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="The card's weights, where they lie; else as it says."),
+        str | None,
+        typer.Option(
+            metavar="FOLDER|REPO@REV",
+            help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
@@ -89,8 +91,6 @@ def calibrate(
     from verifier.reference.cards import load_card
 
     found = load_card(card)  # before all that loads slowly
-    if weights is not None and not weights.is_dir():
-        raise ConfigError(f"--weights: no directory {weights}")
     share_cores(2)  # one for the host
     from verifier.lab.calibrate import Sizes, hidden_classes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
@@ -98,12 +98,16 @@ def calibrate(
     from verifier.reference.calibrations import write_calibration
     from verifier.reference.describe import refuse_other_model
     from verifier.reference.engines.load import load_engine
+    from verifier.reference.pin import find_weights
     from verifier.reference.tokenizer import Tokenizer
     from verifier.reference.weights import check_weights, fetch_weights
 
     refuse_card(found)  # before anything is fetched
     with showing() as show:
-        directory = weights or fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        if weights is None:
+            directory = fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        else:
+            directory = find_weights(weights, found.source, tell=show.tell)
         refuse_card(found, seen=refuse_other_model(found, directory))
         check_weights(found, directory)
         stop.goes_on(stop.SAME)
@@ -117,9 +121,9 @@ def calibrate(
         )  # fmt: skip
     path = write_calibration(card, made)
     say_own(card)
-    say(f"{path}: honest scale {made.text.honest_scale:.2g}")
-    for name in hidden_classes(made):
-        say(f"hidden by the noise of honest serving, so that no audit excludes it: {name}")
+    hidden = ", ".join(hidden_classes(made))
+    told = f"; its noise hides {hidden}, so that no audit excludes that" if hidden else ""
+    say(f"{path}: honest scale {made.text.honest_scale:.2g}{told}")
 
 
 def demo(

@@ -88,7 +88,7 @@ def add_reference(
     what: Annotated[
         str,
         typer.Argument(
-            metavar="DIR|REPO[@REV]", help="A directory of weights, or a repository of the hub."
+            metavar="FOLDER|REPO[@REV]", help="A folder of weights, or a repository of the hub."
         ),
     ],
     name: Annotated[
@@ -97,9 +97,11 @@ def add_reference(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(metavar="OWNER/NAME", help="The publisher's name for the model; else REPO."),
+        typer.Option(
+            metavar="NAME", help="The publisher's name of the model, OWNER/NAME; else REPO."
+        ),
     ] = None,
-    out: Annotated[
+    file: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the card goes; else among your own cards."),
     ] = None,
@@ -126,7 +128,7 @@ def add_reference(
     from verifier.reference.add import add_card, where_it_is
 
     with showing() as show:
-        made = add_card(what, name=name, model=model, out=out, digests=digests, tell=show.tell)
+        made = add_card(what, name=name, model=model, out=file, digests=digests, tell=show.tell)
     if as_json:
         say_json(made.card.model_dump(mode="json"))
         return

@@ -157,10 +157,10 @@ def _place(name: str, out: Path | None) -> Path:
             f"{name} --weights DIR`), or give this one another --name"
         )
     if out is not None and out.suffix not in (".yaml", ".yml"):
-        raise ConfigError(f"--out: {out}: a card is a file that ends in .yaml")
+        raise ConfigError(f"--file: {out}: a card is a file that ends in .yaml")
     path = own_folder() / f"{name}.yaml" if out is None else out
     if path.exists():
-        raise ConfigError(f"{path}: exists; remove it, or give another --name or --out")
+        raise ConfigError(f"{path}: exists; remove it, or give another --name or --file")
     return path
 
 

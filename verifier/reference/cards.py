@@ -391,7 +391,7 @@ def own_folder() -> Path:
     own = own_cards()
     if own is None:
         raise ConfigError(
-            "reference: no folder of your own cards is known; name a folder, or give --out FILE"
+            "reference: no folder of your own cards is known; name a folder, or give --file FILE"
         )
     return own
 

@@ -49,7 +49,7 @@ def pin_card(
     card, path = load_card(name), find_card(name)
     if not again:
         refuse_older_rules(card)
-    directory = _find_weights(weights, card.source, tell=tell)
+    directory = find_weights(weights, card.source, tell=tell)
     refuse_other_model(card, directory)
     tell("computing digests; this reads every tensor")
     found = _found_in(directory, card)
@@ -114,7 +114,11 @@ def generation_defaults(directory: Path) -> dict[str, float]:
     return {key: value for key, value in found.items() if value != getattr(Sampler(), key)}
 
 
-def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
+def find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
+    """A folder of weights, or a snapshot of REPO@REVISION, fetched; `source` is the card's.
+
+    Raises ConfigError for what is neither, and for another repository than the card's.
+    """
     directory = Path(weights)
     if directory.is_dir():
         return directory
