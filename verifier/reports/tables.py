@@ -59,8 +59,7 @@ def print_cards(console: Console) -> None:
         if name not in working:
             lacking.setdefault("; ".join(obstacles(name)), []).append(name)
     for why, names in lacking.items():
-        said = names[0] if len(names) == 1 else f"{len(names)} others"
-        console.print(f"Not yet with {said}: {why}", soft_wrap=True)
+        console.print(f"Not yet with {', '.join(map(one_line, names))}: {why}", soft_wrap=True)
 
 
 def card_row(name: str) -> tuple[str, ...]:
