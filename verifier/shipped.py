@@ -1,7 +1,8 @@
 """Where the reviewable inputs (probes, cards, configs) lie, and a user's own cards.
 
 In a checkout they are the folders of the same names at the top; in a wheel they travel inside
-the package, where nothing is written: an upgrade would take it away.
+the package, where nothing is written: an upgrade would take it away. A user's own cards lie in the
+folder that the command line names; used as a library, in none until somebody names one.
 """
 
 from __future__ import annotations

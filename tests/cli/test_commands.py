@@ -526,7 +526,7 @@ def test_pinning_says_what_it_wrote_and_refuses_a_mismatch(tiny: Path, tmp_path:
         "template_sha256": None,
     }  # fmt: skip
     card = tmp_path / "card.yaml"
-    card.write_text(yaml.safe_dump(CARD | {"digests": opened}))
+    card.write_text(yaml.safe_dump(CARD | {"digests": opened, "layers": 3}))
     first = call("reference", "pin", card, "--weights", tiny)
     again = call("reference", "pin", card, "--weights", tiny)
     (tmp_path / "other").mkdir()

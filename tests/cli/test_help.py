@@ -86,6 +86,7 @@ def test_one_option_means_one_thing_in_commands_that_share_it() -> None:
     metavars: dict[str, set[str | None]] = {}
     for _, parameter in OPTIONS:
         if parameter.param_type_name == "option":
-            metavars.setdefault(parameter.opts[0], set()).add(parameter.metavar)
+            first = (parameter.opts or parameter.secondary_opts)[0]
+            metavars.setdefault(first, set()).add(parameter.metavar)
 
     assert {name: some for name, some in metavars.items() if len(some) > 1} == {}

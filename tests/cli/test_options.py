@@ -187,10 +187,10 @@ def test_a_misspelt_key_of_a_run_file_is_told_what_it_may_be(tmp_path: Path) -> 
 
 def test_a_model_of_the_hub_is_its_card() -> None:
     """In any case of its letters."""
-    by_name = call("reference", "show", "qwen3-30b-a3b")
+    by_name = call("reference", "show", "qwen3-30b-a3b", "--json")
 
-    assert call("reference", "show", "Qwen/Qwen3-30B-A3B") == by_name
-    assert call("reference", "show", "qwen/qwen3-30b-a3b") == by_name
+    assert call("reference", "show", "Qwen/Qwen3-30B-A3B", "--json") == by_name
+    assert call("reference", "show", "qwen/qwen3-30b-a3b", "--json") == by_name
 
 
 def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
@@ -198,8 +198,11 @@ def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
     ended = call("reference", "list", COLUMNS="100")
 
     assert "Audits work today with: smollm2-135m-instruct" in ended.out
-    assert "Not yet with 23 others: not calibrated; it cannot be yet" in ended.out
-    assert "run `verifier calibrate" not in ended.out
+    assert "Not yet with 6 others: not calibrated; run `verifier calibrate CARD`;" in ended.out
+    assert "run `verifier calibrate CARD` where vLLM is installed and the GPUs hold" in ended.out
+    assert "it cannot be yet: precision: published in mxfp4: no engine here rounds" in ended.out
+    for line in ended.out.splitlines():
+        assert not ("it cannot be yet" in line and "run `verifier calibrate" in line)
 
 
 @pytest.mark.parametrize(
@@ -335,10 +338,11 @@ def test_an_engine_that_cannot_score_is_refused_before_it_is_loaded(
 
 @pytest.mark.usefixtures("own_policy")
 def test_no_command_is_recommended_that_cannot_succeed(tmp_path: Path) -> None:
-    """A card that names no honest stacks cannot be calibrated; said before a key is asked for."""
-    ended = call("audit", *described(tmp_path, reference="qwen3-8b", api_key_env="A_KEY_OF_NOBODY"))
+    """Packed weights cannot be calibrated; said before a key is asked for."""
+    told = described(tmp_path, reference="gpt-oss-20b", api_key_env="A_KEY_OF_NOBODY")
+    ended = call("audit", *told)
 
-    assert "the card names no calibration_stacks" in ended.complaint
+    assert "it cannot be yet: precision: published in mxfp4" in ended.complaint
     assert "run `verifier calibrate" not in ended.complaint
     assert not (tmp_path / "run").exists()
 
@@ -352,7 +356,7 @@ def test_a_card_that_cannot_be_calibrated_is_refused_before_a_byte_is_fetched(
         raise AssertionError("fetched")
 
     monkeypatch.setattr("verifier.reference.weights.fetch_weights", fetch)
-    ended = call("calibrate", "qwen3-8b")
+    ended = call("calibrate", "gpt-oss-20b")
 
     assert ended.status == 2
-    assert "calibration_stacks: empty" in ended.complaint
+    assert "precision: published in mxfp4: no engine here rounds packed weights" in ended.complaint

@@ -13,7 +13,7 @@ from scored import CountingEngine
 from simulate import SHA, simulate_row
 
 from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.evidence.calibration import Calibration, Channel, Estimate
+from verifier.evidence.calibration import Calibration, Channel, Estimate, NoiseClass
 from verifier.evidence.calibration import Stack as Measured
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
 from verifier.files.run_folder import EXCHANGES
@@ -27,11 +27,12 @@ from verifier.lab.calibrate import (
     calibrate,
     estimate,
     fit_channel,
+    hidden_classes,
     noise_classes,
     plan_items,
-    refuse_widths,
+    refuse_card,
 )
-from verifier.lab.corpus import RememberingEngine, Stack, read_stack
+from verifier.lab.corpus import RememberingEngine, Stack, load_host, read_stack
 from verifier.records import REFERENCE, ScoreRequest
 from verifier.reference.cards import Card
 from verifier.reference.digests import tensors_sha256
@@ -100,6 +101,40 @@ def test_a_stack_of_another_name_is_refused(name: str) -> None:
     assert repr(name) in str(no.value)
 
 
+def test_variants_are_served_by_vllm_where_no_honest_stack_is_of_transformers() -> None:
+    """What takes several GPUs for one takes them for the other."""
+    alone = ["vllm-bfloat16-batch32"]
+    for stacks, engine in ((alone, "vllm"), ([*alone, "float32-batch4"], "transformers")):
+        items = plan_items(make_card(calibration_stacks=stacks), seed=3, sizes=SIZES)
+        assert {i.stack.engine for i in items if i.role == "variant"} == {engine}
+
+
+def test_stacks_of_an_engine_that_is_not_here_are_refused_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not once the others are measured."""
+    monkeypatch.setattr("verifier.lab.calibrate.find_spec", lambda _name: None)
+    refuse_card(make_card())
+
+    with pytest.raises(ConfigError, match="stack vllm-bfloat16-batch32: vLLM is not installed"):
+        refuse_card(make_card(held_out_stacks=["vllm-bfloat16-batch32"]))
+
+
+def test_vllm_gets_the_arguments_of_the_card(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Such as the number of GPUs, for the hosts that are measured."""
+    given: list[object] = []
+
+    def load(name: str, *_what: object, engine_args: object, **_how: object) -> None:
+        given.append((name, engine_args))
+
+    monkeypatch.setattr("verifier.lab.corpus.load_engine", load)
+    load_host(tmp_path, None, read_stack("vllm-bfloat16-batch8"), engine_args={"a": 1})
+
+    assert given == [("vllm", {"a": 1})]
+
+
 SIZES = Sizes(calibration=10, held_out=6, variant=4, layer=2, max_tokens=24)
 
 
@@ -157,18 +192,6 @@ def test_a_card_that_names_what_is_not_there_is_refused(changes: dict[str, Any])
     """Before anything is asked."""
     with pytest.raises(ConfigError):
         plan_items(make_card(**changes), seed=1, sizes=SIZES)
-
-
-def test_a_bank_that_the_models_widths_do_not_take_is_refused(tiny: Path) -> None:
-    """Before anything is asked, with every build that cannot be made."""
-    card = make_card(bank=("int4-asym-g128", "fp8-channel", "int4-sym-g128"))
-    expected = (
-        r"bank: the groups of int4-asym-g128, int4-sym-g128 do not divide all of the model's input "
-        r"widths \(192, 384\); leave them out"
-    )
-    with pytest.raises(ConfigError, match=expected):
-        refuse_widths(card, tiny)
-    refuse_widths(make_card(bank=("fp8-channel", "int4-sym-g64", "kv-fp8")), tiny)
 
 
 # -- the fits ----------------------------------------------------------------------------------
@@ -319,6 +342,17 @@ def test_a_class_is_excluded_below_a_share_of_its_mildest_member() -> None:
         "another model": 1.0,
     }
     assert "int4-b, the mildest of 2 builds" in classes[0].basis
+
+
+def test_classes_within_honest_serving_are_told(made: Calibration) -> None:
+    """Whoever calibrates must know what no audit on the card can exclude."""
+    floor = made.text.honest_scale
+    low, high = (
+        NoiseClass(name=name, scale=scale, basis="")
+        for name, scale in (("int8", floor), ("4-bit", 2 * floor))
+    )
+
+    assert hidden_classes(made.model_copy(update={"classes": (low, high)})) == ("int8",)
 
 
 def test_builds_without_an_estimate_make_no_class() -> None:

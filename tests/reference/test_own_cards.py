@@ -28,7 +28,9 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     cards = package / "_shipped" / "reference" / "cards"
     cards.mkdir(parents=True)
     unpinned = dict.fromkeys(CARD["digests"])
-    text = yaml.safe_dump(CARD | {"digests": unpinned, "valid_templates": {"other": "other.jinja"}})
+    text = yaml.safe_dump(
+        CARD | {"layers": 3, "digests": unpinned, "valid_templates": {"other": "other.jinja"}}
+    )
     (cards / "tiny.yaml").write_text("# as it ships\n" + text)
     (cards / "other.jinja").write_text("{{ messages }}")
     monkeypatch.setattr("verifier.shipped._PACKAGE", package)

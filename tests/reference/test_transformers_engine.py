@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from models import EOS_ID, save_model
+from models import EOS_ID, save_model, save_shape
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from scipy import stats
 from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
@@ -31,9 +33,9 @@ from verifier.records import (
 )
 from verifier.reference.engines import TOP_K
 from verifier.reference.engines.transformers import TransformersEngine, _heeded, _unheeded
-from verifier.reference.layout import read_layout
+from verifier.reference.layout import Layout, read_layout
 from verifier.reference.roundings import round_cached
-from verifier.reference.variants import VARIANTS, Settings, is_linear
+from verifier.reference.variants import VARIANTS, Settings, find_variant, is_linear
 
 VOCABULARY = 264
 
@@ -651,6 +653,35 @@ def test_only_linear_layers_of_the_blocks_are_rounded(engine: TransformersEngine
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.endswith("_proj.weight")}
     assert len(changed) == 3 * 7  # layers times q, k, v, o, gate, up, down
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture whose experts are stored one by one, and fused on loading."""
+    return save_shape(tmp_path_factory.mktemp("mixture"), "mixtral")
+
+
+@pytest.mark.parametrize("name", ["int4-sym-g64", "drop-layer-1"])
+def test_variants_of_experts_that_are_fused_on_loading_are_those_of_the_checkpoint(
+    mixture: Path, tmp_path: Path, name: str
+) -> None:
+    """As if the rounded tensors had been published; the reference comes back bit by bit."""
+    engine = TransformersEngine(mixture, eos_ids=(EOS_ID,))
+    before = parameters(engine)
+    engine.load_variant(name)
+    moved = parameters(engine)
+    engine.load_variant(REFERENCE)
+    again = parameters(engine)
+    shutil.copytree(mixture, tmp_path, dirs_exist_ok=True)
+    build = find_variant(name, layers=4).build
+    assert build is not None
+    transform = build(Layout(layers=4, hidden=128))
+    rounded = {n: transform(n, t) for n, t in load_file(mixture / "model.safetensors").items()}
+    save_file(rounded, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    assert not same_bits(moved, before)
+    assert same_bits(moved, parameters(TransformersEngine(tmp_path, eos_ids=(EOS_ID,))))
+    assert same_bits(again, before)
 
 
 def test_an_unknown_variant_is_refused_and_changes_nothing(engine: TransformersEngine) -> None:

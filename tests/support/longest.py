@@ -16,6 +16,7 @@ LONGEST: Final = {
     "test_embedded.py::test_two_targets_are_told_apart_unless_the_control_differs_too": 110,
     "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 80,
     "scoring/test_thinking_embedded.py": 110,
+    "reference/test_add.py": 90,
     "checks/test_reported_logprobs.py": 30,
     "checks/test_length.py": 25,
     "checks/test_sampling.py": 35,

@@ -53,7 +53,6 @@ def save_model(directory: Path, **changes: Any) -> None:
     head only capital letters get a say, so that greedy text is plain and is tokenized in one way.
     """
     import torch
-    from tokenizers import pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     settings: dict[str, Any] = {
@@ -72,37 +71,63 @@ def save_model(directory: Path, **changes: Any) -> None:
     torch.manual_seed(20261124)
     model = LlamaForCausalLM(LlamaConfig(**settings | changes))
     if not model.config.tie_word_embeddings:
-        capitals = [
-            len(SPECIALS) + sorted(pre_tokenizers.ByteLevel.alphabet()).index(sign)
-            for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-        ]
-        silent = torch.ones(model.config.vocab_size, dtype=torch.bool)
-        silent[capitals] = False
-        with torch.no_grad():
-            model.lm_head.weight[capitals] *= 2
-            model.lm_head.weight[silent] *= 0.25
+        _speak_plainly(model)
     model.save_pretrained(directory)
 
 
-def save_mixture(directory: Path, **changes: Any) -> None:
-    """Write a random Mixtral of three layers, two of four experts a token."""
+def _speak_plainly(model: Any) -> None:
+    """Let only capital letters have a say in the head."""
     import torch
-    from transformers import MixtralConfig, MixtralForCausalLM
+    from tokenizers import pre_tokenizers
 
+    head = model.get_output_embeddings().weight
+    capitals = [
+        len(SPECIALS) + sorted(pre_tokenizers.ByteLevel.alphabet()).index(sign)
+        for sign in "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    ]
+    silent = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    silent[capitals] = False
+    with torch.no_grad():
+        head[capitals] *= 2
+        head[silent] *= 0.25
+
+
+#: Architectures of which `save_shape` makes small directories.
+SHAPES = ("llama", "qwen3", "gemma3", "mixtral")
+
+
+def save_shape(directory: Path, shape: str, **changes: Any) -> Path:
+    """Write a random model of an architecture in bfloat16, as its publisher would: weights,
+    tokenizer, template, defaults of sampling; the directory."""
+    import torch
+    import transformers
+
+    kinds = {
+        "llama": ("LlamaConfig", "LlamaForCausalLM", {}),
+        "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
+        "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 512}),
+        "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}),
+    }
+    config, model, own = kinds[shape]
     settings: dict[str, Any] = {
         "vocab_size": len(SPECIALS) + 256 + len(MERGES),
-        "hidden_size": 192,
-        "intermediate_size": 64,
-        "num_local_experts": 4,
-        "num_experts_per_tok": 2,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 3,
-        "num_key_value_heads": 1,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
         "max_position_embeddings": 4096,
-        "tie_word_embeddings": False,
         "eos_token_id": EOS_ID,
         "bos_token_id": 1,
         "initializer_range": 0.1,
+        "dtype": "bfloat16",
     }
     torch.manual_seed(20261130)
-    MixtralForCausalLM(MixtralConfig(**settings | changes)).save_pretrained(directory)
+    made = getattr(transformers, model)(getattr(transformers, config)(**settings | own | changes))
+    _speak_plainly(made)
+    made.to(torch.bfloat16).save_pretrained(directory)
+    save_tokenizer(directory)
+    said = {"temperature": 0.6, "top_p": 0.9, "do_sample": True}
+    (directory / "generation_config.json").write_text(json.dumps(said))
+    return directory

@@ -77,6 +77,7 @@ def stub_calibration() -> None:
 
     import verifier.lab.calibrate
     import verifier.reference.calibrations
+    import verifier.reference.describe
     import verifier.reference.engines.load
     import verifier.reference.weights
     from verifier.lab.testbed.app import create_app
@@ -93,6 +94,7 @@ def stub_calibration() -> None:
 
     verifier.reference.weights.fetch_weights = lambda *_given, **_named: Path()
     verifier.reference.weights.check_weights = lambda *_given, **_named: None
+    verifier.reference.describe.refuse_other_model = lambda *_given: None
     verifier.lab.calibrate.calibrate = calibrate
 
 

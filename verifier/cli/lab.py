@@ -63,6 +63,13 @@ def _testbed(context: typer.Context) -> None:
 
 def calibrate(
     card: CardName,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|REPO@REV",
+            help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
     ] = None,
@@ -74,7 +81,8 @@ def calibrate(
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
 
-    Takes about half an hour for the embedded model on two cores.
+    Takes about half an hour for the embedded model on two cores. What the card or the weights show
+    that cannot succeed is refused first.
 
     \b
     Example:
@@ -84,33 +92,38 @@ def calibrate(
 
     found = load_card(card)  # before all that loads slowly
     share_cores(2)  # one for the host
-    from verifier.lab.calibrate import Sizes, refuse_card
+    from verifier.lab.calibrate import Sizes, hidden_classes, refuse_card
     from verifier.lab.calibrate import calibrate as run_calibration
     from verifier.plan import versions
     from verifier.reference.calibrations import write_calibration
+    from verifier.reference.describe import refuse_other_model
     from verifier.reference.engines.load import load_engine
+    from verifier.reference.pin import find_weights
     from verifier.reference.tokenizer import Tokenizer
     from verifier.reference.weights import check_weights, fetch_weights
 
     refuse_card(found)  # before anything is fetched
     with showing() as show:
-        weights = fetch_weights(found, cache=cache_directory(), tell=show.tell)
-        check_weights(found, weights)
+        if weights is None:
+            directory = fetch_weights(found, cache=cache_directory(), tell=show.tell)
+        else:
+            directory = find_weights(weights, found.source, tell=show.tell)
+        refuse_card(found, seen=refuse_other_model(found, directory))
+        check_weights(found, directory)
         stop.goes_on(stop.SAME)
         made = run_calibration(
-            found,
-            weights,
-            work=out or cache_directory() / f"calibrate-{found.name}",
-            load_reference=lambda: load_engine(engine, weights, Tokenizer(weights)),
-            seed=seed,
-            versions=versions(),
-            sizes=Sizes(),
-            tell=show.tell,
+            found, directory, work=out or cache_directory() / f"calibrate-{found.name}",
+            load_reference=lambda: load_engine(
+                engine, directory, Tokenizer(directory), engine_args=found.engine_args
+            ),
+            seed=seed, versions=versions(), sizes=Sizes(), tell=show.tell,
             progress=lambda done, of: show.step("replies", done, of),
-        )
+        )  # fmt: skip
     path = write_calibration(card, made)
     say_own(card)
-    say(f"{path}: honest scale {made.text.honest_scale:.2g}")
+    hidden = ", ".join(hidden_classes(made))
+    told = f"; its noise hides {hidden}, so that no audit excludes that" if hidden else ""
+    say(f"{path}: honest scale {made.text.honest_scale:.2g}{told}")
 
 
 def demo(
@@ -400,7 +413,7 @@ def serve_testbed(
 def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Host:
     """A host of a card's weights with a fault of that name, the weights checked and loaded."""
     from verifier.lab.testbed.faults import read_fault
-    from verifier.lab.testbed.host import Host
+    from verifier.lab.testbed.host import Host, Thoughts
     from verifier.reference.cards import load_card, load_templates
     from verifier.reference.renderings.catalogue import catalogue
     from verifier.reference.weights import check_weights, fetch_weights
@@ -421,9 +434,11 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     tokenizer = Tokenizer(directory)
     loaded = load_engine(engine, directory, tokenizer, dtype=dtype)
     loaded.load_variant(served.weights)
+    tags = found.thinking
     return Host(
         engine=loaded, tokenizer=tokenizer, model=found.name, rendering=served.rendering,
         sampler=dict(served.sampler), tricks=served.tricks, weights=served.weights,
+        thoughts=None if tags is None else Thoughts(tags=tags, shown="apart"),
     )  # fmt: skip
 
 

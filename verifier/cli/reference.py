@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,6 +81,66 @@ def show_reference(card: CardName, as_json: ListJson = False) -> None:
     from verifier.reports.tables import print_card
 
     print_card(card, Terminal())
+
+
+@reference_app.command("add", cls=InSections)
+def add_reference(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="FOLDER|REPO[@REV]", help="A folder of weights, or a repository of the hub."
+        ),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="What the card is called; else as DIR or REPO."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="The publisher's name of the model, OWNER/NAME; else REPO."
+        ),
+    ] = None,
+    file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Where the card goes; else among your own cards."),
+    ] = None,
+    digests: Annotated[
+        bool,
+        typer.Option(
+            " /--no-digests",
+            help="Leave the digests, which read every tensor, to pin.",
+            show_default=False,
+        ),
+    ] = True,
+    as_json: ListJson = False,
+) -> None:
+    """Make a card from weights: what they say of themselves, and rules for the rest.
+
+    Takes a directory of safetensors with config.json, tokenizer and chat template, or fetches one
+    of the hub. Nothing is guessed: what could not be read is listed under unchecked. Your own cards
+    lie in XDG_DATA_HOME/verifier/cards, and commands take them by their names.
+
+    \b
+    Example:
+      verifier reference add ./my-weights --name my-model
+    """
+    from verifier.reference.add import add_card, where_it_is
+
+    with showing() as show:
+        made = add_card(what, name=name, model=model, out=file, digests=digests, tell=show.tell)
+    if as_json:
+        say_json(made.card.model_dump(mode="json"))
+        return
+    say(f"card: {made.path}")
+    called = where_it_is(made)
+    for remark in made.remarks:
+        say(f"amiss: {remark}")
+    say(f"unchecked: {', '.join(made.card.unchecked) or 'nothing'}")
+    for obstacle in made.obstacles:
+        say(f"it cannot be calibrated: {obstacle}")
+    if not made.obstacles:
+        say(f"next: verifier calibrate {called}")
 
 
 @reference_app.command("pin", cls=InSections)

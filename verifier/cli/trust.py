@@ -22,7 +22,7 @@ from verifier.config import ReferenceSection, RunFile
 from verifier.errors import ConfigError
 from verifier.files.run_folder import EXCHANGES, FLEET, PLAN, PROBES, RUN
 from verifier.files.strict_yaml import MAX_BYTES, read_bounded
-from verifier.reference.cards import list_cards
+from verifier.reference.cards import list_shipped
 
 #: The file of digests, one a line, in the directory where programs keep their state.
 MADE_HERE: Final = "made-here"
@@ -129,7 +129,7 @@ def refuse_foreign(reference: ReferenceSection, *, where: str) -> None:
         value = getattr(reference, name)
         match name:
             case "card":
-                harmless = value in list_cards()
+                harmless = value in list_shipped()
             case "engine" | "dtype":
                 harmless = True  # one of a few words
             case "hardware":

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -48,11 +50,13 @@ from verifier.lab.corpus import (
 from verifier.plan_file import read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import Probe
-from verifier.reference.cards import Card
+from verifier.reference.cards import Card, Thinking
+from verifier.reference.defaults import obstacles_to_calibrating
+from verifier.reference.describe import Described
 from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import CLASS_MARGINS, find_variant, widths_of
+from verifier.reference.variants import CLASS_MARGINS, find_variant
 
 #: Coverage of the intervals in a calibration.
 LEVEL = 0.99
@@ -105,17 +109,18 @@ def calibrate(
     bounded or modelled.
     """
     refuse_card(card)
-    refuse_widths(card, weights)
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
-    _collect(items, weights, tokenizer, work=work, tell=tell, progress=progress)
+    _collect(
+        items, weights, tokenizer, engine_args=card.engine_args, thinking=card.thinking,
+        work=work, tell=tell, progress=progress,
+    )  # fmt: skip
     reference = RememberingEngine(load_reference())
-    cells = {
-        item.stack.name: _score(
-            item, engine=reference, tokenizer=tokenizer, work=work, tell=tell, progress=progress
-        )
-        for item in items
-    }
+    scored = partial(
+        _score, engine=reference, tokenizer=tokenizer, thinking=card.thinking, work=work,
+        tell=tell, progress=progress,
+    )  # fmt: skip
+    cells = {item.stack.name: scored(item) for item in items}
     honest = [i.stack.name for i in items if i.role == "calibration"]
     known = [i.stack.name for i in items if i.role != "held out"]
     text = fit_channel(
@@ -145,31 +150,24 @@ def calibrate(
     return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
 
 
-def refuse_card(card: Card) -> None:
-    """Raise ConfigError for a card that cannot be calibrated, with all that stands against it."""
-    problems = []
-    if not card.calibration_stacks:
-        problems.append(
-            "calibration_stacks: empty, so there is no honest serving to measure; name stacks such "
-            "as float32-batch32 and bfloat16-batch32 in the card"
-        )
+def refuse_card(card: Card, *, seen: Described | None = None) -> None:
+    """Raise ConfigError for a card that cannot be calibrated, with all that stands against it.
+
+    `seen` is what its weights say, where they are there.
+    """
+    problems = list(obstacles_to_calibrating(card, seen=seen))
     for name in (*card.calibration_stacks, *card.held_out_stacks):
-        problems += _problem(partial(read_stack, name))
+        problems += _problem(partial(_find_stack, name))
     for name in card.bank:
         problems += _problem(partial(find_variant, name, layers=card.layers))
     if problems:
         raise ConfigError(f"card {card.name}: {'; and '.join(problems)}")
 
 
-def refuse_widths(card: Card, weights: Path) -> None:
-    """Raise ConfigError for builds of the bank that cannot be made of these weights."""
-    widths = widths_of(weights)
-    lacking = [n for n in card.bank if not find_variant(n, layers=card.layers).takes(widths)]
-    if lacking:
-        raise ConfigError(
-            f"card {card.name}: bank: the groups of {', '.join(lacking)} do not divide all of the "
-            f"model's input widths ({', '.join(map(str, sorted(widths)))}); leave them out"
-        )
+def _find_stack(name: str) -> None:
+    if read_stack(name).engine == "vllm" and find_spec("vllm") is None:
+        raise ConfigError(f"stack {name}: vLLM is not installed here; install it, or calibrate "
+                          "where it is")  # fmt: skip
 
 
 def _problem(look: Callable[[], object]) -> list[str]:
@@ -200,11 +198,19 @@ def refuse_above_floor(calibration: Calibration) -> None:
         )
 
 
+def hidden_classes(calibration: Calibration) -> tuple[str, ...]:
+    """The classes of departures that lie within honest serving, so that no audit can tell them."""
+    floor = calibration.text.honest_scale
+    return tuple(c.name for c in calibration.classes if c.scale <= floor * (1 + 1e-9))
+
+
 def _collect(
     items: Sequence[Item],
     weights: Path,
     tokenizer: Tokenizer,
     *,
+    engine_args: Mapping[str, Any],
+    thinking: Thinking | None,
     work: Path,
     tell: Callable[[str], None],
     progress: Progress | None,
@@ -217,12 +223,12 @@ def _collect(
         lacking = [i for i in alike if not is_collected(work / i.stack.name, i.probes)]
         if not lacking:  # so that a finished collection is read without its engines
             continue
-        engine = load_host(weights, tokenizer, alike[0].stack)
+        engine = load_host(weights, tokenizer, alike[0].stack, engine_args=engine_args)
         for item in lacking:
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             collect_corpus(
                 work / item.stack.name, item.stack, item.probes, engine=engine,
-                tokenizer=tokenizer, progress=progress,
+                tokenizer=tokenizer, thinking=thinking, progress=progress,
             )  # fmt: skip
         engine.close()
 
@@ -241,6 +247,7 @@ def _score(
     *,
     engine: Engine,
     tokenizer: Tokenizer,
+    thinking: Thinking | None,
     work: Path,
     tell: Callable[[str], None],
     progress: Progress | None,
@@ -251,7 +258,7 @@ def _score(
     named, plain = (
         score_corpus(
             work / name, engine=engine, tokenizer=tokenizer, with_logprobs=with_logprobs,
-            progress=progress,
+            thinking=thinking, progress=progress,
         )
         for with_logprobs in (True, False)
     )  # fmt: skip
@@ -284,14 +291,19 @@ def _refuse_other_probes(folder: Path, probes: Sequence[Probe]) -> None:
 
 
 def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
-    """What to measure. Held-out stacks get probes that no other stack gets."""
+    """What to measure. Held-out stacks get probes that no other stack gets.
+
+    Variants are served by transformers where an honest stack is, else by vLLM as those are.
+    """
     pool = load_pool()
+    honest = [read_stack(name) for name in card.calibration_stacks]
+    by_vllm = bool(honest) and all(stack.engine == "vllm" for stack in honest)
     shared, own = sizes.calibration, sizes.held_out
     held_out = [read_stack(name) for name in card.held_out_stacks]
     probes = draw(pool, seed=seed, count=shared + own * len(held_out), max_tokens=sizes.max_tokens)
     items = [
-        Item(stack=read_stack(name), role="calibration", family=None, probes=probes[:shared])
-        for name in card.calibration_stacks
+        Item(stack=stack, role="calibration", family=None, probes=probes[:shared])
+        for stack in honest
     ]
     for n, stack in enumerate(held_out):
         start = shared + n * own
@@ -301,7 +313,10 @@ def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
     for name in (*card.bank, *(f"drop-layer-{n}" for n in range(card.layers))):
         variant = find_variant(name, layers=card.layers)
         count = sizes.variant if name in card.bank else sizes.layer
-        stack = Stack(dtype=SERVED_IN, batch=SERVED_BATCH, weights=name)
+        stack = Stack(
+            dtype=SERVED_IN, batch=SERVED_BATCH, weights=name,
+            engine="vllm" if by_vllm else "transformers",
+        )  # fmt: skip
         items.append(
             Item(stack=stack, role="variant", family=variant.family, probes=probes[:count])
         )

@@ -19,7 +19,7 @@ from verifier.files.run_folder import PROBES
 from verifier.host.collect import collect, read_outcomes
 from verifier.host.endpoint import Endpoint
 from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.server import running
 from verifier.plan import versions
 from verifier.plan_file import read_probes, write_probes
@@ -34,6 +34,7 @@ from verifier.records import (
     SamplerRequest,
     ScoreRequest,
 )
+from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.reader import Suspected
@@ -149,9 +150,15 @@ def describe_run(*, seed: int) -> dict[str, Any]:
     }
 
 
-def load_host(weights: Path, tokenizer: Tokenizer, stack: Stack) -> Engine:
-    """The weights of a directory, ready to be served as a stack says."""
-    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype)
+def load_host(
+    weights: Path,
+    tokenizer: Tokenizer,
+    stack: Stack,
+    *,
+    engine_args: Mapping[str, Any] | None = None,
+) -> Engine:
+    """The weights of a directory, ready to be served as a stack says; `engine_args` are vLLM's."""
+    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=engine_args)
 
 
 def is_collected(folder: Path, probes: Sequence[Probe]) -> bool:
@@ -169,12 +176,14 @@ def collect_corpus(
     tokenizer: Tokenizer,
     rendering: Rendering = PUBLISHED,
     sampler: Mapping[str, float] | None = None,
+    thinking: Thinking | None = None,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Serve `stack` on a free port and ask it those of `probes` that have no reply yet.
 
     A corpus that was begun goes on with its own probes; `limit` asks only the first of them.
+    A model of which `thinking` says how it writes thoughts has them shown apart from its answers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROBES).exists():
@@ -190,6 +199,7 @@ def collect_corpus(
             model=MODEL,
             rendering=rendering,
             sampler=sampler or {},
+            thoughts=None if thinking is None else Thoughts(tags=thinking, shown="apart"),
             max_batch=stack.batch,
         )
     )
@@ -214,11 +224,13 @@ def score_corpus(
     limit: int | None = None,
     weights: Sequence[str] = (),
     suspects: Mapping[str, Suspected] | None = None,
+    thinking: Thinking | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
     """The ledger of a corpus, with or without what the host said of its own tokens.
 
-    The two ways of reading are kept in folders of their own.
+    `thinking` says how the model writes thoughts. The two ways of reading are kept in folders of
+    their own.
     """
     outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
     if not with_logprobs:
@@ -233,5 +245,5 @@ def score_corpus(
     scored.mkdir(exist_ok=True)
     return score_replies(
         scored, probes, outcomes, engine=engine, tokenizer=tokenizer, weights=weights,
-        suspects=suspects, progress=progress,
+        suspects=suspects, thinking=thinking, progress=progress,
     )  # fmt: skip

@@ -35,7 +35,7 @@ from verifier.lab.bench import (
 )
 from verifier.lab.bench.results import CARD, lay_out, results_path, tabulate_rows
 from verifier.reference.calibrations import load_calibration
-from verifier.reference.cards import list_cards, load_card
+from verifier.reference.cards import list_shipped, load_card
 from verifier.reports.tables import CARD_COLUMNS, card_row
 
 #: Parts of the benchmark, and what makes the tables of each from its results.
@@ -114,7 +114,7 @@ def fill(page: str, blocks: Mapping[str, str]) -> str:
 def tabulate_cards() -> str:
     """The cards that ship, one row each."""
     rows = []
-    for name in list_cards():
+    for name in list_shipped():
         first, *others = card_row(name)
         card = load_card(name)
         rows.append((first, card.model, card.licence.name, *others))

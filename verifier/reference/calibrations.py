@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Final
 
 from verifier.errors import ReferenceMismatch
 from verifier.evidence.calibration import Calibration
@@ -19,11 +18,7 @@ from verifier.reference.cards import (
     load_card,
     own_folder,
 )
-
-#: Why a card cannot be calibrated as it stands.
-_CANNOT: Final = (
-    "it cannot be yet: the card names no calibration_stacks, the honest stacks to measure"
-)
+from verifier.reference.defaults import obstacles_to_calibrating
 
 
 def calibration_path(name: str) -> Path:
@@ -42,16 +37,25 @@ def is_calibrated(name: str) -> bool:
 
 def how_to_calibrate(name: str, card: Card) -> str:
     """What to do about a calibration that is missing: nothing that cannot succeed."""
-    if not card.calibration_stacks:
-        return f"{_CANNOT}; `verifier reference list` says which cards work today"
-    return f"run `verifier calibrate {name}`"
+    against = obstacles_to_calibrating(card)
+    if against:
+        why = "; and ".join(against)
+        return f"it cannot be yet: {why}; `verifier reference list` says which cards work today"
+    stacks = (*card.calibration_stacks, *card.held_out_stacks)
+    where = "" if not any(one.startswith("vllm-") for one in stacks) else (
+        " where vLLM is installed and the GPUs hold the weights"
+    )  # fmt: skip
+    return f"run `verifier calibrate {name}`{where}"
 
 
 def obstacles(name: str) -> tuple[str, ...]:
     """What stands between a card and an audit today; (): nothing does."""
     card, found = load_card(name), []
     if not is_calibrated(name):
-        how = how_to_calibrate("CARD", card) if card.calibration_stacks else _CANNOT
+        against = obstacles_to_calibrating(card)
+        how = f"it cannot be yet: {'; and '.join(against)}" if against else (
+            how_to_calibrate("CARD", card)
+        )  # fmt: skip
         found.append(f"not calibrated; {how}")
     if card.digests.tensors_sha256 is None:
         found.append("its weights are not pinned: `verifier reference pin` does, from a snapshot")

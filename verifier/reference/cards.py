@@ -70,6 +70,9 @@ def _beside_or_absolute(path: Path) -> Path:
 Beside = Annotated[Path, AfterValidator(_beside)]
 Directory = Annotated[Path, AfterValidator(_beside_or_absolute)]
 
+#: What a card may be called: as its file.
+NAME: Final = r"[a-z0-9][a-z0-9._-]*"
+
 #: Far longer than any chat template that is published.
 _LONGEST_TEMPLATE: Final = 2**20
 
@@ -184,8 +187,9 @@ class Window(_Record):
 
 
 class Architecture(_Record):
-    """The facts that memory is planned from; None: not known."""
+    """What the model is, and the facts that memory is planned from; None: not known."""
 
+    kind: str | None = None  # as config.json names it, such as Qwen3ForCausalLM
     hidden_size: Count | None = None
     intermediate_size: Count | None = None  # of dense layers
     attention_heads: Count | None = None
@@ -210,11 +214,11 @@ class Variant(Checkpoint):
 class Card(_Record):
     """One published model."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     model: str  # the publisher's name for it
     publisher: str
     licence: Licence
-    precision: str  # as published; never an up-cast
+    precision: str  # as published, never an up-cast; its first word is that of the coarsest weights
     layers: Count
     source: Annotated[WheelSource | DirectorySource | HubSource, Field(discriminator="kind")]
     digests: Digests
@@ -263,6 +267,8 @@ class Card(_Record):
         here: dict[str, Any] = {"source": {"path"}, "variants": aside, "siblings": aside}
         if self.takes_tools is None:  # as cards were before it could be said
             here["takes_tools"] = True
+        if self.architecture.kind is None:
+            here["architecture"] = {"kind"}
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 
@@ -321,6 +327,11 @@ def list_cards() -> list[str]:
     return sorted({path.stem for folder in card_folders() for path in folder.glob("*.yaml")})
 
 
+def list_shipped() -> list[str]:
+    """Names of the cards that ship."""
+    return sorted(path.stem for path in shipped("reference/cards").glob("*.yaml"))
+
+
 def card_folders() -> tuple[Path, ...]:
     """Where cards are found by their names: a user's own first."""
     own = own_cards()
@@ -338,7 +349,8 @@ def find_card(name: str) -> Path:
     last = name.rpartition("/")[2].removesuffix(".yaml")  # of a hub's name or a path
     raise ConfigError(
         f"reference: no card {name!r}; there are {', '.join(list_cards())}, or give the path of a "
-        f"card's YAML file{did_you_mean(last, list_cards())}"
+        f"card's YAML file{did_you_mean(last, list_cards())}; `verifier reference add` makes one "
+        "from weights"
     )
 
 
@@ -378,7 +390,9 @@ def own_folder() -> Path:
     """The folder of a user's own cards. Raises ConfigError where nobody has named one."""
     own = own_cards()
     if own is None:
-        raise ConfigError("reference: cards of an installation are not written; name a folder")
+        raise ConfigError(
+            "reference: no folder of your own cards is known; name a folder, or give --file FILE"
+        )
     return own
 
 
@@ -405,9 +419,13 @@ def _cards_by_model() -> dict[str, str]:
 def load_card(name: str) -> Card:
     """A card by shipped name or path. Raises ConfigError naming the file and the key."""
     path = find_card(name)
-    raw = read_yaml(path)
-    _refuse_control_signs(raw, where=str(path))
-    return _from_here(validated(Card, raw, where=str(path)), path.parent)
+    return _from_here(read_card(read_yaml(path), where=str(path)), path.parent)
+
+
+def read_card(raw: object, *, where: str) -> Card:
+    """A card from plain values, its paths as they stand there."""
+    _refuse_control_signs(raw, where=where)
+    return validated(Card, raw, where=where)
 
 
 def _refuse_control_signs(value: object, *, where: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: How checkpoints name the scales of an fp8 weight, after the weight's own name less ".weight".
 #: The first is DeepSeek's and MiniMax's (one per block), the second compressed-tensors' (one per
 #: channel or tensor). Both multiply: weight = fp8 * scale.
-_SCALES = (".weight_scale_inv", ".weight_scale")
+SCALES = (".weight_scale_inv", ".weight_scale")
 
 #: What an engine says of a variant that moved no tensor.
 NOTHING_MOVED = (
@@ -68,14 +68,14 @@ def transformed(
     if halves:
         stem = min(halves)
         raise ConfigError(
-            f"weights variant: {stem}.weight is in fp8, but its {' or '.join(_SCALES)} is not in "
+            f"weights variant: {stem}.weight is in fp8, but its {' or '.join(SCALES)} is not in "
             "the checkpoint; it cannot be rounded in place, leave weights variants out of the bank"
         )
 
 
 def _half(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
     """The stem of an fp8 weight in a linear layer, and which half of it this is."""
-    for ending in _SCALES:
+    for ending in SCALES:
         stem = name.removesuffix(ending)
         if stem != name and is_linear(f"{stem}.weight"):
             return stem, ending
@@ -189,7 +189,7 @@ def dequantized(
 
 def _part(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
     """The stem of a quantized weight and which part of it a tensor is; None: of none."""
-    for ending in (*_NO_WEIGHTS, *_SCALES, ".weight_packed", ".weight_shape",
+    for ending in (*_NO_WEIGHTS, *SCALES, ".weight_packed", ".weight_shape",
                    ".weight_zero_point", ".weight_g_idx", ".weight_global_scale"):  # fmt: skip
         if name.endswith(ending):
             return name.removesuffix(ending), ending
@@ -208,10 +208,10 @@ def _reader(
         layout = Layout(layers=0, hidden=0, fp8_block=tuple(block) if block else None)
 
         def times_scale(parts: Mapping[str, torch.Tensor]) -> torch.Tensor:
-            scale = next(part for ending, part in parts.items() if ending in _SCALES)
+            scale = next(part for ending, part in parts.items() if ending in SCALES)
             return parts[".weight"].float() * _spread(scale, parts[".weight"], layout)
 
-        return times_scale, [(".weight",), _SCALES]
+        return times_scale, [(".weight",), SCALES]
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.quantization import QuantizationScheme
 

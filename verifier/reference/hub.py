@@ -7,7 +7,7 @@ does. Knows nothing of cards.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from verifier.errors import ConfigError
@@ -16,16 +16,25 @@ from verifier.safety import sieve
 #: What a reference does not need: other formats of the same weights, and pictures.
 _LEFT_OUT = ["original/*", "metal/*", "figures/*", "*.bin", "*.pth", "*.pt", "*.gguf", "*.onnx"]
 
+#: All of a repository but the weights.
+SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "*.py", "LICEN*", "*.tiktoken")
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def fetch_snapshot(
-    repo: str, revision: str | None, *, tell: Callable[[str], None], fetch: bool = True
+    repo: str,
+    revision: str | None,
+    *,
+    tell: Callable[[str], None],
+    fetch: bool = True,
+    only: Sequence[str] | None = None,
 ) -> Path:
     """The directory of a repository at a revision (None: its newest commit), fetched if needed.
 
-    Without `fetch` the hub is not asked, and what its cache lacks is a ConfigError. Raises
-    ConfigError, in one line, when the hub cannot be reached or has no such thing.
+    With `only`, just the files of these patterns. Without `fetch` the hub is not asked, and what
+    its cache lacks is a ConfigError. Raises ConfigError, in one line, when the hub cannot be
+    reached or has no such thing.
     """
     from huggingface_hub import get_token, snapshot_download
     from huggingface_hub.errors import (
@@ -39,11 +48,12 @@ def fetch_snapshot(
     sieve.know(get_token())
     what = f"{repo}@{revision or 'newest'}"
     if fetch:
-        tell(f"fetching {what} from the hub")
+        tell(f"fetching {what} from the hub{'' if only is None else ': its small files'}")
     try:
         found = snapshot_download(
-            repo, revision=revision, ignore_patterns=_LEFT_OUT, local_files_only=not fetch
-        )
+            repo, revision=revision, allow_patterns=None if only is None else list(only),
+            ignore_patterns=_LEFT_OUT, local_files_only=not fetch,
+        )  # fmt: skip
         return Path(found)
     except GatedRepoError as error:
         raise ConfigError(

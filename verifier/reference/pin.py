@@ -8,7 +8,6 @@ asked for, and never for other tensors.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
@@ -23,13 +22,12 @@ from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.samplers import PENALTIES, RANGES, Sampler
 from verifier.files.run_folder import write_whole
 from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card, own_copy
+from verifier.reference.describe import refuse_other_model
 from verifier.reference.digests import digests_of, shows_tools
 from verifier.reference.hub import commit_of, fetch_snapshot
-from verifier.reference.snapshot import read_object, read_raw
+from verifier.reference.licences import licence_sha256
+from verifier.reference.snapshot import read_object
 from verifier.reference.weights import Tell, refuse_older_rules
-
-#: Where a repository keeps the licence of its weights, the first that is there.
-LICENCE_FILES = ("LICENSE-MODEL", "LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE")
 
 #: Where a repository keeps what servers apply where a request says nothing.
 GENERATION_CONFIG = "generation_config.json"
@@ -51,7 +49,8 @@ def pin_card(
     card, path = load_card(name), find_card(name)
     if not again:
         refuse_older_rules(card)
-    directory = _find_weights(weights, card.source, tell=tell)
+    directory = find_weights(weights, card.source, tell=tell)
+    refuse_other_model(card, directory)
     tell("computing digests; this reads every tensor")
     found = _found_in(directory, card)
     pinned: dict[str, str | float | None] = {
@@ -80,7 +79,7 @@ def _found_in(directory: Path, card: Card) -> dict[str, str | float]:
     found: dict[str, str | float] = {
         f"digests.{key}": value for key, value in digests_of(directory) if value is not None
     }
-    licence = _licence_sha256(directory)
+    licence = licence_sha256(directory)
     if licence is not None:
         found["licence.sha256"] = licence
     if card.takes_tools is None:
@@ -115,7 +114,11 @@ def generation_defaults(directory: Path) -> dict[str, float]:
     return {key: value for key, value in found.items() if value != getattr(Sampler(), key)}
 
 
-def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
+def find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -> Path:
+    """A folder of weights, or a snapshot of REPO@REVISION, fetched; `source` is the card's.
+
+    Raises ConfigError for what is neither, and for another repository than the card's.
+    """
     directory = Path(weights)
     if directory.is_dir():
         return directory
@@ -129,14 +132,6 @@ def _find_weights(weights: str, source: object, *, tell: Callable[[str], None]) 
     if isinstance(source, HubSource) and repo != source.repo:
         raise ConfigError(f"--weights: {repo} is not the card's repository {source.repo}")
     return fetch_snapshot(repo, revision, tell=tell)
-
-
-def _licence_sha256(directory: Path) -> str | None:
-    """Digest of the licence text that travels with the weights, if one does."""
-    for name in LICENCE_FILES:
-        if (directory / name).is_file():
-            return hashlib.sha256(read_raw(directory / name)).hexdigest()
-    return None
 
 
 def _write(path: Path, values: Mapping[str, str | float]) -> None:

@@ -95,6 +95,12 @@ class Variant:
         return all(width % self.group == 0 for width in widths)
 
 
+def layer_of(name: str) -> int | None:
+    """The decoder layer that a checkpoint tensor is of; None: it is of none."""
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
 def is_linear(name: str) -> bool:
     """Whether a checkpoint tensor is the weight of a linear layer inside a decoder block."""
     of_text = not any(tower in name for tower in _TOWERS)

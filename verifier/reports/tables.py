@@ -59,8 +59,7 @@ def print_cards(console: Console) -> None:
         if name not in working:
             lacking.setdefault("; ".join(obstacles(name)), []).append(name)
     for why, names in lacking.items():
-        said = names[0] if len(names) == 1 else f"{len(names)} others"
-        console.print(f"Not yet with {said}: {why}", soft_wrap=True)
+        console.print(f"Not yet with {', '.join(map(one_line, names))}: {why}", soft_wrap=True)
 
 
 def card_row(name: str) -> tuple[str, ...]:
@@ -203,6 +202,8 @@ def _facts(record: BaseModel) -> Iterator[str]:
     for name, value in record:
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield f"{name} {value:,}"
+        elif isinstance(value, str):
+            yield value
         elif value:
             inner = "" if isinstance(value, bool) else f" ({', '.join(_facts(value))})"
             yield f"{name}{inner}"

@@ -215,11 +215,15 @@ def _summarise(
         return f"{said}; {common[0][0]}" if common else said
     if opened:
         return f"still open: {', '.join(opened)}; {replies}"
+    return f"{_lacking(case, findings)}; {replies}"
+
+
+def _lacking(case: Case, findings: Sequence[Finding]) -> str:
+    """What an audit in which nothing is open lacks for a verdict."""
     hidden = [f for f in findings if case.aspects[f.aspect].of_policy and f.decision == "not run"]
     if hidden:
-        unjudged = ", ".join(f.name for f in hidden)
-        return f"the policy names what was not judged here: {unjudged}; {replies}"
-    return f"too few probes were answered for a verdict; {replies}"
+        return f"the policy names what was not judged here: {', '.join(f.name for f in hidden)}"
+    return "too few probes were answered for a verdict"
 
 
 def _of_chain(case: Case) -> str:
