@@ -198,7 +198,8 @@ def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
     ended = call("reference", "list", COLUMNS="100")
 
     assert "Audits work today with: smollm2-135m-instruct" in ended.out
-    assert "Not yet with 6 others: not calibrated; run `verifier calibrate CARD`;" in ended.out
+    named = r"Not yet with llama-3\.1-8b-instruct, [^:]*qwen3-8b: not calibrated; run `verifier cal"
+    assert re.search(named, ended.out)
     assert "run `verifier calibrate CARD` where vLLM is installed and the GPUs hold" in ended.out
     assert "it cannot be yet: precision: published in mxfp4: no engine here rounds" in ended.out
     for line in ended.out.splitlines():
