@@ -54,8 +54,8 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Counted:
             counted.ledgers += 1
         return check(raw, kind, where=where, advice=advice)
 
-    def count_row(columns: Any) -> Row:
-        made = make_row(columns)
+    def count_row(*given: Any) -> Row:
+        made = make_row(*given)
         counted.rows[made.probe_id] += 1
         return made
 

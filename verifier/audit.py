@@ -31,8 +31,8 @@ def audit(
     """Audit the endpoint of a run file; the run folder is its `out`.
 
     Asks in small batches and stops as soon as the policy is decided or the budget would be
-    crossed. The reference is loaded before the first request, so that nothing is spent on an
-    audit that cannot be scored. Raises a VerifierError with everything kept that had arrived.
+    crossed. The reference is loaded once the first answer is there, so that a wrong address, key or
+    model is told before that. Raises a VerifierError with everything kept that had arrived.
     """
     session = open_session(
         config, api_key=api_key, load_reference=load_reference, show=show, pace=pace

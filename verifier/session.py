@@ -21,7 +21,7 @@ from verifier.host.endpoint import Endpoint
 from verifier.plan_file import Plan
 from verifier.progress import ALONE, Meter, Pace, Show, seldom
 from verifier.records import Failure, Outcome, Probe, Report
-from verifier.reference.loaded import Reference
+from verifier.reference.loaded import LoadReference, Reference
 from verifier.scoring.loadable import read_suspects
 from verifier.scoring.score import score_replies
 from verifier.scoring.score_file import Digests, ScoreBook
@@ -49,13 +49,16 @@ class Session:
         *,
         config: RunFile | None = None,
         endpoint: Endpoint | None = None,
-        reference: Reference | None = None,
+        load_reference: LoadReference | None = None,
         pace: Pace = ALONE,
     ) -> None:
-        """Without an endpoint nothing can be asked, without a reference nothing scored."""
+        """Without an endpoint nothing can be asked, without a reference nothing scored.
+
+        `load_reference` is called whenever the reference is needed: it loads once.
+        """
         self.run, self.plan, self.show, self.pace = run, plan, show, pace
         self._config = config
-        self._endpoint, self._reference = endpoint, reference
+        self._endpoint, self._load_reference = endpoint, load_reference
         self._case: Case | None = None
         self._records: dict[tuple[str, str], Record] = {}
         self._digests = Digests()
@@ -78,8 +81,8 @@ class Session:
     @property
     def reference(self) -> Reference:
         """The local weights, loaded."""
-        assert self._reference is not None
-        return self._reference
+        assert self._load_reference is not None
+        return self._load_reference()
 
     @property
     def endpoint(self) -> Endpoint:

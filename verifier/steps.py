@@ -42,7 +42,7 @@ from verifier.prompts import Render
 from verifier.records import Report
 from verifier.reference.calibrations import is_calibrated, load_calibration
 from verifier.reference.cards import load_card
-from verifier.reference.loaded import LoadReference, Reference, render_as_ids
+from verifier.reference.loaded import LoadReference, Reference, load_once, render_as_ids
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
 from verifier.scoring.loadable import (
@@ -63,9 +63,11 @@ from verifier.wording import describe_seconds
 def open_session(
     config: RunFile, *, api_key: str | None, load_reference: LoadReference, show: Show, pace: Pace
 ) -> Session:
-    """Everything that an audit needs before its first request: nothing is spent on one that cannot
-    be scored.
+    """Everything that an audit needs before its first request.
 
+    The reference is loaded when it is first needed. That is after the first answer, so that a wrong
+    address, key or model is told before minutes of loading, and one reply at most is spent on an
+    audit that cannot be scored; text completions are rendered by the reference, and wait for it.
     Writes the plan, or takes up the one that is there. Raises a VerifierError.
     """
     run = config.out
@@ -75,15 +77,23 @@ def open_session(
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)
     refuse_engine_of_name(plan, config.reference.engine)
-    reference = load_reference()
-    refuse_unknown_builds(plan, reference.engine)
-    refuse_unscored_defaults(plan, reference.engine)
+
+    def checked() -> Reference:
+        reference = load_reference()
+        refuse_unknown_builds(plan, reference.engine)
+        refuse_unscored_defaults(plan, reference.engine)
+        return reference
+
+    load = load_once(checked)
+    rendered = config.endpoint.dialect == "completions"
     endpoint = replace(
-        make_endpoint(config, api_key=api_key, render=render_as_ids(reference.tokenizer)),
-        count_tokens=lambda text: len(reference.tokenizer.encode(text)),
+        make_endpoint(
+            config, api_key=api_key, render=render_as_ids(load().tokenizer) if rendered else None
+        ),
+        count_tokens=lambda text: len(load().tokenizer.encode(text)),
     )
     return Session(
-        run, plan, show, config=config, endpoint=endpoint, reference=reference,
+        run, plan, show, config=config, endpoint=endpoint, load_reference=load,
         pace=until(pace, config.audit.deadline),
     )  # fmt: skip
 
@@ -260,7 +270,7 @@ def score(
     """
     plan = judged_plan(run)
     refuse_unscored_defaults(plan, reference.engine)
-    session = Session(run, plan, show, reference=reference)
+    session = Session(run, plan, show, load_reference=lambda: reference)
     session.score()
     if builds or penalties:
         score_for_name(session, session.read(), sought=builds, penalties=penalties)

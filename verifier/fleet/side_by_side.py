@@ -37,7 +37,7 @@ from verifier.fleet.summary import (
 )
 from verifier.progress import Pace, Show
 from verifier.records import Report, Summary
-from verifier.reference.loaded import LoadReference, Reference
+from verifier.reference.loaded import LoadReference, load_once
 from verifier.safety import sieve
 from verifier.steps import is_finished, start, write_page
 from verifier.verdict.control import ENOUGH, read_control, waits_for_replies
@@ -276,11 +276,11 @@ def _audit_all(
 ) -> _Raised:
     """Audit all of them at once; what was raised, by name.
 
-    The reference is loaded once, before the first request. Until the control is judged, every run
-    folder says so, and nothing is held against its endpoint.
+    The reference is loaded once, by the first audit that scores. Until the control is judged, every
+    run folder says so, and nothing is held against its endpoint.
     """
     began = time.monotonic()
-    reference = load_reference()
+    load = load_once(load_reference)
     every = dict(runs)
     if control is not None:
         every[CONTROL] = control
@@ -291,7 +291,7 @@ def _audit_all(
                 pending_control(control),
                 {name: config for name, config in runs.items() if not _is_vouched(config)},
             )
-        run = partial(_run_all, keys=keys, reference=reference, began=began, show=show)
+        run = partial(_run_all, keys=keys, load_reference=load, began=began, show=show)
         raised = run(every)
         if control is not None and CONTROL not in raised:
             judged = {name: config for name, config in runs.items() if name not in raised}
@@ -338,7 +338,7 @@ def _run_all(
     every: Mapping[str, RunFile],
     *,
     keys: Mapping[str, str | None],
-    reference: Reference,
+    load_reference: LoadReference,
     began: float,
     show: Show,
     further: bool = False,
@@ -353,7 +353,7 @@ def _run_all(
             audit(
                 config,
                 api_key=keys[name],
-                load_reference=lambda: reference,
+                load_reference=load_reference,
                 show=_named(show, name, together.stopped),
                 pace=Pace(
                     begin=partial(together.begin, name),

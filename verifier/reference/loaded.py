@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 
 from verifier.config import RunFile
-from verifier.errors import ConfigError
+from verifier.errors import ConfigError, VerifierError
 from verifier.progress import Show
 from verifier.prompts import Render, make_prompt
 from verifier.records import Message
@@ -38,6 +38,28 @@ class Reference:
 
 
 LoadReference = Callable[[], Reference]
+
+
+def load_once(load: LoadReference) -> LoadReference:
+    """The same, loaded by whoever needs it first; what that raises is raised to all who come later.
+
+    Whoever comes meanwhile waits.
+    """
+    lock, found = Lock(), list[Reference | VerifierError]()
+
+    def loaded() -> Reference:
+        with lock:
+            if not found:
+                try:
+                    found.append(load())
+                except VerifierError as error:
+                    found.append(error)
+        (only,) = found
+        if isinstance(only, VerifierError):
+            raise only
+        return only
+
+    return loaded
 
 
 def reference_loader(
