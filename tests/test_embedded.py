@@ -64,14 +64,14 @@ from verifier.verdict.decide import decide, decide_folder
 #: A busy machine may take ten times as long as an idle one.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-#: Those that the model's widths take.
-#: Types of GGUF are searched for, half a minute each: they are measured in variants.benchmark.json.
+#: Those that the model's widths take, but for types of GGUF: they are searched for, half a minute
+#: each, and measured in variants.benchmark.json.
 FAULTS = [
     name for name, variant in VARIANTS.items()
     if variant.takes((576, 1536)) and variant.family != "gguf"
 ]  # fmt: skip
 
-#: Mean absolute shift of log-probabilities that a fault must exceed (nats). The mildest of them,
+#: Mean absolute shift of log-probabilities that a fault must exceed (nats). The mildest of all,
 #: gguf-q8-0, shifts these replies by 0.05; another order of summation shifts them by 1e-5.
 LEAST_SHIFT = 0.03
 
