@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from verifier.errors import ConfigError, ReferenceMismatch, VerifierError
 from verifier.lab.derived_models import prune
 from verifier.reference.cards import Card
-from verifier.reference.checkpoint import read_layout
 from verifier.reference.digests import digests_of, tensors_sha256, vocabulary_sha256
 from verifier.reference.engines.load import load_engine
 from verifier.reference.engines.vllm import formats_of
+from verifier.reference.layout import read_layout
 from verifier.reference.pin import pin_card
 from verifier.reference.snapshot import find_shards
 from verifier.reference.tokenizer import Tokenizer

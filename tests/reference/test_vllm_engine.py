@@ -399,14 +399,6 @@ def test_experts_that_vllm_fuses_are_rounded_one_by_one(
     assert mixture.score(RANDOM_REPLIES) == before
 
 
-def test_transformers_refuses_to_round_what_it_fuses(experts: Path) -> None:
-    """Rather than round half of the model; the other engine is named."""
-    engine = TransformersEngine(experts, eos_ids=())
-
-    with pytest.raises(ConfigError, match="use --engine vllm"):
-        engine.load_variant("int4-asym-g64")
-
-
 def test_a_vllm_that_does_not_reload_faithfully_is_refused(
     mixture: VllmEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

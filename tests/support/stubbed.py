@@ -148,7 +148,9 @@ def started(
         | {"PYTHONPATH": path, "XDG_STATE_HOME": str(cwd)}
         | environment
     )
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a background job has it ignored
+    # a background job has the one ignored, and what nohup starts the other
+    heeded = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(number, signal.SIG_DFL) for number in heeded]
     try:
         process = subprocess.Popen(
             [sys.executable, str(Path(__file__)), stubs, *map(str, arguments)],
@@ -156,7 +158,8 @@ def started(
             env=surroundings, cwd=cwd, start_new_session=True,
         )  # fmt: skip
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in zip(heeded, before, strict=True):
+            signal.signal(number, handler)
     try:
         yield process
     finally:

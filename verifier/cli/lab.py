@@ -31,6 +31,7 @@ from verifier.cli.common import (
 if TYPE_CHECKING:
     from verifier.lab.testbed.host import Host
     from verifier.progress import Show
+    from verifier.reference.cards import Card
     from verifier.reference.loaded import LoadReference
 
 Fault = Annotated[
@@ -98,16 +99,12 @@ def calibrate(
     from verifier.reference.calibrations import write_calibration
     from verifier.reference.describe import refuse_other_model
     from verifier.reference.engines.load import load_engine
-    from verifier.reference.pin import find_weights
     from verifier.reference.tokenizer import Tokenizer
-    from verifier.reference.weights import check_weights, fetch_weights
+    from verifier.reference.weights import check_weights
 
     refuse_card(found)  # before anything is fetched
     with showing() as show:
-        if weights is None:
-            directory = fetch_weights(found, cache=cache_directory(), tell=show.tell)
-        else:
-            directory = find_weights(weights, found.source, tell=show.tell)
+        directory = _weights_of(found, weights, show)
         refuse_card(found, seen=refuse_other_model(found, directory))
         check_weights(found, directory)
         stop.goes_on(stop.SAME)
@@ -124,6 +121,16 @@ def calibrate(
     hidden = ", ".join(hidden_classes(made))
     told = f"; its noise hides {hidden}, so that no audit excludes that" if hidden else ""
     say(f"{path}: honest scale {made.text.honest_scale:.2g}{told}")
+
+
+def _weights_of(card: Card, given: str | None, show: Show) -> Path:
+    """The folder of a card's weights: what was given, else as the card says."""
+    from verifier.reference.pin import find_weights
+    from verifier.reference.weights import fetch_weights
+
+    if given is None:
+        return fetch_weights(card, cache=cache_directory(), tell=show.tell)
+    return find_weights(given, card.source, tell=show.tell)
 
 
 def demo(
