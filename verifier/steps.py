@@ -65,8 +65,8 @@ def open_session(
 ) -> Session:
     """Everything that an audit needs before its first request.
 
-    The reference is loaded when it is first needed. That is after the first answer, so that a wrong
-    address, key or model is told before minutes of loading, and one reply at most is spent on an
+    The reference is loaded when it is first needed. That is after the first answers, so that a
+    wrong address, key or model is told before minutes of loading, and only these are spent on an
     audit that cannot be scored; text completions are rendered by the reference, and wait for it.
     Writes the plan, or takes up the one that is there. Raises a VerifierError.
     """

@@ -25,7 +25,6 @@ from verifier.reference.variants import (
     CLASS_MARGINS,
     VARIANTS,
     Settings,
-    bank_for,
     find_variant,
     input_widths,
     is_linear,
@@ -240,13 +239,12 @@ def test_the_bank_for_a_model_leaves_out_what_its_widths_do_not_allow() -> None:
         "model.embed_tokens.weight": (49152, 31),
     }
     widths = input_widths(shapes)
-    left_out = [name for name in BANK if name not in bank_for(widths)]
+    left_out = [name for name in BANK if not VARIANTS[name].takes(widths)]
 
     assert widths == {576, 1536}
     assert input_widths({"model.layers.0.mlp.experts.down_proj": (8, 576, 100)}) == {576, 100}
     assert {"int4-asym-g128-mse", "int4-asym-g128", "int4-sym-g128"} == set(left_out)
-    assert [name for name in BANK if name not in left_out] == list(bank_for(widths))
-    assert bank_for([100]) == tuple(n for n in BANK if VARIANTS[n].group in (1, 2, 4))
+    assert all(VARIANTS[n].takes([100]) == (VARIANTS[n].group in (1, 2, 4)) for n in BANK)
 
 
 def test_what_is_rounded_while_a_model_computes_is_a_setting() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,7 +15,7 @@ from verifier.errors import ConfigError, VerifierError
 from verifier.files.run_folder import RUN, working_in
 from verifier.progress import Show
 from verifier.records import Report
-from verifier.reference.loaded import LoadReference
+from verifier.reference.loaded import LoadReference, load_once
 from verifier.safety.child import plain_environment, python
 from verifier.steps import is_finished, write_page
 from verifier.verdict.decide import decide_folder
@@ -43,7 +42,7 @@ def run_demo(
     Run folders lie in `out`. An audit that was stopped goes on, and one that is finished asks
     nobody, and loads nothing.
     """
-    load = cache(load_reference)
+    load = load_once(load_reference)
     for name, fault in HOSTS.items():
         yield name, fault, _audit_host(fault, out / name, load_reference=load, show=show)
 

@@ -34,7 +34,7 @@ from verifier.reference.defaults import (
 )
 from verifier.reference.describe import Described, describe
 from verifier.reference.digests import digests_of, shows_tools
-from verifier.reference.hub import SMALL_FILES, commit_of, fetch_snapshot
+from verifier.reference.hub import SMALL_FILES, commit_of, fetch_snapshot, read_repository
 from verifier.reference.installed import by_transformers, by_vllm
 from verifier.reference.licences import read_licence
 from verifier.reference.markup import find_thinking, hints_at_thinking, suggest_parsers
@@ -49,8 +49,6 @@ from verifier.reference.snapshot import (
 )
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.weights import Tell
-
-_ON_THE_HUB: Final = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
 
 _RULES: Final = "the rules in reference/README.md"
 
@@ -130,14 +128,14 @@ def add_card(
 
 
 def _on_the_hub(what: str) -> tuple[str, str | None]:
-    named = _ON_THE_HUB.fullmatch(what)
+    named = read_repository(what)
     if named is None or Path(what).is_file():
         kind = "is a file" if Path(what).is_file() else "is neither a directory nor on the hub"
         raise ConfigError(
             f"{what!r} {kind}; give a directory of safetensors with its tokenizer, or REPO or "
             "REPO@REVISION, such as owner/name"
         )
-    return named[1], named[2]
+    return named
 
 
 def _name_of(title: str) -> str:

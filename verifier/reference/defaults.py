@@ -154,13 +154,8 @@ def _is_computed(variant: Variant, published: Published) -> bool:
 
 def fits(build: str, widths: frozenset[int], *, complete: bool = True) -> bool:
     """Whether the groups of a build divide all of these widths."""
-    group = _group_of(build)
-    return group == 1 or (complete and not any(width % group for width in widths))
-
-
-def _group_of(build: str) -> int:
-    """What the width of every layer that a build rounds has to be divided by."""
-    return VARIANTS[build].group if build in VARIANTS else 1
+    variant = VARIANTS.get(build)  # None: a dropped layer, which rounds nothing
+    return variant is None or variant.group == 1 or (complete and variant.takes(widths))
 
 
 def _dropped(build: str) -> int:
@@ -171,8 +166,8 @@ def _dropped(build: str) -> int:
 def misfits(bank: tuple[str, ...], widths: frozenset[int]) -> tuple[str, ...]:
     """What is wrong with the builds of a card, one line each."""
     return tuple(
-        f"bank: {name}: its groups of {_group_of(name)} do not divide the input width "
-        f"{min(w for w in widths if w % _group_of(name))} of a linear layer; leave it out"
+        f"bank: {name}: its groups of {VARIANTS[name].group} do not divide the input width "
+        f"{min(w for w in widths if w % VARIANTS[name].group)} of a linear layer; leave it out"
         for name in bank
         if not fits(name, widths)
     )

@@ -29,12 +29,10 @@ from verifier.reference.precision import (
     text_of,
 )
 from verifier.reference.snapshot import CONFIG, Stored, read_object, read_tensors
-from verifier.reference.variants import is_linear, layer_of
+from verifier.reference.variants import in_tower, is_linear, layer_of
 
 #: Bytes of a checkpoint may differ so much from a card's: some are rounded, or of a recipe's page.
 _SLACK: Final = 0.05
-
-_TOWERS: Final = ("vision", "visual", "audio")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,14 +117,10 @@ def _layers(directory: Path, text: Mapping[str, Any]) -> int:
 def _weights(tensors: Mapping[str, Stored], layers: int) -> _Weights:
     own = {
         name: stored for name, stored in tensors.items()
-        if (layer := layer_of(name)) is not None and layer < layers and not _in_tower(name)
+        if (layer := layer_of(name)) is not None and layer < layers and not in_tower(name)
     }  # fmt: skip
     experts = {n: s for n, s in own.items() if ".experts." in n and "bias" not in n}
     return _Weights(tensors, own, experts)
-
-
-def _in_tower(name: str) -> bool:
-    return any(tower in name for tower in _TOWERS)
 
 
 def _beside(weights: _Weights, layers: int, config: Mapping[str, Any]) -> dict[str, Stored]:
@@ -134,7 +128,7 @@ def _beside(weights: _Weights, layers: int, config: Mapping[str, Any]) -> dict[s
     tied = config.get("tie_word_embeddings", text_of(config).get("tie_word_embeddings")) is True
     return {
         name: stored for name, stored in weights.all.items()
-        if (layer_of(name) or 0) >= layers or _in_tower(name)
+        if (layer_of(name) or 0) >= layers or in_tower(name)
         or (tied and name.endswith("lm_head.weight"))
     }  # fmt: skip
 
@@ -169,7 +163,7 @@ def _refuse_two_models(
 def _embedding(weights: _Weights) -> tuple[int, int] | None:
     """Rows and columns of the embedding of tokens."""
     for name, stored in weights.all.items():
-        if name.endswith("embed_tokens.weight") and not _in_tower(name) and len(stored.shape) == 2:
+        if name.endswith("embed_tokens.weight") and not in_tower(name) and len(stored.shape) == 2:
             return stored.shape[0], stored.shape[1]
     return None
 
@@ -198,7 +192,7 @@ def _architecture(
         vocabulary=count_of(text, "vocab_size") or embedding[0],
         tied_embeddings=bool(tied) if tied is not None else "lm_head.weight" not in weights.all,
         context_length=count_of(text, "max_position_embeddings"),
-        weight_bytes=bytes_of(s for n, s in weights.all.items() if n not in beside or _in_tower(n)),
+        weight_bytes=bytes_of(s for n, s in weights.all.items() if n not in beside or in_tower(n)),
         bits=bits,
         experts=experts,
         latent_attention=latent,

@@ -19,6 +19,9 @@ _LEFT_OUT = ["original/*", "metal/*", "figures/*", "*.bin", "*.pth", "*.pt", "*.
 #: All of a repository but the weights.
 SMALL_FILES = ("*.json", "*.jinja", "*.txt", "*.md", "*.model", "*.py", "LICEN*", "*.tiktoken")
 
+#: How a command line names a repository, and a revision of it.
+_NAMED = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -74,6 +77,12 @@ def fetch_snapshot(
         raise _unreachable(what, error) from error
     except Exception as error:  # the client raises whatever its transport does
         raise _unreachable(what, error) from error
+
+
+def read_repository(said: str) -> tuple[str, str | None] | None:
+    """REPO or REPO@REVISION taken apart; None: it is neither."""
+    named = _NAMED.fullmatch(said)
+    return None if named is None else (named[1], named[2])
 
 
 def _unreachable(what: str, error: Exception) -> ConfigError:

@@ -9,7 +9,6 @@ asked for, and never for other tensors.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,13 @@ from verifier.files.run_folder import write_whole
 from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card, own_copy
 from verifier.reference.describe import refuse_other_model
 from verifier.reference.digests import digests_of, shows_tools
-from verifier.reference.hub import commit_of, fetch_snapshot
+from verifier.reference.hub import commit_of, fetch_snapshot, read_repository
 from verifier.reference.licences import licence_sha256
 from verifier.reference.snapshot import read_object
 from verifier.reference.weights import Tell, refuse_older_rules
 
 #: Where a repository keeps what servers apply where a request says nothing.
 GENERATION_CONFIG = "generation_config.json"
-
-_ON_THE_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([\w./-]+)")
 
 
 def pin_card(
@@ -122,13 +119,12 @@ def find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -
     directory = Path(weights)
     if directory.is_dir():
         return directory
-    named = _ON_THE_HUB.fullmatch(weights)
-    if named is None:
+    repo, revision = read_repository(weights) or (None, None)
+    if repo is None or revision is None:
         raise ConfigError(
             f"--weights: {weights!r} is neither a directory nor REPO@REVISION of the hub, such as "
             "owner/name@main"
         )
-    repo, revision = named.groups()
     if isinstance(source, HubSource) and repo != source.repo:
         raise ConfigError(f"--weights: {repo} is not the card's repository {source.repo}")
     return fetch_snapshot(repo, revision, tell=tell)

@@ -101,10 +101,14 @@ def layer_of(name: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def in_tower(name: str) -> bool:
+    """Whether a checkpoint tensor is of a part that reads pictures or sounds."""
+    return any(tower in name for tower in _TOWERS)
+
+
 def is_linear(name: str) -> bool:
     """Whether a checkpoint tensor is the weight of a linear layer inside a decoder block."""
-    of_text = not any(tower in name for tower in _TOWERS)
-    return of_text and bool(_LAYER.search(name) and _LINEAR.search(name))
+    return not in_tower(name) and bool(_LAYER.search(name) and _LINEAR.search(name))
 
 
 def reads_hidden(name: str) -> bool:
@@ -125,11 +129,6 @@ def input_widths(shapes: Mapping[str, Sequence[int]]) -> frozenset[int]:
 def widths_of(weights: Path) -> frozenset[int]:
     """The input widths of a checkpoint's linear layers."""
     return input_widths({name: stored.shape for name, stored in read_tensors(weights).items()})
-
-
-def bank_for(widths: Collection[int]) -> tuple[str, ...]:
-    """The names of the bank whose builds can be made of a model with these input widths."""
-    return tuple(name for name in BANK if VARIANTS[name].takes(widths))
 
 
 def _rounded(
