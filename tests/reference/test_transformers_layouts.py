@@ -172,6 +172,19 @@ def test_a_weight_that_lacks_its_scale_is_refused(fp8: Path, tmp_path: Path) -> 
         load(tmp_path)
 
 
+def test_parts_that_say_nothing_of_values_are_passed_over(int4: Path, tmp_path: Path) -> None:
+    """Zero points beside symmetric integers, and scales of activations, wherever they stand."""
+    for path in int4.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(int4 / "model.safetensors")
+    stem = "model.layers.1.mlp.up_proj"
+    tensors[f"{stem}.weight_zero_point"] = torch.zeros(1, dtype=torch.int32)
+    tensors[f"{stem}.input_scale"] = torch.ones(1)
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+
+    assert np.array_equal(logprobs(load(tmp_path)), logprobs(load(int4)))
+
+
 def test_a_format_that_is_not_known_is_refused(int4: Path, tmp_path: Path) -> None:
     """By its name, with what to do."""
     for path in int4.iterdir():

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from verifier.files.run_folder import write_json
+from verifier.reference.roundings import blocks_of
 from verifier.reference.snapshot import CONFIG, WHOLE, find_shards, read_object
 from verifier.reference.variants import is_linear
 
@@ -39,7 +40,8 @@ def restate_in_fp8(weights: Path, out: Path, *, block: int = FP8_BLOCK) -> None:
         if not is_linear(name):
             tensors[name] = tensor
             continue
-        scale = _largest(tensor.float(), block).clamp_min(1e-12)
+        blocks = blocks_of(tensor.float().abs(), rows=block, columns=block)
+        scale = blocks.amax(dim=(1, 3)).clamp_min(1e-12)
         scale = scale / torch.finfo(torch.float8_e4m3fn).max
         spread = scale.repeat_interleave(block, 0)[: tensor.shape[0]]
         spread = spread.repeat_interleave(block, 1)[:, : tensor.shape[1]]
@@ -92,14 +94,6 @@ def _tensors(weights: Path) -> Iterator[tuple[str, torch.Tensor]]:
         with safe_open(shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - safe_open is not a mapping
                 yield name, file.get_tensor(name)
-
-
-def _largest(weight: torch.Tensor, block: int) -> torch.Tensor:
-    """The largest magnitude of each block [ceil(out / block), ceil(in / block)]."""
-    out, width = weight.shape
-    padded = torch.nn.functional.pad(weight.abs(), (0, -width % block, 0, -out % block))
-    blocks = padded.reshape(padded.shape[0] // block, block, padded.shape[1] // block, block)
-    return blocks.amax(dim=(1, 3))
 
 
 def _save(

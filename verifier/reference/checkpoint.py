@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from verifier.errors import ConfigError
 from verifier.reference.layout import Layout
+from verifier.reference.roundings import blocks_of
 from verifier.reference.variants import Transform, is_linear, reads_hidden
 
 if TYPE_CHECKING:
@@ -173,7 +174,7 @@ def dequantized(
         stem, part = _part(name, tensor)
         if part is None:
             yield name, tensor
-        elif part not in _NO_WEIGHTS:
+        elif any(part in alternatives for alternatives in needed):  # others say nothing of values
             found = halves.setdefault(stem, {})
             found[part] = tensor
             if all(any(p in found for p in alternatives) for alternatives in needed):
@@ -306,8 +307,6 @@ def _scales(
     import torch
 
     rows, columns = _block(old, weight, layout)
-    out, width = full.shape
-    padded = torch.nn.functional.pad(full.abs(), (0, -width % columns, 0, -out % rows))
-    blocks = padded.reshape(-(-out // rows), rows, -(-width // columns), columns)
+    blocks = blocks_of(full.abs(), rows=rows, columns=columns)
     largest = blocks.amax(dim=(1, 3)).clamp_min(1e-12)
     return (largest / torch.finfo(weight.dtype).max).reshape(old.shape)

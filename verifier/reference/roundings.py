@@ -123,14 +123,20 @@ def round_fp8(weight: torch.Tensor, *, per_channel: bool) -> torch.Tensor:
 
 def round_fp8_blocks(weight: torch.Tensor, *, rows: int, columns: int) -> torch.Tensor:
     """Round to float8 e4m3 with one scale per block; the last blocks may be smaller."""
+    out, width = weight.shape
+    blocks = blocks_of(weight.float(), rows=rows, columns=columns)
+    rounded = _scaled_e4m3(blocks, blocks.abs().amax(dim=(1, 3), keepdim=True))
+    whole = rounded.reshape(blocks.shape[0] * rows, blocks.shape[2] * columns)
+    return whole[:out, :width].to(weight.dtype)
+
+
+def blocks_of(matrix: torch.Tensor, *, rows: int, columns: int) -> torch.Tensor:
+    """The blocks [out / rows, rows, in / columns, columns] of a matrix, the last filled with 0."""
     import torch
 
-    out, width = weight.shape
-    full = weight.float()
-    padded = torch.nn.functional.pad(full, (0, -width % columns, 0, -out % rows))
-    blocks = padded.reshape(-(-out // rows), rows, -(-width // columns), columns)
-    rounded = _scaled_e4m3(blocks, blocks.abs().amax(dim=(1, 3), keepdim=True))
-    return rounded.reshape(padded.shape)[:out, :width].to(weight.dtype)
+    out, width = matrix.shape
+    padded = torch.nn.functional.pad(matrix, (0, -width % columns, 0, -out % rows))
+    return padded.reshape(-(-out // rows), rows, -(-width // columns), columns)
 
 
 def _scaled_e4m3(full: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
