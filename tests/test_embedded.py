@@ -22,7 +22,7 @@ import pytest
 import torch
 import yaml
 from audits import QUIET
-from engines import Remembering, card_with_bank, few_renderings, score_replies
+from engines import Remembering, card_with_bank, few_renderings, prompts_of, score_replies
 from models import EMBEDDED
 from simulate import make_plan
 
@@ -71,6 +71,9 @@ FAULTS = [
     if variant.takes((576, 1536)) and variant.family != "gguf"
 ]  # fmt: skip
 
+#: Of all audits, so that hosts can answer ahead.
+SEED = 20261124
+
 #: Mean absolute shift of log-probabilities that a fault must exceed (nats). The mildest of all,
 #: gguf-q8-0, shifts these replies by 0.05; another order of summation shifts them by 1e-5.
 LEAST_SHIFT = 0.03
@@ -94,12 +97,21 @@ def engine(plain: TransformersEngine) -> Remembering:
 
 
 @pytest.fixture(scope="module")
-def served(embedded: Path, tokenizer: Tokenizer) -> Remembering:
+def coming(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
+    """What audits with the seed of all audits here ask, samples last."""
+    return prompts_of(tokenizer, seed=SEED, sampler=True)
+
+
+@pytest.fixture(scope="module")
+def served(
+    embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]]
+) -> Remembering:
     """What hosts run, in bfloat16."""
     return Remembering(
         TransformersEngine(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        )
+        ),
+        coming=coming,
     )
 
 
@@ -189,7 +201,7 @@ def run_audit(
     app = create_app(
         Host(engine=served, tokenizer=tokenizer, model=EMBEDDED, sampler=dict(found.sampler))
     )
-    settings = {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400} | changes
+    settings = {"seed": SEED, "max_tokens": 32, "budget_completion_tokens": 2400} | changes
     with running(app) as url:
         config = RunFile.model_validate(
             {
@@ -264,7 +276,7 @@ def test_a_host_that_serves_another_size_is_named(
                         {"name": "same", "path": tmp_path / "same", "relation": "merged"},
                     ],
                 },
-                "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                "audit": {"seed": SEED, "max_tokens": 32, "budget_completion_tokens": 2400},
                 "out": tmp_path / "run",
             }
         )  # fmt: skip
@@ -282,15 +294,18 @@ def test_a_host_that_serves_another_size_is_named(
 
 
 def test_a_router_that_sends_some_requests_elsewhere_is_found(
-    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
+    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any, coming: Any
 ) -> None:
     """Three in ten to a host that lacks a layer: the verdict, and the share in its interval.
 
     After 40 replies also that it is a part, which replies, and what served them.
     """
     card = card_with_bank(tmp_path, ["int4-asym-g64", "drop-1"])
-    other = TransformersEngine(
-        embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+    other = Remembering(
+        TransformersEngine(
+            embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
+        ),
+        coming=coming[:40],
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
@@ -308,7 +323,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
                 "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
                 "reference": {"card": card},
                 "audit": {
-                    "policy": "routing", "seed": 20261124, "max_tokens": 32, "top_logprobs": 0,
+                    "policy": "routing", "seed": SEED, "max_tokens": 32, "top_logprobs": 0,
                     "budget_completion_tokens": 6000,
                 },
                 "out": run,
@@ -335,14 +350,15 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
 
 
 def test_two_targets_are_told_apart_unless_the_control_differs_too(
-    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any
+    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any, coming: Any
 ) -> None:
     """Beside an honest control one is consistent, one accused; beside a 4-bit one, nobody is."""
     fault = "int4-asym-g64"
     rounded = Remembering(
         TransformersEngine(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        )
+        ),
+        coming=coming,
     )
     rounded.load_variant(fault)
     served.load_variant(REFERENCE)
@@ -365,7 +381,7 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
                     },
                     "control": section | {"base_url": control},
                     "reference": {"card": str(card)},
-                    "audit": {"seed": 20261124, "max_tokens": 32, "budget_completion_tokens": 2400},
+                    "audit": {"seed": SEED, "max_tokens": 32, "budget_completion_tokens": 2400},
                     "out": tmp_path / name,
                 }
             )
@@ -481,7 +497,7 @@ def test_a_ceiling_is_told_from_an_end(
 
 
 @pytest.mark.parametrize(
-    ("window", "how", "tokens"), [(200, "front-kept", 300), (400, "front,hidden", 600)]
+    ("window", "how", "tokens"), [(200, "front-kept", 300), (150, "front,hidden", 400)]
 )
 def test_a_cut_prompt_is_found_and_its_window_measured(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
@@ -489,7 +505,7 @@ def test_a_cut_prompt_is_found_and_its_window_measured(
 ) -> None:  # fmt: skip
     """By few prompts where the count tells it; by several, and longer ones, where it does not.
 
-    Of 300 tokens this model copies too little to fit: eight are asked, and dearer to tell apart.
+    Of 300 tokens this model copies too little to fit: eight are asked.
     """
     fault = f"context:{window},{how}"
     (found,) = asked_at_length(engine, served, tokenizer, tmp_path, fault, context_tokens=tokens)

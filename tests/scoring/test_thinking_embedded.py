@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import yaml
-from engines import Remembering, few_renderings
+from engines import Remembering, few_renderings, prompts_of
 from models import EMBEDDED
 
 from verifier.audit import audit
@@ -25,6 +25,9 @@ from verifier.reference.loaded import Reference
 from verifier.reference.tokenizer import Tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+#: Of all audits, so that the host can answer ahead.
+SEED = 20261126
 
 TAGS = Thinking(open="<think>", close="</think>")
 
@@ -78,7 +81,8 @@ def served(thinker: Path) -> Remembering:
     return Remembering(
         TransformersEngine(
             thinker, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        )
+        ),
+        coming=prompts_of(tokenizer, seed=SEED),
     )
 
 
@@ -114,7 +118,7 @@ def test_an_audit_by_thoughts(
                     "endpoint": {"base_url": url, "model": EMBEDDED, "max_attempts": 1},
                     "reference": {"card": str(card)},
                     "audit": {
-                        "seed": 20261126, "max_tokens": 32, "top_logprobs": 0,
+                        "seed": SEED, "max_tokens": 32, "top_logprobs": 0,
                         "budget_completion_tokens": 400 if shown == "hidden" else 2400,
                     },
                     "out": tmp_path / "run",

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,12 @@ from models import EMBEDDED
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from verifier.config import RunFile
+from verifier.plan import make_plan
+from verifier.probes import load_pool
 from verifier.records import GenerateRequest, Generation, Message, ReplyScore, ScoreRequest
-from verifier.reference.calibrations import calibration_path
-from verifier.reference.cards import find_card
+from verifier.reference.calibrations import calibration_path, load_calibration
+from verifier.reference.cards import find_card, load_card
 from verifier.reference.checkpoint import transformed
 from verifier.reference.engines import Engine
 from verifier.reference.layout import read_layout
@@ -52,33 +58,63 @@ def score_replies(engine: Engine, tokenizer: Tokenizer) -> list[ReplyScore]:
 class Remembering:
     """An engine that computes nothing twice: audits with one seed ask and score much that is alike.
 
-    What is drawn at random is not remembered.
+    Prompts that are `coming` are answered together with one before them: sixteen replies at once
+    take little longer than four. What is drawn at random is given out once.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, *, coming: Sequence[tuple[int, ...]] = ()) -> None:
         self._engine = engine
-        self._known: dict[Any, Any] = {}
+        self._coming = tuple(coming)
+        self._scored: dict[Any, ReplyScore] = {}
+        self._made: dict[Any, list[Generation]] = defaultdict(list)
+        self._given: Counter[Any] = Counter()  # how many of the drawn ones
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
-        return self._recalled("score", requests, self._engine.score)
+        asked = [(self._engine.loaded, request) for request in requests]
+        new = [one for one in dict.fromkeys(asked) if one not in self._scored]
+        if new:
+            found = self._engine.score([request for _, request in new])
+            self._scored |= zip(new, found, strict=True)
+        return [self._scored[one] for one in asked]
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
-        if any(r.temperature or r.drop_best or r.rare for r in requests):
-            return self._engine.generate(requests)
-        return self._recalled("generate", requests, self._engine.generate)
-
-    def _recalled(
-        self, what: str, requests: Sequence[Any], ask: Callable[[Sequence[Any]], list[Any]]
-    ) -> list[Any]:
-        asked = [(what, self._engine.loaded, request) for request in requests]
-        new = [one for one in dict.fromkeys(asked) if one not in self._known]
+        asked = [(self._engine.loaded, request) for request in requests]
+        at: list[tuple[Any, int]] = []
+        for one in asked:
+            at.append((one, self._given[one]))
+            self._given[one] += _is_drawn(one[1])
+        new = self._lacking(at)
         if new:
-            found = ask([request for _, _, request in new])
-            self._known |= zip(new, found, strict=True)
-        return [self._known[one] for one in asked]
+            new += self._lacking(self._ahead(new[-1]))[: max(0, 16 - len(new))]
+            made = self._engine.generate([request for _, request in new])
+            for one, generation in zip(new, made, strict=True):
+                self._made[one].append(generation)
+        return [self._made[one][n] for one, n in at]
+
+    def _lacking(self, places: Sequence[tuple[Any, int]]) -> list[Any]:
+        """What must be made so that each of these places of lists is filled."""
+        return [one for one, n in dict.fromkeys(places) if n >= len(self._made[one])]
+
+    def _ahead(self, last: tuple[Any, GenerateRequest]) -> list[tuple[Any, int]]:
+        """The same asked of the prompts that come after this one, as often as they come."""
+        loaded, request = last
+        if request.prompt_ids not in self._coming:
+            return []
+        first = self._coming.index(request.prompt_ids)
+        seen: Counter[Any] = Counter()
+        places = []
+        for ids in self._coming[first:]:
+            one = (loaded, replace(request, prompt_ids=ids))
+            places.append((one, seen[one]))
+            seen[one] += _is_drawn(request)
+        return places[1:]
+
+
+def _is_drawn(request: GenerateRequest) -> bool:
+    return bool(request.temperature or request.drop_best or request.rare)
 
 
 Scores = Sequence[ReplyScore]
@@ -116,6 +152,21 @@ def furthest(one: Scores, other: Scores, field: str = "logprobs") -> float:
     return max(
         float(np.abs(np.subtract(getattr(a, field), getattr(b, field))).max()) for a, b in pairs
     )
+
+
+def prompts_of(tokenizer: Tokenizer, **audit: Any) -> list[tuple[int, ...]]:
+    """The prompts of an audit of the embedded model with these settings, as they are rendered."""
+    config = RunFile.model_validate(
+        {
+            "endpoint": {"base_url": "http://127.0.0.1:1/v1", "model": EMBEDDED},
+            "reference": {"card": EMBEDDED},
+            "audit": audit,
+            "out": "run",
+        }
+    )
+    card = load_card(EMBEDDED)
+    _, probes, further = make_plan(config, card, load_calibration(EMBEDDED, card), load_pool())
+    return [tokenizer.render(p.messages) for p in (*probes, *chain(*further.values()))]
 
 
 def card_with_bank(tmp_path: Path, bank: list[str]) -> str:

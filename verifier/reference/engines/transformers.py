@@ -668,11 +668,16 @@ def _sample(
         return int(torch.multinomial(found, 1, generator=rng))
     if request.temperature == 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits / request.temperature, dim=-1)
-    values, ids = probabilities.sort(descending=True)
-    if request.top_k:
-        values[request.top_k :] = 0
-    if request.top_p < 1:
-        before = values.cumsum(0) - values
-        values[before >= request.top_p * values.sum()] = 0
-    return int(ids[torch.multinomial(values, 1, generator=rng)])
+    values = torch.softmax(logits / request.temperature, dim=-1)
+    ids = None
+    if request.top_k or request.top_p < 1:  # else there is nothing to sort them for
+        values, ids = values.sort(descending=True)
+        if request.top_k:
+            values[request.top_k :] = 0
+        if request.top_p < 1:
+            before = values.cumsum(0) - values
+            values[before >= request.top_p * values.sum()] = 0
+    upto = values.double().cumsum(0)  # inverted, which is faster than torch.multinomial
+    drawn = torch.rand((), generator=rng, dtype=torch.float64) * upto[-1]
+    chosen = int(torch.searchsorted(upto, drawn, right=True).clamp(max=len(upto) - 1))
+    return chosen if ids is None else int(ids[chosen])
