@@ -18,7 +18,7 @@ from typing import Any, Final
 import verifier
 from verifier.checks import CHECKS
 from verifier.checks.check import Planned
-from verifier.config import LEAST_REPLIES, Policy, RunFile
+from verifier.config import LEAST_REPLIES, Policy, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.mixture import least_replies
@@ -28,6 +28,7 @@ from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, Plan, read_plan
 from verifier.probes import Pool, draw, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
+from verifier.reference.provisional import refuse_finer
 
 #: A stopping point is at most so many times the least.
 MOST_TIMES: Final = 4
@@ -50,6 +51,9 @@ def make_plan(
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
     audit = config.audit
+    if calibration is not None:
+        name, wanted = resolve_policy(audit.policy)
+        refuse_finer(name, wanted, card, calibration, of=config.reference.card)
     planned = [check.plan(config, card, calibration) for check in CHECKS]
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
@@ -250,9 +254,11 @@ def describe_policy(run: Path) -> list[str]:
             f"and that {share:.0%} of the requests or more went to {of} or worse, which takes at "
             f"least {replies} replies, {replies * plan.max_tokens:,} completion tokens"
         )
-    if plan.calibrated is None:
+    lent = None if plan.calibrated is None else plan.calibrated.provisional
+    if lent is not None:
         lines.append(
-            f"card {plan.card} is not calibrated: this run can be asked, and is judged once it is"
+            f"provisional: nobody has calibrated {plan.card}; the honest noise is taken from "
+            f"{lent.lent_by}, and nothing milder than 4-bit-class noise is held against a host"
         )
     return lines
 

@@ -240,12 +240,15 @@ def obstacles_to_calibrating(card: Card, *, seen: Described | None = None) -> tu
         )
     elif _first_word(card.precision) == "unknown":
         found.append("precision: unknown, so it is not known whether a build can be made of it")
-    if card.template_source in _NOT_RENDERED:
-        found.append(
-            f"template_source: {card.template_source}: the hosts that are measured render chat "
-            "templates only"
-        )
+    found += obstacles_to_rendering(card)
     return (*found, *(() if known is None else misfits(card.bank, known)))
+
+
+def obstacles_to_rendering(card: Card) -> tuple[str, ...]:
+    """Why a card's prompts cannot be rendered, one line; (): they can."""
+    if card.template_source not in _NOT_RENDERED:
+        return ()
+    return (f"template_source: {card.template_source}: chat templates alone are rendered here",)
 
 
 #: First words of precisions whose weights are packed into integers.

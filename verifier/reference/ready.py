@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 from verifier.config import ReferenceSection
 from verifier.errors import ConfigError, VerifierError
-from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import Card, load_card
+from verifier.reference.provisional import calibration_for
 
 
 def refuse_unready(section: ReferenceSection, *, to_judge: bool) -> None:
@@ -26,7 +26,7 @@ def refuse_unready(section: ReferenceSection, *, to_judge: bool) -> None:
 
 def _of_calibration(section: ReferenceSection, card: Card) -> list[str]:
     try:
-        load_calibration(section.card, card)
+        calibration_for(section.card, card)
     except VerifierError as problem:
         return [str(problem)]
     return []

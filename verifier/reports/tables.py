@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.reference.calibrations import how_to_calibrate, is_calibrated, obstacles
+from verifier.reference.calibrations import describe_calibrated, is_calibrated, obstacles
 from verifier.reference.cards import (
     Card,
     HubSource,
@@ -53,7 +53,14 @@ def print_cards(console: Console) -> None:
     if own:
         console.print(f"\nYours: {', '.join(map(one_line, map(str, own)))}", soft_wrap=True)
     working = [name for name in list_cards() if not obstacles(name)]
-    console.print(f"\nAudits work today with: {', '.join(working) or 'none'}", soft_wrap=True)
+    known = [name for name in working if is_calibrated(name)]
+    console.print(f"\nAudits work today with: {', '.join(known) or 'none'}", soft_wrap=True)
+    others = [name for name in working if name not in known]
+    if others:
+        console.print(
+            f"Under a provisional floor, until they are calibrated, with: {', '.join(others)}",
+            soft_wrap=True,
+        )
     lacking: dict[str, list[str]] = {}
     for name in list_cards():
         if name not in working:
@@ -71,7 +78,7 @@ def card_row(name: str) -> tuple[str, ...]:
         card.licence.hosting,
         "?" if size is None else f"{size / 1e9:,.1f} GB",
         _pinned(card),
-        "yes" if is_calibrated(name) else "no",
+        "yes" if is_calibrated(name) else "provisional",
     )
 
 
@@ -81,8 +88,7 @@ def print_card(name: str, console: Console) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    calibrated = "yes" if is_calibrated(name) else f"no: {how_to_calibrate(name, card)}"
-    for label, text in describe_card(card, calibrated=calibrated):
+    for label, text in describe_card(card, calibrated=describe_calibrated(name)):
         table.add_row(label, _line(text))
     console.print(table)
 
