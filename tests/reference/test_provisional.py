@@ -1,4 +1,4 @@
-"""The provisional floor: whose noise it is, how wide, what it may accuse of, and what it refuses."""
+"""The provisional floor: whose noise it is, how wide, what it accuses of, and what it refuses."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ LENDER = "smollm2-135m-instruct"
 
 #: The largest scale that honest stacks of the lender reach, and its builds' own, as measured.
 OWN, FP8, INT4 = 0.0708, 0.2, 0.63
+
+
+#: That a calibration was made of another card's.
+LENT = Provisional(lenders=(Lender(card="x", tensors_sha256="0" * 64),), kappa=1.6)
 
 
 @cache
@@ -299,12 +303,8 @@ def test_what_is_told_from_noise_is_not_refused() -> None:
     ("digests", "changes", "why"),
     [
         ({}, {"tensors_sha256": "1" * 64}, "made for weights 111111111111, but the card pins 0000"),
-        ({"tensors_sha256": None}, {"card": "other"}, "made for card 'other', and card 'tiny' pins"),
-        (
-            {}, {"provisional": Provisional(lenders=(Lender(card="x", tensors_sha256="0" * 64),),
-                                            kappa=1.6)},
-            "of other cards",
-        ),
+        ({"tensors_sha256": None}, {"card": "other"}, "made for card 'other', and card 'tiny'"),
+        ({}, {"provisional": LENT}, "of other cards"),
     ],
     ids=["other weights", "another card", "lent"],
 )  # fmt: skip

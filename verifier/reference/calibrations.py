@@ -40,7 +40,7 @@ def how_to_calibrate(name: str, card: Card) -> str:
     against = obstacles_to_calibrating(card)
     if against:
         why = "; and ".join(against)
-        return f"it cannot be calibrated yet: {why}; `verifier reference list` says which are"
+        return f"it cannot be calibrated yet: {why}"
     stacks = (*card.calibration_stacks, *card.held_out_stacks)
     where = "" if not any(one.startswith("vllm-") for one in stacks) else (
         " where vLLM is installed and the GPUs hold the weights"
@@ -62,7 +62,7 @@ def describe_calibrated(name: str) -> str:
     """Whether a card is calibrated, in words: else its audits are provisional, and what to do."""
     if is_calibrated(name):
         return "yes"
-    return f"no: audits are provisional; {how_to_calibrate(name, load_card(name))}"
+    return f"no, so audits are provisional; {how_to_calibrate(name, load_card(name))}"
 
 
 def load_calibration(name: str, card: Card) -> Calibration:

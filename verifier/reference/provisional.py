@@ -319,7 +319,8 @@ def refuse_finer(
     how = how_to_calibrate(of, card)
     raise ConfigError(
         f"audit.policy: {name} names {lacking}, which nobody can tell from honest noise on card "
-        f"{card.name} while it is not calibrated: take screen (--policy screen); to calibrate, {how}"
+        f"{card.name} while it is not calibrated: take screen (--policy screen); to calibrate, "
+        f"{how}"
     )
 
 

@@ -9,7 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.reference.calibrations import describe_calibrated, is_calibrated, obstacles
+from verifier.reference.calibrations import (
+    describe_calibrated,
+    how_to_calibrate,
+    is_calibrated,
+    obstacles,
+)
 from verifier.reference.cards import (
     Card,
     HubSource,
@@ -53,20 +58,19 @@ def print_cards(console: Console) -> None:
     if own:
         console.print(f"\nYours: {', '.join(map(one_line, map(str, own)))}", soft_wrap=True)
     working = [name for name in list_cards() if not obstacles(name)]
-    known = [name for name in working if is_calibrated(name)]
-    console.print(f"\nAudits work today with: {', '.join(known) or 'none'}", soft_wrap=True)
-    others = [name for name in working if name not in known]
-    if others:
-        console.print(
-            f"Under a provisional floor, until they are calibrated, with: {', '.join(others)}",
-            soft_wrap=True,
-        )
+    console.print(f"\nAudits work today with: {', '.join(working) or 'none'}", soft_wrap=True)
     lacking: dict[str, list[str]] = {}
     for name in list_cards():
         if name not in working:
             lacking.setdefault("; ".join(obstacles(name)), []).append(name)
     for why, names in lacking.items():
         console.print(f"Not yet with {', '.join(map(one_line, names))}: {why}", soft_wrap=True)
+    lent: dict[str, list[str]] = {}
+    for name in list_cards():
+        if not is_calibrated(name):
+            lent.setdefault(how_to_calibrate("CARD", load_card(name)), []).append(name)
+    for how, names in lent.items():
+        console.print(f"Provisional are {', '.join(map(one_line, names))}: {how}", soft_wrap=True)
 
 
 def card_row(name: str) -> tuple[str, ...]:
