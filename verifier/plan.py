@@ -51,10 +51,7 @@ def make_plan(
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
     audit = config.audit
-    if calibration is not None:
-        name, wanted = resolve_policy(audit.policy)
-        refuse_finer(name, wanted, card, calibration, of=config.reference.card)
-    planned = [check.plan(config, card, calibration) for check in CHECKS]
+    planned = _plan_checks(config, card, calibration)
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
@@ -102,6 +99,14 @@ def make_plan(
     for check in CHECKS:
         probes = check.arrange(plan, probes)
     return plan, probes, dict(filter(None, further))
+
+
+def _plan_checks(config: RunFile, card: Card, calibration: Calibration | None) -> Sequence[Planned]:
+    """What every check adds; first of all, a provisional floor refuses what it cannot serve."""
+    if calibration is not None:
+        name, policy = resolve_policy(config.audit.policy)
+        refuse_finer(name, policy, card, calibration, of=config.reference.card)
+    return [check.plan(config, card, calibration) for check in CHECKS]
 
 
 def _stop(config: RunFile, policy: Policy, planned: Sequence[Planned], *, seed: int) -> int:
