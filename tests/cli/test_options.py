@@ -333,6 +333,20 @@ def test_an_audit_without_a_calibration_says_so_and_stays_as_it_was_decided(
     assert "once the card is calibrated (" in (tmp_path / "good" / PAGE).read_text()
 
 
+def test_a_control_is_the_floor_of_an_audit_without_a_calibration(tmp_path: Path) -> None:
+    """Said in the first line; an honest host is consistent beside an honest control."""
+    with host() as url, host() as trusted:
+        run_file = uncalibrated(
+            tmp_path, url, budget_completion_tokens=1200,
+            top={"control": {"base_url": trusted, "model": "tiny"}},
+        )  # fmt: skip
+        ended = call("audit", run_file)
+    said = " ".join(ended.out.split())
+
+    assert ended.status == 0
+    assert "nobody has calibrated tiny; the floor is the noise of its control, times 1.6:" in said
+
+
 def test_a_policy_that_needs_a_calibration_is_refused_before_anything_is_asked(
     tmp_path: Path,
 ) -> None:
