@@ -368,7 +368,9 @@ def test_a_card_without_a_calibration_is_audited_provisionally(card: Path, tmp_p
         report = run(configure(url, card, tmp_path / "lent"))
     with pytest.MonkeyPatch.context() as alone:
         alone.setattr("verifier.reference.provisional.list_cards", list)
-        with pytest.raises(ReferenceMismatch, match="no card at hand is whose.*verifier calibrate"):
+        with pytest.raises(
+            ReferenceMismatch, match=r"no card at hand is whose.*verifier calibrate"
+        ):
             run(configure(url, card, tmp_path / "run"))
 
     assert report.decision == "consistent"
