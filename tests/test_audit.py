@@ -361,12 +361,21 @@ def test_without_weights_variants_a_fault_is_found_and_left_unnamed(
     assert report.findings[-1].detail == "no build was scored"
 
 
-def test_a_card_without_a_calibration_is_refused(card: Path, tmp_path: Path) -> None:
-    """The message says how to make one."""
+def test_a_card_without_a_calibration_is_audited_provisionally(card: Path, tmp_path: Path) -> None:
+    """And where no card can lend its noise, it is refused with how to make one."""
     (tmp_path / "tiny.calibration.json").unlink()
+    with host() as url:
+        report = run(configure(url, card, tmp_path / "lent"))
+    with pytest.MonkeyPatch.context() as alone:
+        alone.setattr("verifier.reference.provisional.list_cards", list)
+        with pytest.raises(
+            ReferenceMismatch, match=r"no card at hand is whose.*verifier calibrate"
+        ):
+            run(configure(url, card, tmp_path / "run"))
 
-    with pytest.raises(ReferenceMismatch, match="verifier calibrate"):
-        run(configure("http://127.0.0.1:1/v1", card, tmp_path / "run"))
+    assert report.decision == "consistent"
+    assert report.summary.startswith("provisional: nobody has calibrated tiny; ")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_calibration_of_other_weights_is_refused(card: Path, tmp_path: Path) -> None:
@@ -376,6 +385,7 @@ def test_a_calibration_of_other_weights_is_refused(card: Path, tmp_path: Path) -
 
     with pytest.raises(ReferenceMismatch, match="made for weights 111111111111"):
         run(configure("http://127.0.0.1:1/v1", card, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_seed_is_drawn_when_none_is_given_and_the_report_reveals_it(

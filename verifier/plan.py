@@ -18,7 +18,7 @@ from typing import Any, Final
 import verifier
 from verifier.checks import CHECKS
 from verifier.checks.check import Planned
-from verifier.config import LEAST_REPLIES, Policy, RunFile
+from verifier.config import LEAST_REPLIES, Policy, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.mixture import least_replies
@@ -28,6 +28,7 @@ from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, Plan, read_plan
 from verifier.probes import Pool, draw, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
+from verifier.reference.provisional import refuse_finer
 
 #: A stopping point is at most so many times the least.
 MOST_TIMES: Final = 4
@@ -50,7 +51,7 @@ def make_plan(
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
     audit = config.audit
-    planned = [check.plan(config, card, calibration) for check in CHECKS]
+    planned = _plan_checks(config, card, calibration)
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
@@ -98,6 +99,14 @@ def make_plan(
     for check in CHECKS:
         probes = check.arrange(plan, probes)
     return plan, probes, dict(filter(None, further))
+
+
+def _plan_checks(config: RunFile, card: Card, calibration: Calibration | None) -> Sequence[Planned]:
+    """What every check adds; first of all, a provisional floor refuses what it cannot serve."""
+    if calibration is not None:
+        name, policy = resolve_policy(config.audit.policy)
+        refuse_finer(name, policy, card, calibration, of=config.reference.card)
+    return [check.plan(config, card, calibration) for check in CHECKS]
 
 
 def _stop(config: RunFile, policy: Policy, planned: Sequence[Planned], *, seed: int) -> int:
@@ -250,9 +259,11 @@ def describe_policy(run: Path) -> list[str]:
             f"and that {share:.0%} of the requests or more went to {of} or worse, which takes at "
             f"least {replies} replies, {replies * plan.max_tokens:,} completion tokens"
         )
-    if plan.calibrated is None:
+    lent = None if plan.calibrated is None else plan.calibrated.provisional
+    if lent is not None:
         lines.append(
-            f"card {plan.card} is not calibrated: this run can be asked, and is judged once it is"
+            f"provisional: nobody has calibrated {plan.card}; the honest noise is taken from "
+            f"{lent.lent_by}, and nothing milder than 4-bit-class noise is held against a host"
         )
     return lines
 

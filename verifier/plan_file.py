@@ -93,18 +93,17 @@ class Plan(BaseModel):
     pool_size: Count
     versions: dict[str, str]
     configuration: Annotated[dict[str, Any], Plain()]  # the run file, less where it was written
-    #: None: the card had none when the run was planned; written as `calibration`.
+    #: None: the card had none when an older version planned the run; written as `calibration`.
     calibrated: Annotated[Calibration | None, Field(alias="calibration")]
     after: After | None = None  # earlier audits whose evidence this run goes on from
 
     @property
     def calibration(self) -> Calibration:
-        """What replies are judged by. Raises ReferenceMismatch where the card had none: asking
-        needs none, and nothing is ever judged without."""
+        """What replies are judged by. Raises ReferenceMismatch where the plan has none."""
         if self.calibrated is None:
             raise ReferenceMismatch(
-                f"card {self.card} was not calibrated when this run was planned; once it is, "
-                "`verifier score` and `verifier audit` go on with the run"
+                f"card {self.card} was not calibrated when this run was planned, by an older "
+                "version; `verifier score` and `verifier audit` go on with the run"
             )
         return self.calibrated
 

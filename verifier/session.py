@@ -184,10 +184,10 @@ class Session:
     def wants_ordinary(self, case: Case) -> bool:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
-        ended = case.decision != "inconclusive" and not (
-            self.pace.wanted() or any(c.more(case) for c in CHECKS)
+        between = is_between(case) and len(case.scored) >= self.plan.min_replies
+        ended = (case.decision != "inconclusive" or between) and not (
+            self.pace.wanted() or (not between and any(c.more(case) for c in CHECKS))
         )
-        ended = ended or (is_between(case) and len(case.scored) >= self.plan.min_replies)
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 
     # -- what the audit uses -------------------------------------------------------------------

@@ -40,9 +40,10 @@ from verifier.probes import load_pool
 from verifier.progress import ALONE, Pace, Show, until
 from verifier.prompts import Render
 from verifier.records import Report
-from verifier.reference.calibrations import is_calibrated, load_calibration
+from verifier.reference.calibrations import is_calibrated
 from verifier.reference.cards import load_card
 from verifier.reference.loaded import LoadReference, Reference, load_once, render_as_ids
+from verifier.reference.provisional import calibration_for
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
 from verifier.scoring.loadable import (
@@ -118,8 +119,7 @@ def start(config: RunFile) -> Plan:
     if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
     card = load_card(config.reference.card)
-    known = is_calibrated(config.reference.card)
-    calibration = load_calibration(config.reference.card, card) if known else None
+    calibration = calibration_for(config.reference.card, card)
     earlier = config.audit.after
     after = None if earlier is None else read_chain(earlier, config, card)
     plan, probes, further = make_plan(config, card, calibration, load_pool(), after=after)
@@ -128,21 +128,24 @@ def start(config: RunFile) -> Plan:
 
 
 def judged_plan(run: Path) -> Plan:
-    """The plan of a run that is to be judged; one that was made without a calibration is made
-    again with that of its card, for the same probes.
+    """The plan of a run that is to be judged; one that was made while its card was not calibrated
+    is made again once it is, for the same probes, as long as nothing was judged.
 
-    Raises a VerifierError where there is none yet, or the probes would be others.
+    Raises a VerifierError where the probes would be others.
     """
     plan = read_plan(run)
-    if plan.calibrated is not None:
+    lent = plan.calibrated is None or plan.calibrated.provisional is not None
+    if not lent or (plan.calibrated is not None and (run / LEDGER).exists()):
         return plan
     config = load_run_file(run / RUN, below=run)
+    if plan.calibrated is not None and not is_calibrated(config.reference.card):
+        return plan
     card = load_card(config.reference.card)
     seeded = config.model_copy(
         update={"audit": config.audit.model_copy(update={"seed": plan.seed})}
     )
     made, probes, _ = make_plan(
-        seeded, card, load_calibration(config.reference.card, card), load_pool(), after=plan.after
+        seeded, card, calibration_for(config.reference.card, card), load_pool(), after=plan.after
     )
     if probes != read_probes(run):
         raise ConfigError(

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from audits import KEY, NOWHERE, host, write_card, write_run_file
+from audits import FAULT, KEY, NOWHERE, host, write_card, write_run_file
 from command_line import Ended, _plain_surroundings, call
 
 from verifier.cli import commands
 from verifier.config import load_hosts
-from verifier.files.run_folder import PLAN, RUN, write_json
+from verifier.files.run_folder import PAGE, PLAN, REPORT, RUN, write_json
 from verifier.reference.loaded import Reference
 
 __all__ = ["_plain_surroundings"]  # fixture
@@ -198,12 +198,14 @@ def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
     ended = call("reference", "list", COLUMNS="100")
 
     assert "Audits work today with: smollm2-135m-instruct" in ended.out
-    named = r"Not yet with llama-3\.1-8b-instruct, [^:]*qwen3-8b: not calibrated; run `verifier cal"
+    named = r"Provisional are llama-3\.1-8b-instruct, [^:]*qwen3-8b: run `verifier calibrate CARD`"
+    assert re.search(r"Not yet with [^:]*qwen3-8b: its weights are not pinned", ended.out)
     assert re.search(named, ended.out)
     assert "run `verifier calibrate CARD` where vLLM is installed and the GPUs hold" in ended.out
-    assert "it cannot be yet: precision: published in mxfp4: no engine here rounds" in ended.out
+    cannot = "it cannot be calibrated yet: "
+    assert f"{cannot}precision: published in mxfp4: no engine here rounds" in ended.out
     for line in ended.out.splitlines():
-        assert not ("it cannot be yet" in line and "run `verifier calibrate" in line)
+        assert not (cannot in line and "run `verifier calibrate" in line)
 
 
 @pytest.mark.parametrize(
@@ -285,32 +287,91 @@ def uncalibrated(folder: Path, url: str, **changes: Any) -> Path:
     return run_file
 
 
-def test_what_needs_no_weights_needs_no_calibration(tmp_path: Path) -> None:
-    """Planned, looked at and asked; judged once the card is calibrated, as if it had been."""
+def test_what_was_asked_before_the_card_was_calibrated_is_judged_as_if_it_had_been(
+    tmp_path: Path,
+) -> None:
+    """Planned, looked at and asked: nothing was judged, so no floor has been chosen by it."""
     with host() as url:
         enough = {"budget_completion_tokens": 1200}
         run, run_file = tmp_path / "run", uncalibrated(tmp_path, url, **enough)
         steps = [call("plan", run_file), call("capabilities", run_file), call("collect", run)]
-        refused = [call("score", run), call("decide", run), call("audit", run_file)]
         (tmp_path / "later.json").rename(tmp_path / "tiny.calibration.json")
         later = [call("score", run), call("decide", run)]
 
     assert [step.status for step in steps] == [0, 0, 0]
-    assert "card tiny is not calibrated: this run can be asked" in steps[0].out
-    assert [step.status for step in refused] == [2, 2, 2]
-    assert all("is not calibrated; run `verifier calibrate" in refused[n].complaint for n in (0, 2))
+    assert "provisional: nobody has calibrated tiny; the honest noise is taken" in steps[0].out
     assert [step.status for step in later] == [0, 0]
     assert "\n\nCONSISTENT " in later[1].out
+    assert "provisional" not in later[1].out
+
+
+def test_an_audit_without_a_calibration_says_so_and_stays_as_it_was_decided(
+    tmp_path: Path,
+) -> None:
+    """On terminal, page and in JUnit and Markdown; the same bytes once the card is calibrated."""
+    said = "provisional: nobody has calibrated tiny; the honest noise is taken from smollm2-135m-"
+    with host() as good, host(FAULT) as bad:
+        runs = {}
+        for name, url in (("good", good), ("bad", bad)):
+            run_file = uncalibrated(
+                tmp_path, url, budget_completion_tokens=1200,
+                top={"out": str(tmp_path / name)},
+            )  # fmt: skip
+            runs[name] = call("audit", run_file)
+    (tmp_path / "later.json").rename(tmp_path / "tiny.calibration.json")
+    before = {name: (tmp_path / name / REPORT).read_bytes() for name in runs}
+    shown = [call("decide", tmp_path / "good"), call("score", tmp_path / "bad"),
+             call("decide", tmp_path / "bad")]  # fmt: skip
+    junit, page = tmp_path / "junit.xml", tmp_path / "summary.md"
+    call("report", tmp_path / "bad", "--junit", junit, "--markdown", page)
+
+    assert {name: ended.status for name, ended in runs.items()} == {"good": 0, "bad": 1}
+    assert all(said in " ".join(ended.out.split()) for ended in (*runs.values(), shown[0]))
+    assert {name: (tmp_path / name / REPORT).read_bytes() for name in runs} == before
+    for file in (junit, page, tmp_path / "bad" / PAGE):
+        assert "provisional: nobody has calibrated tiny" in file.read_text()
+    assert "once the card is calibrated (" in (tmp_path / "good" / PAGE).read_text()
+
+
+def test_a_control_is_the_floor_of_an_audit_without_a_calibration(tmp_path: Path) -> None:
+    """Said in the first line; an honest host is consistent beside an honest control."""
+    with host() as url, host() as trusted:
+        run_file = uncalibrated(
+            tmp_path, url, budget_completion_tokens=1200,
+            top={"control": {"base_url": trusted, "model": "tiny"}},
+        )  # fmt: skip
+        ended = call("audit", run_file)
+    said = " ".join(ended.out.split())
+
+    assert ended.status == 0
+    assert "nobody has calibrated tiny; the floor is the noise of its control, times 1.6:" in said
+
+
+def test_a_policy_that_needs_a_calibration_is_refused_before_anything_is_asked(
+    tmp_path: Path,
+) -> None:
+    """By each command that begins a run, in one line, and nothing is written."""
+    run_file = uncalibrated(tmp_path, NOWHERE, policy="standard")
+    for command in ("audit", "plan", "capabilities"):
+        ended = call(command, run_file)
+
+        assert ended.status == 2
+        assert (
+            "names fp8-class rounding, which nobody can tell from honest noise" in ended.complaint
+        )
+        assert "take screen (--policy screen); to calibrate, run `verifier cal" in ended.complaint
+        assert not (tmp_path / "run" / PLAN).exists()
 
 
 def test_a_refusal_that_can_be_known_comes_first_and_whole(tmp_path: Path) -> None:
     """All in one line, before anything is loaded or written."""
     run_file = uncalibrated(
-        tmp_path, NOWHERE, reference={"engine": "remote", "weights": str(tmp_path / "none")}
-    )
+        tmp_path, NOWHERE, policy="strict",
+        reference={"engine": "remote", "weights": str(tmp_path / "none")},
+    )  # fmt: skip
     ended = call("audit", run_file)
 
-    assert ended.complaint.startswith("3 things to mend: reference: card 'tiny' is not calibrated")
+    assert ended.complaint.startswith("3 things to mend: audit.policy: strict names int8-class")
     assert "reference.weights: no directory" in ended.complaint
     assert "reference.url: missing" in ended.complaint
     assert not (tmp_path / "run").exists()
@@ -337,13 +398,20 @@ def test_an_engine_that_cannot_score_is_refused_before_it_is_loaded(
     assert "the engine remote cannot score under them" in ended.complaint
 
 
-@pytest.mark.usefixtures("own_policy")
-def test_no_command_is_recommended_that_cannot_succeed(tmp_path: Path) -> None:
+def test_no_command_is_recommended_that_cannot_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Packed weights cannot be calibrated; said before a key is asked for."""
-    told = described(tmp_path, reference="gpt-oss-20b", api_key_env="A_KEY_OF_NOBODY")
+    from verifier import config
+
+    fine = config.Policy(noise=("fp8-class rounding",))
+    monkeypatch.setattr(config, "load_policies", lambda: {"fine": fine})
+    told = described(
+        tmp_path, reference="gpt-oss-20b", api_key_env="A_KEY_OF_NOBODY", policy="fine"
+    )
     ended = call("audit", *told)
 
-    assert "it cannot be yet: precision: published in mxfp4" in ended.complaint
+    assert "it cannot be calibrated yet: precision: published in mxfp4" in ended.complaint
     assert "run `verifier calibrate" not in ended.complaint
     assert not (tmp_path / "run").exists()
 

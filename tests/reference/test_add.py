@@ -25,7 +25,7 @@ from verifier.lab.testbed.server import running
 from verifier.records import REFERENCE
 from verifier.reference import markup
 from verifier.reference.add import Added, add_card, where_it_is
-from verifier.reference.calibrations import obstacles
+from verifier.reference.calibrations import describe_calibrated, obstacles
 from verifier.reference.cards import find_card, list_cards, load_card
 from verifier.reference.defaults import default_bank, default_stacks, published_of
 from verifier.reference.digests import digests_of
@@ -90,7 +90,8 @@ def test_one_command_makes_a_card_that_the_others_take(
     assert len(plan_items(card, seed=1, sizes=Sizes())) == 4 + len(card.bank) + 4 - (
         shape == "gemma3"  # no float16
     )
-    assert obstacles(name) == ("not calibrated; run `verifier calibrate CARD`",)
+    assert obstacles(name) == ()
+    assert describe_calibrated(name).endswith(f"run `verifier calibrate {name}`")
     assert call("reference", "show", name).status == 0
     assert name in call("reference", "list").out
     pinned = call("reference", "pin", name, "--weights", directory)

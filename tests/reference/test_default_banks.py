@@ -10,7 +10,7 @@ import pytest
 from verifier.errors import ConfigError
 from verifier.lab.calibrate import refuse_card
 from verifier.lab.corpus import read_stack
-from verifier.reference.calibrations import is_calibrated, obstacles
+from verifier.reference.calibrations import describe_calibrated, is_calibrated
 from verifier.reference.cards import Card, list_shipped, load_card
 from verifier.reference.defaults import (
     FLOAT32_BYTES,
@@ -185,7 +185,7 @@ def test_nothing_is_recommended_for_a_shipped_card_that_cannot_succeed() -> None
         card = load_card(name)
         if is_calibrated(name):
             continue
-        said = " ".join(obstacles(name))
+        said = describe_calibrated(name)
         try:
             refuse_card(card.model_copy(update={"calibration_stacks": ("float32-batch32",),
                                                 "held_out_stacks": ()}))  # fmt: skip

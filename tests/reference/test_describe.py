@@ -275,6 +275,41 @@ def test_what_no_engine_rounds_is_told_by_the_headers(
     assert told == tuple(f"weights: {line}" for line in found.cannot_round)
 
 
+def test_packed_weights_that_transformers_reads_are_rounded_by_it_alone(tmp_path: Path) -> None:
+    """Those of compressed-tensors: a card of stacks of transformers can be calibrated."""
+    tensors = {n: t for n, t in linear().items() if not n.endswith("q_proj.weight")}
+    for n in range(2):
+        stem = f"model.layers.{n}.self_attn.q_proj"
+        tensors |= {
+            f"{stem}.weight_packed": ("I32", (64, 8)),
+            f"{stem}.weight_scale": ("BF16", (64, 2)),
+        }
+    said = {"quant_method": "compressed-tensors", "config_groups": {"group_0": PACKED_TO_8}}
+    found = describe(write(tmp_path, CONFIG | {"quantization_config": said}, tensors))
+    words = {"bank": (), "precision": found.precision}
+    card = load_card("qwen3-8b").model_copy(update=words)
+    large = load_card("qwen3-235b-a22b").model_copy(update=words)
+    by_vllm = card.model_copy(update={"calibration_stacks": ("vllm-bfloat16-batch32",)})
+
+    assert found.cannot_round == ()
+    assert obstacles_to_calibrating(card, seen=found) == ()
+    (line,) = obstacles_to_calibrating(by_vllm, seen=found)
+    assert line.startswith("weights: model.layers.0.self_attn.q_proj.weight_packed is packed")
+    assert "transformers alone rounds these" in line
+    assert "no engine here rounds packed weights" in obstacles_to_calibrating(large, seen=found)[0]
+
+
+def test_a_card_of_packed_weights_is_past_calibrating_where_nothing_reads_them() -> None:
+    """By its words: small ones of compressed-tensors are not, of another method they are."""
+    words = "int4 in groups of 32 (compressed-tensors)"
+    small = load_card("qwen3-8b").model_copy(update={"bank": (), "precision": words})
+
+    assert obstacles_to_calibrating(small) == ()
+    for card in (small.model_copy(update={"precision": "int4 in groups of 32 (awq)"}),
+                 load_card("kimi-k2.6")):  # fmt: skip
+        assert any("no engine here rounds packed" in o for o in obstacles_to_calibrating(card))
+
+
 # -- what is no one model ----------------------------------------------------------------------
 
 

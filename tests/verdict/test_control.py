@@ -24,15 +24,18 @@ from simulate import (
 )
 
 from verifier.checks import ASPECTS
-from verifier.checks.check import Case
+from verifier.checks.check import Case, above_floor
+from verifier.config import Policy
 from verifier.errors import ConfigError
-from verifier.evidence.calibration import Channel
+from verifier.evidence.calibration import Channel, Lender, Provisional
+from verifier.evidence.e_values import mix_log_e
 from verifier.evidence.ledger import TEXT_SCALES, Ledger, Row
 from verifier.files.run_folder import CONTROL_REPORT, read_json, write_json
 from verifier.records import Control, Report
 from verifier.verdict.control import (
     evidence_beside,
     judge_beside,
+    narrowed,
     read_control,
     slack,
     stands_apart,
@@ -252,6 +255,92 @@ def test_before_the_control_is_judged_nothing_counts() -> None:
     assert judge_beside(alone, control, case).decision == "inconclusive"
     assert evidence_beside(alone, control, case) == 0
     assert evidence_beside(alone, None, case) == case.log_e
+
+
+# -- under a provisional floor -------------------------------------------------------------------
+
+#: A floor of 0.14, and tolerated up to 0.28, on no card's own stacks.
+LENT = PLAN.model_copy(
+    update={
+        "calibrated": make_calibration(
+            text=Channel(
+                honest_scale=0.14, tolerated_scale=0.2818382931264455, spread=0.0, learning_rate=1.0
+            ),
+            provisional=Provisional(
+                lenders=(Lender(card="other", tensors_sha256=SHA),), kappa=1.59
+            ),
+        ),
+        "policy": Policy(noise=("another model",)),
+    }
+)
+CONTROL_SAYS = "the floor is the noise of its control, times 1.6: "
+
+
+def lent_beside(target: float, control: float, *, seed: int = 7, count: int = 46) -> Report:
+    """The verdict on a host of one noise scale beside a control of another."""
+    alone, case = decided(case_of(LENT, Ledger(rows=rows_of(target, count, seed=seed))))
+    own, of_control = decided(
+        case_of(LENT, Ledger(rows=rows_of(control, count, seed=seed + 1000)),
+                outcomes=replies(list(rows_of(control, count, seed=seed + 1000))))
+    )  # fmt: skip
+    found = Control(base_url=NOWHERE, model="m", finding=own.decision, summary="", usage=own.usage)
+    return judge_beside(alone, with_replies(found, of_control), case)
+
+
+def test_a_control_narrows_a_provisional_floor_to_its_own_noise() -> None:
+    """Power: four times the control's noise, and still finer than of 4 bits; alone no verdict."""
+    alone, _ = decided(case_of(LENT, Ledger(rows=rows_of(0.25, 46))))
+    beside = lent_beside(0.25, 0.06)
+
+    assert alone.decision == "inconclusive"
+    assert beside.decision == "inconsistent"
+    assert beside.summary.startswith("provisional: nobody has calibrated tiny; " + CONTROL_SAYS)
+    assert "noisier than its control, and than 0.14: evidence log e" in beside.summary
+    assert beside.notes[-1].startswith("the accusation rests on the comparison with the control")
+
+
+@pytest.mark.parametrize(
+    ("target", "control"), [(0.14, 0.01), (0.12, 0.08), (0.2, 0.13), (0.06, 0.06)]
+)
+def test_a_control_accuses_nobody_within_its_own_noise_or_the_floor(
+    target: float, control: float
+) -> None:
+    """Level: at the end of the floor beside a control that is far quieter, and at 1.5 times it."""
+    found = [lent_beside(target, control, seed=seed, count=30) for seed in range(5)]
+
+    assert "inconsistent" not in {report.decision for report in found}
+
+
+def test_noise_as_of_four_bits_takes_the_control_too() -> None:
+    """Beside a quiet one it stands, beside one as noisy it does not."""
+    stands, withheld = lent_beside(0.63, 0.05), lent_beside(0.63, 0.63)
+
+    assert stands.decision == "inconsistent"
+    assert CONTROL_SAYS in stands.summary
+    assert withheld.decision == "inconclusive"
+    assert withheld.summary.startswith("provisional: nobody has calibrated tiny; ")
+
+
+def test_evidence_beside_a_control_is_shared_under_a_provisional_floor() -> None:
+    """Half and half: the mean of two e-values; and both are asked on while it may tell."""
+    _, case = decided(case_of(LENT, Ledger(rows=rows_of(0.25, 10))))
+    report = case.report
+    assert report is not None
+    control = with_replies(
+        Control(base_url=NOWHERE, model="m", finding="consistent", summary="", usage=None),
+        decided(case_of(LENT, Ledger(rows=rows_of(0.06, 10, seed=3))))[1],
+    )
+    narrow = narrowed(control, case)
+    assert narrow is not None
+
+    assert evidence_beside(report, control, case) == pytest.approx(
+        mix_log_e([(0.5, case.log_e), (0.5, narrow)])
+    )
+    assert narrowed(replace(control, finding="inconclusive"), case) is None
+    assert narrowed(control, judged(rows_of(0.25, 10))[1]) is None
+    assert slack(case) == 1.6
+    if evidence_beside(report, control, case) < NEEDED:
+        assert waits_for_replies(control, case) is (above_floor(case, case.interval))
 
 
 # -- in the run folder ---------------------------------------------------------------------------

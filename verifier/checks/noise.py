@@ -82,14 +82,14 @@ def find(
     """Each class of the policy, by the confidence sequence of the noise scale.
 
     A class is excluded once every scale from its own upwards is outside the interval, detected
-    once every scale below is.
+    once every scale below is. Under a provisional floor it is excluded further below.
     """
     return [_find_class(case, account, name) for name in case.plan.policy.noise]
 
 
 def _find_class(case: Case, account: Account, name: str) -> Finding:
-    (scale,) = (known.scale for known in case.plan.calibration.classes if known.name == name)
-    channel = case.plan.calibration.text
+    (known,) = (known for known in case.plan.calibration.classes if known.name == name)
+    scale, channel = known.scale, case.plan.calibration.text
     honest, tolerated = channel.honest_scale, channel.tolerated
     if account.unknown_words:  # what is left of them looks like noise of the weights
         detail = "the words of the hidden prompt are not known; send what the client sent first"
@@ -113,10 +113,12 @@ def _find_class(case: Case, account: Account, name: str) -> Finding:
     return make_weighed(
         case, NOISE, name,
         towards=towards,
-        against=log_e_against_scales(account.text, members),
-        excluded=f"the noise scale is below {scale:.2g}",
+        against=log_e_against_scales(
+            account.text, np.asarray(known.to_exclude <= TEXT_SCALES * ABOVE)
+        ),
+        excluded=f"the noise scale is below {known.to_exclude:.2g}",
         detected=detected,
-        undecided=f"the noise scale is not yet bounded below {scale:.2g}",
+        undecided=f"the noise scale is not yet bounded below {known.to_exclude:.2g}",
     )  # fmt: skip
 
 
@@ -124,15 +126,19 @@ def remarks(
     case: Case, _evidence: float, account: Account, _found: Sequence[Finding]
 ) -> list[Remark]:
     """What the error rates are conditional on, and what lies outside of what was calibrated."""
-    found = [Remark(text=text) for text in (_on_stacks(case), _on_domain(case)) if text]
+    rests = (_on_lenders(case), _on_stacks(case), _on_domain(case))
+    found = [Remark(text=text) for text in rests if text]
     if above_floor(case, account.interval) and not account.differs and account.by == "published":
         channel = case.plan.calibration.text
+        lent = case.plan.calibration.provisional is not None
+        reaches = "is known to reach on this model" if lent else "reaches"
         text = (
-            f"the noise is above what any measured stack reaches ({channel.honest_scale:.2g}), and "
-            f"nothing up to {channel.tolerated:.2g} is held against a host"
+            f"the noise is above what any measured stack {reaches} ({channel.honest_scale:.2g}), "
+            f"and nothing up to {channel.tolerated:.2g} is held against a host"
         )
         if is_between(case):
-            text += ": a verdict would need this stack among those that the calibration measures"
+            needed = "this stack among those that the calibration measures"
+            text += f": a verdict would need {'a calibration' if lent else needed}"
         found.insert(0, Remark(text=text, at="evidence"))
     if not account.differs and account.by == "published" and not panel_is_quiet(case):
         text = (
@@ -164,6 +170,19 @@ def _on_stacks(case: Case) -> str:
             f"({zone.alike} stacks of its arithmetic)"
         )
     return told
+
+
+def _on_lenders(case: Case) -> str:
+    """What a provisional floor can say, and what it cannot."""
+    found, channel = case.plan.calibration.provisional, case.plan.calibration.text
+    if found is None:
+        return ""
+    return (
+        f"nobody has calibrated this card, so alpha {case.plan.alpha:g} is that of a host whose "
+        f"noise stays within {channel.tolerated:.2g}, where noise as of 4-bit weights begins on "
+        f"{found.lent_by}: nothing milder is held against a host by its noise, and classes are "
+        "excluded, and shares bounded, as far as this model is like those"
+    )
 
 
 def _on_domain(case: Case) -> str:

@@ -185,8 +185,8 @@ def audit(
     if again:
         fleet = begun_anew(fleet, described, now=now())
     every = fleet.every_run_file
-    to_judge = not all((config.out / PLAN).exists() for config in every.values())
-    refuse_unready(fleet.reference, to_judge=to_judge)
+    new = [one.audit.policy for one in every.values() if not (one.out / PLAN).exists()]
+    refuse_unready(fleet.reference, policy=next(iter(new), None))
     keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
@@ -621,7 +621,8 @@ def score(
     if not ours:
         refuse_foreign(config.reference, where=str(run))
     say_own(config.reference.card)
-    refuse_unready(config.reference, to_judge=planned.calibrated is None)
+    lacking = planned.calibrated is None
+    refuse_unready(config.reference, policy=config.audit.policy if lacking else None)
     refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:

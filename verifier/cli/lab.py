@@ -223,14 +223,14 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are not measured with the others but alone: `certificate` (what thousands of honest
-    replies make of the noise bet; hours), `engine` (what scoring with vLLM costs; 20 minutes),
-    `identity` (hosts that serve another model; half an hour), `left-out` (templates that the
-    catalogue lacks; a day), `routing` (hosts that answer some requests with another model; 20
-    minutes), `samplers` (what is said of samplers; an hour), `stacks` (honest stacks noisier than
-    any calibrated one; hours), `templates` (which template fault is named; hours), `tricks` (hosts
-    that look right; an hour) and `wire` (what collecting withstands, and how fast it is; half an
-    hour).
+    Some parts are not measured with the others but alone: `certificate` (what honest replies make
+    of the noise bet; hours), `engine` (what scoring with vLLM costs; 20 minutes), `identity` (other
+    models served; half an hour), `left-out` (templates that the catalogue lacks; a day),
+    `provisional` (calibrated cards left out in turn), `routing` (hosts that answer some requests
+    with another model; 20 minutes), `samplers` (what is said of samplers; an hour), `stacks`
+    (honest stacks noisier than any calibrated one; hours), `templates` (which template fault is
+    named; hours), `tricks` (hosts that look right; an hour) and `wire` (what collecting withstands,
+    and how fast it is; half an hour).
 
     \b
     Examples:
@@ -292,6 +292,11 @@ def _measure(
             from verifier.lab.bench.left_out import tabulate_left_out as tabulate
 
             return run_left_out_bench(out, faults=faults, audits=audits, **given), tabulate
+        case ["provisional"]:
+            from verifier.lab.bench.provisional import run_provisional_bench
+            from verifier.lab.bench.provisional import tabulate_provisional as tabulate
+
+            return run_provisional_bench(out, seed=seed, tell=show.tell), tabulate
         case ["routing"]:
             from verifier.lab.bench.routing import run_routing_bench
             from verifier.lab.bench.routing import tabulate_routing as tabulate

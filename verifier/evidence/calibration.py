@@ -1,6 +1,7 @@
 """What honest serving and each known variant look like on one card's model.
 
 The record that `calibrate` makes and every audit reads, tied to the weights it was measured on.
+Where a card has none, one that is made of those of other cards stands for it, and says so.
 Where it lies is told by `reference.calibrations`.
 """
 
@@ -101,6 +102,22 @@ class NoiseClass(_Record):
     name: str
     scale: Annotated[float, Field(ge=1e-6, le=1)]
     basis: str  # what the scale rests on
+    #: Where only a smaller scale excludes the class, as on a model that was not measured; None:
+    #: `scale` does.
+    excluded_below: Annotated[float, Field(ge=1e-6, le=1)] | None = None
+
+    @model_validator(mode="after")
+    def _is_excluded_below_its_scale(self) -> Self:
+        if self.to_exclude > self.scale:
+            raise ValueError(
+                f"excluded_below: {self.to_exclude:.3g} is above scale {self.scale:.3g}"
+            )
+        return self
+
+    @property
+    def to_exclude(self) -> float:
+        """The scale below which the noise must be bounded to exclude the class."""
+        return self.scale if self.excluded_below is None else self.excluded_below
 
 
 class BetCertificate(_Record):
@@ -115,8 +132,33 @@ class BetCertificate(_Record):
     learning_rate: Annotated[float, Field(ge=1e-3, le=10)]
 
 
+class Lender(_Record):
+    """A card whose measured noise stands for that of another one."""
+
+    card: str
+    tensors_sha256: Sha256
+    differs: tuple[str, ...] = ()  # how its model differs from the other one, as far as is known
+
+
+class Provisional(_Record):
+    """That a calibration was made of those of other cards, see `reference.provisional`."""
+
+    lenders: Annotated[tuple[Lender, ...], Field(min_length=1)]
+    #: How far above the noisiest measured stack the lenders tolerate noise on their own models, in
+    #: floors: how much noisier than its control an honest endpoint may be.
+    kappa: Annotated[float, Field(ge=1, le=1e3)]
+
+    @property
+    def lent_by(self) -> str:
+        """The lenders, and how they differ, in words."""
+        return " and ".join(
+            f"{one.card} ({'; '.join(one.differs)})" if one.differs else one.card
+            for one in self.lenders
+        )
+
+
 class Calibration(_Record):
-    """What `verifier calibrate` measured for one card."""
+    """What `verifier calibrate` measured for one card, or what stands for it provisionally."""
 
     schema_version: Version
     card: str
@@ -132,6 +174,7 @@ class Calibration(_Record):
     classes: tuple[NoiseClass, ...]
     stacks: tuple[Stack, ...]
     certificate: BetCertificate | None = None  # None: not measured
+    provisional: Provisional | None = None  # None: measured on the card's own model
 
     @model_validator(mode="after")
     def _honest_scales_are_of_the_grids(self) -> Self:

@@ -90,7 +90,7 @@ def noise_scale(
         lower=None if interval is None else round(interval.lower, 6),
         upper=None if upper is None else round(upper, 6),
         level=level,
-        equivalent=_equivalent(interval, honest, marks, known),
+        equivalent=_equivalent(interval, honest, marks, known) + _elsewhere(calibration, interval),
         honest=round(honest, 6),
         marks=tuple((name, round(scale, 6)) for name, scale in marks),
     )
@@ -111,6 +111,13 @@ def _equivalent(
     if not roundings:
         return "unknown: no rounding is calibrated"
     return _between(interval, roundings, {name: known[name].family for name in roundings})
+
+
+def _elsewhere(calibration: Calibration, interval: Interval | None) -> str:
+    """On which models, where that is none of the card's own."""
+    if calibration.provisional is None or interval is None:
+        return ""
+    return f", as on {' and '.join(one.card for one in calibration.provisional.lenders)}"
 
 
 def _between(

@@ -18,7 +18,7 @@ from verifier.reference.cards import (
     load_card,
     own_folder,
 )
-from verifier.reference.defaults import obstacles_to_calibrating
+from verifier.reference.defaults import obstacles_to_calibrating, obstacles_to_rendering
 
 
 def calibration_path(name: str) -> Path:
@@ -40,7 +40,7 @@ def how_to_calibrate(name: str, card: Card) -> str:
     against = obstacles_to_calibrating(card)
     if against:
         why = "; and ".join(against)
-        return f"it cannot be yet: {why}; `verifier reference list` says which cards work today"
+        return f"it cannot be calibrated yet: {why}"
     stacks = (*card.calibration_stacks, *card.held_out_stacks)
     where = "" if not any(one.startswith("vllm-") for one in stacks) else (
         " where vLLM is installed and the GPUs hold the weights"
@@ -49,17 +49,20 @@ def how_to_calibrate(name: str, card: Card) -> str:
 
 
 def obstacles(name: str) -> tuple[str, ...]:
-    """What stands between a card and an audit today; (): nothing does."""
-    card, found = load_card(name), []
-    if not is_calibrated(name):
-        against = obstacles_to_calibrating(card)
-        how = f"it cannot be yet: {'; and '.join(against)}" if against else (
-            how_to_calibrate("CARD", card)
-        )  # fmt: skip
-        found.append(f"not calibrated; {how}")
+    """What stands between a card and an audit today; (): nothing does, be it under a provisional
+    floor."""
+    card = load_card(name)
+    found = list(obstacles_to_rendering(card))
     if card.digests.tensors_sha256 is None:
         found.append("its weights are not pinned: `verifier reference pin` does, from a snapshot")
     return tuple(found)
+
+
+def describe_calibrated(name: str) -> str:
+    """Whether a card is calibrated, in words: else its audits are provisional, and what to do."""
+    if is_calibrated(name):
+        return "yes"
+    return f"no, so audits are provisional; {how_to_calibrate(name, load_card(name))}"
 
 
 def load_calibration(name: str, card: Card) -> Calibration:
@@ -70,7 +73,16 @@ def load_calibration(name: str, card: Card) -> Calibration:
     found = read_record(path, Calibration, advice=advice)
     if found.zone is None:  # from before there was a zone: its stacks say what it would be
         found = with_zone(found, TEXT_SCALES, LOGPROB_SCALES)
+    if found.provisional is not None:
+        raise ReferenceMismatch(
+            f"{path}: of other cards, and measured on none of its own; {advice}"
+        )
     pinned = card.digests.tensors_sha256
+    if pinned is None and found.card != card.name:
+        raise ReferenceMismatch(
+            f"{path}: made for card {found.card!r}, and card {card.name!r} pins no weights that "
+            f"would be the same; {advice}"
+        )
     if pinned is not None and found.tensors_sha256 != pinned:
         raise ReferenceMismatch(
             f"{path}: made for weights {found.tensors_sha256[:12]}, but the card pins "

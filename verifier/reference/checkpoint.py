@@ -32,7 +32,7 @@ NOTHING_MOVED = (
 )
 
 #: Endings of tensors that hold weights packed into integers.
-_PACKED = ("_packed", "_blocks", ".qweight", ".weight_quant")
+PACKED = (".weight_packed", "_packed", "_blocks", ".qweight", ".weight_quant")
 
 
 class Streamed(NamedTuple):
@@ -88,7 +88,7 @@ def _half(name: str, tensor: torch.Tensor) -> tuple[str, str | None]:
 def _plain(
     name: str, tensor: torch.Tensor, transform: Transform, layout: Layout, device: Any
 ) -> Streamed:
-    packed = next((name.removesuffix(e) for e in _PACKED if name.endswith(e)), None)
+    packed = next((name.removesuffix(e) for e in PACKED if name.endswith(e)), None)
     if packed is not None and (is_linear(packed) or is_linear(f"{packed}.weight")):
         raise ConfigError(
             f"weights variant: {name} is packed into integers, so it is not rounded in place; "

@@ -12,7 +12,8 @@ Builds: every build of `variants.BANK`
   in hours beyond that;
 - that leaves a layer in place, and whose name no real checkpoint of the card has.
 
-Weights that are published packed into integers get none: no engine rounds those in place. Where
+Weights that are published packed into integers get none: of most no engine rounds any in place, and
+of those of compressed-tensors, which transformers reads as numbers, a card names its own. Where
 not all widths are known, only builds with one scale for a channel or a tensor are sure to fit.
 
 Honest stacks: the precisions and batches in which hosts serve what is published, half of them to
@@ -231,22 +232,46 @@ def obstacles_to_calibrating(card: Card, *, seen: Described | None = None) -> tu
             "calibration_stacks: empty, so there is no honest serving to measure; name stacks such "
             "as float32-batch32 and bfloat16-batch32 in the card"
         )
+    by_vllm = any(
+        one.startswith("vllm-") for one in (*card.calibration_stacks, *card.held_out_stacks)
+    )
     if seen is not None:
         found += [f"weights: {line}" for line in seen.cannot_round]
+        if by_vllm or not _fits_in_float32(card):
+            why = _BY_NUMBERS if _fits_in_float32(card) else _BY_NONE
+            found += [f"weights: {line}: {why}" for line in seen.vllm_cannot_round]
+    elif "(compressed-tensors)" in card.precision and _fits_in_float32(card):
+        if by_vllm:
+            found.append(f"precision: published in {_first_word(card.precision)}: {_BY_NUMBERS}")
     elif any(word in card.precision for word in _PACKED_WORDS):
-        found.append(
-            f"precision: published in {_first_word(card.precision)}: no engine here rounds packed "
-            "weights, nor leaves out one of their layers"
-        )
+        found.append(f"precision: published in {_first_word(card.precision)}: {_BY_NONE}")
     elif _first_word(card.precision) == "unknown":
         found.append("precision: unknown, so it is not known whether a build can be made of it")
-    if card.template_source in _NOT_RENDERED:
-        found.append(
-            f"template_source: {card.template_source}: the hosts that are measured render chat "
-            "templates only"
-        )
+    found += obstacles_to_rendering(card)
     return (*found, *(() if known is None else misfits(card.bank, known)))
 
+
+def obstacles_to_rendering(card: Card) -> tuple[str, ...]:
+    """Why a card's prompts cannot be rendered, one line; (): they can."""
+    if card.template_source not in _NOT_RENDERED:
+        return ()
+    return (f"template_source: {card.template_source}: chat templates alone are rendered here",)
+
+
+def _fits_in_float32(card: Card) -> bool:
+    """Whether transformers has memory for a card's weights as the numbers that they stand for."""
+    size = published_of(card).float32_bytes
+    return size is not None and size <= FLOAT32_BYTES
+
+
+#: What is said where vLLM is to round what transformers can.
+_BY_NUMBERS: Final = (
+    "transformers alone rounds these packed weights; name stacks such as float32-batch32 in the "
+    "card"
+)
+
+#: What is said where no engine can.
+_BY_NONE: Final = "no engine here rounds packed weights, nor leaves out one of their layers"
 
 #: First words of precisions whose weights are packed into integers.
 _PACKED_WORDS: Final = ("int8", "int4", "int3", "int2", "fp4", "packed")

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 
 from verifier.errors import ReferenceMismatch
 from verifier.reference.cards import Architecture, Card, Experts, LatentAttention, Window
-from verifier.reference.checkpoint import SCALES
+from verifier.reference.checkpoint import PACKED, SCALES, stands_for_numbers
 from verifier.reference.precision import (
-    PACKED,
     Scheme,
     bytes_of,
     count_of,
@@ -49,6 +48,7 @@ class Described:
     unchecked: tuple[str, ...]  # fields of a card that are not known, or not for certain
     remarks: tuple[str, ...]  # on what was found amiss, one line each
     cannot_round: tuple[str, ...]  # why no build can be made of these weights, one line each
+    vllm_cannot_round: tuple[str, ...] = ()  # the same, where transformers can
 
 
 class _Weights(NamedTuple):
@@ -76,6 +76,8 @@ def describe(directory: Path) -> Described:
     for doubt in precision.doubts:
         notes.doubt("precision", doubt)
     experts = _experts(text, weights, scheme, notes)
+    said = config.get("quantization_config") or text.get("quantization_config")
+    numbers = isinstance(said, dict) and stands_for_numbers(said)
     lean = bytes_of(weights.all.values()) - bytes_of(_beside(weights, layers, config).values())
     return Described(
         model_type=str(text.get("model_type") or config.get("model_type") or ""),
@@ -87,7 +89,8 @@ def describe(directory: Path) -> Described:
         bytes_at_most=bytes_of(weights.all.values()),
         unchecked=tuple(dict.fromkeys(notes.unchecked)),
         remarks=tuple(notes.remarks),
-        cannot_round=tuple(_cannot_round(weights)),
+        cannot_round=tuple(_cannot_round(weights, numbers=numbers)),
+        vllm_cannot_round=tuple(_packed(weights)) if numbers else (),
     )
 
 
@@ -323,10 +326,25 @@ def _widths(weights: _Weights, experts: Experts | None, hidden: int | None) -> I
             yield from (experts.width, hidden)
 
 
-def _cannot_round(weights: _Weights) -> Iterator[str]:
-    """What the engines refuse to round in place, told by the headers; one tensor of each kind."""
+def _packed(weights: _Weights) -> Iterator[str]:
+    """The first tensor that is packed, of those that transformers reads as numbers."""
+    packed = [name for name, stored in weights.own.items() if _is_packed(name, stored)]
+    yield from (f"{name} is packed into integers" for name in packed[:1])
+
+
+def _is_packed(name: str, stored: Stored) -> bool:
+    return name.endswith(PACKED) or (is_linear(name) and not is_plain(stored))
+
+
+def _cannot_round(weights: _Weights, *, numbers: bool) -> Iterator[str]:
+    """What the engines refuse to round in place, told by the headers; one tensor of each kind.
+
+    `numbers`: whether transformers reads packed weights as the numbers that they stand for.
+    """
     found: dict[str, str] = {}
     for name, stored in weights.own.items():
+        if numbers and _is_packed(name, stored):
+            continue
         why = _why_not_rounded(name, stored, weights)
         if why is not None:
             found.setdefault(why, name)
@@ -335,7 +353,7 @@ def _cannot_round(weights: _Weights) -> Iterator[str]:
 
 def _why_not_rounded(name: str, stored: Stored, weights: _Weights) -> str | None:
     linear, stem = is_linear(name), name.removesuffix(".weight")
-    if name.endswith(PACKED) or (linear and not is_plain(stored)):
+    if _is_packed(name, stored):
         return "is packed into integers, and no engine here rounds those in place"
     if not linear:
         return None

@@ -12,6 +12,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from verifier.reference.checkpoint import PACKED
 from verifier.reference.snapshot import BITS, CONFIG, Stored, read_object
 from verifier.reference.variants import is_linear
 
@@ -22,9 +23,6 @@ _BESIDE: Final = ("hf_quant_config.json", "quantize_config.json", "quant_config.
 _PLAIN: Final[Mapping[str, str]] = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
 }  # fmt: skip
-
-#: Endings of weights that are packed into integers.
-PACKED: Final = (".weight_packed", ".qweight", "_blocks")
 
 
 class Scheme(NamedTuple):

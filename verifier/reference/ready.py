@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from verifier.config import ReferenceSection
+from verifier.config import Policy, ReferenceSection, resolve_policy
 from verifier.errors import ConfigError, VerifierError
-from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import Card, load_card
+from verifier.reference.provisional import calibration_for, refuse_finer
 
 
-def refuse_unready(section: ReferenceSection, *, to_judge: bool) -> None:
+def refuse_unready(section: ReferenceSection, *, policy: str | Policy | None) -> None:
     """Raise ConfigError with all that a run file says of its reference and that cannot succeed.
 
-    `to_judge`: whether the card's calibration is needed, since no plan holds one.
+    `policy`: that the card's calibration is to serve; None: a plan holds one that does.
     """
     card = load_card(section.card)
     problems = [*_of_places(section), *_of_engine(section)]
-    if to_judge:
-        problems = [*_of_calibration(section, card), *problems]
+    if policy is not None:
+        problems = [*_of_calibration(section, card, policy), *problems]
     if problems:
         count = "" if len(problems) == 1 else f"{len(problems)} things to mend: "
         raise ConfigError(count + "; and ".join(problems))
 
 
-def _of_calibration(section: ReferenceSection, card: Card) -> list[str]:
+def _of_calibration(section: ReferenceSection, card: Card, policy: str | Policy) -> list[str]:
     try:
-        load_calibration(section.card, card)
+        found = calibration_for(section.card, card)
+        refuse_finer(*resolve_policy(policy), card, found, of=section.card)
     except VerifierError as problem:
         return [str(problem)]
     return []

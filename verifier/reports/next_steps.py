@@ -195,12 +195,18 @@ def next_steps(report: Report) -> Steps:
         "card": _card(report),
         "digest": _digest(report),
         **_tokens(report),
-        "stricter": ""
-        if report.policy in _STRICTER
-        else "; with `--policy standard` it excludes finer rounding and smaller shares",
+        "stricter": "" if report.policy in _STRICTER else _stricter(report),
     }
     steps = _STEPS[kind]
     return Steps(buyer=steps.buyer.format(**words), host=steps.host.format(**words))
+
+
+def _stricter(report: Report) -> str:
+    """How an audit excludes more."""
+    more = "with `--policy standard` it excludes finer rounding and smaller shares"
+    if report.signature.get("provisional"):
+        return f"; once the card is calibrated (`verifier calibrate {_card(report)}`), {more}"
+    return f"; {more}"
 
 
 def _said(text: str) -> str:

@@ -9,7 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
-from verifier.reference.calibrations import how_to_calibrate, is_calibrated, obstacles
+from verifier.reference.calibrations import (
+    describe_calibrated,
+    how_to_calibrate,
+    is_calibrated,
+    obstacles,
+)
 from verifier.reference.cards import (
     Card,
     HubSource,
@@ -60,6 +65,12 @@ def print_cards(console: Console) -> None:
             lacking.setdefault("; ".join(obstacles(name)), []).append(name)
     for why, names in lacking.items():
         console.print(f"Not yet with {', '.join(map(one_line, names))}: {why}", soft_wrap=True)
+    lent: dict[str, list[str]] = {}
+    for name in list_cards():
+        if not is_calibrated(name):
+            lent.setdefault(how_to_calibrate("CARD", load_card(name)), []).append(name)
+    for how, names in lent.items():
+        console.print(f"Provisional are {', '.join(map(one_line, names))}: {how}", soft_wrap=True)
 
 
 def card_row(name: str) -> tuple[str, ...]:
@@ -71,7 +82,7 @@ def card_row(name: str) -> tuple[str, ...]:
         card.licence.hosting,
         "?" if size is None else f"{size / 1e9:,.1f} GB",
         _pinned(card),
-        "yes" if is_calibrated(name) else "no",
+        "yes" if is_calibrated(name) else "provisional",
     )
 
 
@@ -81,8 +92,7 @@ def print_card(name: str, console: Console) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    calibrated = "yes" if is_calibrated(name) else f"no: {how_to_calibrate(name, card)}"
-    for label, text in describe_card(card, calibrated=calibrated):
+    for label, text in describe_card(card, calibrated=describe_calibrated(name)):
         table.add_row(label, _line(text))
     console.print(table)
 

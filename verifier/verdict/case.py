@@ -62,6 +62,18 @@ def read_case(
     )
 
 
+def provisionally(plan: Plan, *, floor: str = "") -> str:
+    """How the first line of a verdict begins that rests on a floor of other cards; "": it does not.
+
+    `floor`: what the floor is in the place of theirs.
+    """
+    lent = None if plan.calibrated is None else plan.calibrated.provisional
+    if lent is None:
+        return ""
+    taken = floor or f"the honest noise is taken from {lent.lent_by}"
+    return f"provisional: nobody has calibrated {plan.card}; {taken}: "
+
+
 def _unanswered(run: Path, record: Record) -> tuple[Request, ...]:
     """Requests without an answer on record, in the run folder and in those within it."""
     folders = dict.fromkeys(asked.folder for check in CHECKS for asked in check.asked)

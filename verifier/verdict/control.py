@@ -1,8 +1,8 @@
 """The control: a trusted endpoint that is asked the same, and what its finding does to a verdict.
 
 What it showed lies in the run folder of what it stands beside, so that a verdict can be decided
-anew from that folder alone. It can only withhold an accusation, never make one: the false-alarm
-rate of "inconsistent" stays below alpha whatever the control is.
+anew from that folder alone. On a card that is calibrated it can only withhold an accusation, never
+make one: the false-alarm rate of "inconsistent" stays below alpha whatever the control is.
 
 An accusation that rests on noise alone rests on the honest floor, and a floor that is too low, or a
 reference that is off, makes target and control noisy alike. So the two are held against each other
@@ -10,6 +10,11 @@ reference that is off, makes target and control noisy alike. So the two are held
 control's by more than `slack` allows, at alpha. Conditional on a control that serves the published
 weights, in arithmetic of the same kind: one that serves coarse weights protects whoever does the
 same, and one that computes more finely than the target guards less.
+
+Under a provisional floor (`reference.provisional`) a consistent control narrows it: its own noise
+is the floor then, times `slack`, and never less than the provisional floor itself. Half of the
+evidence is that comparison, half what speaks without it, so that accusations by both together err
+at alpha at most: conditional, as far as they rest on the comparison, on such a control.
 """
 
 from __future__ import annotations
@@ -22,18 +27,19 @@ from typing import Final
 import numpy as np
 
 from verifier.checks import ASPECTS
-from verifier.checks.check import CAUSE, Case
+from verifier.checks.check import CAUSE, Case, above_floor
 from verifier.checks.noise import NOISE
 from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array
 from verifier.evidence.difference import log_e_noisier
-from verifier.evidence.e_values import log_e_value
+from verifier.evidence.e_values import log_e_value, mix_log_e
 from verifier.evidence.ledger import TEXT_SCALES
 from verifier.evidence.noise import ABOVE
 from verifier.files.run_folder import CONTROL_REPORT, write_json
 from verifier.files.stored import read_record
 from verifier.records import Control, Finding, Report
 from verifier.report_file import plain
+from verifier.verdict.case import provisionally
 from verifier.wording import describe_replies
 
 #: How much noisier than its control an honest endpoint may be at least: two honest stacks differ.
@@ -86,6 +92,9 @@ def with_replies(control: Control, case: Case) -> Control:
 
 def slack(case: Case) -> float:
     """How much noisier than its control an honest endpoint may be, on this card's calibration."""
+    lent = case.plan.calibration.provisional
+    if lent is not None:
+        return max(SLACK, lent.kappa)
     tolerated = float(TEXT_SCALES[case.honest].max())
     return max(SLACK, tolerated / case.plan.calibration.text.honest_scale)
 
@@ -96,6 +105,21 @@ def difference(control: Control, case: Case) -> float | None:
         return None
     target = np.asarray(case.text.sum(axis=0))
     return log_e_noisier(target, np.array(control.text), TEXT_SCALES, ratio=slack(case))
+
+
+def narrowed(control: Control, case: Case) -> float | None:
+    """Log e-value that an endpoint is noisier than its control and than the provisional floor.
+
+    None: no floor is provisional, or the control vouches for nothing.
+    """
+    plan = case.plan
+    lent = plan.calibrated is not None and plan.calibrated.provisional is not None
+    if not lent or control.finding != "consistent" or not control.text:
+        return None
+    return log_e_noisier(
+        np.asarray(case.text.sum(axis=0)), np.array(control.text), TEXT_SCALES,
+        ratio=slack(case), floor=plan.calibration.text.honest_scale,
+    )  # fmt: skip
 
 
 def stands_apart(report: Report, case: Case) -> bool:
@@ -116,9 +140,14 @@ def stands_apart(report: Report, case: Case) -> bool:
 def waits_for_replies(control: Control, case: Case) -> bool:
     """Whether more replies of an endpoint and its control may show that it is noisier.
 
-    An accusation rests on that, and one of the two has fewer replies than ENOUGH.
+    An accusation rests on that, or would be made under a provisional floor, and one of the two has
+    fewer replies than ENOUGH.
     """
     report = case.report
+    narrow = narrowed(control, case)
+    if report is not None and narrow is not None and above_floor(case, case.interval):
+        enough = evidence_beside(report, control, case) >= math.log(1 / case.plan.alpha)
+        return not enough and min(control.replies, len(case.text)) < ENOUGH
     accused = report is not None and report.decision == "inconsistent"
     if report is None or not accused or stands_apart(report, case):
         return False
@@ -140,7 +169,14 @@ def evidence_beside(report: Report, control: Control | None, case: Case) -> floa
 
     `report` is the verdict as it stands beside it. Where that rests on noise, the smaller of the
     evidence against the floor and against the control: an e-value as long as either null holds.
+    Under a provisional floor that counts half, and half the comparison that narrows it.
     """
+    narrow = None if control is None else narrowed(control, case)
+    known = _evidence_as_known(report, control, case)
+    return known if narrow is None else mix_log_e([(0.5, known), (0.5, narrow)])
+
+
+def _evidence_as_known(report: Report, control: Control | None, case: Case) -> float:
     total = case.log_e
     if control is None or control.finding == "failed":
         return total
@@ -175,7 +211,7 @@ def judge_beside(report: Report, control: Control, case: Case) -> Report:
         case "pending":
             why = "the control is not judged yet"
             note = f"{why}, and nothing is said against the endpoint before"
-            return _withhold(report, why, "the same command goes on", note)
+            return _withhold(report, case, why, "the same command goes on", note)
         case "inconsistent" if accused and noisier:
             return _beyond(report, control, case)
         case "inconsistent":
@@ -185,10 +221,45 @@ def judge_beside(report: Report, control: Control, case: Case) -> Report:
             report = replace(report, notes=(*report.notes, note))
             return _beside_a_quiet_one(report, case, noisier=noisier)
         case "consistent":
+            if narrowed(control, case) is not None:
+                return _narrow(report, control, case)
             beside = _beside_a_quiet_one(report, case, noisier=noisier)
             return beside if control.text else _without_its_replies(report, case)
     note = f"the control vouches for nothing: {control.finding}: {control.summary}"
     return replace(report, notes=(*report.notes, note))
+
+
+def _narrow(report: Report, control: Control, case: Case) -> Report:
+    """The verdict under the control's own noise as the floor, in the place of a provisional one."""
+    needed = math.log(1 / case.plan.alpha)
+    log_e = evidence_beside(report, control, case)
+    floor = f"the floor is the noise of its control, times {slack(case):.2g}"
+    begins, ends = provisionally(case.plan), provisionally(case.plan, floor=floor)
+    if log_e < needed:
+        if report.decision != "inconsistent":
+            return replace(report, summary=report.summary.replace(begins, ends, 1))
+        why = f"with the control's own noise as the floor, the evidence is log e {log_e:.1f}"
+        doubt = f"{needed:.1f} is needed"
+        return _withhold(report, case, why, doubt, f"{why}: {doubt}; more replies of both may tell")
+    if report.decision == "inconsistent":
+        return replace(report, summary=report.summary.replace(begins, ends, 1))
+    summary = (
+        f"{ends}the endpoint is noisier than its control, and than {_floor(case):.2g}: evidence "
+        f"log e {log_e:.1f}, {needed:.1f} was needed; {describe_replies(report.usage.replies)}, "
+        f"{report.usage.completion_tokens} completion tokens"
+    )
+    note = (
+        "the accusation rests on the comparison with the control: on its serving the published "
+        "weights, in arithmetic of the same kind"
+    )
+    return replace(
+        report, decision="inconsistent", summary=summary, certificate=None,
+        notes=(*report.notes, note),
+    )  # fmt: skip
+
+
+def _floor(case: Case) -> float:
+    return case.plan.calibration.text.honest_scale
 
 
 def _beside_a_quiet_one(report: Report, case: Case, *, noisier: bool) -> Report:
@@ -202,7 +273,7 @@ def _beside_a_quiet_one(report: Report, case: Case, *, noisier: bool) -> Report:
     why = f"it is not shown to be noisier than its control ({told})"
     doubt = "noise is all that speaks against it, and a floor that is too low would explain that"
     note = f"{why}: {doubt}; more replies of both may tell"
-    return _withhold(report, why, doubt, note)
+    return _withhold(report, case, why, doubt, note)
 
 
 def _without_its_replies(report: Report, case: Case) -> Report:
@@ -225,7 +296,7 @@ def _in_doubt(report: Report, control: Control, apart: float | None, case: Case)
         note = f"{why}: {control.summary}; {doubt}"
     if report.decision == "inconsistent" and apart is not None:
         note += f"; the endpoint is not shown to be noisier than it ({_told(report, case)})"
-    return _withhold(report, why, doubt, note)
+    return _withhold(report, case, why, doubt, note)
 
 
 def _beyond(report: Report, control: Control, case: Case) -> Report:
@@ -249,7 +320,7 @@ def _beyond(report: Report, control: Control, case: Case) -> Report:
     detected = [f for f in report.findings if f.decision == "detected" and f.aspect in _BORNE_OUT]
     if detected and all(finding in findings for finding in detected):
         return replace(report, findings=findings)
-    summary = (
+    summary = provisionally(case.plan) + (
         f"the endpoint differs from the published weights by more than its control does: {told}; "
         f"{describe_replies(report.usage.replies)}, {report.usage.completion_tokens} completion "
         "tokens"
@@ -279,11 +350,11 @@ def _told(report: Report, case: Case) -> str:
     )
 
 
-def _withhold(report: Report, why: str, doubt: str, note: str) -> Report:
+def _withhold(report: Report, case: Case, why: str, doubt: str, note: str) -> Report:
     """The report with nothing held against the endpoint that needs the reference."""
     summary = report.summary
     if report.decision == "inconsistent":
-        summary = (
+        summary = provisionally(case.plan) + (
             f"nothing is held against the endpoint: {why}; {doubt}; "
             f"{describe_replies(report.usage.replies)}, "
             f"{report.usage.completion_tokens} completion tokens"

@@ -43,7 +43,7 @@ from verifier.records import (
     Usage,
 )
 from verifier.report_file import SCHEMA_VERSION, report_to_json
-from verifier.verdict.case import read_case
+from verifier.verdict.case import provisionally, read_case
 from verifier.verdict.combine import Combined, combine
 from verifier.verdict.control import judge_beside, read_control
 from verifier.verdict.explain import explain, headline
@@ -101,7 +101,8 @@ def decided(case: Case) -> tuple[Report, Case]:
     report = Report(
         schema_version=SCHEMA_VERSION,
         decision=decision,
-        summary=_summarise(case, combined, account, findings, usage, decision)
+        summary=provisionally(case.plan)
+        + _summarise(case, combined, account, findings, usage, decision)
         + _beside(case, findings),
         findings=findings,
         noise_scale=_noise_scale(case, account),
@@ -205,8 +206,10 @@ def _summarise(
     between = is_between(case)
     if account.by == "published" and (between or (above_floor(case, case.interval) and not opened)):
         channel, shown = case.plan.calibration.text, "not" if between else "not shown to be"
+        lent = case.plan.calibration.provisional is not None
+        known = "is known of honest stacks" if lent else "was calibrated"
         return (
-            f"noise above what was calibrated ({channel.honest_scale:.2g}), and {shown} above what "
+            f"noise above what {known} ({channel.honest_scale:.2g}), and {shown} above what "
             f"is tolerated ({channel.tolerated:.2g}): no verdict on such a stack; {replies}"
         )
     if usage.replies == 0:
@@ -312,7 +315,9 @@ def _at_deadline(case: Case, report: Report) -> Report:
 def _signature(case: Case) -> dict[str, object]:
     """Everything that two verdicts must share to be comparable, and what it takes to redo one."""
     plan = case.plan
+    lent = plan.calibrated.provisional if plan.calibrated is not None else None
     return {
+        **({} if lent is None else {"provisional": lent.model_dump(mode="json")}),
         "versions": dict(plan.versions),
         "engine": dict(case.ledger.engine),
         "card": plan.card,

@@ -151,9 +151,11 @@ def _arrived(counted: int | None, rendered: Mapping[str, int]) -> bool | None:
 
 def _excludes_all(plan: Plan, text: Array) -> bool:
     """Whether every class of noise that the policy names, and text can show, is excluded."""
-    known = {found.name: found.scale for found in plan.calibration.classes}
+    known = {found.name: found for found in plan.calibration.classes}
     named = [known[name] for name in plan.policy.noise]
-    scales = [scale for scale in named if not may_be_honest(scale, plan.calibration)]
+    scales = [
+        found.to_exclude for found in named if not may_be_honest(found.scale, plan.calibration)
+    ]
     return bool(scales) and all(
         log_e_against_scales(text, np.asarray(scale <= TEXT_SCALES * ABOVE))
         >= math.log(1 / plan.beta)
