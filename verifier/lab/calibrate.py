@@ -24,6 +24,7 @@ from verifier.evidence.calibration import (
     Calibration,
     Channel,
     Estimate,
+    Machine,
     Measured,
     NoiseClass,
     Role,
@@ -110,12 +111,15 @@ def calibrate(
     tell: Callable[[str], None],
     progress: Progress | None = None,
     scores_like: Kind | None = None,
+    engine_args: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
     answer: Answering = generate_corpus,
 ) -> Calibration:
     """Measure every stack of the card in `work` and fit the calibration.
 
     `load_reference` loads the engine that audits will score with, once the hosts are done; where
-    that is of the kind `scores_like`, a host of this kind scores, and is not loaded twice. Raises
+    that is of the kind `scores_like`, a host of this kind scores, and is not loaded twice.
+    `engine_args` are vLLM's; None: the card's. `machine` is what it is measured on. Raises
     ConfigError for a card without honest stacks, ReferenceMismatch when honest serving cannot be
     bounded or modelled.
     """
@@ -123,8 +127,9 @@ def calibrate(
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
     clock = Clock(work)
+    args = card.engine_args if engine_args is None else engine_args
     host = _answer(
-        items, weights, tokenizer, engine_args=card.engine_args, thinking=card.thinking,
+        items, weights, tokenizer, engine_args=args, thinking=card.thinking,
         work=work, tell=tell, progress=progress, scores_like=scores_like, answer=answer,
         clock=clock,
     )  # fmt: skip
@@ -160,6 +165,7 @@ def calibrate(
         text=text,
         logprob=logprob,
         measured=measured_with(reference.versions),
+        machine=machine,
         classes=noise_classes(stacks),
         stacks=stacks,
     )
@@ -168,23 +174,33 @@ def calibrate(
 
 
 def refuse_card(card: Card, *, seen: Described | None = None) -> None:
-    """Raise ConfigError for a card that cannot be calibrated, with all that stands against it.
+    """Raise ConfigError for a card that cannot be calibrated here, with all that stands against it.
 
     `seen` is what its weights say, where they are there.
     """
-    problems = list(obstacles_to_calibrating(card, seen=seen))
-    for name in (*card.calibration_stacks, *card.held_out_stacks):
-        problems += _problem(partial(_find_stack, name))
-    for name in card.bank:
-        problems += _problem(partial(find_variant, name, layers=card.layers))
+    problems = (*problems_of(card, seen=seen), *lacking_here(card))
     if problems:
         raise ConfigError(f"card {card.name}: {'; and '.join(problems)}")
 
 
-def _find_stack(name: str) -> None:
-    if read_stack(name).engine == "vllm" and find_spec("vllm") is None:
-        raise ConfigError(f"stack {name}: vLLM is not installed here; install it, or calibrate "
-                          "where it is")  # fmt: skip
+def problems_of(card: Card, *, seen: Described | None = None) -> tuple[str, ...]:
+    """What stands against calibrating a card on any machine, one line each."""
+    problems = list(obstacles_to_calibrating(card, seen=seen))
+    for name in (*card.calibration_stacks, *card.held_out_stacks):
+        problems += _problem(partial(read_stack, name))
+    for name in card.bank:
+        problems += _problem(partial(find_variant, name, layers=card.layers))
+    return tuple(problems)
+
+
+def lacking_here(card: Card) -> tuple[str, ...]:
+    """What its stacks need and this machine lacks, one line each."""
+    if find_spec("vllm") is not None:
+        return ()
+    return tuple(
+        f"stack {name}: vLLM is not installed here; install it, or calibrate where it is"
+        for name in (*card.calibration_stacks, *card.held_out_stacks) if name.startswith("vllm-")
+    )  # fmt: skip
 
 
 def _problem(look: Callable[[], object]) -> list[str]:
@@ -199,7 +215,7 @@ def measured_with(engine: Mapping[str, str]) -> Measured:
     """What a calibration of all kinds of probes is measured with, by the reference's own words."""
     return Measured(
         engine=engine.get("engine", "unknown"), dtype=engine.get("dtype", "unknown"),
-        attention=engine.get("attention"), top_logprobs=TOP_LOGPROBS,
+        attention=engine.get("attention"), top_logprobs=TOP_LOGPROBS, versions=dict(engine),
     )  # fmt: skip
 
 
