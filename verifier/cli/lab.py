@@ -33,6 +33,7 @@ from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
     from verifier.config import ReferenceSection
+    from verifier.evidence.calibration import Calibration
     from verifier.lab.calibrate import Sizes
     from verifier.lab.forecast import Forecast
     from verifier.lab.testbed.host import Host
@@ -68,42 +69,51 @@ def _testbed(context: typer.Context) -> None:
 # -- calibrate, demo, bench --------------------------------------------------------------------
 
 
+CardWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|REPO@REV",
+        help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
+    ),
+]
+WorkFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
+]
+Scorer = Annotated[
+    EngineName | None,
+    typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
+]
+LikeRunFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUNFILE", help="Take engine, its arguments and hardware from a run file."
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="GPUs to plan for, with --gpu-memory; else these."),
+]
+GpuMemory = Annotated[
+    float | None, typer.Option(metavar="GIB", min=1, help="Memory of each of them, in GiB.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would do and take, and all it must refuse.")
+]
+OverHttp = Annotated[
+    bool, typer.Option("--over-http", help="Ask the stacks over HTTP, as an audit asks.")
+]
+
+
 def calibrate(
     card: CardName,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|REPO@REV",
-            help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
-    ] = None,
-    engine: Annotated[
-        EngineName | None,
-        typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
-    ] = None,
-    run_file: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUNFILE", help="Take engine, its arguments and hardware from a run file."
-        ),
-    ] = None,
-    gpus: Annotated[
-        int | None,
-        typer.Option(metavar="N", min=1, help="GPUs to plan for, with --gpu-memory; else these."),
-    ] = None,
-    gpu_memory: Annotated[
-        float | None, typer.Option(metavar="GIB", min=1, help="Memory of each of them, in GiB.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Say what it would do and take, and all it must refuse."),
-    ] = False,
-    over_http: Annotated[
-        bool, typer.Option("--over-http", help="Ask the stacks over HTTP, as an audit asks.")
-    ] = False,
+    weights: CardWeights = None,
+    out: WorkFolder = None,
+    engine: Scorer = None,
+    run_file: LikeRunFile = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    dry_run: DryRun = False,
+    over_http: OverHttp = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261124,
     as_json: ListJson = False,
 ) -> None:
@@ -121,41 +131,63 @@ def calibrate(
 
     found = load_card(card)  # before all that loads slowly
     share_cores(1)  # hosts and scorer take turns
-    from verifier.lab.calibrate import Sizes, hidden_classes, refuse_card
+    from verifier.lab.calibrate import Sizes
+
+    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
+    if weights is None and section.weights is not None:
+        weights = str(section.weights)
+    work, sizes = out or cache_directory() / f"calibrate-{found.name}", Sizes()
+    foreseen = _foresee(
+        found, section, weights, work=work, seed=seed, sizes=sizes, elsewhere=dry_run
+    )
+    _say_forecast(foreseen, section, dry=dry_run, as_json=as_json)
+    if dry_run:
+        return
+    made = _calibrate(
+        found, section, weights, work=work, seed=seed, sizes=sizes, over_http=over_http
+    )
+    _say_calibrated(card, made, as_json=as_json)
+
+
+def _say_calibrated(card: str, made: Calibration, *, as_json: bool) -> None:
+    """Write a calibration, and say where it is."""
+    from verifier.lab.calibrate import hidden_classes
+    from verifier.reference.calibrations import write_calibration
+
+    path = write_calibration(card, made)
+    say_own(card)
+    hidden, floor = hidden_classes(made), made.text.honest_scale
+    if as_json:
+        say_json({"calibration": str(path), "honest_scale": floor, "hidden": list(hidden)})
+        return
+    told = f"; its noise hides {', '.join(hidden)}, so that no audit excludes that"
+    say(f"{path}: honest scale {floor:.2g}{told if hidden else ''}")
+
+
+def _calibrate(
+    card: Card, section: ReferenceSection, weights: str | None, *, work: Path, seed: int,
+    sizes: Sizes, over_http: bool,
+) -> Calibration:  # fmt: skip
+    """Fetch and check the weights, and measure."""
     from verifier.lab.calibrate import calibrate as run_calibration
+    from verifier.lab.calibrate import refuse_card
     from verifier.lab.corpus import collect_corpus
     from verifier.lab.generated import generate_corpus
     from verifier.plan import versions
-    from verifier.reference.calibrations import write_calibration
     from verifier.reference.describe import refuse_other_model
     from verifier.reference.engines.load import kind_of, load_engine
     from verifier.reference.machine import this_machine
     from verifier.reference.tokenizer import Tokenizer
     from verifier.reference.weights import check_weights
 
-    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
-    if weights is None and section.weights is not None:
-        weights = str(section.weights)
-    work = out or cache_directory() / f"calibrate-{found.name}"
-    sizes, args = Sizes(), {**found.engine_args, **section.engine_args}
-    foreseen = _foresee(
-        found, section, weights, work=work, seed=seed, sizes=sizes, elsewhere=dry_run
-    )
-    if as_json and dry_run:
-        say_json(asdict(foreseen))
-    elif not as_json:
-        _say_forecast(foreseen, section, err=not dry_run)
-    if foreseen.refusals:
-        raise ConfigError(f"card {found.name}: {'; and '.join(foreseen.refusals)}")
-    if dry_run:
-        return
+    args = {**card.engine_args, **section.engine_args}
     with showing() as show:
-        directory = _weights_of(found, weights, show)
-        refuse_card(found, seen=refuse_other_model(found, directory))
-        check_weights(found, directory)
+        directory = _weights_of(card, weights, show)
+        refuse_card(card, seen=refuse_other_model(card, directory))
+        check_weights(card, directory)
         stop.goes_on(stop.SAME)
-        made = run_calibration(
-            found, directory, work=work,
+        return run_calibration(
+            card, directory, work=work,
             load_reference=lambda: load_engine(
                 section.engine, directory, Tokenizer(directory), dtype=section.dtype,
                 engine_args=args,
@@ -166,15 +198,6 @@ def calibrate(
             engine_args=args, machine=this_machine(),
             answer=collect_corpus if over_http else generate_corpus,
         )  # fmt: skip
-    path = write_calibration(card, made)
-    say_own(card)
-    hidden = hidden_classes(made)
-    if as_json:
-        say_json({"calibration": str(path), "honest_scale": made.text.honest_scale,
-                  "hidden": list(hidden)})  # fmt: skip
-        return
-    told = f"; its noise hides {', '.join(hidden)}, so that no audit excludes that"
-    say(f"{path}: honest scale {made.text.honest_scale:.2g}{told if hidden else ''}")
 
 
 def _reference_of(
@@ -235,15 +258,20 @@ def _foresee(
     )  # fmt: skip
 
 
-def _say_forecast(found: Forecast, section: ReferenceSection, *, err: bool) -> None:
+def _say_forecast(found: Forecast, section: ReferenceSection, *, dry: bool, as_json: bool) -> None:
+    """Say what will be done, and refuse what cannot be."""
     from verifier.lab.forecast import describe_forecast
 
-    for line in describe_forecast(found):
-        say(line, err=err)
-    if found.memory is not None and not err:
+    if as_json and dry:
+        say_json(asdict(found))
+    for line in () if as_json else describe_forecast(found):
+        say(line, err=not dry)
+    if found.memory is not None and dry and not as_json:
         from verifier.reports.tables import print_memory
 
         print_memory(found.memory, section.hardware, Terminal())
+    if found.refusals:
+        raise ConfigError(f"card {found.card}: {'; and '.join(found.refusals)}")
 
 
 def _weights_of(card: Card, given: str | None, show: Show) -> Path:

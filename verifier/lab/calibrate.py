@@ -131,28 +131,15 @@ def calibrate(
     host = _answer(
         items, weights, tokenizer, engine_args=args, thinking=card.thinking,
         work=work, tell=tell, progress=progress, scores_like=scores_like, answer=answer,
-        clock=clock,
+        clock=clock, load_reference=load_reference,
     )  # fmt: skip
-    if host is None:
-        tell("loading what scores")
-        with clock.times("loading"):
-            host = load_reference()
     reference = RememberingEngine(host)
     scored = partial(
         _score, engine=reference, tokenizer=tokenizer, thinking=card.thinking, work=work,
         tell=tell, progress=progress, clock=clock,
     )  # fmt: skip
     cells = {item.stack.name: scored(item) for item in items}
-    honest = [i.stack.name for i in items if i.role == "calibration"]
-    known = [i.stack.name for i in items if i.role != "held out"]
-    text = fit_channel(
-        {name: one.text for name, one in cells.items()}, TEXT_SCALES,
-        honest=honest, known=known, what="greedy text",
-    )  # fmt: skip
-    logprob = fit_channel(
-        {name: one.logprob for name, one in cells.items()}, LOGPROB_SCALES,
-        honest=honest, known=known, what="log-probabilities",
-    )  # fmt: skip
+    text, logprob = _fit(items, cells)
     stacks = tuple(_measure(item, cells[item.stack.name], text, logprob) for item in items)
     made = Calibration(
         schema_version=CALIBRATION_SCHEMA,
@@ -171,6 +158,21 @@ def calibrate(
     )
     refuse_above_floor(made)
     return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
+
+
+def _fit(items: Sequence[Item], cells: Mapping[str, _Cells]) -> tuple[Channel, Channel]:
+    """How replies are read, by text and by log-probabilities."""
+    honest = [i.stack.name for i in items if i.role == "calibration"]
+    known = [i.stack.name for i in items if i.role != "held out"]
+    text = fit_channel(
+        {name: one.text for name, one in cells.items()}, TEXT_SCALES,
+        honest=honest, known=known, what="greedy text",
+    )  # fmt: skip
+    logprob = fit_channel(
+        {name: one.logprob for name, one in cells.items()}, LOGPROB_SCALES,
+        honest=honest, known=known, what="log-probabilities",
+    )  # fmt: skip
+    return text, logprob
 
 
 def refuse_card(card: Card, *, seen: Described | None = None) -> None:
@@ -250,10 +252,11 @@ def _answer(
     scores_like: Kind | None,
     answer: Answering,
     clock: Clock,
-) -> Engine | None:
-    """Have every stack answer what it has not answered yet, one engine after another.
+    load_reference: Callable[[], Engine],
+) -> Engine:
+    """Have every stack answer what it has not answered yet, one engine after another: what scores.
 
-    The engine that is of the kind that scores comes last and is left loaded; None: there was none.
+    The engine that is of the kind that scores comes last and is left loaded.
     """
     for item in items:
         _refuse_other_probes(work / item.stack.name, item.probes)
@@ -280,7 +283,9 @@ def _answer(
             engine.load_variant(REFERENCE)
             return engine
         engine.close()
-    return None
+    tell("loading what scores")
+    with clock.times("loading"):
+        return load_reference()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

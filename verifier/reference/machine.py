@@ -20,6 +20,7 @@ import numpy as np
 
 from verifier.config import Hardware
 from verifier.evidence.calibration import Machine
+from verifier.safety.child import plain_environment
 
 _GIB: Final = 2**30
 _SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
@@ -129,7 +130,12 @@ def _find_gpus() -> list[tuple[str, float]]:
     found = []
     with suppress(OSError, subprocess.SubprocessError, ValueError):
         said = subprocess.run(  # noqa: S603 - a fixed command
-            _SMI, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True
+            _SMI,
+            capture_output=True,
+            text=True,
+            timeout=_SMI_SECONDS,
+            check=True,
+            env=plain_environment(),
         )
         for line in said.stdout.splitlines():
             name, _, mib = line.rpartition(",")
