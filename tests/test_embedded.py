@@ -103,9 +103,7 @@ def coming(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def served(
-    embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]]
-) -> Remembering:
+def served(embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]]) -> Remembering:
     """What hosts run, in bfloat16."""
     return Remembering(
         TransformersEngine(

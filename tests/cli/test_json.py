@@ -29,7 +29,6 @@ ONE_LINE = {
     "init": "the file that was written",
     "collect": "how many probes have an outcome",
     "score": "where the ledger is",
-    "calibrate": "the file that was written",
     "testbed serve": "where it serves",
     "testbed route": "where it routes",
 }

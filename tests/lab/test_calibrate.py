@@ -25,6 +25,7 @@ from verifier.lab.calibrate import (
     Array,
     Sizes,
     calibrate,
+    dropped_layers,
     estimate,
     fit_channel,
     hidden_classes,
@@ -33,9 +34,11 @@ from verifier.lab.calibrate import (
     refuse_card,
 )
 from verifier.lab.corpus import RememberingEngine, Stack, load_host, read_stack
+from verifier.lab.timings import read_timings
 from verifier.records import REFERENCE, ScoreRequest
 from verifier.reference.cards import Card
 from verifier.reference.digests import tensors_sha256
+from verifier.reference.engines import Engine
 from verifier.reference.engines.transformers import TransformersEngine
 from verifier.reference.variants import CLASS_MARGINS
 
@@ -508,6 +511,48 @@ def test_a_finished_calibration_is_made_again_without_asking(
 
     assert whole.run() == made
     assert whole.exchanges() == before
+
+
+def test_every_engine_is_loaded_once(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Builds and layers are put into the host in place, and the host that is like the scorer
+    scores; how long each part took is kept."""
+    loaded: list[str] = []
+
+    def load(weights: Path, tokenizer: Any, stack: Stack, **named: Any) -> Engine:
+        loaded.append(stack.dtype)
+        return load_host(weights, tokenizer, stack, **named)
+
+    def load_reference() -> Engine:
+        raise AssertionError("loaded again")
+
+    monkeypatch.setattr("verifier.lab.calibrate.load_host", load)
+    card = make_card(digests={"tensors_sha256": tensors_sha256(tiny)}, held_out_stacks=[])
+    sizes = Sizes(calibration=6, held_out=4, variant=3, layer=2, max_tokens=24)
+    made = calibrate(
+        card, tiny, work=tmp_path / "work", load_reference=load_reference, seed=1, versions={},
+        sizes=sizes, tell=lambda _line: None, scores_like=("transformers", "float32"),
+    )  # fmt: skip
+
+    assert loaded == ["bfloat16", "float32"]
+    assert made.measured is not None
+    assert made.measured.dtype == "float32"
+    parts = [timing.part for timing in read_timings(tmp_path / "work")]
+    assert parts.count("loading") == 2
+    assert parts.count("asking") == parts.count("scoring") == 7
+
+
+@pytest.mark.parametrize(
+    ("layers", "dropped"), [(1, (0,)), (2, (0, 1)), (30, (7, 15, 22)), (62, (15, 31, 46))]
+)
+def test_a_fixed_few_layers_are_left_out(layers: int, dropped: tuple[int, ...]) -> None:
+    """However deep a model is."""
+    items = plan_items(make_card(layers=layers), seed=3, sizes=SIZES)
+
+    assert dropped_layers(layers) == dropped
+    found = [item.stack.weights for item in items if item.family == "layers"]
+    assert found == [f"drop-layer-{n}" for n in dropped]
 
 
 def test_replies_to_the_probes_of_another_seed_are_refused(made: Calibration, whole: Whole) -> None:

@@ -87,7 +87,7 @@ def test_one_command_makes_a_card_that_the_others_take(
     assert missing_facts(card) == ()  # so that memory can be planned
     assert card.bank == default_bank(published_of(card))
     assert (card.calibration_stacks, card.held_out_stacks) == default_stacks(published_of(card))
-    assert len(plan_items(card, seed=1, sizes=Sizes())) == 4 + len(card.bank) + 4 - (
+    assert len(plan_items(card, seed=1, sizes=Sizes())) == 4 + len(card.bank) + 3 - (
         shape == "gemma3"  # no float16
     )
     assert obstacles(name) == ()

@@ -354,6 +354,29 @@ def test_members_of_a_batch_do_not_influence_each_other(engine: TransformersEngi
         assert len(made.token_ids) == limit
 
 
+def test_what_has_ended_is_computed_no_further(
+    tiny: Path, engine: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows leave the batch once a quarter of it has ended, and those that stay say the same."""
+    rng = np.random.default_rng(11)
+    requests = [
+        GenerateRequest(prompt_ids=make_ids(rng, 9 + n), max_tokens=length, past_end=True)
+        for n, length in enumerate((2, 7, 7, 5, 7, 2, 7, 7))
+    ]
+    alone = [made for request in requests for made in engine.generate([request])]
+    rows, forward = [], engine._model.forward
+
+    def counted(*given: Any, **named: Any) -> Any:
+        rows.append(len(named["input_ids"]))
+        return forward(*given, **named)
+
+    monkeypatch.setattr(engine._model, "forward", counted)
+    together = engine.generate(requests)
+
+    assert [made.token_ids for made in together] == [made.token_ids for made in alone]
+    assert rows[-6:] == [8, 6, 6, 6, 6, 6]  # one of six is no quarter of them
+
+
 def test_what_is_generated_is_what_is_scored(engine: TransformersEngine) -> None:
     """Log-probabilities of generation and of teacher forcing are the same numbers."""
     prompts = make_prompts(4)
@@ -418,7 +441,8 @@ def test_a_stop_string_ends_a_reply_once_its_text_holds_it(engine: TransformersE
 
     assert found[0].token_ids == free[0].token_ids[:5]
     assert found[0].finish_reason == "stop"
-    assert found[1] == free[1]
+    assert found[1].token_ids == free[1].token_ids
+    assert found[1].logprobs == pytest.approx(free[1].logprobs, abs=CLOSE)
 
 
 def test_stop_strings_need_a_way_to_read_ids(tiny: Path) -> None:

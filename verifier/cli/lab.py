@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -16,6 +17,7 @@ from verifier.cli.common import (
     EngineName,
     InSections,
     ListJson,
+    Terminal,
     WithWholeLines,
     cache_directory,
     help_when_bare,
@@ -27,8 +29,13 @@ from verifier.cli.common import (
     show_report,
     showing,
 )
+from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from verifier.config import ReferenceSection
+    from verifier.evidence.calibration import Calibration
+    from verifier.lab.calibrate import Sizes
+    from verifier.lab.forecast import Forecast
     from verifier.lab.testbed.host import Host
     from verifier.progress import Show
     from verifier.reference.cards import Card
@@ -62,65 +69,209 @@ def _testbed(context: typer.Context) -> None:
 # -- calibrate, demo, bench --------------------------------------------------------------------
 
 
+CardWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER|REPO@REV",
+        help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
+    ),
+]
+WorkFolder = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
+]
+Scorer = Annotated[
+    EngineName | None,
+    typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
+]
+LikeRunFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="RUNFILE", help="Take engine, its arguments and hardware from a run file."
+    ),
+]
+Gpus = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="GPUs to plan for, with --gpu-memory; else these."),
+]
+GpuMemory = Annotated[
+    float | None, typer.Option(metavar="GIB", min=1, help="Memory of each of them, in GiB.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what it would do and take, and all it must refuse.")
+]
+OverHttp = Annotated[
+    bool, typer.Option("--over-http", help="Ask the stacks over HTTP, as an audit asks.")
+]
+
+
 def calibrate(
     card: CardName,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER|REPO@REV",
-            help="The card's weights, where they lie, or to fetch of the hub; else as it says.",
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="Where replies are kept, to go on later.")
-    ] = None,
-    engine: Annotated[
-        EngineName,
-        typer.Option(metavar="NAME", help="What audits will score with: vllm or transformers."),
-    ] = "auto",
+    weights: CardWeights = None,
+    out: WorkFolder = None,
+    engine: Scorer = None,
+    run_file: LikeRunFile = None,
+    gpus: Gpus = None,
+    gpu_memory: GpuMemory = None,
+    dry_run: DryRun = False,
+    over_http: OverHttp = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261124,
+    as_json: ListJson = False,
 ) -> None:
     """Measure honest serving and every known variant, and write the card's calibration.
 
-    Takes about half an hour for the embedded model on two cores. What the card or the weights show
-    that cannot succeed is refused first.
+    Says first what it will do: replies, tokens, disk, and an estimate of minutes. What the card or
+    the weights show that cannot succeed is refused before anything is fetched.
 
     \b
-    Example:
+    Examples:
       verifier calibrate smollm2-135m-instruct
+      verifier calibrate minimax-m2.7 --dry-run --gpus 8 --gpu-memory 80
     """
     from verifier.reference.cards import load_card
 
     found = load_card(card)  # before all that loads slowly
-    share_cores(2)  # one for the host
-    from verifier.lab.calibrate import Sizes, hidden_classes, refuse_card
-    from verifier.lab.calibrate import calibrate as run_calibration
-    from verifier.plan import versions
+    share_cores(1)  # hosts and scorer take turns
+    from verifier.lab.calibrate import Sizes
+
+    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
+    if weights is None and section.weights is not None:
+        weights = str(section.weights)
+    work, sizes = out or cache_directory() / f"calibrate-{found.name}", Sizes()
+    foreseen = _foresee(
+        found, section, weights, work=work, seed=seed, sizes=sizes, elsewhere=dry_run
+    )
+    _say_forecast(foreseen, section, dry=dry_run, as_json=as_json)
+    if dry_run:
+        return
+    made = _calibrate(
+        found, section, weights, work=work, seed=seed, sizes=sizes, over_http=over_http
+    )
+    _say_calibrated(card, made, as_json=as_json)
+
+
+def _say_calibrated(card: str, made: Calibration, *, as_json: bool) -> None:
+    """Write a calibration, and say where it is."""
+    from verifier.lab.calibrate import hidden_classes
     from verifier.reference.calibrations import write_calibration
+
+    path = write_calibration(card, made)
+    say_own(card)
+    hidden, floor = hidden_classes(made), made.text.honest_scale
+    if as_json:
+        say_json({"calibration": str(path), "honest_scale": floor, "hidden": list(hidden)})
+        return
+    told = f"; its noise hides {', '.join(hidden)}, so that no audit excludes that"
+    say(f"{path}: honest scale {floor:.2g}{told if hidden else ''}")
+
+
+def _calibrate(
+    card: Card, section: ReferenceSection, weights: str | None, *, work: Path, seed: int,
+    sizes: Sizes, over_http: bool,
+) -> Calibration:  # fmt: skip
+    """Fetch and check the weights, and measure."""
+    from verifier.lab.calibrate import calibrate as run_calibration
+    from verifier.lab.calibrate import refuse_card
+    from verifier.lab.corpus import collect_corpus
+    from verifier.lab.generated import generate_corpus
+    from verifier.plan import versions
     from verifier.reference.describe import refuse_other_model
-    from verifier.reference.engines.load import load_engine
+    from verifier.reference.engines.load import kind_of, load_engine
+    from verifier.reference.machine import this_machine
     from verifier.reference.tokenizer import Tokenizer
     from verifier.reference.weights import check_weights
 
-    refuse_card(found)  # before anything is fetched
+    args = {**card.engine_args, **section.engine_args}
     with showing() as show:
-        directory = _weights_of(found, weights, show)
-        refuse_card(found, seen=refuse_other_model(found, directory))
-        check_weights(found, directory)
+        directory = _weights_of(card, weights, show)
+        refuse_card(card, seen=refuse_other_model(card, directory))
+        check_weights(card, directory)
         stop.goes_on(stop.SAME)
-        made = run_calibration(
-            found, directory, work=out or cache_directory() / f"calibrate-{found.name}",
+        return run_calibration(
+            card, directory, work=work,
             load_reference=lambda: load_engine(
-                engine, directory, Tokenizer(directory), engine_args=found.engine_args
+                section.engine, directory, Tokenizer(directory), dtype=section.dtype,
+                engine_args=args,
             ),
-            seed=seed, versions=versions(), sizes=Sizes(), tell=show.tell,
+            seed=seed, versions=versions(), sizes=sizes, tell=show.tell,
             progress=lambda done, of: show.step("replies", done, of),
+            scores_like=kind_of(section.engine, directory) if section.dtype == "auto" else None,
+            engine_args=args, machine=this_machine(),
+            answer=collect_corpus if over_http else generate_corpus,
         )  # fmt: skip
-    path = write_calibration(card, made)
-    say_own(card)
-    hidden = ", ".join(hidden_classes(made))
-    told = f"; its noise hides {hidden}, so that no audit excludes that" if hidden else ""
-    say(f"{path}: honest scale {made.text.honest_scale:.2g}{told}")
+
+
+def _reference_of(
+    card: Card, run_file: Path | None, *, engine: EngineName | None, gpus: int | None,
+    gpu_memory: float | None,
+) -> ReferenceSection:  # fmt: skip
+    """What scores, with what and on which GPUs: as a run file says, and options over it."""
+    from verifier.config import Hardware, ReferenceSection, load_fleet
+
+    section = ReferenceSection(card=card.name)
+    if run_file is not None:
+        section = load_fleet(run_file).reference
+        from verifier.reference.cards import load_card
+
+        if load_card(section.card).name != card.name:
+            raise ConfigError(
+                f"{run_file}: reference.card: {section.card}, but {card.name} is to be calibrated; "
+                "give a run file of this card"
+            )
+    if (gpus is None) != (gpu_memory is None):
+        raise ConfigError("--gpus and --gpu-memory: one without the other; give both")
+    changes: dict[str, Any] = {} if engine is None else {"engine": engine}
+    if gpus is not None and gpu_memory is not None:
+        changes["hardware"] = Hardware(gpus=gpus, memory_gib=gpu_memory)
+    section = section.model_copy(update=changes)
+    if section.engine == "remote":
+        raise ConfigError(
+            "--engine: a remote engine puts no variants in place; take vllm or transformers"
+        )
+    return section
+
+
+def _foresee(
+    card: Card, section: ReferenceSection, weights: str | None, *, work: Path, seed: int,
+    sizes: Sizes, elsewhere: bool,
+) -> Forecast:  # fmt: skip
+    """What a calibration will do and take; `elsewhere`: it may be for another machine."""
+    from verifier.config import Hardware
+    from verifier.lab.calibrate import lacking_here, plan_items, problems_of
+    from verifier.lab.forecast import forecast
+    from verifier.reference.machine import speed_of, this_machine
+
+    machine, hardware = this_machine(), section.hardware
+    speed = speed_of(hardware, machine)
+    if hardware is None and machine.gpu_memory_gib is not None:
+        hardware = Hardware(gpus=machine.gpus, memory_gib=machine.gpu_memory_gib)
+    against, here = problems_of(card), lacking_here(card)
+    other = elsewhere and section.hardware is not None
+    engine = section.engine
+    if engine == "auto":
+        engine = "vllm" if speed.gpu and (other or not here) else "transformers"
+    return forecast(
+        card, () if against else plan_items(card, seed=seed, sizes=sizes),
+        scores_like=(engine, "float32" if engine == "transformers" else "bfloat16"),
+        speed=speed, hardware=hardware, engine_args={**card.engine_args, **section.engine_args},
+        work=work, fetches=weights is None or not Path(weights).is_dir(),
+        refusals=against if other else (*against, *here), needs=here if other else (),
+    )  # fmt: skip
+
+
+def _say_forecast(found: Forecast, section: ReferenceSection, *, dry: bool, as_json: bool) -> None:
+    """Say what will be done, and refuse what cannot be."""
+    from verifier.lab.forecast import describe_forecast
+
+    if as_json and dry:
+        say_json(asdict(found))
+    for line in () if as_json else describe_forecast(found):
+        say(line, err=not dry)
+    if found.memory is not None and dry and not as_json:
+        from verifier.reports.tables import print_memory
+
+        print_memory(found.memory, section.hardware, Terminal())
+    if found.refusals:
+        raise ConfigError(f"card {found.card}: {'; and '.join(found.refusals)}")
 
 
 def _weights_of(card: Card, given: str | None, show: Show) -> Path:

@@ -86,6 +86,17 @@ class Zone(_Record):
     basis: str  # what the end of the zone rests on
 
 
+class Machine(_Record):
+    """The machine that a calibration was measured on."""
+
+    processor: str
+    cores: Count
+    memory_gib: Annotated[float, Field(gt=0)]
+    gpu: str | None = None  # None: it has none
+    gpus: Annotated[int, Field(ge=0)] = 0
+    gpu_memory_gib: Annotated[float, Field(gt=0)] | None = None  # of one
+
+
 class Measured(_Record):
     """What a calibration was measured with: what moves its numbers."""
 
@@ -94,6 +105,7 @@ class Measured(_Record):
     attention: str | None = None  # None: as the engine has it
     top_logprobs: Count  # alternatives named per token
     kinds: tuple[str, ...] = ()  # of probes; (): all
+    versions: dict[str, str] = {}  # of the reference, by its own words; {}: not on record
 
 
 class NoiseClass(_Record):
@@ -175,6 +187,7 @@ class Calibration(_Record):
     stacks: tuple[Stack, ...]
     certificate: BetCertificate | None = None  # None: not measured
     provisional: Provisional | None = None  # None: measured on the card's own model
+    machine: Machine | None = None  # None: not on record, or several
 
     @model_validator(mode="after")
     def _honest_scales_are_of_the_grids(self) -> Self:

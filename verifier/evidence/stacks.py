@@ -156,7 +156,36 @@ def _noisiest_alike(stacks: Sequence[Stack]) -> list[Stack]:
 
 def _dtype(name: str) -> str | None:
     """The precision in a stack's name."""
-    return next((dtype for dtype in _PRECISIONS if dtype in name.split("-")), None)
+    words = name.partition(" (")[0].split("-")  # whose it is stands behind it
+    return next((dtype for dtype in _PRECISIONS if dtype in words), None)
+
+
+def chance_above_all(stacks: int) -> float:
+    """The chance that a new stack is noisier than all of so many: 1 in one more than they are.
+
+    Assumes only that it and they are exchangeable: none is special before it is measured.
+    """
+    return 1 / (stacks + 1)
+
+
+def same_reference(one: Measured | None, other: Measured | None) -> bool:
+    """Whether two calibrations were measured with references whose scores may be taken together.
+
+    Kernels count where rounding is coarse. What is not on record is the same as nothing.
+    """
+    if one is None or other is None:
+        return False
+    alike = (one.dtype, one.top_logprobs, one.kinds) == (
+        other.dtype, other.top_logprobs, other.kinds,
+    )  # fmt: skip
+    return alike and describe_reference(one) == describe_reference(other)
+
+
+def describe_reference(measured: Measured | None) -> str:
+    """How a calibration's reference computes, in words."""
+    if measured is None:
+        return "not on record"
+    return _computes(dict(_kernels(measured)), measured.dtype)
 
 
 # -- another reference than the calibrated ---------------------------------------------------------

@@ -248,7 +248,7 @@ def _members(record: Request | Attempt) -> dict[str, Any]:
     return {member.name: getattr(record, member.name) for member in fields(record)}
 
 
-def _request(name: str, probe: Probe, number: int) -> dict[str, Any]:
+def request_to_json(name: str, probe: Probe, number: int) -> dict[str, Any]:
     """The line that says that a request goes out."""
     request = Request(
         of=name, probe_id=probe.id, number=number,
@@ -280,7 +280,7 @@ def ask_once(
         return None
 
     async def note() -> None:
-        append_line(folder / SENT, _request(name, probe, number))
+        append_line(folder / SENT, request_to_json(name, probe, number))
 
     async def ask() -> Sent | None:
         async with Client(endpoint) as client:
@@ -742,7 +742,7 @@ class _Collection:
         sent = await now.client.ask(
             probe,
             number=number,
-            before=partial(now.note, _request(EXCHANGES, probe, number)),
+            before=partial(now.note, request_to_json(EXCHANGES, probe, number)),
             shape=shape,
             logprobs=self.endpoint.top_logprobs > 0
             and probe.logprobs

@@ -293,7 +293,7 @@ class Client:
         """
         endpoint = self._endpoint
         shape |= endpoint.shape
-        request = _request_body(endpoint, probe, logprobs=logprobs, shape=shape)
+        request = request_body(endpoint, probe, logprobs=logprobs, shape=shape)
         await self.pace()
         if before is not None:
             await before()
@@ -457,7 +457,7 @@ def _cap(endpoint: Endpoint, probe: Probe, *, logprobs: bool) -> int:
     return min(room, endpoint.max_response_bytes)
 
 
-def _request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool, shape: Shape) -> bytes:
+def request_body(endpoint: Endpoint, probe: Probe, *, logprobs: bool, shape: Shape) -> bytes:
     """The JSON body, in the byte form of the usual clients, so that probes look like traffic."""
     ask = Ask(
         model=endpoint.model,

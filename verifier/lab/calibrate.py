@@ -1,8 +1,9 @@
 """Calibration: what honest serving and each known variant look like on one card's model.
 
 Half of the honest stacks set the honest scale; the other half only check it. Every number comes
-from replies asked for over HTTP, as an audit asks. A calibration that was stopped goes on where it
-was, in the same work folder.
+from replies to what an audit asks, rendered, answered and read as over HTTP. Each engine is loaded
+once, and variants are put into it in place. A calibration that was stopped goes on where it was, in
+the same work folder.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from verifier.evidence.calibration import (
     Calibration,
     Channel,
     Estimate,
+    Machine,
     Measured,
     NoiseClass,
     Role,
@@ -41,15 +43,16 @@ from verifier.lab.corpus import (
     Progress,
     RememberingEngine,
     Stack,
-    collect_corpus,
     is_collected,
     load_host,
     read_stack,
     score_corpus,
 )
+from verifier.lab.generated import generate_corpus
+from verifier.lab.timings import Clock
 from verifier.plan_file import read_probes
 from verifier.probes import draw, load_pool
-from verifier.records import Probe
+from verifier.records import REFERENCE, Probe
 from verifier.reference.cards import Card, Thinking
 from verifier.reference.defaults import obstacles_to_calibrating
 from verifier.reference.describe import Described
@@ -67,6 +70,12 @@ LEARNING_RATES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 
 #: Variants are served in the arithmetic that hosts use most.
 SERVED_IN: Dtype = "bfloat16"
 SERVED_BATCH = 32
+
+#: What has the replies of a stack made: `generate_corpus`, or `collect_corpus` over HTTP.
+Answering = Callable[..., None]
+
+#: Engine and precision: what one load serves.
+Kind = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,36 +110,36 @@ def calibrate(
     sizes: Sizes,
     tell: Callable[[str], None],
     progress: Progress | None = None,
+    scores_like: Kind | None = None,
+    engine_args: Mapping[str, Any] | None = None,
+    machine: Machine | None = None,
+    answer: Answering = generate_corpus,
 ) -> Calibration:
     """Measure every stack of the card in `work` and fit the calibration.
 
-    `load_reference` loads the engine that audits will score with, once the hosts are done. Raises
+    `load_reference` loads the engine that audits will score with, once the hosts are done; where
+    that is of the kind `scores_like`, a host of this kind scores, and is not loaded twice.
+    `engine_args` are vLLM's; None: the card's. `machine` is what it is measured on. Raises
     ConfigError for a card without honest stacks, ReferenceMismatch when honest serving cannot be
     bounded or modelled.
     """
     refuse_card(card)
     tokenizer = Tokenizer(weights)
     items = plan_items(card, seed=seed, sizes=sizes)
-    _collect(
-        items, weights, tokenizer, engine_args=card.engine_args, thinking=card.thinking,
-        work=work, tell=tell, progress=progress,
+    clock = Clock(work)
+    args = card.engine_args if engine_args is None else engine_args
+    host = _answer(
+        items, weights, tokenizer, engine_args=args, thinking=card.thinking,
+        work=work, tell=tell, progress=progress, scores_like=scores_like, answer=answer,
+        clock=clock, load_reference=load_reference,
     )  # fmt: skip
-    reference = RememberingEngine(load_reference())
+    reference = RememberingEngine(host)
     scored = partial(
         _score, engine=reference, tokenizer=tokenizer, thinking=card.thinking, work=work,
-        tell=tell, progress=progress,
+        tell=tell, progress=progress, clock=clock,
     )  # fmt: skip
     cells = {item.stack.name: scored(item) for item in items}
-    honest = [i.stack.name for i in items if i.role == "calibration"]
-    known = [i.stack.name for i in items if i.role != "held out"]
-    text = fit_channel(
-        {name: one.text for name, one in cells.items()}, TEXT_SCALES,
-        honest=honest, known=known, what="greedy text",
-    )  # fmt: skip
-    logprob = fit_channel(
-        {name: one.logprob for name, one in cells.items()}, LOGPROB_SCALES,
-        honest=honest, known=known, what="log-probabilities",
-    )  # fmt: skip
+    text, logprob = _fit(items, cells)
     stacks = tuple(_measure(item, cells[item.stack.name], text, logprob) for item in items)
     made = Calibration(
         schema_version=CALIBRATION_SCHEMA,
@@ -143,6 +152,7 @@ def calibrate(
         text=text,
         logprob=logprob,
         measured=measured_with(reference.versions),
+        machine=machine,
         classes=noise_classes(stacks),
         stacks=stacks,
     )
@@ -150,24 +160,49 @@ def calibrate(
     return with_zone(made, TEXT_SCALES, LOGPROB_SCALES)
 
 
+def _fit(items: Sequence[Item], cells: Mapping[str, _Cells]) -> tuple[Channel, Channel]:
+    """How replies are read, by text and by log-probabilities."""
+    honest = [i.stack.name for i in items if i.role == "calibration"]
+    known = [i.stack.name for i in items if i.role != "held out"]
+    text = fit_channel(
+        {name: one.text for name, one in cells.items()}, TEXT_SCALES,
+        honest=honest, known=known, what="greedy text",
+    )  # fmt: skip
+    logprob = fit_channel(
+        {name: one.logprob for name, one in cells.items()}, LOGPROB_SCALES,
+        honest=honest, known=known, what="log-probabilities",
+    )  # fmt: skip
+    return text, logprob
+
+
 def refuse_card(card: Card, *, seen: Described | None = None) -> None:
-    """Raise ConfigError for a card that cannot be calibrated, with all that stands against it.
+    """Raise ConfigError for a card that cannot be calibrated here, with all that stands against it.
 
     `seen` is what its weights say, where they are there.
     """
-    problems = list(obstacles_to_calibrating(card, seen=seen))
-    for name in (*card.calibration_stacks, *card.held_out_stacks):
-        problems += _problem(partial(_find_stack, name))
-    for name in card.bank:
-        problems += _problem(partial(find_variant, name, layers=card.layers))
+    problems = (*problems_of(card, seen=seen), *lacking_here(card))
     if problems:
         raise ConfigError(f"card {card.name}: {'; and '.join(problems)}")
 
 
-def _find_stack(name: str) -> None:
-    if read_stack(name).engine == "vllm" and find_spec("vllm") is None:
-        raise ConfigError(f"stack {name}: vLLM is not installed here; install it, or calibrate "
-                          "where it is")  # fmt: skip
+def problems_of(card: Card, *, seen: Described | None = None) -> tuple[str, ...]:
+    """What stands against calibrating a card on any machine, one line each."""
+    problems = list(obstacles_to_calibrating(card, seen=seen))
+    for name in (*card.calibration_stacks, *card.held_out_stacks):
+        problems += _problem(partial(read_stack, name))
+    for name in card.bank:
+        problems += _problem(partial(find_variant, name, layers=card.layers))
+    return tuple(problems)
+
+
+def lacking_here(card: Card) -> tuple[str, ...]:
+    """What its stacks need and this machine lacks, one line each."""
+    if find_spec("vllm") is not None:
+        return ()
+    return tuple(
+        f"stack {name}: vLLM is not installed here; install it, or calibrate where it is"
+        for name in (*card.calibration_stacks, *card.held_out_stacks) if name.startswith("vllm-")
+    )  # fmt: skip
 
 
 def _problem(look: Callable[[], object]) -> list[str]:
@@ -182,7 +217,7 @@ def measured_with(engine: Mapping[str, str]) -> Measured:
     """What a calibration of all kinds of probes is measured with, by the reference's own words."""
     return Measured(
         engine=engine.get("engine", "unknown"), dtype=engine.get("dtype", "unknown"),
-        attention=engine.get("attention"), top_logprobs=TOP_LOGPROBS,
+        attention=engine.get("attention"), top_logprobs=TOP_LOGPROBS, versions=dict(engine),
     )  # fmt: skip
 
 
@@ -204,7 +239,7 @@ def hidden_classes(calibration: Calibration) -> tuple[str, ...]:
     return tuple(c.name for c in calibration.classes if c.scale <= floor * (1 + 1e-9))
 
 
-def _collect(
+def _answer(
     items: Sequence[Item],
     weights: Path,
     tokenizer: Tokenizer,
@@ -214,23 +249,43 @@ def _collect(
     work: Path,
     tell: Callable[[str], None],
     progress: Progress | None,
-) -> None:
-    """Ask every stack what it has not answered yet, one engine after another."""
-    for kind in dict.fromkeys((i.stack.engine, i.stack.dtype) for i in items):
-        alike = [i for i in items if (i.stack.engine, i.stack.dtype) == kind]
-        for item in alike:
-            _refuse_other_probes(work / item.stack.name, item.probes)
+    scores_like: Kind | None,
+    answer: Answering,
+    clock: Clock,
+    load_reference: Callable[[], Engine],
+) -> Engine:
+    """Have every stack answer what it has not answered yet, one engine after another: what scores.
+
+    The engine that is of the kind that scores comes last and is left loaded.
+    """
+    for item in items:
+        _refuse_other_probes(work / item.stack.name, item.probes)
+    kinds = dict.fromkeys(i.stack.kind for i in items)
+    for kind in sorted(kinds, key=lambda kind: kind == scores_like):
+        alike = [i for i in items if i.stack.kind == kind]
         lacking = [i for i in alike if not is_collected(work / i.stack.name, i.probes)]
         if not lacking:  # so that a finished collection is read without its engines
             continue
-        engine = load_host(weights, tokenizer, alike[0].stack, engine_args=engine_args)
+        stack = alike[0].stack
+        tell(f"loading {stack.engine} in {stack.dtype}")
+        with clock.times("loading"):
+            engine = load_host(weights, tokenizer, stack, engine_args=engine_args)
         for item in lacking:
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
-            collect_corpus(
-                work / item.stack.name, item.stack, item.probes, engine=engine,
-                tokenizer=tokenizer, thinking=thinking, progress=progress,
-            )  # fmt: skip
+            with clock.times("swapping", item.stack.name):
+                engine.load_variant(item.stack.loaded)
+            with clock.times("asking", item.stack.name):
+                answer(
+                    work / item.stack.name, item.stack, item.probes, engine=engine,
+                    tokenizer=tokenizer, thinking=thinking, progress=progress,
+                )  # fmt: skip
+        if kind == scores_like:
+            engine.load_variant(REFERENCE)
+            return engine
         engine.close()
+    tell("loading what scores")
+    with clock.times("loading"):
+        return load_reference()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,17 +306,19 @@ def _score(
     work: Path,
     tell: Callable[[str], None],
     progress: Progress | None,
+    clock: Clock,
 ) -> _Cells:
     """Score the replies of one stack: by the tokens that it names, and by their text alone."""
     name = item.stack.name
     tell(f"scoring {name}")
-    named, plain = (
-        score_corpus(
-            work / name, engine=engine, tokenizer=tokenizer, with_logprobs=with_logprobs,
-            thinking=thinking, progress=progress,
-        )
-        for with_logprobs in (True, False)
-    )  # fmt: skip
+    with clock.times("scoring", name):
+        named, plain = (
+            score_corpus(
+                work / name, engine=engine, tokenizer=tokenizer, with_logprobs=with_logprobs,
+                thinking=thinking, progress=progress,
+            )
+            for with_logprobs in (True, False)
+        )  # fmt: skip
     tokens = sum(row.tokens for row in plain.rows)
     return _Cells(text=plain.text(), logprob=named.logprob(), tokens=tokens)
 
@@ -310,7 +367,7 @@ def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
         items.append(
             Item(stack=stack, role="held out", family=None, probes=probes[start : start + own])
         )
-    for name in (*card.bank, *(f"drop-layer-{n}" for n in range(card.layers))):
+    for name in (*card.bank, *(f"drop-layer-{n}" for n in dropped_layers(card.layers))):
         variant = find_variant(name, layers=card.layers)
         count = sizes.variant if name in card.bank else sizes.layer
         stack = Stack(
@@ -321,6 +378,15 @@ def plan_items(card: Card, *, seed: int, sizes: Sizes) -> list[Item]:
             Item(stack=stack, role="variant", family=variant.family, probes=probes[:count])
         )
     return items
+
+
+def dropped_layers(layers: int) -> tuple[int, ...]:
+    """The layers that are left out one at a time: those a quarter, half and three quarters down.
+
+    The first and the last of a model are seldom the mildest to miss, and those between are alike:
+    so a fixed few stand for all, however deep it is.
+    """
+    return tuple(sorted({layers // 4, layers // 2, 3 * layers // 4}))
 
 
 def fit_channel(

@@ -1,6 +1,7 @@
 """Replies of a testbed host whose truth is known, asked for over HTTP as an audit would.
 
-Calibration and benchmark both rest on such corpora. A corpus is a run folder without a verdict.
+Calibration and benchmark both rest on such corpora. A corpus is a run folder without a verdict;
+`generated` makes the same without HTTP.
 """
 
 from __future__ import annotations
@@ -67,6 +68,16 @@ class Stack:
         if self.engine != "transformers":
             stack = f"{self.engine}-{stack}"
         return stack if self.weights == REFERENCE else f"{self.weights}-{stack}"
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """Engine and precision: what one load serves."""
+        return self.engine, self.dtype
+
+    @property
+    def loaded(self) -> str:
+        """The name of what an engine puts in place for it."""
+        return self.weights
 
 
 def read_stack(name: str) -> Stack:
@@ -185,34 +196,59 @@ def collect_corpus(
     A corpus that was begun goes on with its own probes; `limit` asks only the first of them.
     A model of which `thinking` says how it writes thoughts has them shown apart from its answers.
     """
+    probes = begin_corpus(folder, probes, limit=limit)
+    if is_collected(folder, probes):
+        return
+    engine.load_variant(stack.loaded)
+    host = make_host(
+        stack, engine=engine, tokenizer=tokenizer, rendering=rendering, sampler=sampler,
+        thinking=thinking,
+    )  # fmt: skip
+    with running(create_app(host)) as base_url:
+        collect(folder, make_endpoint(base_url, stack), probes, progress=progress)
+
+
+def begin_corpus(
+    folder: Path, probes: Sequence[Probe], *, limit: int | None = None
+) -> tuple[Probe, ...]:
+    """The probes of a corpus: its own where it was begun, else these; the first `limit` of them."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROBES).exists():
         write_probes(folder, tuple(probes))
-    probes = read_probes(folder)[:limit]
-    if is_collected(folder, probes):
-        return
-    engine.load_variant(stack.weights)
-    app = create_app(
-        Host(
-            engine=engine,
-            tokenizer=tokenizer,
-            model=MODEL,
-            rendering=rendering,
-            sampler=sampler or {},
-            thoughts=None if thinking is None else Thoughts(tags=thinking, shown="apart"),
-            max_batch=stack.batch,
-        )
+    return read_probes(folder)[:limit]
+
+
+def make_host(
+    stack: Stack,
+    *,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    rendering: Rendering = PUBLISHED,
+    sampler: Mapping[str, float] | None = None,
+    thinking: Thinking | None = None,
+) -> Host:
+    """A host that serves what an engine holds as a stack says."""
+    return Host(
+        engine=engine,
+        tokenizer=tokenizer,
+        model=MODEL,
+        rendering=rendering,
+        sampler=sampler or {},
+        thoughts=None if thinking is None else Thoughts(tags=thinking, shown="apart"),
+        max_batch=stack.batch,
     )
-    with running(app) as base_url:
-        endpoint = Endpoint(
-            base_url=base_url,
-            model=MODEL,
-            concurrency=stack.batch,
-            timeout_s=600,
-            max_attempts=MAX_ATTEMPTS,
-            top_logprobs=TOP_LOGPROBS,
-        )
-        collect(folder, endpoint, probes, progress=progress)
+
+
+def make_endpoint(base_url: str, stack: Stack) -> Endpoint:
+    """How a host of a stack is asked."""
+    return Endpoint(
+        base_url=base_url,
+        model=MODEL,
+        concurrency=stack.batch,
+        timeout_s=600,
+        max_attempts=MAX_ATTEMPTS,
+        top_logprobs=TOP_LOGPROBS,
+    )
 
 
 def score_corpus(

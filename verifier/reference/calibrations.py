@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
+from typing import Final
 
 from verifier.errors import ReferenceMismatch
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
+from verifier.evidence.pooling import pool, why_not_pooled
 from verifier.evidence.stacks import with_zone
-from verifier.files.run_folder import make_folder, write_json
-from verifier.files.stored import read_record
+from verifier.files.run_folder import make_folder, read_bytes, write_json
+from verifier.files.stored import check
+from verifier.files.strict_yaml import read_bounded
 from verifier.reference.cards import (
     Card,
+    Contributed,
     card_folders,
     find_card,
     is_in_an_installation,
@@ -19,6 +24,9 @@ from verifier.reference.cards import (
     own_folder,
 )
 from verifier.reference.defaults import obstacles_to_calibrating, obstacles_to_rendering
+
+#: Larger than any calibration: a few hundred stacks.
+_LARGEST: Final = 2**22
 
 
 def calibration_path(name: str) -> Path:
@@ -31,8 +39,8 @@ def calibration_path(name: str) -> Path:
 
 
 def is_calibrated(name: str) -> bool:
-    """Whether a calibration of a card is there."""
-    return calibration_path(name).is_file()
+    """Whether a calibration of a card is there, its own or a contributed one."""
+    return calibration_path(name).is_file() or bool(load_card(name).calibrations)
 
 
 def how_to_calibrate(name: str, card: Card) -> str:
@@ -66,26 +74,78 @@ def describe_calibrated(name: str) -> str:
 
 
 def load_calibration(name: str, card: Card) -> Calibration:
-    """The calibration of a card. Raises ReferenceMismatch when missing or for other weights."""
+    """The calibration of a card: its own and contributed ones, as one.
+
+    Raises ReferenceMismatch when there is none, and for one of other weights, of another reference,
+    contributed twice or edited.
+    """
     path, advice = calibration_path(name), how_to_calibrate(name, card)
-    if not path.is_file():
+    if not path.is_file() and not card.calibrations:
         raise ReferenceMismatch(f"reference: card {card.name!r} is not calibrated; {advice}")
-    found = read_record(path, Calibration, advice=advice)
+    found: dict[str, Calibration] = {}
+    if path.is_file():
+        found[str(path)] = _checked(read_bytes(path), card, where=str(path), advice=advice)
+        _refuse_own(path, card)
+    folder = find_card(name).parent
+    found |= {str(one.file): _contributed(folder, one, card) for one in card.calibrations}
+    (first, own), *others = found.items()
+    if others:  # of one alone its own reading is kept
+        seen = [(first, own)]
+        for where, other in others:
+            for before, one in seen:
+                why = why_not_pooled(one, other)
+                if why is not None:
+                    raise ReferenceMismatch(
+                        f"card {card.name}: calibrations: {where}: beside {before}: {why}; take it "
+                        "out of the card"
+                    )
+            seen.append((where, other))
+    labelled = {where.removesuffix(".calibration.json"): one for where, one in others}
+    return pool(own, labelled)
+
+
+def _contributed(folder: Path, listed: Contributed, card: Card) -> Calibration:
+    """A contributed calibration that is what the card lists."""
+    where = f"card {card.name}: calibrations: {listed.file}"
+    raw = read_bounded(folder / listed.file, limit=_LARGEST, below=folder)
+    digest = sha256(raw).hexdigest()
+    if digest != listed.sha256:
+        raise ReferenceMismatch(
+            f"{where}: is not what the card lists (sha256 {digest[:12]}, not "
+            f"{listed.sha256[:12]}); restore it, or take it out of the card"
+        )
+    return _checked(raw, card, where=where, advice="take it out of the card")
+
+
+def _refuse_own(path: Path, card: Card) -> None:
+    """The card's own calibration must not be contributed to itself."""
+    digest = sha256(path.read_bytes()).hexdigest()
+    again = [one.file for one in card.calibrations if one.sha256 == digest]
+    if again:
+        raise ReferenceMismatch(
+            f"card {card.name}: calibrations: {again[0]}: is the card's own calibration, {path}, "
+            "again; take it out of the card"
+        )
+
+
+def _checked(raw: bytes, card: Card, *, where: str, advice: str) -> Calibration:
+    """A calibration of this card's weights, with its zone."""
+    found = check(raw, Calibration, where=where, advice=advice)
     if found.zone is None:  # from before there was a zone: its stacks say what it would be
         found = with_zone(found, TEXT_SCALES, LOGPROB_SCALES)
     if found.provisional is not None:
         raise ReferenceMismatch(
-            f"{path}: of other cards, and measured on none of its own; {advice}"
+            f"{where}: of other cards, and measured on none of its own; {advice}"
         )
     pinned = card.digests.tensors_sha256
     if pinned is None and found.card != card.name:
         raise ReferenceMismatch(
-            f"{path}: made for card {found.card!r}, and card {card.name!r} pins no weights that "
+            f"{where}: made for card {found.card!r}, and card {card.name!r} pins no weights that "
             f"would be the same; {advice}"
         )
     if pinned is not None and found.tensors_sha256 != pinned:
         raise ReferenceMismatch(
-            f"{path}: made for weights {found.tensors_sha256[:12]}, but the card pins "
+            f"{where}: made for weights {found.tensors_sha256[:12]}, but the card pins "
             f"{pinned[:12]}; {advice}"
         )
     return found

@@ -211,6 +211,13 @@ class Variant(Checkpoint):
     method: Method
 
 
+class Contributed(_Record):
+    """A calibration of the card that was measured elsewhere, beside the card's own."""
+
+    file: Beside  # relative to the card
+    sha256: Sha256
+
+
 class Card(_Record):
     """One published model."""
 
@@ -236,6 +243,7 @@ class Card(_Record):
     siblings: tuple[Suspect, ...] = ()  # other models that the replies may be those of
     calibration_stacks: tuple[str, ...]  # honest stacks that set the honest floor
     held_out_stacks: tuple[str, ...]  # honest stacks that only check it
+    calibrations: tuple[Contributed, ...] = ()  # of other machines; the stacks of all count
     sources: dict[str, str] = {}  # where a field was read; a section stands for all that is in it
     unchecked: tuple[str, ...] = ()  # fields whose source nobody has read
 
@@ -245,6 +253,10 @@ class Card(_Record):
         repeated = [name for name in columns if columns.count(name) > 1]
         if repeated:
             raise ValueError(f"bank, variants and siblings name {repeated[0]!r} twice")
+        digests = [one.sha256 for one in self.calibrations]
+        twice = [one.file for one in self.calibrations if digests.count(one.sha256) > 1]
+        if twice:
+            raise ValueError(f"calibrations: {twice[-1]} is contributed twice; list it once")
         strange = sorted({*self.sources, *self.unchecked} - set(fields_of(Card)))
         if strange:
             raise ValueError(f"sources and unchecked know no field {strange[0]!r}")
@@ -269,6 +281,8 @@ class Card(_Record):
             here["takes_tools"] = True
         if self.architecture.kind is None:
             here["architecture"] = {"kind"}
+        if not self.calibrations:
+            here["calibrations"] = True
         return digest_of(self.model_dump(mode="json", exclude=here))
 
 
@@ -374,7 +388,8 @@ def own_copy(name: str) -> Path:
     own = own_folder()
     make_folder(own)
     card = load_card(name)
-    for file in (*card.earlier_templates.values(), *card.valid_templates.values()):
+    contributed = (one.file for one in card.calibrations)
+    for file in (*card.earlier_templates.values(), *card.valid_templates.values(), *contributed):
         make_folder((own / file).parent)
         write_whole(own / file, (path.parent / file).read_text("utf-8"))
     write_whole(own / path.name, path.read_text("utf-8"))

@@ -9,10 +9,13 @@ from rich.table import Table
 from rich.text import Text
 
 from verifier import wording
+from verifier.evidence.calibration import Calibration
+from verifier.evidence.stacks import chance_above_all, describe_reference
 from verifier.reference.calibrations import (
     describe_calibrated,
     how_to_calibrate,
     is_calibrated,
+    load_calibration,
     obstacles,
 )
 from verifier.reference.cards import (
@@ -25,6 +28,7 @@ from verifier.reference.cards import (
     own_files,
 )
 from verifier.reference.hardware import GIB, Memory, room_for_tokens
+from verifier.reference.machine import describe_machine
 from verifier.reports.terminal import STYLES
 from verifier.wording import one_line
 
@@ -92,9 +96,36 @@ def print_card(name: str, console: Console) -> None:
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold")
     table.add_column(overflow="fold")
-    for label, text in describe_card(card, calibrated=describe_calibrated(name)):
+    rows = describe_card(card, calibrated=describe_calibrated(name))
+    if is_calibrated(name):
+        rows += describe_calibration(load_calibration(name, card))
+    for label, text in rows:
         table.add_row(label, _line(text))
     console.print(table)
+
+
+def describe_calibration(found: Calibration) -> list[tuple[str, str]]:
+    """What a calibration rests on: labels and one line each."""
+    setting = sum(stack.role == "calibration" for stack in found.stacks)
+    checking = sum(stack.role == "held out" for stack in found.stacks)
+    above = (
+        f"{found.text.honest_scale:.2g}, set by {setting} honest stacks and checked by {checking}; "
+        f"a new one lies above those that set it with probability {chance_above_all(setting):.2g} "
+        "if it is like them"
+    )
+    rows = [("Floor", above)]
+    zone = found.zone
+    if zone is not None:
+        risk = "not known: too few stacks" if zone.risk is None else f"{zone.risk:.2g}"
+        rows.append(
+            ("Tolerated", f"up to {found.text.tolerated:.2g}; chance of a new one above it: {risk}")
+        )
+    if found.measured is not None:
+        known = _pairs(found.measured.versions)
+        rows.append(("Scored by", known or describe_reference(found.measured)))
+    if found.machine is not None:
+        rows.append(("Machine", describe_machine(found.machine)))
+    return rows
 
 
 def _thoughts(thinking: Thinking | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from verifier.config import Dtype, EngineName
 from verifier.errors import ConfigError, VerifierError
 from verifier.reference.engines import Engine
+from verifier.reference.snapshot import CONFIG, read_object
 
 
 class _Tokenizer(Protocol):
@@ -95,3 +96,12 @@ def choose(name: EngineName) -> EngineName:
     except ConfigError:
         return "transformers"
     return "vllm"
+
+
+def kind_of(name: EngineName, weights: Path) -> tuple[EngineName, str]:
+    """Engine and precision that `load_engine` takes for these weights where none is asked for."""
+    engine = choose(name)
+    if engine != "vllm":
+        return engine, "float32"
+    raw = read_object(weights / CONFIG)
+    return engine, str(raw.get("dtype") or raw.get("torch_dtype"))

@@ -60,6 +60,11 @@ _WORTH_SHARING = 16
 #: Rows that share nothing are computed together when the longest is at most so much longer.
 _SIMILAR = 1.25
 
+#: Once no more than this share of a batch goes on, what has ended is computed no further. A host
+#: that fills its batches anew as replies end has batches of changing size, too, so what the size of
+#: one rounds is within what a stack of that name shows.
+_STILL_GOING = 0.75
+
 
 class TransformersEngine:
     """A causal language model from a directory of safetensors, held in memory once.
@@ -419,13 +424,19 @@ class TransformersEngine:
         if not requests:
             return []
         logits, cache, mask = self._read([r.prompt_ids for r in requests])
-        going = [_Going(request, self._eos, self._decode) for request in requests]
+        replies = [_Going(request, self._eos, self._decode) for request in requests]
+        going = replies  # those that are computed, as rows of the cache
         while True:
             for row, reply in zip(logits[:, -1].float().cpu(), going, strict=True):
                 if reply.finish_reason is None:
                     reply.extend(row)
-            if all(reply.finish_reason is not None for reply in going):
-                return [reply.generation() for reply in going]
+            left = [n for n, reply in enumerate(going) if reply.finish_reason is None]
+            if not left:
+                return [reply.generation() for reply in replies]
+            if len(left) <= _STILL_GOING * len(going):
+                kept = torch.tensor(left, device=self._device)
+                cache.batch_select_indices(kept)
+                mask, going = mask[kept], [going[n] for n in left]
             ids = torch.tensor([[reply.token_ids[-1]] for reply in going], device=self._device)
             mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
             logits = self._model(
