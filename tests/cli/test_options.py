@@ -197,10 +197,16 @@ def test_the_list_says_what_works_today_and_why_the_rest_does_not() -> None:
     """With nothing to do that cannot succeed."""
     ended = call("reference", "list", COLUMNS="100")
 
-    assert "Audits work today with: smollm2-135m-instruct" in ended.out
-    named = r"Provisional are llama-3\.1-8b-instruct, [^:]*qwen3-8b: run `verifier calibrate CARD`"
-    assert re.search(r"Not yet with [^:]*qwen3-8b: its weights are not pinned", ended.out)
+    assert "Calibrated: smollm2-135m-instruct" in ended.out
+    named = r"Provisional, [^:]*: llama-3\.1-8b-instruct, [^:]*: run `verifier calibrate CARD`"
+    assert re.search(r"Not yet: deepseek-v3\.2, [^:]*: template_source: ", ended.out)
     assert re.search(named, ended.out)
+    assert "`verifier reference add REPO-OR-DIRECTORY`" in ended.out
+    needs = {line.split()[0]: line for line in ended.out.splitlines() if "GB" in line}
+    assert "1 GB RAM" in needs["smollm2-135m-instruct"]
+    assert "4 x 80 GB GPU" in needs["minimax-m2.7"]
+    assert needs["gpt-oss-20b"].rstrip().endswith("provisional")
+    assert needs["deepseek-v3.2"].rstrip().endswith("not yet")
     assert "run `verifier calibrate CARD` where vLLM is installed and the GPUs hold" in ended.out
     cannot = "it cannot be calibrated yet: "
     assert f"{cannot}precision: published in mxfp4: no engine here rounds" in ended.out

@@ -59,11 +59,7 @@ def how_to_calibrate(name: str, card: Card) -> str:
 def obstacles(name: str) -> tuple[str, ...]:
     """What stands between a card and an audit today; (): nothing does, be it under a provisional
     floor."""
-    card = load_card(name)
-    found = list(obstacles_to_rendering(card))
-    if card.digests.tensors_sha256 is None:
-        found.append("its weights are not pinned: `verifier reference pin` does, from a snapshot")
-    return tuple(found)
+    return obstacles_to_rendering(load_card(name))
 
 
 def describe_calibrated(name: str) -> str:

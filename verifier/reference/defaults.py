@@ -29,6 +29,7 @@ cut a block of scales. No longer context than CONTEXT.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,6 +47,12 @@ GGUF_BYTES: Final = 16e9
 
 GPU_BYTES: Final = 80e9
 CONTEXT: Final = 131_072
+
+#: Memory of the GPUs that hosts and laboratories have (GB).
+GPU_SIZES: Final = (24, 48, 80, 141, 192, 288)
+
+#: How much more than the weights in float32 scoring takes, logits and caches included.
+BESIDE: Final = 1.25
 
 #: Bits of the precisions in which numbers are stored plainly, or as fp8 with scales beside them: by
 #: the first word of a card's precision. All else is packed, or not known.
@@ -217,6 +224,20 @@ def default_engine_args(card: Card) -> dict[str, Any]:
     if facts.context_length is not None and facts.context_length > CONTEXT:
         found["max_model_len"] = CONTEXT
     return found
+
+
+def describe_needs(card: Card) -> str:
+    """The hardware that computes a card's reference, by its memory alone; "?": its size is not
+    known."""
+    published = published_of(card)
+    if _by_transformers(published) and published.float32_bytes is not None:
+        return f"{math.ceil(published.float32_bytes * BESIDE / 1e9)} GB RAM"
+    args, size = card.engine_args, card.architecture.weight_bytes
+    gpus = math.prod(int(args.get(f"{one}_parallel_size", 1)) for one in ("tensor", "pipeline"))
+    if size is None:
+        return "?"
+    each = next((one for one in GPU_SIZES if size <= 0.8 * one * 1e9 * gpus), None)
+    return "?" if each is None else f"{gpus} x {each} GB GPU"
 
 
 # -- what cannot be calibrated -----------------------------------------------------------------

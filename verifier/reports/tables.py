@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
@@ -27,6 +27,7 @@ from verifier.reference.cards import (
     load_card,
     own_files,
 )
+from verifier.reference.defaults import describe_needs
 from verifier.reference.hardware import GIB, Memory, room_for_tokens
 from verifier.reference.machine import describe_machine
 from verifier.reports.terminal import STYLES
@@ -48,33 +49,43 @@ _HOSTING = {
 
 
 #: What a line on a card says.
-CARD_COLUMNS: Final = ("Card", "Hosting", "Weights", "Pinned", "Calibrated")
+CARD_COLUMNS: Final = ("Card", "Hosting", "Weights", "Needs", "Pinned", "Calibrated")
 
 
 def print_cards(console: Console) -> None:
     """Print the cards, one line each."""
-    table = _table(*CARD_COLUMNS)
+    shown = [column for column in CARD_COLUMNS if column != "Pinned"]  # `show` says it: room
+    table = _table(*shown)
+    table.columns[0].no_wrap = True  # a name is there to be copied
     for name in list_cards():
-        first, *others = card_row(name)
-        table.add_row(_line(first), *others)
+        row = dict(zip(CARD_COLUMNS, card_row(name), strict=True))
+        table.add_row(*(_line(row[column]) for column in shown))
     console.print(table)
     own = [path for name in list_cards() for path in own_files(name)]
     if own:
         console.print(f"\nYours: {', '.join(map(one_line, map(str, own)))}", soft_wrap=True)
-    working = [name for name in list_cards() if not obstacles(name)]
-    console.print(f"\nAudits work today with: {', '.join(working) or 'none'}", soft_wrap=True)
-    lacking: dict[str, list[str]] = {}
-    for name in list_cards():
-        if name not in working:
-            lacking.setdefault("; ".join(obstacles(name)), []).append(name)
-    for why, names in lacking.items():
-        console.print(f"Not yet with {', '.join(map(one_line, names))}: {why}", soft_wrap=True)
-    lent: dict[str, list[str]] = {}
-    for name in list_cards():
-        if not is_calibrated(name):
-            lent.setdefault(how_to_calibrate("CARD", load_card(name)), []).append(name)
-    for how, names in lent.items():
-        console.print(f"Provisional are {', '.join(map(one_line, names))}: {how}", soft_wrap=True)
+    ready = [name for name in list_cards() if not obstacles(name)]
+    console.print(
+        f"\nCalibrated: {_joined(filter(is_calibrated, ready)) or 'none'}", soft_wrap=True
+    )
+    ways = [how_to_calibrate("CARD", load_card(name)) for name in ready]
+    for how in dict.fromkeys(ways):
+        lent = [name for name, way in zip(ready, ways, strict=True)
+                if way == how and not is_calibrated(name)]  # fmt: skip
+        if lent:
+            console.print(
+                f"Provisional, as every verdict says (--policy screen): {_joined(lent)}: {how}",
+                soft_wrap=True,
+            )  # fmt: skip
+    reasons = {name: "; ".join(obstacles(name)) for name in list_cards() if name not in ready}
+    for why in dict.fromkeys(reasons.values()):
+        lacking = [name for name, own in reasons.items() if own == why]
+        console.print(f"Not yet: {_joined(lacking)}: {why}", soft_wrap=True)
+    console.print("Any other: `verifier reference add REPO-OR-DIRECTORY` writes a card of it")
+
+
+def _joined(names: Iterable[str]) -> str:
+    return ", ".join(map(one_line, names))
 
 
 def card_row(name: str) -> tuple[str, ...]:
@@ -85,8 +96,9 @@ def card_row(name: str) -> tuple[str, ...]:
         name,
         card.licence.hosting,
         "?" if size is None else f"{size / 1e9:,.1f} GB",
+        describe_needs(card),
         _pinned(card),
-        "yes" if is_calibrated(name) else "provisional",
+        "yes" if is_calibrated(name) else "not yet" if obstacles(name) else "provisional",
     )
 
 
