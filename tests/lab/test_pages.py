@@ -34,7 +34,7 @@ def test_every_file_of_results_has_its_tables() -> None:
     page = (ROOT / "reference" / "benchmarks" / "README.md").read_text(encoding="utf-8")
     unmeasured = {
         f"{part}.benchmark.json" for part in TABLES
-        if f"<!-- begin {part} -->\n\nNot measured yet.\n" in page
+        if f"<!-- begin {part} -->\n\nNot run yet.\n" in page
     }  # fmt: skip
 
     assert kept.isdisjoint(unmeasured)

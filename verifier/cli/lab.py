@@ -374,14 +374,15 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are not measured with the others but alone: `certificate` (what honest replies make
-    of the noise bet; hours), `engine` (what scoring with vLLM costs; 20 minutes), `identity` (other
-    models served; half an hour), `left-out` (templates that the catalogue lacks; a day),
-    `provisional` (calibrated cards left out in turn), `routing` (hosts that answer some requests
-    with another model; 20 minutes), `samplers` (what is said of samplers; an hour), `stacks`
-    (honest stacks noisier than any calibrated one; hours), `templates` (which template fault is
-    named; hours), `tricks` (hosts that look right; an hour) and `wire` (what collecting withstands,
-    and how fast it is; half an hour).
+    Some parts are not measured with the others but alone: `certificate` (what honest replies
+    make of the noise bet; hours), `engine` (what scoring with vLLM costs; 20 minutes), `gpu`
+    (the noise and speed of an NVIDIA GPU; ten minutes), `identity` (other models served; half
+    an hour), `left-out` (templates that the catalogue lacks; a day), `provisional` (calibrated
+    cards left out in turn), `routing` (hosts that answer some requests with another model; 20
+    minutes), `samplers` (what is said of samplers; an hour), `stacks` (honest stacks noisier
+    than any calibrated one; hours), `templates` (which template fault is named; hours),
+    `tricks` (hosts that look right; an hour) and `wire` (what collecting withstands, and how
+    fast it is; half an hour).
 
     \b
     Examples:
@@ -433,6 +434,11 @@ def _measure(
             from verifier.lab.bench.engine import tabulate_engine as tabulate
 
             return run_engine_bench(out, **given), tabulate
+        case ["gpu"]:
+            from verifier.lab.bench.gpu import run_gpu_bench
+            from verifier.lab.bench.gpu import tabulate_gpu as tabulate
+
+            return run_gpu_bench(out, **given), tabulate
         case ["identity"]:
             from verifier.lab.bench.identity import run_identity_bench
             from verifier.lab.bench.identity import tabulate_identity as tabulate

@@ -20,6 +20,7 @@ from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
     certificate,
     engine,
+    gpu,
     identity,
     left_out,
     precision,
@@ -43,6 +44,7 @@ from verifier.reports.tables import CARD_COLUMNS, card_row
 TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     CARD: precision.tabulate,
     engine.PART: engine.tabulate_engine,
+    gpu.PART: gpu.tabulate_gpu,
     identity.PART: identity.tabulate_identity,
     left_out.PART: left_out.tabulate_left_out,
     provisional.PART: provisional.tabulate_provisional,
@@ -60,7 +62,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
 }
 
 #: What stands in the place of the tables of a part that has no results yet.
-_UNMEASURED: Final = "Not measured yet."
+_UNMEASURED: Final = "Not run yet."
 
 #: Where the results lie in a checkout.
 BENCHMARKS: Final = Path("reference/benchmarks")

@@ -82,10 +82,12 @@ class TransformersEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         checkpoints: Mapping[str, Callable[[], Path]] | None = None,
         threads: int | None = None,
+        device: str | None = None,
     ) -> None:
         """`decode` is only needed to honour stop strings when generating. `checkpoints` fetch
         other weights by the name of their column; each is loaded in the place of these in turn.
-        `threads` of the CPU are this process's from then on; None: as torch was told.
+        `threads` of the CPU are this process's from then on; None: as torch was told. `device` as
+        torch names it; None: the GPU where torch sees one.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -97,7 +99,7 @@ class TransformersEngine:
         self._tokens_per_batch = tokens_per_batch
         self._decode = decode
         self._checkpoints = dict(checkpoints or {})
-        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = device or ("cuda" if self.sees_gpu() else "cpu")
         self._model = self._load(weights)
         self._layers = read_layout(self._model.config).layers
         self._widths = widths_of(weights)
@@ -150,6 +152,16 @@ class TransformersEngine:
         if self._device == "cpu" and self._dtype != "float32":
             _accumulate_in_float32(model, half=getattr(torch, self._dtype))
         return model
+
+    @staticmethod
+    def sees_gpu() -> bool:
+        """Whether torch can compute on a GPU here."""
+        return torch.cuda.is_available()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes that a step of decoding reads: each weight once, shared ones once."""
+        return sum(p.numel() * p.element_size() for p in self._model.parameters())
 
     @property
     def versions(self) -> dict[str, str]:
