@@ -341,7 +341,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
     assert early.substitution.lower <= 0.3 <= early.substitution.upper
     assert share is not None
     assert share.lower <= 0.3 <= share.upper < 1
-    told = sum(chance >= 0.5 for _, chance in share.replies)
+    told = sum(chance >= 0.9 for _, chance in share.replies)  # at a half one in five may be honest
     assert 0.6 * sum(routed) <= told <= sum(routed)  # some replies are the same without the layer
     assert aspects["substitution"].decision == "detected"
     assert aspects["cause"].name == "drop-1"
