@@ -23,6 +23,7 @@ import pytest
 import tree
 import typer
 import yaml
+from longest import LONGEST
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from simulate import make_plan, simulate_row, write_scored
@@ -837,3 +838,14 @@ def test_actions_are_named_by_their_digest() -> None:
         for line in re.findall(r"uses: *(.+)", path.read_text(encoding="utf-8")):
             own = line == "OWNER/REPOSITORY/.github/actions/audit@COMMIT"
             assert own or re.fullmatch(r"[\w/-]+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", line), line
+
+
+@pytest.mark.parametrize("name", LONGEST)
+def test_what_takes_longest_is_there(name: str) -> None:
+    """A test that is named apart and renamed would go to a worker with the rest of its file."""
+    path, _, test = name.partition("::")
+    text = (ROOT / "tests" / path).read_text(encoding="utf-8")
+    function, _, values = test.rstrip("]").partition("[")
+
+    assert not test or f"def {function}(" in text
+    assert all(value in text for value in values.split("-"))

@@ -8,12 +8,11 @@ from typing import Final
 #: begin with these, and the short ones at the end even them out. A test that is named goes to
 #: whichever worker is free, wherever the rest of its file is.
 LONGEST: Final = {
-    "test_embedded.py": 500,
-    "reference/test_vllm_engine.py": 250,
+    "test_embedded.py": 450,
+    "reference/test_vllm_engine.py": 300,
     "test_embedded.py::test_a_cut_prompt_is_found_and_its_window_measured"
-    "[400-front,hidden-600]": 200,
-    "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 150,
-    "test_embedded.py::test_two_targets_are_told_apart_unless_the_control_differs_too": 110,
+    "[150-front,hidden-400]": 100,
+    "test_embedded.py::test_a_router_that_sends_some_requests_elsewhere_is_found": 90,
     "test_embedded.py::test_the_demo_tells_its_two_hosts_apart": 80,
     "scoring/test_thinking_embedded.py": 110,
     "reference/test_add.py": 90,
