@@ -19,6 +19,7 @@ from verifier.reference.defaults import (
     default_bank,
     default_engine_args,
     default_stacks,
+    describe_needs,
     fits,
     misfits,
     obstacles_to_calibrating,
@@ -253,3 +254,19 @@ def test_what_the_weights_show_goes_before_what_a_card_says() -> None:
         replace(PLAIN, widths=frozenset({100}), layers=card.layers)
     )
     assert obstacles_to_calibrating(card) == ()
+
+
+@pytest.mark.parametrize(
+    ("args", "needs"),
+    [
+        ({"tensor_parallel_size": 4}, "4 x 80 GB GPU"),
+        ({"tensor_parallel_size": 2}, "2 x 192 GB GPU"),
+        ({"tensor_parallel_size": "two"}, "?"),
+        ({"tensor_parallel_size": 0}, "?"),
+    ],
+)
+def test_what_a_model_needs_is_said_of_any_arguments(args: dict[str, object], needs: str) -> None:
+    """A card that somebody wrote is listed, whatever it asks of vLLM."""
+    card = load_card("minimax-m2.7").model_copy(update={"engine_args": args})
+
+    assert describe_needs(card) == needs

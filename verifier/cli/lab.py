@@ -374,7 +374,7 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are not measured alone: `certificate` (what honest replies make of the noise bet;
+    Some parts are measured alone: `certificate` (what honest replies make of the noise bet;
     hours), `engine` (what scoring with vLLM costs; 20 minutes), `gpu` (the noise and speed of an
     NVIDIA GPU; ten minutes), `identity` (other models served; half an hour), `left-out` (templates
     that the catalogue lacks; a day), `provisional` (calibrated cards left out in turn), `routing`

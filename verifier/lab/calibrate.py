@@ -273,7 +273,7 @@ def _answer(
         for item in lacking:
             tell(f"asking {item.stack.name} ({len(item.probes)} probes)")
             with clock.times("swapping", item.stack.name):
-                engine.load_variant(item.stack.loaded)
+                engine.load_variant(item.stack.weights)
             with clock.times("asking", item.stack.name):
                 answer(
                     work / item.stack.name, item.stack, item.probes, engine=engine,

@@ -74,11 +74,6 @@ class Stack:
         """Engine and precision: what one load serves."""
         return self.engine, self.dtype
 
-    @property
-    def loaded(self) -> str:
-        """The name of what an engine puts in place for it."""
-        return self.weights
-
 
 def read_stack(name: str) -> Stack:
     """A stack by its name in a card, such as bfloat16-batch16 or vllm-bfloat16-batch16."""
@@ -199,7 +194,7 @@ def collect_corpus(
     probes = begin_corpus(folder, probes, limit=limit)
     if is_collected(folder, probes):
         return
-    engine.load_variant(stack.loaded)
+    engine.load_variant(stack.weights)
     host = make_host(
         stack, engine=engine, tokenizer=tokenizer, rendering=rendering, sampler=sampler,
         thinking=thinking,

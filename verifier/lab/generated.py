@@ -75,7 +75,7 @@ def generate_corpus(
         lacking = [probe for probe in probes if probe.id not in settled]
         if not lacking:
             return
-        engine.load_variant(stack.loaded)
+        engine.load_variant(stack.weights)
         host = make_host(stack, engine=engine, tokenizer=tokenizer, thinking=thinking)
         tried = [attempt.probe_id for attempt in read_attempts(folder)]
         for start in range(0, len(lacking), stack.batch):

@@ -35,8 +35,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from verifier.errors import ConfigError
 from verifier.reference.cards import Card
 from verifier.reference.describe import Described
+from verifier.reference.hardware import layout_of
 from verifier.reference.variants import BANK, VARIANTS, Variant
 
 #: Of weights in float32 that the memory of one common machine, or one GPU of 80 GB, holds.
@@ -227,13 +229,16 @@ def default_engine_args(card: Card) -> dict[str, Any]:
 
 
 def describe_needs(card: Card) -> str:
-    """The hardware that computes a card's reference, by its memory alone; "?": its size is not
-    known."""
+    """The hardware that computes a card's reference, by its memory alone; "?": its size, or how it
+    is split, is not known."""
     published = published_of(card)
     if _by_transformers(published) and published.float32_bytes is not None:
         return f"{math.ceil(published.float32_bytes * BESIDE / 1e9)} GB RAM"
-    args, size = card.engine_args, card.architecture.weight_bytes
-    gpus = math.prod(int(args.get(f"{one}_parallel_size", 1)) for one in ("tensor", "pipeline"))
+    size = card.architecture.weight_bytes
+    try:
+        gpus = layout_of(card.engine_args).gpus
+    except ConfigError:  # `plan` says what is wrong with them
+        return "?"
     if size is None:
         return "?"
     each = next((one for one in GPU_SIZES if size <= 0.8 * one * 1e9 * gpus), None)

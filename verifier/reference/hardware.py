@@ -81,7 +81,7 @@ def plan_memory(card: Card, reference: ReferenceSection, *, max_tokens: int) -> 
     vLLM would refuse, or that this arithmetic does not know.
     """
     args = dict(card.engine_args) | dict(reference.engine_args)
-    layout = _read_layout(args)
+    layout = layout_of(args)
     _refuse_layout(card, layout)
     longest = _limit(args, "max_model_len", fact(card.architecture.context_length))
     if longest > fact(card.architecture.context_length):
@@ -162,7 +162,8 @@ def room_for_tokens(memory: Memory, hardware: Hardware) -> int:
 # -- engine arguments --------------------------------------------------------------------------
 
 
-def _read_layout(args: Mapping[str, Any]) -> Layout:
+def layout_of(args: Mapping[str, Any]) -> Layout:
+    """How vLLM is asked to split a model. Raises ConfigError for what is no number of GPUs."""
     return Layout(
         tensor=_limit(args, "tensor_parallel_size", 1),
         pipeline=_limit(args, "pipeline_parallel_size", 1),

@@ -20,9 +20,9 @@ import numpy as np
 
 from verifier.config import Hardware
 from verifier.evidence.calibration import Machine
+from verifier.reference.hardware import GIB
 from verifier.safety.child import plain_environment
 
-_GIB: Final = 2**30
 _SMI: Final = ("nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader,nounits")
 _SMI_SECONDS: Final = 5
 
@@ -57,7 +57,7 @@ def this_machine() -> Machine:
     return Machine(
         processor=_processor(),
         cores=_cores(),
-        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB, 1),
+        memory_gib=round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB, 1),
         gpu=gpus[0][0] if gpus else None,
         gpus=len(gpus),
         gpu_memory_gib=gpus[0][1] if gpus else None,
@@ -86,7 +86,7 @@ def speed_of(hardware: Hardware | None, machine: Machine) -> Speed:
         words="this machine's processor, measured just now with the threads it may use: "
         f"{arithmetic / 1e9:.0f} GFLOP/s, {bandwidth / 1e9:.0f} GB/s",
         devices=1, gpu=False, bandwidth=bandwidth, arithmetic=arithmetic,
-        memory=machine.memory_gib * _GIB,
+        memory=machine.memory_gib * GIB,
     )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _speed_of_gpus(name: str | None, count: int, memory_gib: float) -> Speed:
         words=f"{found}, {'each' if known else 'each taken for'} an {like}: "
         f"{arithmetic / 1e12:.0f} TFLOP/s, {bandwidth / 1e12:.2g} TB/s",
         devices=count, gpu=True, bandwidth=bandwidth, arithmetic=arithmetic,
-        memory=memory_gib * _GIB,
+        memory=memory_gib * GIB,
     )  # fmt: skip
 
 
