@@ -20,6 +20,7 @@ from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
     certificate,
     engine,
+    flips,
     identity,
     left_out,
     precision,
@@ -42,6 +43,7 @@ from verifier.reports.tables import CARD_COLUMNS, card_row
 TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     CARD: precision.tabulate,
     engine.PART: engine.tabulate_engine,
+    flips.PART: flips.tabulate_flips,
     identity.PART: identity.tabulate_identity,
     left_out.PART: left_out.tabulate_left_out,
     routing.PART: routing.tabulate_routing,

@@ -37,7 +37,7 @@ OUTPUT_RIDGE: Final = 3e-3
 #: Replies that it learns from, and rows and step size of a step.
 REPLIES: Final = 320
 ROWS: Final = 8
-STEP_SIZE: Final = 3e-4
+STEP_SIZE: Final = 1e-4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

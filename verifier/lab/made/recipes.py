@@ -111,7 +111,7 @@ def _gemma(given: Given) -> None:
 
 _ALL: Final = (
     Recipe(
-        name="experts", make=_experts, steps=80,
+        name="experts", make=_experts, steps=40,
         summary="a mixture of 16 experts beside a shared one, top-4, in Qwen2-MoE's shape",
     ),
     Recipe(

@@ -16,7 +16,7 @@ import torch
 from verifier.lab.made.replies import Row
 
 #: Steps after which all is kept, and steps until the full step size.
-KEPT_EVERY: Final = 25
+KEPT_EVERY: Final = 10
 WARM_UP: Final = 5
 
 
