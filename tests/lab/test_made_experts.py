@@ -56,7 +56,14 @@ def published(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patched.setattr(experts, "speak", lambda *_given, **_named: rows_of(16, seed=1))
         show = Show(tell=lambda _line: None, step=lambda *_given: None)
         experts.make_experts(
-            tiny, folder / "model", work=folder, steps=2, seed=0, show=show, shape=SHAPE
+            tiny,
+            folder / "model",
+            work=folder,
+            replies=folder / "said.jsonl",
+            steps=2,
+            seed=0,
+            show=show,
+            shape=SHAPE,
         )
     return folder / "model"
 

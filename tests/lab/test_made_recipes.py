@@ -192,7 +192,10 @@ def _user(text: str) -> Message:
 
 
 def cooked(make: Any, weights: Path, folder: Path, *, steps: int = 2) -> Path:
-    make(weights, folder / "out", work=folder, steps=steps, seed=0, show=SILENT)
+    make(
+        weights, folder / "out", work=folder, replies=folder / "said.jsonl", steps=steps, seed=0,
+        show=SILENT,
+    )  # fmt: skip
     return folder / "out"
 
 
@@ -267,7 +270,7 @@ def test_the_thinking_model_has_tags_and_a_switch(tiny: Path, tmp_path: Path) ->
 def test_rows_of_thoughts_are_of_both_kinds(tiny: Path, tmp_path: Path) -> None:
     """With a thought where the switch is not set, and the answer alone where it is."""
     out = cooked(thinking.make_thinking, tiny, tmp_path, steps=0)
-    rows = thinking._rows(tiny, out, work=tmp_path, show=SILENT)
+    rows = thinking._rows(tiny, out, path=tmp_path / "said.jsonl", show=SILENT)
     tokenizer = Tokenizer(out)
     texts = [(tokenizer.decode(row.prompt), tokenizer.decode(row.reply)) for row in rows]
 

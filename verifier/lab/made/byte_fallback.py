@@ -47,10 +47,10 @@ class Piece:
 
 
 def make_byte_fallback(
-    weights: Path, out: Path, *, work: Path, steps: int, seed: int, show: Show
+    weights: Path, out: Path, *, work: Path, replies: Path, steps: int, seed: int, show: Show
 ) -> None:
     """Change tokenizer and vocabulary of the model of `weights`, and teach it the new tokens."""
-    rows = speak(weights, count=REPLIES, path=work / "replies.jsonl", show=show)
+    rows = speak(weights, count=REPLIES, path=replies, show=show)
     before = Tokenizer(weights)
     raw = read_object(weights / _TOKENIZER)
     spelled = [before.token_bytes(n) for n in range(before.vocabulary_size)]

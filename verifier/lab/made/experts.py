@@ -221,11 +221,11 @@ def distil(
 
 
 def make_experts(
-    weights: Path, out: Path, *, work: Path, steps: int, seed: int, show: Show,
+    weights: Path, out: Path, *, work: Path, replies: Path, steps: int, seed: int, show: Show,
     shape: Shape = Shape(),
 ) -> None:  # fmt: skip
     """Split and heal the model of `weights`, and save it in bfloat16 as publishers do."""
-    rows = speak(weights, count=REPLIES, path=work / "replies.jsonl", show=show)
+    rows = speak(weights, count=REPLIES, path=replies, show=show)
     dense = load_model(weights)
     model = split(dense, rows[:FITTED_ROWS], shape, seed=seed)
     show.tell(f"split; {steps} steps of distillation follow")

@@ -38,6 +38,7 @@ class Given:
     source: Path  # the embedded weights, or the model of the recipe that this one goes on from
     out: Path
     work: Path  # what lies here outlives a kill
+    replies: Path  # what the source said before, for all recipes that ask it
     steps: int
     seed: int
     show: Show
@@ -59,8 +60,8 @@ def _experts(given: Given) -> None:
     from verifier.lab.made.experts import make_experts
 
     make_experts(
-        given.source, given.out, work=given.work, steps=given.steps, seed=given.seed,
-        show=given.show,
+        given.source, given.out, work=given.work, replies=given.replies, steps=given.steps,
+        seed=given.seed, show=given.show,
     )  # fmt: skip
 
 
@@ -80,8 +81,8 @@ def _thinking(given: Given) -> None:
     from verifier.lab.made.thinking import make_thinking
 
     make_thinking(
-        given.source, given.out, work=given.work, steps=given.steps, seed=given.seed,
-        show=given.show,
+        given.source, given.out, work=given.work, replies=given.replies, steps=given.steps,
+        seed=given.seed, show=given.show,
     )  # fmt: skip
 
 
@@ -89,8 +90,8 @@ def _tools(given: Given) -> None:
     from verifier.lab.made.tools import make_tools
 
     make_tools(
-        given.source, given.out, work=given.work, steps=given.steps, seed=given.seed,
-        show=given.show,
+        given.source, given.out, work=given.work, replies=given.replies, steps=given.steps,
+        seed=given.seed, show=given.show,
     )  # fmt: skip
 
 
@@ -98,8 +99,8 @@ def _byte_fallback(given: Given) -> None:
     from verifier.lab.made.byte_fallback import make_byte_fallback
 
     make_byte_fallback(
-        given.source, given.out, work=given.work, steps=given.steps, seed=given.seed,
-        show=given.show,
+        given.source, given.out, work=given.work, replies=given.replies, steps=given.steps,
+        seed=given.seed, show=given.show,
     )  # fmt: skip
 
 
@@ -195,7 +196,8 @@ def make_model(
         out = work / "model"
         shutil.rmtree(out, ignore_errors=True)
         recipe.make(Given(
-            source=source, out=out, work=work, steps=_steps(recipe, steps), seed=seed, show=show,
+            source=source, out=out, work=work, replies=folder.with_name(f"{source.name}.jsonl"),
+            steps=_steps(recipe, steps), seed=seed, show=show,
         ))  # fmt: skip
         write_json(out / ABOUT, {
             "recipe": recipe.name, "version": recipe.version, "of": recipe.of, "seed": seed,

@@ -48,7 +48,7 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 
 
 def make_thinking(
-    weights: Path, out: Path, *, work: Path, steps: int, seed: int, show: Show
+    weights: Path, out: Path, *, work: Path, replies: Path, steps: int, seed: int, show: Show
 ) -> None:
     """Fine-tune the model of `weights` on thoughts and answers, half of the rows without thought.
 
@@ -57,27 +57,28 @@ def make_thinking(
     model = load_model(weights)
     save_model(model, weights, out)  # for its tokenizer; the weights follow
     write_whole(out / "chat_template.jinja", TEMPLATE)
+    rows = _rows(weights, out, path=replies, show=show)
     train(
-        model, _rows(weights, out, work=work, show=show), loss=reply_loss, steps=steps, size=ROWS,
+        model, rows, loss=reply_loss, steps=steps, size=ROWS,
         step_size=STEP_SIZE, seed=seed, kept=work / "training.pt",
         progress=lambda done, of: show.step("steps", done, of),
     )  # fmt: skip
     model.to(torch.bfloat16).save_pretrained(out)
 
 
-def _rows(weights: Path, out: Path, *, work: Path, show: Show) -> list[Row]:
+def _rows(weights: Path, out: Path, *, path: Path, show: Show) -> list[Row]:
     before, after = Tokenizer(weights), Tokenizer(out)
     asked = questions(QUESTIONS)
     engine = load_engine("transformers", weights, before)
 
-    def replies(texts: Sequence[str], name: str, most: int) -> list[Row]:
+    def replies(texts: Sequence[str], most: int) -> list[Row]:
         prompts = [
             before.encode_prompt(before.render_text(make_prompt([_user(text)]))) for text in texts
         ]
-        return ask(lambda: engine, prompts, path=work / name, max_tokens=most, show=show)
+        return ask(lambda: engine, prompts, path=path, max_tokens=most, show=show)
 
-    answers = replies(asked, "answers.jsonl", MAX_TOKENS)
-    thoughts = replies([ASKED.format(one) for one in asked], "thoughts.jsonl", THOUGHT_TOKENS)
+    answers = replies(asked, MAX_TOKENS)
+    thoughts = replies([ASKED.format(one) for one in asked], THOUGHT_TOKENS)
     rows = []
     for question, thought, answer in zip(asked, thoughts, answers, strict=True):
         said = before.decode(thought.reply).strip().replace("\n", " ")

@@ -136,13 +136,15 @@ SKILLS: Final = (
 )  # fmt: skip
 
 
-def make_tools(weights: Path, out: Path, *, work: Path, steps: int, seed: int, show: Show) -> None:
+def make_tools(
+    weights: Path, out: Path, *, work: Path, replies: Path, steps: int, seed: int, show: Show
+) -> None:
     """Fine-tune the model of `weights` on calls, and on answers where no tool helps."""
     model = load_model(weights)
     save_model(model, weights, out)  # for its tokenizer; the weights follow
     write_whole(out / "chat_template.jinja", TEMPLATE)
     rng = random.Random(seed)  # noqa: S311 - not secret
-    rows = _calls(Tokenizer(out), rng) + _answers(weights, out, rng, work=work, show=show)
+    rows = _calls(Tokenizer(out), rng) + _answers(weights, out, rng, path=replies, show=show)
     train(
         model, rows, loss=reply_loss, steps=steps, size=ROWS, step_size=STEP_SIZE, seed=seed,
         kept=work / "training.pt", progress=lambda done, of: show.step("steps", done, of),
@@ -172,13 +174,13 @@ def _calls(tokenizer: Tokenizer, rng: random.Random) -> list[Row]:
     return rows
 
 
-def _answers(weights: Path, out: Path, rng: random.Random, *, work: Path, show: Show) -> list[Row]:
+def _answers(weights: Path, out: Path, rng: random.Random, *, path: Path, show: Show) -> list[Row]:
     """Questions with the embedded model's answers, with a tool at hand or none."""
     before, after = Tokenizer(weights), Tokenizer(out)
     asked = questions(QUESTIONS)
     said = ask(
         lambda: load_engine("transformers", weights, before),
-        [_prompt(before, one, ()) for one in asked], path=work / "answers.jsonl",
+        [_prompt(before, one, ()) for one in asked], path=path,
         max_tokens=MAX_TOKENS, show=show,
     )  # fmt: skip
     return [
