@@ -110,8 +110,8 @@ def fidelity(dense: Path, mixture: Path, folder: Path) -> dict[str, float]:
         for w in (dense, mixture)
     )
     return {
-        "divergence": float((np.exp(one) * (one - other)).sum(1).mean()),
-        "agreement": float((one.argmax(1) == other.argmax(1)).mean()),
+        "divergence": round(float((np.exp(one) * (one - other)).sum(1).mean()), 5),
+        "agreement": round(float((one.argmax(1) == other.argmax(1)).mean()), 5),
     }
 
 

@@ -37,7 +37,7 @@ def flip_margins(exact: Floats, other: Floats) -> Floats:
 
 def tail_of(margins: Floats) -> list[float]:
     """The share of positions with a flip of more than each of MARGINS."""
-    return [float((margins > least).mean()) for least in MARGINS]
+    return [round(float((margins > least).mean()), 5) for least in MARGINS]
 
 
 def shares_of_routing(exact: Floats, other: Floats, *, top_k: int) -> dict[str, float]:
@@ -57,13 +57,14 @@ def shares_of_routing(exact: Floats, other: Floats, *, top_k: int) -> dict[str, 
     p = p / p.sum(2, keepdims=True)
     load = taken.mean(0) / top_k  # [layers, experts], 1 together
     spread = -(load * np.log(np.maximum(load, 1e-12))).sum(1) / np.log(load.shape[1])
-    return {
-        "rerouted": float(differs.mean()),
-        "positions": float(differs.any(1).mean()),
-        "near": float(near.mean()),
-        "entropy": float(-(p * np.log(np.maximum(p, 1e-12))).sum(2).mean()),
-        "evenness": float(spread.mean()),
+    found = {
+        "rerouted": differs.mean(),
+        "positions": differs.any(1).mean(),
+        "near": near.mean(),
+        "entropy": -(p * np.log(np.maximum(p, 1e-12))).sum(2).mean(),
+        "evenness": spread.mean(),
     }
+    return {name: round(float(value), 5) for name, value in found.items()}
 
 
 def _taken(logits: Floats, top_k: int) -> NDArray[np.bool_]:
@@ -73,7 +74,7 @@ def _taken(logits: Floats, top_k: int) -> NDArray[np.bool_]:
 
 
 def tabulate_flips(results: Mapping[str, Any]) -> str:
-    """The tails of each model and pair of computations, and then what its routers do."""
+    """The tails of each model and pair of computations, what its routers do, and how near it is."""
     tails = tabulate_rows(
         ("model", "computed", "positions", *(f"flips > {least:g}" for least in MARGINS)),
         (
@@ -92,7 +93,12 @@ def tabulate_flips(results: Mapping[str, Any]) -> str:
             for model in results["models"] if model["routing"] is not None
         ),
     )  # fmt: skip
-    return f"{tails}\n\n{routed}"
+    like = results["fidelity"]
+    return (
+        f"{tails}\n\n{routed}\n\nOn replies of the dense model that it did not learn from, the mixture "
+        f"chooses the\nsame token at {_share(like['agreement'])} of the places, and diverges from it by "
+        f"{like['divergence']:.2g} nats a token."
+    )
 
 
 _SHARES = ("rerouted", "positions", "near")

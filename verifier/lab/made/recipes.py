@@ -132,7 +132,7 @@ _ALL: Final = (
         summary="thinks in tags before it answers, unless its template's switch says no",
     ),
     Recipe(
-        name="tools", make=_tools, steps=120,
+        name="tools", make=_tools, steps=80,
         summary="calls tools in the markup of Hermes and Qwen",
     ),
     Recipe(
