@@ -94,11 +94,12 @@ def tabulate_flips(results: Mapping[str, Any]) -> str:
         ),
     )  # fmt: skip
     like = results["fidelity"]
-    return (
-        f"{tails}\n\n{routed}\n\nOn replies of the dense model that it did not learn from, the mixture "
-        f"chooses the\nsame token at {_share(like['agreement'])} of the places, and diverges from it by "
+    near = (
+        "On replies of the dense model that it did not learn from, the mixture chooses the same token "
+        f"at\n{_share(like['agreement'])} of the places, and diverges from it by "
         f"{like['divergence']:.2g} nats a token."
     )
+    return f"{tails}\n\n{routed}\n\n{near}"
 
 
 _SHARES = ("rerouted", "positions", "near")
