@@ -95,8 +95,8 @@ def tabulate_flips(results: Mapping[str, Any]) -> str:
     )  # fmt: skip
     like = results["fidelity"]
     near = (
-        "On replies of the dense model that it did not learn from, the mixture chooses the same token "
-        f"at\n{_share(like['agreement'])} of the places, and diverges from it by "
+        "On replies of the dense model that it did not learn from, the mixture chooses the same "
+        f"token\nat {_share(like['agreement'])} of the places, and diverges from it by "
         f"{like['divergence']:.2g} nats a token."
     )
     return f"{tails}\n\n{routed}\n\n{near}"
