@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from longest import LONGEST
 from models import EMBEDDED, save_model, save_tokenizer
 
 from verifier.cli.common import cache_directory
+from verifier.lab.made.recipes import RECIPES, folder_of
 from verifier.reference.cards import load_card
 from verifier.reference.weights import check_weights, fetch_weights
 from verifier.safety import sieve
@@ -126,3 +127,17 @@ def embedded() -> Path:
     directory = fetch_weights(card, cache=cache_directory(), tell=lambda _line: None)
     check_weights(card, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def made() -> Callable[[str], Path]:
+    """The folder of a made model by its recipe's name. Where `verifier testbed make` has not made
+    it, the test is skipped: training takes longer than all tests."""
+
+    def find(name: str) -> Path:
+        folder = folder_of(RECIPES[name], cache=cache_directory())
+        if not folder.is_dir():
+            pytest.skip(f"not made: verifier testbed make {name}")
+        return folder
+
+    return find

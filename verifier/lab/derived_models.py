@@ -58,7 +58,7 @@ def fine_tune(weights: Path, out: Path, *, render: Callable[[str], str], encode:
 
     The loss is that of the answers and their end alone.
     """
-    model = _load(weights)
+    model = load_model(weights)
     model.train()
     torch.manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=STEP_SIZE, weight_decay=0.0)
@@ -71,12 +71,12 @@ def fine_tune(weights: Path, out: Path, *, render: Callable[[str], str], encode:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    _save(model, weights, out)
+    save_model(model, weights, out)
 
 
 def prune(weights: Path, out: Path) -> None:
     """Keep the first and the last quarter of the layers: a model of another size, not healed."""
-    model = _load(weights)
+    model = load_model(weights)
     inner = model.model
     quarter = max(1, len(inner.layers) // 4)
     kept = [*inner.layers[:quarter], *inner.layers[-quarter:]]
@@ -86,19 +86,20 @@ def prune(weights: Path, out: Path) -> None:
     model.config.num_hidden_layers = len(kept)
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = model.config.layer_types[: len(kept)]
-    _save(model, weights, out)
+    save_model(model, weights, out)
 
 
 def merge(weights: Path, other: Path, out: Path, *, share: float) -> None:
     """`share` of the weights of `other`, the rest the published ones: tensor by tensor."""
-    model, second = _load(weights), dict(_load(other).named_parameters())
+    model, second = load_model(weights), dict(load_model(other).named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.lerp_(second[name], share)
-    _save(model, weights, out)
+    save_model(model, weights, out)
 
 
-def _load(weights: Path) -> Any:
+def load_model(weights: Path) -> Any:
+    """The model of a checkpoint in float32, to be changed."""
     cast(Any, transformers.logging).set_verbosity_error()
     cast(Any, transformers.logging).disable_progress_bar()
     return cast(Any, AutoModelForCausalLM).from_pretrained(
@@ -134,7 +135,8 @@ def _padded(
     return ids, labels, mask
 
 
-def _save(model: Any, weights: Path, out: Path) -> None:
+def save_model(model: Any, weights: Path, out: Path) -> None:
+    """Save a model as a checkpoint, with the tokenizer and the template of its parent."""
     model.save_pretrained(out)
     for path in weights.iterdir():  # tokenizer and template
         tensors = path.name.endswith((".safetensors", ".safetensors.index.json"))

@@ -20,6 +20,7 @@ from verifier.files.run_folder import read_json, write_whole
 from verifier.lab.bench import (
     certificate,
     engine,
+    flips,
     gpu,
     identity,
     left_out,
@@ -44,6 +45,7 @@ from verifier.reports.tables import CARD_COLUMNS, card_row
 TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     CARD: precision.tabulate,
     engine.PART: engine.tabulate_engine,
+    flips.PART: flips.tabulate_flips,
     gpu.PART: gpu.tabulate_gpu,
     identity.PART: identity.tabulate_identity,
     left_out.PART: left_out.tabulate_left_out,

