@@ -102,6 +102,37 @@ def test_experts_in_half_precision_round_every_product(mixture: Path) -> None:
     assert len(made[0].token_ids) == 4
 
 
+@pytest.mark.parametrize("shape", ["qwen2", "gpt_oss", "qwen3_next", "gemma3"])
+def test_every_kind_of_product_is_computed_in_half_precision(shape: str, tmp_path: Path) -> None:
+    """With biases, of fused experts that are multiplied otherwise, and with convolutions."""
+    save_shape(tmp_path, shape)
+    engine = load(tmp_path, dtype="bfloat16")
+    found, exact = logprobs(engine), logprobs(load(tmp_path))
+    made = engine.generate([GenerateRequest(prompt_ids=(82, 81, 92), max_tokens=4)])
+
+    assert 0 < np.abs(found - exact).mean() < 0.25
+    assert len(made[0].token_ids) == 4
+
+
+def test_a_model_with_states_reads_and_speaks_in_batches_as_alone(tmp_path: Path) -> None:
+    """Its states fade in padding: none may stand between a shared beginning and the rest."""
+    engine = load(save_shape(tmp_path, "qwen3_next"))
+    shared = tuple(range(70, 90))
+    asked = [
+        ScoreRequest(prompt_ids=(*shared, *rest), reply_ids=(70, 71, 72, 73))
+        for rest in ((80,), (81, 82, 83), (84,) * 9)
+    ]
+    wanted = [
+        GenerateRequest(prompt_ids=one.prompt_ids, max_tokens=2 + 3 * n)
+        for n, one in enumerate(asked)
+    ]
+    alone = [engine.score([one])[0].logprobs for one in asked]
+    apart = [engine.generate([one])[0].token_ids for one in wanted]
+
+    assert np.allclose([one.logprobs for one in engine.score(asked)], alone, atol=1e-4)
+    assert [one.token_ids for one in engine.generate(wanted)] == apart
+
+
 # -- weights that stand for others -------------------------------------------------------------
 
 

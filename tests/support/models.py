@@ -107,6 +107,22 @@ def save_shape(directory: Path, shape: str, **changes: Any) -> Path:
         "qwen3": ("Qwen3Config", "Qwen3ForCausalLM", {}),
         "gemma3": ("Gemma3TextConfig", "Gemma3ForCausalLM", {"sliding_window": 512}),
         "mixtral": ("MixtralConfig", "MixtralForCausalLM", {"num_local_experts": 4}),
+        "qwen2": ("Qwen2Config", "Qwen2ForCausalLM", {}),  # its products have biases
+        "gpt_oss": ("GptOssConfig", "GptOssForCausalLM", {"num_local_experts": 4}),
+        "qwen3_next": (
+            "Qwen3NextConfig",
+            "Qwen3NextForCausalLM",
+            {
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 64,
+                "shared_expert_intermediate_size": 64,
+                "linear_num_value_heads": 4,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 32,
+                "linear_value_head_dim": 32,
+            },
+        ),
     }
     config, model, own = kinds[shape]
     settings: dict[str, Any] = {

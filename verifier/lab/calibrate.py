@@ -83,8 +83,8 @@ class Sizes:
     """How many replies each part of a calibration rests on."""
 
     calibration: int = 128
-    held_out: int = 32
-    variant: int = 24
+    held_out: int = 24
+    variant: int = 16
     layer: int = 8
     max_tokens: int = 48
 

@@ -18,7 +18,7 @@ import transformers
 from safetensors import safe_open
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from verifier.errors import ConfigError
 from verifier.evidence.samplers import Sampler, distribution, is_plain, penalized, row_cells
@@ -408,12 +408,12 @@ class TransformersEngine:
         """
         cache = self._cache()
         shared = min(apart, _common(rows))
-        if shared < _WORTH_SHARING or len(rows) == 1:
+        if shared < _WORTH_SHARING or len(rows) == 1 or _is_recurrent(cache):
             shared = 0
         else:
             beginning = torch.tensor([rows[0][:shared]], device=self._device)
             self._model(input_ids=beginning, past_key_values=cache, logits_to_keep=1)
-            cache.batch_repeat_interleave(len(rows))
+            _take(cache, [0] * len(rows))
         width = max(map(len, rows)) - shared
         ids = torch.zeros(len(rows), width, dtype=torch.long)
         mask = torch.ones(len(rows), shared + width, dtype=torch.long)
@@ -446,9 +446,8 @@ class TransformersEngine:
             if not left:
                 return [reply.generation() for reply in replies]
             if len(left) <= _STILL_GOING * len(going):
-                kept = torch.tensor(left, device=self._device)
-                cache.batch_select_indices(kept)
-                mask, going = mask[kept], [going[n] for n in left]
+                _take(cache, left)
+                mask, going = mask[left], [going[n] for n in left]
             ids = torch.tensor([[reply.token_ids[-1]] for reply in going], device=self._device)
             mask = torch.cat([mask, mask.new_ones(len(going), 1)], dim=1)
             logits = self._model(
@@ -464,6 +463,8 @@ class TransformersEngine:
         Prompts are read in batches of similar length, which wastes less on padding than one would.
         """
         batches = self._batches(prompts)
+        if _is_recurrent(self._cache()):  # states of such layers cannot be put together
+            batches = [list(range(len(prompts)))]
         parts = [
             self._run(rows, keep=1, apart=min(map(len, rows)) - 1)
             for rows in ([prompts[i] for i in batch] for batch in batches)
@@ -484,9 +485,20 @@ class TransformersEngine:
                 )
                 cache.update(keys, values, n)
             self._rounded(cache)  # what lies in it is rounded already
-        order = torch.tensor([i for batch in batches for i in batch], device=self._device).argsort()
-        cache.batch_select_indices(order)
+        order = np.argsort([i for batch in batches for i in batch]).tolist()
+        _take(cache, order)
         return logits[order], cache, mask[order]
+
+
+def _is_recurrent(cache: DynamicCache) -> bool:
+    """Whether layers keep a state instead of keys and values: it fades in padding between tokens,
+    so there may be none but in front."""
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in cache.layers)
+
+
+def _take(cache: DynamicCache, rows: Sequence[int]) -> None:
+    """Leave these rows in a cache, in this order, some maybe several times."""
+    cast(Any, cache).reorder_cache(torch.tensor(rows))
 
 
 def _common(rows: Sequence[tuple[int, ...]]) -> int:
@@ -559,10 +571,11 @@ def _accumulate_in_float32(model: torch.nn.Module, *, half: torch.dtype) -> None
 
     That is what GPUs do. CPUs without half-precision instructions emulate them up to ten times
     slower, and in ways that differ from one CPU to the next. Matrices are kept in float32, those of
-    routers and of fused experts too; what is no matrix product is computed in half precision.
+    routers, of fused experts and of convolutions too; biases are not, and are added before the
+    product is rounded. What is no product is computed in half precision.
     """
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1 and not name.endswith("bias"):
             parameter.data = parameter.data.float()
     if hasattr(model, "set_experts_implementation"):
         cast(Any, model).set_experts_implementation("eager")  # by linear(), one after another
@@ -573,6 +586,13 @@ def _accumulate_in_float32(model: torch.nn.Module, *, half: torch.dtype) -> None
             return forward(*args, **kwargs)
 
     cast(Any, model).forward = rounded
+
+
+#: Functions that multiply what is given with a parameter.
+_PRODUCTS = frozenset((
+    torch.nn.functional.linear, torch.nn.functional.conv1d, torch.conv1d, torch.matmul, torch.bmm,
+    torch.addmm, torch.baddbmm, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.Tensor.bmm,
+))  # fmt: skip
 
 
 class _Rounded(TorchFunctionMode):
@@ -586,11 +606,21 @@ class _Rounded(TorchFunctionMode):
         self, func: Any, _types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is torch.nn.functional.linear and args[1].dtype is torch.float32:
-            return func(args[0].float(), *args[1:], **kwargs).to(self._half)
+        if func in _PRODUCTS and {torch.float32, self._half} <= _dtypes((*args, *kwargs.values())):
+            args = tuple(self._widened(one) for one in args)
+            kwargs = {name: self._widened(one) for name, one in kwargs.items()}
+            return func(*args, **kwargs).to(self._half)
         if func is torch.nn.functional.embedding:
             return func(*args, **kwargs).to(self._half)
         return func(*args, **kwargs)
+
+    def _widened(self, value: Any) -> Any:
+        narrow = isinstance(value, torch.Tensor) and value.dtype is self._half
+        return value.float() if narrow else value
+
+
+def _dtypes(values: Iterable[Any]) -> set[torch.dtype]:
+    return {value.dtype for value in values if isinstance(value, torch.Tensor)}
 
 
 def _penalized(logits: torch.Tensor, request: ScoreRequest, sampler: Sampler) -> torch.Tensor:
