@@ -331,9 +331,39 @@ def demo(
 
 #: Sections of the help of `bench`, by the part that reads the options.
 _OF_TEMPLATES: Final = "Options of left-out and templates"
-_OF_AUDITS: Final = "Options of left-out, templates, tricks"
+_OF_AUDITS: Final = "Options of left-out, made, templates, tricks"
 _OF_IDENTITY: Final = "Options of identity"
 _OF_CERTIFICATE: Final = "Options of certificate"
+_OF_MADE: Final = "Options of made"
+
+
+Faults = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES
+    ),
+]
+Audits = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
+]
+Family = Annotated[
+    Path | None,
+    typer.Option(metavar="FOLDER", help="A model of another family.", rich_help_panel=_OF_IDENTITY),
+]
+MostReplies = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", min=1, help="So many replies of each host at most.",
+        rich_help_panel=_OF_CERTIFICATE,
+    ),
+]  # fmt: skip
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME", help="Only these made models; repeatable.", rich_help_panel=_OF_MADE
+    ),
+]
 
 
 def bench(
@@ -343,33 +373,11 @@ def bench(
         typer.Option(metavar="NAME", help="Only these parts of the benchmark; repeatable."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Seed of the probes.")] = 20261125,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME", help="Only these faults; repeatable.", rich_help_panel=_OF_TEMPLATES
-        ),
-    ] = None,
-    audits: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS
-        ),
-    ] = None,
-    family: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="A model of another family.", rich_help_panel=_OF_IDENTITY
-        ),
-    ] = None,
-    replies: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            min=1,
-            help="So many replies of each host at most.",
-            rich_help_panel=_OF_CERTIFICATE,
-        ),
-    ] = None,
+    fault: Faults = None,
+    audits: Audits = None,
+    family: Family = None,
+    replies: MostReplies = None,
+    model: Models = None,
     as_json: ListJson = False,
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
@@ -377,7 +385,8 @@ def bench(
     Some parts are measured alone: `certificate` (what honest replies make of the noise bet;
     hours), `engine` (what scoring with vLLM costs; 20 minutes), `gpu` (the noise and speed of an
     NVIDIA GPU; ten minutes), `identity` (other models served; half an hour), `left-out` (templates
-    that the catalogue lacks; a day), `provisional` (calibrated cards left out in turn), `routing`
+    that the catalogue lacks; a day), `made` (models of other kinds, with cards and calibrations of
+    their own; a day), `provisional` (calibrated cards left out in turn), `routing`
     (hosts that answer some requests with another model; 20 minutes), `samplers` (what is said of
     samplers; an hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates`
     (which template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire`
@@ -393,7 +402,7 @@ def bench(
         stop.goes_on(stop.SAME)
         path, tabulate = _measure(
             out, part, seed=seed, faults=tuple(fault or ()), audits=audits, family=family,
-            most=replies, show=show,
+            most=replies, models=tuple(model or ()), show=show,
         )  # fmt: skip
     _show_results(path, tabulate, as_json=as_json)
 
@@ -416,7 +425,7 @@ def _show_results(path: Path, tabulate: Callable[[Any], str], *, as_json: bool) 
 
 def _measure(
     out: Path, part: list[str] | None, *, seed: int, faults: tuple[str, ...], audits: int | None,
-    family: Path | None, most: int | None, show: Show,
+    family: Path | None, most: int | None, models: tuple[str, ...], show: Show,
 ) -> tuple[Path, Callable[[Any], str]]:  # fmt: skip
     """Measure parts of the benchmark: the file of results, and what makes a table of it."""
     given: dict[str, Any] = {"seed": seed, "cache": cache_directory(), "tell": show.tell}
@@ -448,6 +457,14 @@ def _measure(
             from verifier.lab.bench.left_out import tabulate_left_out as tabulate
 
             return run_left_out_bench(out, faults=faults, audits=audits, **given), tabulate
+        case ["made"]:
+            from verifier.lab.bench.made import run_made_bench
+            from verifier.lab.bench.made import tabulate_made as tabulate
+
+            path = run_made_bench(
+                out, cache=cache_directory(), models=models, audits=audits, seed=seed, show=show
+            )
+            return path, tabulate
         case ["provisional"]:
             from verifier.lab.bench.provisional import run_provisional_bench
             from verifier.lab.bench.provisional import tabulate_provisional as tabulate

@@ -162,9 +162,16 @@ def load_host(
     stack: Stack,
     *,
     engine_args: Mapping[str, Any] | None = None,
+    checkpoints: Mapping[str, Callable[[], Path]] | None = None,
 ) -> Engine:
-    """The weights of a directory, ready to be served as a stack says; `engine_args` are vLLM's."""
-    return load_engine(stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=engine_args)
+    """The weights of a directory, ready to be served as a stack says; `engine_args` are vLLM's.
+
+    `checkpoints` are other weights that may be put in their place, by name.
+    """
+    return load_engine(
+        stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=engine_args,
+        checkpoints=checkpoints,
+    )  # fmt: skip
 
 
 def is_collected(folder: Path, probes: Sequence[Probe]) -> bool:

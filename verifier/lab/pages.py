@@ -24,6 +24,7 @@ from verifier.lab.bench import (
     gpu,
     identity,
     left_out,
+    made,
     precision,
     provisional,
     roundings,
@@ -49,6 +50,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     gpu.PART: gpu.tabulate_gpu,
     identity.PART: identity.tabulate_identity,
     left_out.PART: left_out.tabulate_left_out,
+    made.PART: made.tabulate_made,
     provisional.PART: provisional.tabulate_provisional,
     routing.PART: routing.tabulate_routing,
     samplers.PART: samplers.tabulate_samplers,
@@ -60,6 +62,7 @@ TABLES: Final[Mapping[str, Callable[[dict[str, Any]], str]]] = {
     roundings.PART: roundings.tabulate_roundings,
     stacks.PART: stacks.tabulate_stacks,
     left_out.PART: left_out.tabulate_left_out,
+    made.PART: made.tabulate_made,
     standing.PART: standing.tabulate_standing,
 }
 
@@ -204,5 +207,5 @@ def _sum_up(results: Mapping[str, Any], part: str) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    for page, made in make_pages(Path(sys.argv[1])).items():
-        write_whole(page, made)
+    for page, text in make_pages(Path(sys.argv[1])).items():
+        write_whole(page, text)

@@ -9,7 +9,7 @@ replies are to other probes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from verifier.config import (
     Suspect,
 )
 from verifier.errors import ConfigError
+from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import best_scale
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
 from verifier.host.collect import read_outcomes
@@ -43,6 +44,7 @@ from verifier.lab.corpus import (
     RememberingEngine,
     Stack,
     collect_corpus,
+    is_collected,
     load_host,
     read_stack,
     score_corpus,
@@ -52,7 +54,7 @@ from verifier.plan_file import BATCHES, Plan, batch_ends, read_probes
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Decision, Outcome, Reply
 from verifier.reference.calibrations import load_calibration
-from verifier.reference.cards import load_card
+from verifier.reference.cards import Thinking, load_card
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
@@ -104,6 +106,9 @@ class Figure:
         channel = "logprobs" if self.with_logprobs else "text"
         causes = "/causes" if self.part == "causes" else ""
         return f"{self.stack.name}/{self.policy}/{channel}{causes}"
+
+    def at_most(self, audits: int) -> Figure:
+        return replace(self, audits=min(self.audits, audits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,46 +181,54 @@ def run_bench(
         if part not in known:
             raise ConfigError(f"bench: no part {part!r}; there are {', '.join(known)}")
     _, weights = fetch_measured(cache=cache, tell=tell)
-    bench = _Bench(
-        out=out, weights=weights, tokenizer=Tokenizer(weights), seed=seed, tell=tell,
-        progress=progress,
-    )  # fmt: skip
+    bench = Bench(out=out, weights=weights, seed=seed, tell=tell, progress=progress)
     results: dict[str, Any] = begin_results(seed=seed) | {"figures": []}
     out.mkdir(parents=True, exist_ok=True)
     for figure in figures:
         if parts and figure.part not in parts:
             continue
         tell(f"measuring {figure.name}")
-        results["figures"].append(bench.measure(figure))
+        results["figures"].append(bench.measure(figure, make_bench_plan(figure, seed=seed)))
         write_results(out, CARD, results)
     return results_path(out, CARD)
 
 
-class _Bench:
-    """Engines, loaded once each, and the corpora."""
+class Bench:
+    """Engines, loaded once each, and the corpora of one model's hosts."""
 
     def __init__(
         self,
         *,
         out: Path,
         weights: Path,
-        tokenizer: Tokenizer,
         seed: int,
         tell: Callable[[str], None],
         progress: Callable[[int, int], None] | None,
+        thinking: Thinking | None = None,
+        answer: Callable[..., None] = collect_corpus,
+        checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     ) -> None:
+        """`checkpoints` are other weights that hosts serve; `answer` has replies made."""
         self._out = out
         self._weights = weights
-        self._tokenizer = tokenizer
+        self._tokenizer = Tokenizer(weights)
         self._seed = seed
         self._tell = tell
         self._progress = progress
-        self._reference = RememberingEngine(load_engine("transformers", weights, tokenizer))
+        self._thinking = thinking
+        self._answer = answer
+        self._checkpoints = checkpoints
+        self._reference = RememberingEngine(load_engine("transformers", weights, self._tokenizer))
         self._host: tuple[tuple[str, str], Engine] | None = None
 
-    def measure(self, figure: Figure) -> dict[str, Any]:
+    def close(self) -> None:
+        """Free the engines."""
+        self._reference.close()
+        if self._host is not None:
+            self._host[1].close()
+
+    def measure(self, figure: Figure, plan: Plan) -> dict[str, Any]:
         """Collect until the corpus gives the audits wanted, and sum them up."""
-        plan = make_bench_plan(figure, seed=self._seed)
         folder = self._out / figure.stack.name
         wanted = max(CHUNK, len(read_outcomes(folder, max_attempts=MAX_ATTEMPTS)))
         while True:
@@ -234,22 +247,26 @@ class _Bench:
         self, folder: Path, figure: Figure, wanted: int
     ) -> tuple[Ledger, Mapping[str, Outcome]]:
         probes = draw(load_pool(), seed=self._seed, count=MOST_REPLIES, max_tokens=48)
-        collect_corpus(
-            folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack),
-            tokenizer=self._tokenizer, progress=self._progress,
-        )  # fmt: skip
+        if not is_collected(folder, probes[:wanted]):
+            self._answer(
+                folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack),
+                tokenizer=self._tokenizer, thinking=self._thinking, progress=self._progress,
+            )  # fmt: skip
         ledger = score_corpus(
             folder, engine=self._reference, tokenizer=self._tokenizer,
-            with_logprobs=figure.with_logprobs, limit=wanted, progress=self._progress,
+            with_logprobs=figure.with_logprobs, limit=wanted, thinking=self._thinking,
+            progress=self._progress,
         )  # fmt: skip
         return ledger, read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
 
     def _engine(self, stack: Stack) -> Engine:
-        kind = (stack.engine, stack.dtype)
-        if self._host is None or self._host[0] != kind:
+        if self._host is None or self._host[0] != stack.kind:
             if self._host is not None:
                 self._host[1].close()  # freed before the next is loaded
-            self._host = (kind, load_host(self._weights, self._tokenizer, stack))
+            host = load_host(
+                self._weights, self._tokenizer, stack, checkpoints=self._checkpoints
+            )  # fmt: skip
+            self._host = (stack.kind, host)
         return self._host[1]
 
     def _name_causes(
@@ -287,16 +304,23 @@ def make_bench_plan(figure: Figure, *, seed: int) -> Plan:
     return plan_audit(AuditSection(policy=figure.policy, seed=seed, top_logprobs=logprobs))
 
 
-def plan_audit(section: AuditSection, *, suspects: Sequence[Suspect] = ()) -> Plan:
-    """The plan of a real audit of the benchmarks' card with these settings."""
-    card = load_card(CARD)
+def plan_audit(
+    section: AuditSection,
+    *,
+    suspects: Sequence[Suspect] = (),
+    card: str = CARD,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """The plan of a real audit of a card with these settings; under its own calibration unless one
+    is given."""
+    found = load_card(card)
     config = RunFile(
-        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=CARD),
-        reference=ReferenceSection(card=CARD, suspects=tuple(suspects)),
+        endpoint=EndpointSection(base_url="http://127.0.0.1/v1", model=found.name),
+        reference=ReferenceSection(card=card, suspects=tuple(suspects)),
         audit=section,
         out=Path(),
     )
-    plan, _, _ = make_plan(config, card, load_calibration(CARD, card), load_pool())
+    plan, _, _ = make_plan(config, found, calibration or load_calibration(card, found), load_pool())
     return plan
 
 
