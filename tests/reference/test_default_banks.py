@@ -96,6 +96,24 @@ def test_a_model_in_8_bits_gets_no_build_of_8_bits(precision: str) -> None:
     assert families == {"4-bit", "3-bit", "2-bit", "layers"}  # nor what vLLM does not compute
 
 
+def test_packed_numbers_that_transformers_reads_get_other_grids_of_4_bits_and_its_stacks() -> None:
+    """Hosts serve models that are published in 4 bits in grids of their own; in the published one
+    nothing moves. Its weights in float32 must find room."""
+    packed = replace(
+        PLAIN, precision="int4 in groups of 32 (compressed-tensors)", float32_bytes=GGUF_BYTES
+    )
+    bank = set(default_bank(packed))
+
+    assert {"gguf-q4-k-m", "int4-sym-g128", "mxfp4", "int3-g64", "kv-int4", "drop-1"} <= bank
+    assert not {VARIANTS[name].family for name in bank} & {"int8", "fp8"}
+    assert not {"gguf-q8-0", "gguf-q6-k", "gguf-q5-k-m", "int4-sym-g32", "int4-asym-g32"} & bank
+    assert default_stacks(packed)[0] == ("float32-batch32", "bfloat16-batch32")
+    assert default_stacks(packed)[1] == ("bfloat16-batch1",)
+    large = replace(packed, float32_bytes=FLOAT32_BYTES + 1)
+    assert default_bank(large) == ()
+    assert default_bank(replace(packed, by_transformers=False)) == ()
+
+
 @pytest.mark.parametrize(
     "precision", ["mxfp4 experts; all else in bfloat16", "int4 in groups of 128 (awq)", "unknown"]
 )

@@ -3,8 +3,9 @@ arguments. The rules, all of them; the cards that ship follow them, and `referen
 
 Builds: every build of `variants.BANK`
 
-- that is coarser than what is published. A model in fp8 gets none of 8 bits: rounding it to a grid
-  as fine moves nothing, or what nobody would call a fault;
+- that is coarser than what is published, or another grid as coarse: hosts make such of what was
+  published in 4 bits. A model in fp8 gets none of 8 bits, one in 4 bits none of more, nor integers
+  in its own groups: rounding to a grid as fine moves nothing, or what nobody would call a fault;
 - whose groups divide the inputs of every linear layer that it would round;
 - that the engine can compute: activations are rounded by transformers and in no fused experts,
   caches by transformers and not where attention keeps a latent;
@@ -12,14 +13,15 @@ Builds: every build of `variants.BANK`
   in hours beyond that;
 - that leaves a layer in place, and whose name no real checkpoint of the card has.
 
-Weights that are published packed into integers get none: of most no engine rounds any in place, and
-of those of compressed-tensors, which transformers reads as numbers, a card names its own. Where
-not all widths are known, only builds with one scale for a channel or a tensor are sure to fit.
+Weights that are published packed into integers get none, but for those of compressed-tensors where
+transformers reads them as numbers: no engine rounds the others in place. Where not all widths are
+known, only builds with one scale for a channel or a tensor are sure to fit.
 
 Honest stacks: the precisions and batches in which hosts serve what is published, half of them to
 set the floor, half to check it. With transformers where it can load the model and the weights in
 float32, the finest arithmetic there is to compare with, take at most FLOAT32_BYTES: then nothing
-else need be installed. Else with vLLM, in bfloat16. In float16, which is finer, too, but not where
+else need be installed. Not so what is published in fp8: hosts round its activations, too, as vLLM
+does. Else with vLLM, in bfloat16. In float16, which is finer, too, but not where
 a model overflows in it, or is published in 8 bits or fewer.
 
 Arguments: as few GPUs of GPU_BYTES as hold the weights in 80 % of their memory, a power of two that
@@ -62,6 +64,9 @@ _BITS: Final[Mapping[str, int]] = {
     "float64": 64, "float32": 32, "bfloat16": 16, "float16": 16, "fp8": 8,
 }  # fmt: skip
 
+#: Builds of GGUF that are finer than any of 4 bits.
+_FINER_THAN_4_BITS: Final = ("gguf-q8-0", "gguf-q6-k", "gguf-q5-k-m")
+
 #: Families that vLLM serves in no float16, for it overflows (config/model.py, 0.32).
 _NO_FLOAT16: Final = ("gemma", "glm4")
 
@@ -85,6 +90,12 @@ class Published:
     def bits(self) -> int | None:
         """Of its coarsest weights; None: they are packed, or not known."""
         return _BITS.get(_first_word(self.precision))
+
+    @property
+    def packed_numbers(self) -> bool:
+        """Whether it is packed into integers that transformers reads as the numbers they are."""
+        packed = _first_word(self.precision) in _PACKED_WORDS
+        return packed and "(compressed-tensors)" in self.precision and self.by_transformers
 
 
 def _first_word(precision: str) -> str:
@@ -137,17 +148,27 @@ def widths_of(card: Card) -> frozenset[int] | None:
 
 def default_bank(published: Published) -> tuple[str, ...]:
     """The builds of a card, mildest first."""
-    bits = published.bits
-    if bits is None:
+    if published.bits is None and not _by_transformers(published):
         return ()
     return tuple(
         name for name in BANK
-        if not (bits <= 8 and VARIANTS[name].family in ("int8", "fp8"))
+        if _is_as_coarse(VARIANTS[name], published)
         and fits(name, published.widths, complete=published.complete)
         and _is_computed(VARIANTS[name], published)
         and _dropped(name) < published.layers
         and name not in published.named
     )  # fmt: skip
+
+
+def _is_as_coarse(variant: Variant, published: Published) -> bool:
+    """Whether a build is coarser than what is published, or another grid as coarse."""
+    if published.bits is not None and published.bits > 8:
+        return True
+    if variant.family in ("int8", "fp8"):
+        return False
+    own = re.match(r"int(\d+) in groups of (\d+)", published.precision)
+    same = own is not None and re.fullmatch(rf"int{own[1]}-a?sym-g{own[2]}", variant.name)
+    return not (published.packed_numbers and (same or variant.name in _FINER_THAN_4_BITS))
 
 
 def _is_computed(variant: Variant, published: Published) -> bool:
@@ -201,7 +222,8 @@ def _by_transformers(published: Published) -> bool:
     """Whether its stacks are transformers', and what scores them."""
     size = published.float32_bytes
     plain = published.bits is not None and published.bits >= 16
-    return plain and published.by_transformers and size is not None and size <= FLOAT32_BYTES
+    read = published.packed_numbers or (plain and published.by_transformers)
+    return read and size is not None and size <= FLOAT32_BYTES
 
 
 # -- vLLM's arguments --------------------------------------------------------------------------
