@@ -15,6 +15,7 @@ from command_line import Ended, _plain_surroundings, call
 
 from verifier.cli import commands
 from verifier.config import load_hosts
+from verifier.errors import ConfigError
 from verifier.files.run_folder import PAGE, PLAN, REPORT, RUN, write_json
 from verifier.reference.loaded import Reference
 
@@ -427,8 +428,9 @@ def test_a_card_that_cannot_be_calibrated_is_refused_before_a_byte_is_fetched(
 ) -> None:
     """What the card lacks is known from the card."""
 
-    def fetch(*_what: Any, **_how: Any) -> Path:
-        raise AssertionError("fetched")
+    def fetch(*_what: Any, **how: Any) -> Path:
+        assert not how.get("fetch", True), "fetched"
+        raise ConfigError("not here")
 
     monkeypatch.setattr("verifier.reference.weights.fetch_weights", fetch)
     ended = call("calibrate", "gpt-oss-20b")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 from command_line import _plain_surroundings, call
 from fakes_card import write_card
 
+from verifier.cli.common import THREADS, share_cores
 from verifier.config import Hardware
 from verifier.evidence.calibration import Machine
 from verifier.lab.calibrate import Sizes, plan_items
-from verifier.lab.forecast import Forecast, describe_forecast, forecast
+from verifier.lab.forecast import Forecast, describe_forecast, forecast, lacking_room
 from verifier.lab.timings import Clock, read_timings
 from verifier.reference.cards import Card, load_card
 from verifier.reference.machine import Speed, speed_of, this_machine
@@ -61,7 +64,7 @@ def test_a_large_model_on_eight_gpus_is_foreseen_at_once(tmp_path: Path) -> None
     assert ended.status == 0, ended.err
     assert time.monotonic() - start < 5
     assert "calibration vllm-bfloat16-batch32: 128 replies, 6,144 tokens at most" in ended.out
-    assert "in all: 768 replies, 36,864 tokens at most" in ended.out
+    assert "in all: 608 replies, 29,184 tokens at most" in ended.out
     assert "1 load of an engine" in ended.out
     assert "230.0 GB to fetch" in ended.out
     assert "memory: 68.8 GiB of each of 4 GPUs" in ended.out
@@ -106,6 +109,35 @@ def test_what_cannot_fit_is_refused(
         assert ended.status == 2
         assert complaint in ended.complaint
         assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be fetched and what is kept count together where they share a disk."""
+    found = foresee(load_card("smollm2-135m-instruct"), tmp_path / "work")
+    whole = found.work_bytes + (found.fetched_bytes or 0)
+    usage = type(shutil.disk_usage(tmp_path))
+    lacking = {}
+    for free in (whole, whole - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path, free=free: usage(0, 0, free))
+        lacking[free] = lacking_room(found, work=tmp_path / "work", cache=tmp_path / "a" / "b")
+    (line,) = lacking[whole - 1]
+
+    assert found.work_bytes > 0
+    assert found.fetched_bytes
+    assert lacking[whole] == ()
+    assert "of its disk are free" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_of_a_run_file_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the surroundings say; without them those hold."""
+    monkeypatch.setenv(THREADS, "3")
+
+    assert share_cores(1) == 3
+    assert share_cores(1, threads=7) == 7
+    assert os.environ[THREADS] == "7"
 
 
 def test_arguments_and_hardware_of_a_run_file_hold(tmp_path: Path) -> None:

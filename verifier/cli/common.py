@@ -253,13 +253,18 @@ def usable_cores() -> int:
     return max(1, cores if quota is None else min(cores, math.ceil(quota)))
 
 
-def share_cores(processes: int) -> int:
+def share_cores(processes: int, *, threads: int | None = None) -> int:
     """Take one of so many equal shares, for this process and those that it starts; the threads.
 
     Two processes that each take every core, or one that takes cores which a container does not
     have, wait for each other at the end of every product.
     Nothing is changed where somebody has set THREADS, nor where the share is the whole machine.
+    `threads`, where a run file names some, are taken whatever else is said.
     """
+    if threads is not None:
+        os.environ[THREADS] = str(threads)
+        _OURS.add(str(threads))
+        return threads
     said = os.environ.get(THREADS, "").partition(",")[0]
     if said.isdecimal() and said not in _OURS:
         return int(said)

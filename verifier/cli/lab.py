@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -130,10 +130,10 @@ def calibrate(
     from verifier.reference.cards import load_card
 
     found = load_card(card)  # before all that loads slowly
-    share_cores(1)  # hosts and scorer take turns
+    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
+    share_cores(1, threads=section.threads)  # hosts and scorer take turns
     from verifier.lab.calibrate import Sizes
 
-    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
     if weights is None and section.weights is not None:
         weights = str(section.weights)
     work, sizes = out or cache_directory() / f"calibrate-{found.name}", Sizes()
@@ -237,25 +237,30 @@ def _foresee(
     """What a calibration will do and take; `elsewhere`: it may be for another machine."""
     from verifier.config import Hardware
     from verifier.lab.calibrate import lacking_here, plan_items, problems_of
-    from verifier.lab.forecast import forecast
+    from verifier.lab.forecast import forecast, lacking_room
     from verifier.reference.machine import speed_of, this_machine
+    from verifier.reference.weights import is_at_hand
 
     machine, hardware = this_machine(), section.hardware
     speed = speed_of(hardware, machine)
     if hardware is None and machine.gpu_memory_gib is not None:
         hardware = Hardware(gpus=machine.gpus, memory_gib=machine.gpu_memory_gib)
     against, here = problems_of(card), lacking_here(card)
+    cache = cache_directory()
     other = elsewhere and section.hardware is not None
     engine = section.engine
     if engine == "auto":
         engine = "vllm" if speed.gpu and (other or not here) else "transformers"
-    return forecast(
+    there = is_at_hand(card, cache=cache) if weights is None else Path(weights).is_dir()
+    found = forecast(
         card, () if against else plan_items(card, seed=seed, sizes=sizes),
         scores_like=(engine, "float32" if engine == "transformers" else "bfloat16"),
         speed=speed, hardware=hardware, engine_args={**card.engine_args, **section.engine_args},
-        work=work, fetches=weights is None or not Path(weights).is_dir(),
+        work=work, fetches=not there,
         refusals=against if other else (*against, *here), needs=here if other else (),
     )  # fmt: skip
+    room = () if other else lacking_room(found, work=work, cache=cache)
+    return replace(found, refusals=(*found.refusals, *room))
 
 
 def _say_forecast(found: Forecast, section: ReferenceSection, *, dry: bool, as_json: bool) -> None:

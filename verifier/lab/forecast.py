@@ -7,6 +7,7 @@ how long parts took, what is left is estimated from those.
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -330,6 +331,29 @@ def _told(look: Callable[[], object]) -> list[str]:
     except ConfigError as problem:
         return [str(problem)]
     return []
+
+
+def lacking_room(found: Forecast, *, work: Path, cache: Path) -> tuple[str, ...]:
+    """What the disks of these folders, which may be one, have no room for: one line each.
+
+    What is not known is passed over. Writes nothing: of a folder that is not there yet the nearest
+    that is counts.
+    """
+    wanted: dict[int, tuple[Path, Path, int]] = {}
+    for folder, size in ((cache, found.fetched_bytes or 0), (work, found.work_bytes)):
+        there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+        disk = there.stat().st_dev
+        before = wanted[disk][2] if disk in wanted else 0
+        wanted[disk] = (folder, there, before + size)
+    lacking = []
+    for folder, there, size in wanted.values():
+        free = shutil.disk_usage(there).free
+        if free < size:
+            lacking.append(
+                f"{folder}: {size / 1e9:,.1f} GB would be written, and {free / 1e9:,.1f} GB of its "
+                "disk are free; make room, or work where there is some"
+            )
+    return tuple(lacking)
 
 
 # -- in words ----------------------------------------------------------------------------------

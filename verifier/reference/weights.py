@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from verifier.config import Checkpoint
-from verifier.errors import ConfigError, ReferenceMismatch
+from verifier.errors import ConfigError, ReferenceMismatch, VerifierError
 from verifier.reference.cards import (
     Card,
     DirectorySource,
@@ -30,6 +30,15 @@ from verifier.reference.snapshot import CONFIG, read_tensors
 from verifier.safety.child import plain_environment, python
 
 Tell = Callable[[str], None]
+
+
+def is_at_hand(card: Card, *, cache: Path) -> bool:
+    """Whether the weights of a card lie on this machine, so that nothing would be fetched."""
+    try:
+        folder = fetch_weights(card, cache=cache, tell=lambda _line: None, fetch=False)
+    except VerifierError:
+        return False
+    return any(folder.glob("*.safetensors"))  # the hub's cache may hold small files alone
 
 
 def fetch_weights(card: Card, *, cache: Path, tell: Tell, fetch: bool = True) -> Path:
