@@ -40,6 +40,7 @@ from verifier.reference.cards import Card
 from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.engines.transformers import TransformersEngine
+from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import CLASS_MARGINS
 
 BUILDS = ("fp8-channel", "int4-sym-g64")
@@ -86,8 +87,14 @@ PLAIN = Channel(honest_scale=1.0, spread=0.0, learning_rate=1.0)
 
 def test_the_name_of_a_stack_says_what_it_is() -> None:
     """It reads back to the same stack; a build is named in front."""
-    for name in ("float32-batch1", "bfloat16-batch16", "float16-batch32"):
+    names = (
+        "float32-batch1", "bfloat16-batch16", "float16-batch32", "bfloat16-eager-batch16",
+        "vllm-bfloat16-triton_attn-batch8", "vllm-bfloat16-kv_fp8-batch8",
+        "vllm-float16-flashinfer-kv_fp8_e5m2-batch8",
+    )  # fmt: skip
+    for name in names:
         assert read_stack(name).name == name
+    assert len({read_stack(name).kind for name in names}) == 7  # each is a load of its own
     build = Stack(dtype="bfloat16", batch=32, weights="fp8-channel")
     assert build.name == "fp8-channel-bfloat16-batch32"
 
@@ -102,6 +109,29 @@ def test_a_stack_of_another_name_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"float32, bfloat16, float16 followed by -batch") as no:
         read_stack(name)
     assert repr(name) in str(no.value)
+
+
+@pytest.mark.parametrize("name", ["bfloat16-kv_fp8-batch4", "bfloat16-triton_attn-batch4"])
+def test_a_stack_that_transformers_does_not_serve_is_refused(name: str) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(ConfigError, match="transformers serves eager, sdpa as kernels"):
+        read_stack(name)
+
+
+def test_a_kernel_of_attention_is_the_one_that_computes(tiny: Path) -> None:
+    """It rounds in another order, or the stack would be the one without it."""
+    tokenizer = Tokenizer(tiny)
+    asked = [ScoreRequest(prompt_ids=(82, 81, 92), reply_ids=(70, 71, 72, 73))]
+    found = {}
+    for name in ("bfloat16-batch4", "bfloat16-sdpa-batch4", "bfloat16-eager-batch4"):
+        engine = load_host(tiny, tokenizer, read_stack(name))
+        found[name] = (engine.versions["attention"], engine.score(asked)[0].logprobs)
+    own, sdpa, eager = found.values()
+
+    assert own == sdpa
+    assert (sdpa[0], eager[0]) == ("sdpa", "eager")
+    assert sdpa[1] != eager[1]
+    assert np.allclose(sdpa[1], eager[1], atol=0.3)
 
 
 def test_variants_are_served_by_vllm_where_no_honest_stack_is_of_transformers() -> None:
@@ -133,9 +163,11 @@ def test_vllm_gets_the_arguments_of_the_card(
         given.append((name, engine_args))
 
     monkeypatch.setattr("verifier.lab.corpus.load_engine", load)
-    load_host(tmp_path, None, read_stack("vllm-bfloat16-batch8"), engine_args={"a": 1})
+    for name in ("vllm-bfloat16-batch8", "vllm-bfloat16-triton_attn-kv_fp8-batch8"):
+        load_host(tmp_path, None, read_stack(name), engine_args={"a": 1})
 
-    assert given == [("vllm", {"a": 1})]
+    own = {"a": 1, "attention_backend": "TRITON_ATTN", "kv_cache_dtype": "fp8"}
+    assert given == [("vllm", {"a": 1}), ("vllm", own)]
 
 
 SIZES = Sizes(calibration=10, held_out=6, variant=4, layer=2, max_tokens=24)

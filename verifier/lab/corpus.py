@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,6 +48,9 @@ Progress = Callable[[int, int], None]
 Dtype = Literal["float32", "bfloat16", "float16"]
 HostEngine = Literal["transformers", "vllm"]
 
+#: Kernels of attention that transformers has wherever it runs.
+_KERNELS = ("eager", "sdpa")
+
 MODEL = "reference"
 TOP_LOGPROBS = 5
 MAX_ATTEMPTS = 4
@@ -54,38 +58,59 @@ MAX_ATTEMPTS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """How a host computes: the precision of its arithmetic and how many replies share a batch."""
+    """How a host computes: the precision of its arithmetic, how many replies share a batch, and
+    kernel of attention and precision of the cache where they are not the engine's own choice."""
 
     dtype: Dtype
     batch: int
     weights: str = REFERENCE
     engine: HostEngine = "transformers"
+    attention: str | None = None
+    cache: str | None = None  # vLLM's alone
 
     @property
     def name(self) -> str:
-        """E.g. bfloat16-batch16, vllm-bfloat16-batch16, or the variant's name in front of it."""
-        stack = f"{self.dtype}-batch{self.batch}"
+        """E.g. bfloat16-batch16, vllm-bfloat16-triton_attn-kv_fp8-batch16, or the variant's name in
+        front of it."""
+        own = [self.dtype, self.attention, self.cache and f"kv_{self.cache}", f"batch{self.batch}"]
+        stack = "-".join(part for part in own if part)
         if self.engine != "transformers":
             stack = f"{self.engine}-{stack}"
         return stack if self.weights == REFERENCE else f"{self.weights}-{stack}"
 
     @property
     def kind(self) -> tuple[str, str]:
-        """Engine and precision: what one load serves."""
-        return self.engine, self.dtype
+        """Engine and precision, kernel and cache included: what one load serves."""
+        own = (self.dtype, self.attention, self.cache)
+        return self.engine, "-".join(part for part in own if part)
+
+
+_STACK = re.compile(
+    rf"(?P<vllm>vllm-)?(?P<dtype>{'|'.join(get_args(Dtype))})(-(?P<attention>(?!kv_)[a-z0-9_]+))?"
+    r"(-kv_(?P<cache>[a-z0-9_]+))?-batch(?P<batch>[1-9][0-9]*)"
+)
 
 
 def read_stack(name: str) -> Stack:
     """A stack by its name in a card, such as bfloat16-batch16 or vllm-bfloat16-batch16."""
-    rest = name.removeprefix("vllm-")
-    dtype, _, batch = rest.partition("-batch")
-    if dtype not in get_args(Dtype) or not batch.isdecimal() or not int(batch):
+    found = _STACK.fullmatch(name)
+    if found is None:
         raise ConfigError(
             f"card: stack {name!r} is not one of {', '.join(get_args(Dtype))} followed by -batch "
-            "and a number, nor that after vllm-"
+            "and a number, nor that after vllm-; between them a kernel of attention may stand, "
+            "such as -eager or vLLM's -triton_attn, and vLLM's precision of its cache as -kv_fp8"
         )
-    engine: HostEngine = "transformers" if rest == name else "vllm"
-    return Stack(dtype=cast(Dtype, dtype), batch=int(batch), engine=engine)
+    by_vllm = found["vllm"] is not None
+    if not by_vllm and (found["cache"] or found["attention"] not in (None, *_KERNELS)):
+        raise ConfigError(
+            f"card: stack {name!r}: transformers serves {', '.join(_KERNELS)} as kernels, and no "
+            "precision of its cache but its own"
+        )
+    return Stack(
+        dtype=cast(Dtype, found["dtype"]), batch=int(found["batch"]),
+        engine="vllm" if by_vllm else "transformers", attention=found["attention"],
+        cache=found["cache"],
+    )  # fmt: skip
 
 
 class RememberingEngine:
@@ -168,9 +193,14 @@ def load_host(
 
     `checkpoints` are other weights that may be put in their place, by name.
     """
+    args = {**(engine_args or {})}
+    if stack.attention is not None:
+        args["attention_backend"] = stack.attention.upper()
+    if stack.cache is not None:
+        args["kv_cache_dtype"] = stack.cache
     return load_engine(
-        stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=engine_args,
-        checkpoints=checkpoints,
+        stack.engine, weights, tokenizer, dtype=stack.dtype, engine_args=args,
+        attention=stack.attention, checkpoints=checkpoints,
     )  # fmt: skip
 
 

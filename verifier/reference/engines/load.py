@@ -31,6 +31,7 @@ def load_engine(
     *,
     dtype: Dtype = "auto",
     threads: int | None = None,
+    attention: str | None = None,
     engine_args: Mapping[str, Any] | None = None,
     checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     url: str | None = None,
@@ -38,10 +39,10 @@ def load_engine(
 ) -> Engine:
     """The weights of a directory, or the server at `url`, ready to score and to generate.
 
-    `threads` are for transformers, `engine_args` for vLLM, `checkpoints` (other weights, loaded in
-    the place of these) for both, `url` and `api_key` for the remote engine. dtype auto is float32
-    for transformers, the oracle, and the checkpoint's own for vLLM. Raises
-    ConfigError when the engine cannot be had.
+    `threads` and `attention` (a kernel) are for transformers, `engine_args` for vLLM, `checkpoints`
+    (other weights, loaded in the place of these) for both, `url` and `api_key` for the remote
+    engine. dtype auto is float32 for transformers, the oracle, and the checkpoint's own for vLLM.
+    Raises ConfigError when the engine cannot be had.
     """
     eos_ids = (tokenizer.eos_id,)
     match choose(name):
@@ -69,6 +70,7 @@ def load_engine(
                     decode=tokenizer.decode,
                     checkpoints=checkpoints,
                     threads=threads,
+                    attention=attention,
                 )
             except VerifierError:
                 raise

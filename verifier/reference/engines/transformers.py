@@ -82,12 +82,14 @@ class TransformersEngine:
         decode: Callable[[Sequence[int]], str] | None = None,
         checkpoints: Mapping[str, Callable[[], Path]] | None = None,
         threads: int | None = None,
+        attention: str | None = None,
         device: str | None = None,
     ) -> None:
         """`decode` is only needed to honour stop strings when generating. `checkpoints` fetch
         other weights by the name of their column; each is loaded in the place of these in turn.
-        `threads` of the CPU are this process's from then on; None: as torch was told. `device` as
-        torch names it; None: the GPU where torch sees one.
+        `threads` of the CPU are this process's from then on; None: as torch was told. `attention`
+        is a kernel by transformers' name; None: what it takes by itself. `device` as torch names
+        it; None: the GPU where torch sees one.
         """
         if threads is not None:
             torch.set_num_threads(threads)
@@ -95,6 +97,7 @@ class TransformersEngine:
         cast(Any, transformers.logging).disable_progress_bar()
         self._weights = weights
         self._dtype = dtype
+        self._attention = attention
         self._eos = frozenset(eos_ids)
         self._tokens_per_batch = tokens_per_batch
         self._decode = decode
@@ -121,7 +124,7 @@ class TransformersEngine:
             else:
                 model = cast(Any, AutoModelForCausalLM).from_pretrained(
                     weights, dtype=half, local_files_only=True, use_safetensors=True,
-                    trust_remote_code=False,
+                    trust_remote_code=False, attn_implementation=self._attention,
                 )  # fmt: skip
         except ValueError as error:
             if "trust_remote_code" not in str(error):
@@ -143,7 +146,7 @@ class TransformersEngine:
             kind: Any = type(cast(Any, AutoModelForCausalLM).from_config(config))
         return kind.from_pretrained(
             None, config=config, state_dict=tensors, dtype=getattr(torch, self._dtype),
-            trust_remote_code=False,
+            trust_remote_code=False, attn_implementation=self._attention,
         )  # fmt: skip
 
     def _placed(self, model: Any) -> Any:
