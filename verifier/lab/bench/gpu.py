@@ -18,10 +18,17 @@ from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration, Estimate
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.files.run_folder import make_folder
-from verifier.lab.bench.results import begin_results, fetch_measured, tabulate_rows, write_results
+from verifier.lab.bench.results import (
+    begin_results,
+    fetch_measured,
+    results_path,
+    tabulate_rows,
+    write_results,
+)
 from verifier.lab.calibrate import estimate
 from verifier.lab.corpus import Stack, read_stack, score_corpus
 from verifier.lab.generated import generate_corpus
+from verifier.lab.made.recipes import RECIPES, folder_of
 from verifier.probes import draw, load_pool
 from verifier.records import GenerateRequest, Probe, ScoreRequest
 from verifier.reference.calibrations import load_calibration
@@ -35,6 +42,9 @@ PART: Final = "gpu"
 STACKS: Final = (
     "float32-batch32", "bfloat16-batch32", "bfloat16-batch1", "float16-batch32", "float16-batch1",
 )  # fmt: skip
+
+#: The recipe of the mixture that is measured beside the embedded model.
+EXPERTS: Final = "experts"
 
 REPLIES: Final = 96
 #: Of stacks that answer one at a time, which takes as long for each as for a whole batch.
@@ -59,24 +69,49 @@ Tell = Callable[[str], None]
 def run_gpu_bench(
     out: Path, *, cache: Path, seed: int, tell: Tell, device: str = "cuda", replies: int = REPLIES
 ) -> Path:
-    """Measure this machine's GPU on the embedded model; the path of the results in `out`.
+    """Measure this machine's GPU on the embedded model, and on the mixture of experts where that
+    was made; the path of the results in `out`.
 
-    Under ten minutes. `device` and `replies` are smaller in tests. Raises ConfigError without an
-    NVIDIA GPU.
+    Under ten minutes for both. `device` and `replies` are smaller in tests. Raises ConfigError
+    without an NVIDIA GPU.
     """
     machine = this_machine()
     if device == "cuda" and (machine.gpu is None or not TransformersEngine.sees_gpu()):
         raise ConfigError(_NO_GPU)
     card, weights = fetch_measured(cache=cache, tell=tell)
-    tokenizer = Tokenizer(weights)
+    models = {card.name: weights}
+    experts = folder_of(RECIPES[EXPERTS], cache=cache)
+    if experts.is_dir():
+        models[EXPERTS] = experts
+    else:
+        tell(f"without {EXPERTS}, which is not made here: verifier testbed make {EXPERTS}")
     make_folder(out)
     found: dict[str, Any] = {
         **begin_results(seed=seed),
         "machine": {**machine.model_dump(), "words": describe_machine(machine)},
-        "speeds": {},
+        "models": [],
     }
     probes = draw(load_pool(), seed=seed, count=replies, max_tokens=MAX_TOKENS)
+    calibration = load_calibration(card.name, card)
+    for name, directory in models.items():
+        tell(f"measuring {name}")
+        measured = _measure(
+            out / name, directory, probes, device=device, limit=speed_of(None, machine),
+            calibration=calibration, tell=tell,
+        )  # fmt: skip
+        found["models"].append({"model": name, **measured})
+        write_results(out, PART, found)
+    return results_path(out, PART)
+
+
+def _measure(
+    out: Path, weights: Path, probes: Sequence[Probe], *, device: str, limit: Speed,
+    calibration: Calibration, tell: Tell,
+) -> dict[str, Any]:  # fmt: skip
+    """The speeds of one model on the GPU, and the noise of its stacks."""
+    tokenizer = Tokenizer(weights)
     stacks = [read_stack(name) for name in STACKS]
+    speeds = {}
     for dtype in dict.fromkeys(stack.dtype for stack in stacks):
         tell(f"loading the model in {dtype} on the GPU")
         engine = TransformersEngine(
@@ -89,12 +124,12 @@ def run_gpu_bench(
             generate_corpus(out / stack.name, stack, asked, engine=engine, tokenizer=tokenizer)
         tell(f"timing {dtype}")
         prompts = [tokenizer.render(probe.messages) for probe in probes]
-        found["speeds"][dtype] = measure_speed(engine, prompts, speed_of(None, machine))
+        speeds[dtype] = measure_speed(engine, prompts, limit)
         engine.close()
-    found["stacks"] = _score(
-        out, weights, tokenizer, stacks, calibration=load_calibration(card.name, card), tell=tell
-    )
-    return write_results(out, PART, found)
+    return {
+        "speeds": speeds,
+        "stacks": _score(out, weights, tokenizer, stacks, calibration=calibration, tell=tell),
+    }
 
 
 def _probes_of(stack: Stack, probes: Sequence[Probe]) -> Sequence[Probe]:
@@ -174,15 +209,17 @@ def measure_speed(
 
 
 def tabulate_gpu(results: Mapping[str, Any]) -> str:
-    """Markdown tables: each stack's noise, and each precision's speed."""
+    """Markdown tables: the noise of each model's stacks, and the speed of each precision."""
     noise = [
         (
-            one["stack"], str(one["replies"]), _spelled(one["text"]), _spelled(one["logprob"]),
+            model["model"], one["stack"], str(one["replies"]), _spelled(one["text"]),
+            _spelled(one["logprob"]),
         )
-        for one in results["stacks"]
+        for model in results["models"] for one in model["stacks"]
     ]  # fmt: skip
     speeds = [
         (
+            model["model"],
             dtype,
             *(
                 f"{one['decoding'][str(batch)]['tokens_per_s']:,.0f} "
@@ -191,13 +228,15 @@ def tabulate_gpu(results: Mapping[str, Any]) -> str:
             ),
             f"{one['scoring_tokens_per_s']:,.0f}",
         )
-        for dtype, one in results["speeds"].items()
+        for model in results["models"]
+        for dtype, one in model["speeds"].items()
     ]
-    headings = ("decoding, tokens/s (share of the memory's limit)",)
+    headings = ("model", "decoding, tokens/s (share of the memory's limit)")
     columns = [f"batch {batch}" for batch in BATCHES]
     return "\n\n".join([
         f"On {results['machine']['words']}.",
-        tabulate_rows(("stack on the GPU", "replies", "noise by text", "by logprobs"), noise),
+        tabulate_rows(("model", "stack on the GPU", "replies", "noise by text", "by logprobs"),
+                      noise),
         tabulate_rows((*headings, *columns, "scoring, tokens/s"), speeds),
     ])  # fmt: skip
 
