@@ -38,7 +38,6 @@ from verifier.records import (
 )
 from verifier.reference.renderings.catalogue import catalogue, render_probe
 from verifier.scoring.alignment import Aligned
-from verifier.scoring.readings import MAX_READINGS
 from verifier.scoring.score import build_ledger
 from verifier.scoring.score_file import (
     CHUNK,
@@ -48,6 +47,7 @@ from verifier.scoring.score_file import (
     append_score,
     read_scores,
 )
+from verifier.scoring.spelling import MAX_READINGS
 
 BUILD = "int4-sym-g64"
 OTHER = "fp8-channel"
@@ -152,7 +152,7 @@ def test_progress_counts_replies_under_every_weights(tmp_path: Path) -> None:
     assert told == [(n, total) for n in (CHUNK, CHUNK + 1, 2 * CHUNK + 1, total)]
 
 
-@pytest.mark.parametrize("calls", [0, 1, 3, 8])
+@pytest.mark.parametrize("calls", [0, 1, 2, 3])
 def test_a_killed_scoring_goes_on_and_gives_the_same_bytes(tmp_path: Path, calls: int) -> None:
     """Also when the kill tore the last line."""
     probes = make_probes(CHUNK + 2)
@@ -531,6 +531,60 @@ def test_a_spelling_that_only_begins_well_is_not_taken(tmp_path: Path) -> None:
     assert (row.tokens, row.left_out) == (2, 1)
 
 
+class Writing(CountingEngine):
+    """Has written these tokens, each with -0.5 nats; what does not begin as they do it gives -9.
+
+    After a beginning of theirs it would go on as they do, and after `lured` as that does.
+    """
+
+    def __init__(self, written: tuple[int, ...], *, lured: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self._ways = (lured, written)
+        self._written = written
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        found = super().score(requests)
+        return [self._prefer(r.reply_ids, s) for r, s in zip(requests, found, strict=True)]
+
+    def _prefer(self, ids: tuple[int, ...], score: ReplyScore) -> ReplyScore:
+        top, logprobs = list(ids), []
+        for t, token in enumerate(ids):
+            for way in self._ways:
+                if way[:t] == ids[:t] and t < len(way):
+                    top[t] = way[t]
+                    break
+            logprobs.append(-0.5 if self._written[: t + 1] == (*ids[:t], token) else -9.0)
+        return replace(score, top_ids=tuple(top), logprobs=tuple(logprobs))
+
+
+def test_a_word_of_which_several_pieces_are_doubtful_is_read_to_its_end(tmp_path: Path) -> None:
+    """No piece alone is likelier: each is written after the one before it."""
+    (probe,) = make_probes(1, max_tokens=32)
+    letters = TOKENIZER.encode(" ") + tuple(b"the")
+    written = (*TOKENIZER.encode(" is"), *letters, *TOKENIZER.encode(" of"), EOS)
+    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, " is the of")}
+    (row,) = score(tmp_path, [probe], outcomes, engine=Writing(written)).rows
+    (scored,) = read_scores(tmp_path)
+
+    assert scored.aligned.reply_ids == written
+    assert scored.aligned.left_out == {1, 2, 3, 4}
+    assert (row.tokens, row.left_out) == (3, 4)
+
+
+def test_pieces_that_lead_nowhere_leave_the_reading_as_it_was(tmp_path: Path) -> None:
+    """The model would have begun the word otherwise, twice over, and never gone on so."""
+    (probe,) = make_probes(1, max_tokens=32)
+    written = (*TOKENIZER.encode(" is the of"), EOS)
+    lured = (*TOKENIZER.encode(" is"), *TOKENIZER.encode(" "), *b"t")
+    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, " is the of")}
+    (row,) = score(tmp_path, [probe], outcomes, engine=Writing(written, lured=lured)).rows
+    (scored,) = read_scores(tmp_path)
+
+    assert scored.aligned.reply_ids == written
+    assert scored.aligned.left_out == {1}
+    assert row.tokens == 3
+
+
 def test_a_text_that_stays_doubtful_is_left_out_whole(tmp_path: Path) -> None:
     """After MAX_READINGS readings nothing of it counts; it is not read for ever."""
     (probe,) = make_probes(1, max_tokens=256)
@@ -539,7 +593,7 @@ def test_a_text_that_stays_doubtful_is_left_out_whole(tmp_path: Path) -> None:
     engine = Fickle(words=1000)
     (row,) = score(tmp_path, [probe], outcomes, engine=engine).rows
 
-    assert len(engine.scored) == 1 + MAX_READINGS + 1
+    assert len(engine.scored) == 1 + MAX_READINGS
     assert row.tokens == 0
     assert row.left_out == len(read_scores(tmp_path)[0].aligned.reply_ids)
     assert not any(row.text[REFERENCE])

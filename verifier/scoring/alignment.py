@@ -7,7 +7,7 @@ token *of the same text* says nothing about the weights and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -193,17 +193,30 @@ def _by_text(reply: Reply, vocabulary: Vocabulary, problem: str | None) -> Align
     )
 
 
-def reread(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
+def reread(
+    aligned: Aligned,
+    score: ReplyScore,
+    vocabulary: Vocabulary,
+    *,
+    settled: Set[int] | None = None,
+) -> Aligned | None:
     """Another reading of a text that the published model prefers; None when there is none.
 
     At the first position where the model's likeliest token differs from the one read, yet spells
     the same text, the model's token is taken and the rest tokenized again. The positions up to
-    where both readings agree on a boundary are left out: they were chosen, not observed.
+    where both readings agree on a boundary are left out: they were chosen, not observed. Passed
+    over are the positions that begin at one of the bytes `settled`, counted from the first that is
+    no white space; None: those left out.
     """
     offsets = _offsets(aligned.reply_ids, vocabulary)
+    if settled is None:
+        passed: Set[int] = aligned.left_out
+    else:
+        places = from_first_word(aligned.reply_ids, vocabulary)
+        passed = {t for t in range(len(aligned.reply_ids)) if places[t] in settled}
     whole = b"".join(vocabulary.token_bytes(i) for i in aligned.reply_ids)
     for t, (read, likeliest) in enumerate(zip(aligned.reply_ids, score.top_ids, strict=True)):
-        if read == likeliest or t in aligned.left_out:
+        if read == likeliest or t in passed:
             continue
         end_of_run = _end_of_run(aligned.reply_ids, t, vocabulary)
         rest = whole[offsets[t] : offsets[end_of_run]]
@@ -264,8 +277,8 @@ def keep_reading(aligned: Aligned, other: Aligned, vocabulary: Vocabulary) -> Al
     at = next((t for t, (one, two) in pairs if one != two), None)
     if at is None:
         return other
-    offsets = _from_first_word(aligned.reply_ids, vocabulary)
-    common = set(_from_first_word(other.reply_ids, vocabulary)[at + 1 :])
+    offsets = from_first_word(aligned.reply_ids, vocabulary)
+    common = set(from_first_word(other.reply_ids, vocabulary)[at + 1 :])
     after = range(at + 1, len(aligned.reply_ids))
     end = next((t for t in after if offsets[t] in common), len(aligned.reply_ids))
     return _leaving_out(aligned, set(range(at, end)))
@@ -277,22 +290,36 @@ def spells_better(
     aligned: Aligned,
     before: ReplyScore,
     vocabulary: Vocabulary,
-) -> bool:
-    """Whether a reading of a text is at least as likely as the one before it.
+    *,
+    following: Aligned | None,
+) -> bool | None:
+    """Whether a reading of a text is at least as likely as the one before it; None: not known yet.
 
-    Judged up to the last boundary they share before the next place that is doubtful in `other`.
-    What follows speaks for neither: a model that began with one spelling goes on with it, so of
-    two places that are both spelled otherwise than they were written, one set right alone makes
-    the other look worse.
+    Judged up to the last boundary they share before the next place that is doubtful in `other`,
+    where `following` reads on. What comes after speaks for neither: a model that began with one
+    spelling goes on with it, so of two places that are both spelled otherwise than they were
+    written, one set right alone makes the other look worse. Where they share no boundary between,
+    as in a word of which two pieces are doubtful, what follows must be settled first.
     """
-    following = reread(other, score, vocabulary)
     if following is None:
         return sum(score.logprobs) >= sum(before.logprobs)
-    ours, theirs = (_from_first_word(a.reply_ids, vocabulary) for a in (other, aligned))
-    place = ours[min(following.left_out - other.left_out)]
-    shared = max(set(ours) & {offset for offset in theirs if offset <= place})
+    ours, theirs = (from_first_word(a.reply_ids, vocabulary) for a in (other, aligned))
+    place = ours[_first_difference(other, following)]
+    before_it = set(ours) & {offset for offset in theirs if offset <= place}
+    shared = max(before_it, default=None)
+    if shared is None or shared <= ours[_first_difference(other, aligned)]:
+        return None
     mine, old = score.logprobs[: ours.index(shared)], before.logprobs[: theirs.index(shared)]
     return sum(mine) >= sum(old)
+
+
+def _first_difference(one: Aligned, other: Aligned) -> int:
+    """The first position at which two readings have other tokens, or else leave out another."""
+    pairs = enumerate(zip(one.reply_ids, other.reply_ids, strict=False))
+    shorter = min(len(one.reply_ids), len(other.reply_ids))
+    found = next((t for t, (a, b) in pairs if a != b), shorter)
+    same = one.reply_ids == other.reply_ids
+    return min(one.left_out ^ other.left_out) if same else found
 
 
 def read_past_end(aligned: Aligned, score: ReplyScore, vocabulary: Vocabulary) -> Aligned | None:
@@ -323,7 +350,7 @@ def _offsets(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
     return found
 
 
-def _from_first_word(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
+def from_first_word(ids: tuple[int, ...], vocabulary: Vocabulary) -> list[int]:
     """The same, counted from the first byte that is no white space, which hosts trim."""
     whole = b"".join(map(vocabulary.token_bytes, ids))
     lead = len(whole) - len(whole.lstrip())

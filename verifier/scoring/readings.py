@@ -5,7 +5,7 @@ A text has many spellings in tokens; the likeliest under the weights in place is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from verifier.prompts import prompt_of
@@ -13,7 +13,7 @@ from verifier.records import REFERENCE, Probe, Reply, ReplyScore, ScoreRequest
 from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
 from verifier.reference.reader import Reader
-from verifier.scoring.alignment import Aligned, keep_reading, reread, set_aside, spells_better
+from verifier.scoring.alignment import Aligned, set_aside
 from verifier.scoring.reasoning import (
     WOULD_THINK,
     Reading,
@@ -25,10 +25,7 @@ from verifier.scoring.reasoning import (
     settle,
 )
 from verifier.scoring.score_file import NO_SCORE, Scored, rounded
-
-#: How often a text is read anew; what is still doubtful then is left out whole. A list of ten items
-#: may need ten: of 48 greedy replies of up to 384 tokens five needed more than 4, one more than 8.
-MAX_READINGS = 16
+from verifier.scoring.spelling import cut_to, settle_spelling
 
 
 def read_and_score(
@@ -46,39 +43,6 @@ def read_and_score(
 
     found = _spell_out(pairs, engine, tokenizer, thinking)
     return settle_spelling(found, [probe.max_tokens for probe in probes], score, tokenizer)
-
-
-def settle_spelling(
-    found: list[Scored],
-    limits: Sequence[int],
-    score: Callable[[Sequence[int], Sequence[Aligned]], list[Scored]],
-    tokenizer: Reader,
-) -> list[Scored]:
-    """Read texts anew until the weights in place prefer no other tokens for them.
-
-    `score` scores readings of the replies with the numbers it is given.
-    """
-    doubtful = [
-        i for i, scored in enumerate(found)
-        if scored.aligned.by == "text" and not scored.aligned.unjudged
-    ]  # fmt: skip
-    for reading in range(MAX_READINGS + 1):
-        better = {i: reread(found[i].aligned, found[i].score, tokenizer) for i in doubtful}
-        changed = {i: cut_to(a, limits[i]) for i, a in better.items() if a is not None}
-        if reading == MAX_READINGS:
-            changed = {i: _left_out_whole(aligned) for i, aligned in changed.items()}
-        again = score(list(changed), list(changed.values()))
-        for i, scored in zip(changed, again, strict=True):
-            before = found[i]
-            if reading == MAX_READINGS or spells_better(
-                scored.aligned, scored.score, before.aligned, before.score, tokenizer
-            ):
-                found[i] = scored
-            else:
-                kept = keep_reading(before.aligned, scored.aligned, tokenizer)
-                found[i] = replace(before, aligned=kept)
-        doubtful = list(changed)
-    return found
 
 
 def _spell_out(
@@ -128,22 +92,6 @@ def _score_judged(
     judged = [(probe, reading.aligned) for probe, reading in pairs if not reading.aligned.unjudged]
     scored = iter(score_readings(judged, REFERENCE, engine, tokenizer))
     return [NO_SCORE if reading.aligned.unjudged else next(scored).score for _, reading in pairs]
-
-
-def cut_to(aligned: Aligned, limit: int) -> Aligned:
-    """No more than was asked for: a host that ignores max_tokens must not cost hours."""
-    return replace(
-        aligned,
-        reply_ids=aligned.reply_ids[:limit],
-        left_out=frozenset(t for t in aligned.left_out if t < limit),
-        candidates=None if aligned.candidates is None else aligned.candidates[:limit],
-        reported=None if aligned.reported is None else aligned.reported[:limit],
-        own=None if aligned.own is None else aligned.own[:limit],
-    )
-
-
-def _left_out_whole(aligned: Aligned) -> Aligned:
-    return replace(aligned, left_out=frozenset(range(len(aligned.reply_ids))))
 
 
 def score_readings(

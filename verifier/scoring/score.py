@@ -46,15 +46,10 @@ from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.alignment import Aligned, read_past_end
 from verifier.scoring.other_models import LOST, Respelled, likelier, render_for, respell
 from verifier.scoring.places import describe_choices
-from verifier.scoring.readings import (
-    MAX_READINGS,
-    published_ids,
-    read_and_score,
-    score_readings,
-    settle_spelling,
-)
+from verifier.scoring.readings import published_ids, read_and_score, score_readings
 from verifier.scoring.sampled_file import read_repeats, read_sampled
 from verifier.scoring.score_file import CHUNK, ScoreBook, Scored, rounded
+from verifier.scoring.spelling import MAX_READINGS, settle_spelling
 
 
 def score_replies(

@@ -19,10 +19,11 @@ from verifier.reference.cards import Thinking
 from verifier.reference.engines import NO_DISTRIBUTION, Engine
 from verifier.reference.reader import Reader
 from verifier.scoring.alignment import Aligned, align
-from verifier.scoring.readings import cut_to, published_ids
+from verifier.scoring.readings import published_ids
 from verifier.scoring.reasoning import readings
 from verifier.scoring.sampled_file import read_repeats, read_sampled
 from verifier.scoring.score_file import CHUNK, DECIMALS, digest_of, refuse_others
+from verifier.scoring.spelling import cut_to
 
 #: Why a sampled reply is set aside that came without its tokens.
 NO_TOKENS = "the endpoint does not name the tokens of its replies"
