@@ -502,7 +502,11 @@ def test_any_spelling_is_settled_without_losing_a_byte(
         return [
             Scored(probe_id=f"p{i}", weights=REFERENCE, aligned=aligned, score=replace(
                 model_of(seed, aligned),
-                logprobs=tuple(-rng.exponential(size=len(aligned.reply_ids))),
+                logprobs=tuple(-2 * rng.exponential(size=len(aligned.reply_ids))),
+                top_logprobs=((0.0,),) * len(aligned.reply_ids),
+                candidate_logprobs=None if aligned.candidates is None else tuple(
+                    tuple(-2 * rng.exponential(size=len(ids))) for ids in aligned.candidates
+                ),
             ))
             for i, aligned in zip(some, texts, strict=True)
         ]  # fmt: skip
@@ -511,6 +515,7 @@ def test_any_spelling_is_settled_without_losing_a_byte(
     (settled,) = settle_spelling(score([0], [found]), [10_000], score, TOKENIZER)
 
     assert asked <= 1 + MAX_READINGS
+    assert settled.score.candidate_logprobs is None
     assert spelled(settled.aligned) == whole
     assert settled.aligned.left_out <= set(range(len(settled.aligned.reply_ids)))
     assert len(settled.score.logprobs) == len(settled.aligned.reply_ids)

@@ -480,8 +480,8 @@ class Fickle(CountingEngine):
     def __init__(self, words: int, *, likelier: bool = True) -> None:
         super().__init__()
         self._left = words
-        self._step = 1.0 if likelier else -1.0
-        self._first = -1000.0
+        self._step = 0.001 if likelier else -0.001
+        self._first = -1.0
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
         found = super().score(requests)
@@ -497,7 +497,9 @@ class Fickle(CountingEngine):
                 break
         self._first += self._step
         logprobs = (self._first, *(0.0 for _ in top[1:]))
-        return replace(score, top_ids=tuple(top), logprobs=logprobs)
+        pairs = zip(logprobs, score.top_logprobs, strict=True)
+        best = tuple((value, *row[1:]) for value, row in pairs)  # nothing that surprises
+        return replace(score, top_ids=tuple(top), logprobs=logprobs, top_logprobs=best)
 
 
 def test_a_text_is_read_as_the_reference_would_have_written_it(tmp_path: Path) -> None:
@@ -527,7 +529,7 @@ def test_a_spelling_that_only_begins_well_is_not_taken(tmp_path: Path) -> None:
     assert len(engine.scored) == 2
     assert scored.aligned.reply_ids == (*TOKENIZER.encode(" model says"), EOS)
     assert scored.aligned.left_out == {1}
-    assert scored.score.logprobs[0] == -1001.0
+    assert scored.score.logprobs[0] == -1.001
     assert (row.tokens, row.left_out) == (2, 1)
 
 
@@ -555,6 +557,56 @@ class Writing(CountingEngine):
                     break
             logprobs.append(-0.5 if self._written[: t + 1] == (*ids[:t], token) else -9.0)
         return replace(score, top_ids=tuple(top), logprobs=tuple(logprobs))
+
+
+class Runner(CountingEngine):
+    """Would have written white space as one token, and says that two are nearly as likely."""
+
+    def score(self, requests: Sequence[ScoreRequest]) -> list[ReplyScore]:
+        found = super().score(requests)
+        return [self._judge(r, s) for r, s in zip(requests, found, strict=True)]
+
+    def _judge(self, request: ScoreRequest, score: ReplyScore) -> ReplyScore:
+        ids = request.reply_ids
+        logprobs = [-0.1] * len(ids)
+        for t, token in enumerate(ids):
+            if TOKENIZER.token_bytes(token) == b" " and t + 3 < len(ids):
+                logprobs[t : t + 2] = [-0.7, -6.0]  # nobody goes on so after half of a word
+        named = None
+        if request.candidates is not None:
+            named = tuple(
+                tuple(-0.8 if len(TOKENIZER.token_bytes(i)) > 1 else -20.0 for i in some)
+                for some in request.candidates
+            )
+        return replace(
+            score, top_ids=ids, logprobs=tuple(logprobs), candidate_logprobs=named,
+            top_logprobs=tuple((-0.1, *row[1:]) for row in score.top_logprobs),
+        )  # fmt: skip
+
+
+def test_a_second_likeliest_spelling_is_tried_before_a_token_that_surprises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The host chose it of two near ones, and went on as it would. Read otherwise, its next token
+    is one that no honest machine chooses."""
+    (probe,) = make_probes(1, max_tokens=32)
+    plain, letters = TOKENIZER.encode, (*TOKENIZER.encode(" "), *b"of")
+
+    def encode(text: str) -> tuple[int, ...]:
+        """As a tokenizer that never writes " of" as its model may."""
+        before, word, after = text.partition(" of")
+        return (*plain(before), *letters, *plain(after)) if word else plain(text)
+
+    monkeypatch.setattr(TOKENIZER, "encode", encode)
+    outcomes: dict[str, Outcome] = {probe.id: make_reply(probe, " is of the")}
+    (row,) = score(tmp_path, [probe], outcomes, engine=Runner()).rows
+    (scored,) = read_scores(tmp_path)
+
+    assert scored.aligned.reply_ids == (*plain(" is of the"), EOS)
+    assert scored.aligned.left_out == {1}
+    assert scored.score.candidate_logprobs is None
+    assert row.tokens == 3
+    assert min(scored.score.logprobs) == -0.1
 
 
 def test_a_word_of_which_several_pieces_are_doubtful_is_read_to_its_end(tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from typing import Literal
 from verifier.records import Candidate, Count, Reply, ReplyScore, ReportedToken, TokenId
 from verifier.reference.reader import Vocabulary
 
+#: Bytes of the longest token that is looked for as another spelling.
+_LONGEST = 24
+
 #: What stands for bytes that are no character.
 REPLACEMENT = "\ufffd"
 
@@ -227,22 +230,57 @@ def reread(
             raw = raw.lstrip()  # white space that the host trimmed is put back
         if not raw or not rest.startswith(raw):
             continue
-        try:
-            tail = rest[len(raw) :].decode()
-        except UnicodeDecodeError:
-            return _leaving_out(aligned, {t})
-        run = (*aligned.reply_ids[:t], likeliest, *vocabulary.encode(tail))
-        ids = (*run, *aligned.reply_ids[end_of_run:])
-        back = len(vocabulary.token_bytes(likeliest)) - len(raw)
-        after = [offset - back for offset in _offsets(ids, vocabulary)]
-        common = set(offsets[t + 1 :])
-        end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
-        return replace(
-            aligned.without_reports(),
-            reply_ids=ids,
-            left_out=frozenset(_moved(aligned, offsets, after, t, end_of_run) | set(range(t, end))),
-        )
+        return respelled(aligned, t, likeliest, vocabulary, raw=raw)
     return None
+
+
+def respelled(
+    aligned: Aligned,
+    t: int,
+    token: TokenId,
+    vocabulary: Vocabulary,
+    *,
+    raw: bytes | None = None,
+) -> Aligned:
+    """The reading that has another token at `t`, and the rest of the text tokenized again.
+
+    `raw` are the bytes of the text that it stands for; None: those that it spells.
+    """
+    raw = vocabulary.token_bytes(token) if raw is None else raw
+    offsets = _offsets(aligned.reply_ids, vocabulary)
+    end_of_run = _end_of_run(aligned.reply_ids, t, vocabulary)
+    whole = b"".join(vocabulary.token_bytes(i) for i in aligned.reply_ids)
+    try:
+        tail = whole[offsets[t] + len(raw) : offsets[end_of_run]].decode()
+    except UnicodeDecodeError:
+        return _leaving_out(aligned, {t})
+    run = (*aligned.reply_ids[:t], token, *vocabulary.encode(tail))
+    ids = (*run, *aligned.reply_ids[end_of_run:])
+    back = len(vocabulary.token_bytes(token)) - len(raw)
+    after = [offset - back for offset in _offsets(ids, vocabulary)]
+    common = set(offsets[t + 1 :])
+    end = next((n for n in range(t + 1, len(ids)) if after[n] in common), len(ids))
+    return replace(
+        aligned.without_reports(),
+        reply_ids=ids,
+        left_out=frozenset(_moved(aligned, offsets, after, t, end_of_run) | set(range(t, end))),
+    )
+
+
+def rivals(aligned: Aligned, vocabulary: Vocabulary) -> tuple[tuple[TokenId, ...], ...]:
+    """Of each position the tokens that spell the same text as far as they reach; its own first."""
+    offsets = _offsets(aligned.reply_ids, vocabulary)
+    whole = b"".join(vocabulary.token_bytes(i) for i in aligned.reply_ids)
+    found = []
+    for t, own in enumerate(aligned.reply_ids):
+        end = offsets[_end_of_run(aligned.reply_ids, t, vocabulary)]
+        begun = (
+            whole[offsets[t] : n]
+            for n in range(offsets[t] + 1, min(offsets[t] + _LONGEST, end) + 1)
+        )
+        others = (i for raw in begun for i in vocabulary.ids_of_bytes(raw))
+        found.append(tuple(dict.fromkeys((own, *others))))
+    return tuple(found)
 
 
 def _end_of_run(ids: tuple[int, ...], t: int, vocabulary: Vocabulary) -> int:
