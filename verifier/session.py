@@ -10,7 +10,7 @@ from typing import Final
 
 from verifier.checks import CHECKS
 from verifier.checks.cause import NAMING_REPLIES
-from verifier.checks.check import STAGES, Case, Check, Stage, is_between
+from verifier.checks.check import STAGES, Case, Check, Stage, tells_no_more
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.samplers import made, penalty_columns
@@ -184,9 +184,9 @@ class Session:
     def wants_ordinary(self, case: Case) -> bool:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
-        between = is_between(case) and len(case.scored) >= self.plan.min_replies
-        ended = (case.decision != "inconclusive" or between) and not (
-            self.pace.wanted() or (not between and any(c.more(case) for c in CHECKS))
+        no_more = tells_no_more(case) and len(case.scored) >= self.plan.min_replies
+        ended = (case.decision != "inconclusive" or no_more) and not (
+            self.pace.wanted() or (not no_more and any(c.more(case) for c in CHECKS))
         )
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 

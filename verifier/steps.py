@@ -14,7 +14,7 @@ from verifier.checks import CHECKS
 from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
 from verifier.checks.capabilities.probe import Capabilities, read_capabilities, why_silent
 from verifier.checks.cause import score_for_name
-from verifier.checks.check import UNKNOWN_RENDERING
+from verifier.checks.check import UNKNOWN_RENDERING, beyond_reach
 from verifier.checks.template.panel import read_prompts
 from verifier.config import RunFile, dump_run_file, load_run_file
 from verifier.errors import ConfigError, EndpointError
@@ -74,6 +74,11 @@ def open_session(
     run = config.out
     start(config)
     plan = judged_plan(run)
+    for hidden in beyond_reach(plan) if plan.calibrated is not None else ():
+        show.tell(
+            f"{hidden}: within what honest serving shows on {plan.card}, so no audit of policy "
+            f"{plan.policy_name} can end consistent"
+        )
     (run / DEADLINE).unlink(missing_ok=True)
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)

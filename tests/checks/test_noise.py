@@ -13,7 +13,7 @@ from hosts import judge, only, rows_at
 from simulate import case_of, make_calibration, make_plan
 
 from verifier.checks import noise
-from verifier.checks.check import is_between
+from verifier.checks.check import beyond_reach, is_between, tells_no_more
 from verifier.config import Policy
 from verifier.evidence.calibration import BetCertificate, Channel, NoiseClass, Zone
 from verifier.evidence.ledger import TEXT_SCALES, Ledger
@@ -23,6 +23,7 @@ from verifier.records import REFERENCE
 from verifier.reference.calibrations import load_calibration
 from verifier.reference.cards import load_card
 from verifier.verdict.combine import combine
+from verifier.verdict.decide import decided
 
 # -- level ---------------------------------------------------------------------------------------
 
@@ -220,6 +221,34 @@ def test_nothing_more_is_asked_of_a_stack_in_the_zone() -> None:
     assert is_between(case)
     assert not is_between(case_of(zoned(), Ledger(rows=tuple(rows_at(0.05, 40, seed=4)))))
     assert not is_between(case_of(zoned(), Ledger(rows=())))
+
+
+def test_nothing_more_is_asked_where_the_card_hides_what_alone_is_open() -> None:
+    """A class within the floor, and shares of one within what is tolerated: told before, and no
+    reply changes it."""
+    channel = zoned().calibration.text
+    classes = tuple(
+        NoiseClass(name=name, scale=scale, basis="test")
+        for name, scale in (("mild", 0.09), ("middling", 0.13), ("coarse", 0.4))
+    )
+
+    def planned(**policy: Any) -> Plan:
+        made = make_calibration(text=channel, classes=classes)
+        return make_plan(policy=Policy(**policy), calibration=made)
+
+    hides = planned(noise=("mild", "coarse"), routed={"middling": 0.9})
+    able = planned(noise=("middling", "coarse"), routed={"coarse": 0.9})
+    cases = {}
+    for name, plan in (("hides", hides), ("able", able)):
+        for replies in (1, 40):
+            rows = Ledger(rows=tuple(rows_at(0.02, replies, seed=2, tokens=4)))
+            cases[name, replies] = decided(case_of(plan, rows))[1]
+
+    assert beyond_reach(hides) == ("mild", "shares of middling")
+    assert beyond_reach(able) == ()
+    assert tells_no_more(cases["hides", 40])
+    assert not tells_no_more(cases["hides", 1])  # the coarse class is open yet
+    assert not tells_no_more(cases["able", 1])
 
 
 def test_a_class_within_the_zone_is_excluded_or_open_and_never_detected() -> None:

@@ -170,6 +170,25 @@ def test_vllm_gets_the_arguments_of_the_card(
     assert given == [("vllm", {"a": 1}), ("vllm", own)]
 
 
+def test_a_class_measured_with_its_mildest_grid_needs_less_of_a_margin() -> None:
+    """NVFP4 is milder than integers, and only optimising makes 4 bits milder yet."""
+
+    def stack(name: str, scale: float) -> Measured:
+        found = Estimate(estimate=scale, lower=scale, upper=scale)
+        return Measured(
+            name=name, role="variant", family="4-bit", replies=16, tokens=700, text=found,
+            logprob=found,
+        )  # fmt: skip
+
+    integers = [stack("int4-asym-g64", 0.6), stack("int4-sym-g64", 0.8)]
+    scales = [
+        next(one.scale for one in noise_classes(some) if one.name == "4-bit-class rounding")
+        for some in (integers, [*integers, stack("nvfp4", 0.5)])
+    ]
+
+    assert scales == [0.3, 0.35]
+
+
 SIZES = Sizes(calibration=10, held_out=6, variant=4, layer=2, max_tokens=24)
 
 

@@ -499,6 +499,31 @@ def is_between(case: Case) -> bool:
     return below and above_floor(case, found)
 
 
+def beyond_reach(plan: Plan) -> tuple[str, ...]:
+    """The departures of the policy that no audit on this card excludes, for its honest noise hides
+    them: classes within the floor, and shares of such as are within what is tolerated."""
+    channel, scales = plan.calibration.text, {c.name: c.scale for c in plan.calibration.classes}
+    floor, end = channel.honest_scale * ABOVE, channel.tolerated * ABOVE
+    return (
+        *(name for name in plan.policy.noise if scales[name] <= floor),
+        *(f"shares of {name}" for name in plan.policy.routed if scales[name] <= end),
+    )
+
+
+def tells_no_more(case: Case) -> bool:
+    """Whether more ordinary replies change nothing, though there is no verdict.
+
+    The noise is between floor and what is tolerated; or all that the policy names is settled, but
+    for what is beyond reach on this card.
+    """
+    settled = not any(
+        f.decision in ("undecided", "detected")
+        for f in case.findings if case.aspects[f.aspect].of_policy
+    )  # fmt: skip
+    quiet = case.report is not None and greedy_is_quiet(case, case.findings)
+    return is_between(case) or bool(beyond_reach(case.plan) and settled and quiet)
+
+
 def panel_is_quiet(case: Case) -> bool:
     """Whether replies that were asked to tell templates apart may come from honest serving."""
     log_e = log_e_noise(case.panel, TEXT_SCALES, case.plan.calibration.text)

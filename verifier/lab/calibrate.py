@@ -59,7 +59,7 @@ from verifier.reference.describe import Described
 from verifier.reference.digests import tensors_sha256
 from verifier.reference.engines import Engine
 from verifier.reference.tokenizer import Tokenizer
-from verifier.reference.variants import CLASS_MARGINS, find_variant
+from verifier.reference.variants import CLASS_MARGINS, find_variant, margin_of
 
 #: Coverage of the intervals in a calibration.
 LEVEL = 0.99
@@ -436,10 +436,11 @@ def noise_classes(stacks: Sequence[MeasuredStack]) -> tuple[NoiseClass, ...]:
     The margins and their reasons are in `variants`.
     """
     classes = []
-    for name, (families, margin) in CLASS_MARGINS.items():
+    for name, (families, _) in CLASS_MARGINS.items():
         members = [s for s in stacks if s.family in families and s.text is not None]
         if not members:
             continue
+        margin = margin_of(name, [one.name for one in members])
         mildest = min(members, key=lambda s: s.text.estimate if s.text else np.inf)
         assert mildest.text is not None
         classes.append(

@@ -64,7 +64,7 @@ from verifier.reference.calibrations import (
 )
 from verifier.reference.cards import Card, list_cards, load_card
 from verifier.reference.defaults import published_of
-from verifier.reference.variants import CLASS_MARGINS, VARIANTS
+from verifier.reference.variants import CLASS_MARGINS, VARIANTS, margin_of
 from verifier.wording import describe_percent
 
 #: How many times larger or smaller a scale may be on another model, where fewer models were
@@ -295,8 +295,9 @@ def _mild_uppers(own: Sequence[Calibration], channel: Literal["text", "logprob"]
 
 def _coarse_logprob(found: Calibration) -> float | None:
     """Where the 4-bit class lies among log-probabilities: the same part of its mildest build."""
-    families, margin = CLASS_MARGINS[COARSE]
+    families, _ = CLASS_MARGINS[COARSE]
     builds = [one for one in found.stacks if one.family in families]
+    margin = margin_of(COARSE, [one.name for one in builds])
     scales = [one.estimate for one in _estimates(builds, "logprob")]
     return margin * min(scales) if scales else None
 

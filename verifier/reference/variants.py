@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Container, Iterable, Mapping, 
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from verifier.errors import ConfigError
 from verifier.records import REFERENCE
@@ -330,13 +330,27 @@ BANK: tuple[str, ...] = tuple(name for name, variant in VARIANTS.items() if vari
 #: one made as GPTQ does and 0.77 (0.71 to 0.84) as AWQ, and NVFP4 shifts replies 0.74 times as far.
 #: 0.5 holds where both come together (0.57). At 8 bits there is less to gain: the mildest of the
 #: fp8 builds shifts replies 0.89 times as far as fp8-channel. GGUF's Q8_0 is below what 0.75 allows
-#: for (0.68 of int8-channel), and in no class.
+#: for (0.68 of int8-channel), and in no class. Where a class was measured with its mildest kind of
+#: grid, only the gain of optimising is left to allow for: `margin_of`.
 CLASS_MARGINS: dict[str, tuple[tuple[Family, ...], float]] = {
     "int8-class rounding": (("int8",), 0.75),
     "fp8-class rounding": (("fp8",), 0.75),
     "4-bit-class rounding": (("4-bit",), 0.5),
     "one layer dropped": (("layers",), 0.75),
 }
+
+#: The mildest grid of 4 bits that is known, and what optimising the error may leave of its scale:
+#: 0.77 (0.71 to 0.84) as AWQ does.
+_MILDEST_OF_4_BITS: Final = "nvfp4"
+_OPTIMISED: Final = 0.7
+
+
+def margin_of(name: str, members: Collection[str]) -> float:
+    """The share of the scale of a class's mildest member, of these, below which it is excluded."""
+    families, margin = CLASS_MARGINS[name]
+    mildest = "4-bit" in families and _MILDEST_OF_4_BITS in members
+    return max(margin, _OPTIMISED) if mildest else margin
+
 
 #: One given layer left out, e.g. drop-layer-7: not a column, but what "one layer dropped" ranges
 #: over.

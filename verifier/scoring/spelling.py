@@ -37,10 +37,10 @@ MAX_READINGS = 16
 #: many tokens before it they may begin.
 SURPRISE = 2.0
 NEARLY = 2.5
-REACH = 6
+REACH = 3
 
 #: How many such are tried of one reply: of a host whose tokens do surprise few lead anywhere.
-MOST_TRIED = 4
+MOST_TRIED = 3
 
 #: Spellings whose likelihoods differ by less, in nats, leave open which of them it was.
 OPEN = 3.0

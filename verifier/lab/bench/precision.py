@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from verifier.checks.check import is_between
+from verifier.checks.check import tells_no_more
 from verifier.config import (
     LEAST_REPLIES,
     AuditSection,
@@ -60,7 +60,7 @@ from verifier.reference.engines.load import load_engine
 from verifier.reference.tokenizer import Tokenizer
 from verifier.verdict.case import make_case
 from verifier.verdict.combine import combine
-from verifier.verdict.decide import decide
+from verifier.verdict.decide import decide, decided
 
 #: Replies collected between two looks at how many audits a corpus gives.
 CHUNK = 32
@@ -363,10 +363,9 @@ def _replay_one(
         rows = ledger.rows[first : first + taken]
         asked = {row.probe_id: outcomes[row.probe_id] for row in rows}
         slice_ = Ledger(rows=rows)
-        case = make_case(plan, slice_, outcomes=asked)
-        report = decide(case)
+        report, case = decided(make_case(plan, slice_, outcomes=asked))
         spent = sum(_tokens(outcome, plan) for outcome in asked.values())
-        over = is_between(case) and taken >= plan.min_replies
+        over = tells_no_more(case) and taken >= plan.min_replies
         if report.decision == "inconclusive" and taken == end and not over:
             continue
         return Audit(
