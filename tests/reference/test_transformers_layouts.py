@@ -102,6 +102,18 @@ def test_experts_in_half_precision_round_every_product(mixture: Path) -> None:
     assert len(made[0].token_ids) == 4
 
 
+def test_biases_are_added_before_a_product_is_rounded(tmp_path: Path) -> None:
+    """Qwen2's attention has some, vectors in half precision beside matrices in float32."""
+    directory = save_shape(
+        tmp_path, "llama", hidden_size=192, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=3, num_key_value_heads=1, attention_bias=True,
+    )  # fmt: skip
+    found, exact = logprobs(load(directory, dtype="bfloat16")), logprobs(load(directory))
+
+    assert any(name.endswith("q_proj.bias") for name in parameters(load(directory)))
+    assert 0 < np.abs(found - exact).mean() < 0.25
+
+
 # -- weights that stand for others -------------------------------------------------------------
 
 

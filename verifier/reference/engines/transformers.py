@@ -587,7 +587,11 @@ class _Rounded(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is torch.nn.functional.linear and args[1].dtype is torch.float32:
-            return func(args[0].float(), *args[1:], **kwargs).to(self._half)
+            bias = (
+                args[2] if len(args) > 2 else kwargs.get("bias")
+            )  # a vector, kept in half precision
+            added = None if bias is None else bias.float()
+            return func(args[0].float(), args[1], added).to(self._half)
         if func is torch.nn.functional.embedding:
             return func(*args, **kwargs).to(self._half)
         return func(*args, **kwargs)
