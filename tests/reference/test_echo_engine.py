@@ -14,17 +14,20 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from audits import FAULT, QUIET, configure
 from fakes_engine import FakeEngine, FakeTokenizer
 
+from verifier.audit import audit
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import TEXT_SCALES, text_cells
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
-from verifier.records import GenerateRequest, ScoreRequest
+from verifier.records import REFERENCE, GenerateRequest, ScoreRequest
 from verifier.reference.engines.echo import MOST_APART, EchoEngine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.engines.transformers import TransformersEngine
+from verifier.reference.loaded import Reference
 from verifier.reference.tokenizer import Tokenizer
 
 TOKENIZER = FakeTokenizer()
@@ -150,6 +153,47 @@ def test_the_echo_engine_is_loaded_by_its_name() -> None:
         engine.close()
     with pytest.raises(ConfigError, match=r"reference\.url: missing"):
         load_engine("echo", Path(), TOKENIZER)
+
+
+# -- audits ------------------------------------------------------------------------------------
+
+
+class Speaker(FakeEngine):
+    """A model of one text that prefers one word at each place; a build is far noisier."""
+
+    def logprobs(self, prompt_ids: tuple[int, ...], reply_ids: Sequence[int]) -> np.ndarray:
+        ids, size = (*prompt_ids, *reply_ids), TOKENIZER.vocabulary_size
+        rng = np.random.default_rng(list(ids[-6:]))
+        logits = rng.normal(size=size)
+        logits[rng.integers(258, size)] += 4.0
+        if self.loaded != REFERENCE:
+            logits += 1.5 * np.random.default_rng([9, *ids[-6:]]).normal(size=size)
+        return logits - np.logaddexp.reduce(logits)
+
+
+@pytest.mark.parametrize(
+    ("weights", "decision"), [(REFERENCE, "consistent"), (FAULT, "inconsistent")]
+)
+def test_an_audit_with_five_alternatives_of_a_trusted_host_ends_rightly(
+    card: Path, tmp_path: Path, weights: str, decision: str
+) -> None:
+    """Text alone of the target; whose word the reference is stands in the signature."""
+    target = Speaker()
+    target.load_variant(weights)
+    with (
+        served(target, window_s=0.001) as url,
+        served(Speaker(), most_logprobs=5, window_s=0.001) as trusted,
+        echoing(trusted) as engine,
+    ):
+        config = configure(
+            url, card, tmp_path / "run", top_logprobs=0, endpoint={"model": "m"}
+        )  # fmt: skip
+        reference = Reference(engine=engine, tokenizer=TOKENIZER)
+        report = audit(config, api_key=None, load_reference=lambda: reference, show=QUIET)
+
+    assert report.decision == decision
+    assert report.signature["engine"]["engine"] == "echo"
+    assert report.signature["engine"]["url"] == trusted
 
 
 # -- hosts that cannot -------------------------------------------------------------------------
