@@ -76,6 +76,7 @@ FULL: dict[str, Any] = {
         "engine_args": {"tensor_parallel_size": 4, "enable_expert_parallel": True},
         "url": "http://127.0.0.1:8001/v1",
         "url_key_env": "OTHER_KEY",
+        "url_model": "tiny-at-the-host",
         "threads": 3,
         "hardware": {"gpus": 8, "memory_gib": 80.0, "nodes": 2},
         "suspects": [

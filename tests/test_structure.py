@@ -85,7 +85,7 @@ WINGS = (
 HOMES = {
     "httpx": {
         "host.endpoint",
-        "reference.engines.remote",
+        "reference.engines.server",
         "host.event_stream",
         "lab.bench.wire",
         "lab.testbed.router",

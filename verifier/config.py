@@ -39,7 +39,10 @@ from verifier.wording import did_you_mean
 T = TypeVar("T", bound=BaseModel)
 
 #: What computes the reference's likelihoods; auto is vLLM on a GPU, else transformers.
-EngineName = Literal["auto", "vllm", "transformers", "remote"]
+EngineName = Literal["auto", "vllm", "transformers", "remote", "echo"]
+
+#: Those that ask a server of someone else's: the weights are not on this machine.
+ELSEWHERE: Final[tuple[EngineName, ...]] = ("remote", "echo")
 
 #: Precision of an engine's arithmetic; auto: float32 for transformers, as published for vLLM.
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -399,9 +402,10 @@ class ReferenceSection(_Section):
     weights: Path | None = None  # a directory that already holds the card's weights
     dtype: Dtype = "auto"
     engine_args: PlainValues = {}  # passed to vLLM as they are, over the card's own
-    # of the remote engine
+    # of the engines remote and echo
     url: Annotated[str, AfterValidator(_without_secret), AfterValidator(_of_http)] | None = None
     url_key_env: Annotated[str, AfterValidator(_variable)] | None = None
+    url_model: Annotated[str, Field(min_length=1)] | None = None  # None: the only one there
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of the CPU; None: a fair share
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
     suspects: tuple[Suspect, ...] = ()  # other models that the replies are compared with

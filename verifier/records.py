@@ -253,6 +253,9 @@ class ReplyScore:
     top_ids: tuple[TokenId, ...]  # the most likely token at each position
     top_logprobs: tuple[tuple[Nats, ...], ...]  # the k largest, descending
     candidate_logprobs: tuple[tuple[Nats, ...], ...] | None  # parallel to `candidates`
+    #: Whether fewer than the k largest are known than a normaliser needs: then a token speaks only
+    #: among them, and one beyond has the rank k + 1. See `ledger.text_cells`.
+    few: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -194,7 +194,7 @@ def test_what_the_endpoint_can_do_is_found_out_first_and_reported(
     assert "temperature 0 taken" in (out / PAGE).read_text(encoding="utf-8")
     assert [f.decision for f in report.findings if f.aspect == "samples"] == ["undecided"]
     asked = list(read_lines(out / CAPABILITY_EXCHANGES))
-    assert len(asked) == 13
+    assert len(asked) == 12
     assert report.usage.requests == len(requests_of(out)) + len(asked)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -28,7 +29,7 @@ from verifier.lab.testbed.faults import list_faults, read_fault
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running, serve
 from verifier.prompts import make_prompt, prompt_of, wire_extras, wire_message
-from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt
+from verifier.records import REFERENCE, GenerateRequest, Generation, Message, Prompt, ScoreRequest
 from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.variants import VARIANTS
 
@@ -535,7 +536,7 @@ def test_wrong_field_is_400(
         ("prompt", [len(WORDS) + 258]),
         ("logprobs", True),
         ("logprobs", 21),
-        ("echo", True),
+        ("echo", "yes"),
     ],
 )
 def test_wrong_completion_field_is_400(client: httpx.Client, param: str, value: object) -> None:
@@ -544,6 +545,29 @@ def test_wrong_completion_field_is_400(client: httpx.Client, param: str, value: 
     error = error_of(client.post("/completions", json=body), 400)
 
     assert error["param"] == param
+
+
+def test_an_echo_repeats_the_prompt_with_its_log_probabilities(client: httpx.Client) -> None:
+    """Parallel lists as OpenAI has them: the prompt's first token has no number; texts add up."""
+    plain = complete(client, "the now", max_tokens=2, logprobs=2)["choices"][0]
+    found = complete(client, "the now", max_tokens=2, logprobs=2, echo=True)["choices"][0]
+    lists, ids = found["logprobs"], TOKENIZER.encode("the now")
+    asked = ScoreRequest(prompt_ids=ids[:1], reply_ids=ids[1:])
+    (score,) = FakeEngine().score([asked])
+
+    assert found["text"] == "the now" + plain["text"] == "".join(lists["tokens"])
+    assert lists["token_logprobs"][0] is lists["top_logprobs"][0] is None
+    assert lists["token_logprobs"][1 : len(ids)] == pytest.approx(list(score.logprobs))
+    assert lists["token_logprobs"][len(ids) :] == plain["logprobs"]["token_logprobs"]
+    starts = [0, *itertools.accumulate(map(len, lists["tokens"]))][:-1]
+    assert lists["text_offset"] == starts
+
+
+def test_an_echo_is_neither_streamed_nor_of_several(client: httpx.Client) -> None:
+    """Refused rather than ignored."""
+    for more in ({"stream": True}, {"n": 2}):
+        body = {"model": MODEL, "prompt": "the", "echo": True, **more}
+        assert "echo" in error_of(client.post("/completions", json=body), 400)["message"]
 
 
 @pytest.mark.parametrize(

@@ -302,7 +302,7 @@ def test_odd_scores_of_a_server_are_refused_in_one_line(
     with scripted() as url:
         engine = RemoteEngine(url, eos_ids=())
     with scripted(**{"/v1/completions": answer}) as url:
-        engine._url = url
+        engine._server.url = url
         with pytest.raises(ConfigError) as found:
             engine.score([ScoreRequest(prompt_ids=(7, 1), reply_ids=(1,))])
         engine.close()
@@ -338,7 +338,7 @@ def test_odd_replies_of_a_server_are_refused_in_one_line(
     with scripted() as url:
         engine = RemoteEngine(url, eos_ids=())
     with scripted(**{"/v1/completions": completion({"index": 0, **choice})}) as url:
-        engine._url = url
+        engine._server.url = url
         with pytest.raises(ConfigError) as found:
             engine.generate([GenerateRequest(prompt_ids=(1,), max_tokens=2, top_logprobs=1)])
         engine.close()

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from audits import write_run_file
 from command_line import call, with_fake_reference
+from fakes_engine import FakeTokenizer
 from fakes_host import Answer, Asked, FakeHost, chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -424,6 +425,29 @@ def test_a_remote_engine_spells_no_key(name: str, where: str) -> None:
             engine.close()
         except ConfigError as error:
             said = str(error)
+
+    assert host.url in said
+    assert find_spelled(KEY, [said]) == []
+
+
+@pytest.mark.parametrize("name", ["plain", "zero width", "entities", "NUL", "base64"])
+@pytest.mark.parametrize("where", ["401", "400", "tokens", "model"])
+def test_an_echo_engine_spells_no_key(name: str, where: str) -> None:
+    """A refusal that repeats it, tokens, names of alternatives, and a name of a model."""
+    from verifier.reference.engines.echo import EchoEngine
+
+    text = SPELLED[name]
+    lists = {
+        "tokens": [text] * 40, "token_logprobs": [-1.5] * 40, "top_logprobs": [{text: -1.0}] * 40,
+    }  # fmt: skip
+    answer: dict[str, Any] = {"choices": [{"logprobs": lists}]}
+    status = {"401": 401, "400": 400}.get(where, 200)
+    models = Answer(body={"data": [{"id": text if where == "model" else "m"}]})
+    told = Answer(status=status, body=says(text) if status != 200 else answer)
+    with FakeHost(lambda _asked: told, models=models) as host:
+        with pytest.raises(ConfigError) as raised:
+            EchoEngine(host.url, tokenizer=FakeTokenizer(), api_key=KEY)
+        said = str(raised.value)
 
     assert host.url in said
     assert find_spelled(KEY, [said]) == []

@@ -40,7 +40,7 @@ EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconcl
 USAGE: Final = 2
 
 Dtype = Literal["float32", "bfloat16", "float16"]
-EngineName = Literal["auto", "vllm", "transformers", "remote"]
+EngineName = Literal["auto", "vllm", "transformers", "remote", "echo"]
 RunFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print report.json instead of tables.")]
 ListJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table or lines.")]

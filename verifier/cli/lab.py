@@ -205,7 +205,7 @@ def _reference_of(
     gpu_memory: float | None,
 ) -> ReferenceSection:  # fmt: skip
     """What scores, with what and on which GPUs: as a run file says, and options over it."""
-    from verifier.config import Hardware, ReferenceSection, load_fleet
+    from verifier.config import ELSEWHERE, Hardware, ReferenceSection, load_fleet
 
     section = ReferenceSection(card=card.name)
     if run_file is not None:
@@ -223,9 +223,9 @@ def _reference_of(
     if gpus is not None and gpu_memory is not None:
         changes["hardware"] = Hardware(gpus=gpus, memory_gib=gpu_memory)
     section = section.model_copy(update=changes)
-    if section.engine == "remote":
+    if section.engine in ELSEWHERE:
         raise ConfigError(
-            "--engine: a remote engine puts no variants in place; take vllm or transformers"
+            f"--engine: {section.engine} puts no variants in place; take vllm or transformers"
         )
     return section
 

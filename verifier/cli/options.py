@@ -121,14 +121,14 @@ def describe(
     engine: Annotated[
         EngineName | None,
         typer.Option(
-            metavar="NAME", help="vllm, transformers or remote (auto).",
+            metavar="NAME", help="vllm, transformers, remote or echo (auto).",
             rich_help_panel=_OF_REFERENCE,
         ),
     ] = None,
     reference_url: Annotated[
         str | None,
         typer.Option(
-            metavar="URL", help="The remote engine's vLLM server.", rich_help_panel=_OF_REFERENCE
+            metavar="URL", help="Server that remote or echo asks.", rich_help_panel=_OF_REFERENCE
         ),
     ] = None,
     out: Annotated[

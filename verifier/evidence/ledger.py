@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final
 import numpy as np
 
 from verifier.errors import ConfigError
-from verifier.evidence.arrays import Array, log_sum_exp
+from verifier.evidence.arrays import Array, Mask, log_sum_exp
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
 from verifier.records import (
@@ -198,6 +198,15 @@ def text_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
     bound is used. It is exact at s = 1 and negligible below s = 0.25; between, it lowers the
     likelihood of a column: on the embedded model by at most 0.002 nats per token at s = 0.32 and
     0.03 at 0.63 to 0.8, which the margins of the classes (`variants`) exceed by far.
+
+    From few of the largest that bound is no good: it lowers the scales that honest hosts have too,
+    and the ratio of a scale of no such loss (1 is one) to them has a mean above 1. A score of `few`
+    is therefore judged by p(token | it is among the k named), which needs no more than they; a
+    token beyond them says nothing at any scale. Null: noise of scale s, whatever it is. Which k are
+    named is settled by what came before the token, so the mean of the ratio of two scales is
+    p(among) * 1 + p(beyond) * 1 = 1 at each token, in either direction: products of such are
+    martingales (Cox 1975, "Partial likelihood"). It costs power against hosts whose tokens are
+    seldom among the k.
     """
     at = list(kept)
     if not at:
@@ -221,7 +230,7 @@ def dropped_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple
     normaliser = log_sum_exp(top[:, :, None] * inverse, axis=1)  # [T, S]
     second = np.where(first, -np.inf, np.minimum(chosen * inverse - normaliser, 0.0))
     mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), np.log(share) + second)
-    return tuple(float(v) for v in mixed.sum(axis=0))
+    return tuple(float(v) for v in np.where(_speaks(score, at), mixed, 0.0).sum(axis=0))
 
 
 def rare_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[float, ...]:
@@ -231,7 +240,7 @@ def rare_cells(score: ReplyScore, kept: Sequence[int], share: float) -> tuple[fl
         return tuple(0.0 for _ in TEXT_SCALES)
     any_token = np.log(share / VOCABULARY)
     mixed = np.logaddexp(np.log1p(-share) + _positions(score, at), any_token)
-    return tuple(float(v) for v in mixed.sum(axis=0))
+    return tuple(float(v) for v in np.where(_speaks(score, at), mixed, 0.0).sum(axis=0))
 
 
 def differing_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]:
@@ -240,7 +249,8 @@ def differing_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]
     Conditional on this very reply: each position after what was said before it, under noise of that
     scale as `text_cells` has it.
     """
-    likeliest = replace(score, logprobs=tuple(row[0] for row in score.top_logprobs))
+    first = tuple(row[0] for row in score.top_logprobs)
+    likeliest = replace(score, logprobs=first, ranks=(1,) * len(first))
     at = list(kept)
     if not at:
         return tuple(0.0 for _ in TEXT_SCALES)
@@ -252,12 +262,33 @@ def _positions(score: ReplyScore, at: Sequence[int]) -> Array:
     chosen = np.array(score.logprobs)[list(at)]  # [T]
     top = np.array([score.top_logprobs[t] for t in at])  # [T, k]
     inverse = 1 / TEXT_SCALES  # [S]
+    if score.few:
+        return _among_named(chosen, top, _speaks(score, at))
     rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
     tail = rest[:, None] + top[:, -1:] * (inverse - 1)  # [T, S]
     scaled = top[:, :, None] * inverse  # [T, k, S]
     normaliser = np.logaddexp(log_sum_exp(scaled, axis=1), tail)
     log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
     return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
+
+
+def _among_named(chosen: Array, top: Array, named: Mask) -> Array:
+    """log p [T, S] of each token given that it is one of the k named; 0 of one that is not.
+
+    The share of the distribution at scale 1 is FLOOR of all of it, so less of what is named.
+    """
+    share = FLOOR * np.exp(top).sum(axis=1)[:, None]
+    share = share / (1 - FLOOR + share)
+    scaled = top[:, :, None] / TEXT_SCALES
+    log_p = np.minimum(chosen[:, None] / TEXT_SCALES - log_sum_exp(scaled, axis=1), 0.0)
+    sampled = np.minimum(chosen - log_sum_exp(top, axis=1), 0.0)[:, None]
+    mixed = np.logaddexp(np.log1p(-share) + log_p, np.log(share) + sampled)
+    return np.asarray(np.where(named, mixed, 0.0))
+
+
+def _speaks(score: ReplyScore, at: Sequence[int]) -> Mask:
+    """Which tokens [T, 1] say something: all, or of a score of `few` those among the named."""
+    return np.array([[not score.few or score.ranks[t] <= len(score.top_logprobs[t])] for t in at])
 
 
 def logprob_cells(

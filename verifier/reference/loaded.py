@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
 
-from verifier.config import RunFile
+from verifier.config import ELSEWHERE, RunFile
 from verifier.errors import ConfigError, VerifierError
 from verifier.progress import Show
 from verifier.prompts import Render, make_prompt
@@ -67,9 +67,9 @@ def reference_loader(
 ) -> LoadReference:
     """Loads the card's weights with the engine asked for, once they are fetched and checked.
 
-    `api_key` is the remote engine's. What it scores with is taken on its word: the weights are not
-    checked here. Without `fetch` nothing is fetched: what is not on this machine is a ConfigError
-    that says what would be.
+    `api_key` is that of the server that a remote or echo engine asks. What it scores with is taken
+    on its word: the weights are not checked here. Without `fetch` nothing is fetched: what is not
+    on this machine is a ConfigError that says what would be.
     """
     section = config.reference
 
@@ -80,7 +80,7 @@ def reference_loader(
             weights = fetch_weights(card, cache=cache, tell=show.tell, fetch=fetch)
         elif not weights.is_dir():
             raise ConfigError(f"reference.weights: no directory {weights}")
-        check_weights(card, weights, tensors=section.engine != "remote")
+        check_weights(card, weights, tensors=section.engine not in ELSEWHERE)
         show.tell(f"loading {card.name}")
         from verifier.reference.engines.load import load_engine
         from verifier.reference.tokenizer import Tokenizer
@@ -106,6 +106,7 @@ def reference_loader(
             section.engine, weights, tokenizer, dtype=section.dtype, threads=section.threads,
             engine_args={**card.engine_args, **section.engine_args},
             checkpoints={**builds, **others}, url=section.url, api_key=api_key,
+            model=section.url_model,
         )  # fmt: skip
 
         def read_as(fetch: Callable[[], Path]) -> Suspected:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from verifier.config import Policy, ReferenceSection, resolve_policy
+from verifier.config import ELSEWHERE, Policy, ReferenceSection, resolve_policy
 from verifier.errors import ConfigError, VerifierError
 from verifier.reference.cards import Card, load_card
 from verifier.reference.provisional import calibration_for, refuse_finer
@@ -44,8 +44,8 @@ def _of_places(section: ReferenceSection) -> list[str]:
 
 
 def _of_engine(section: ReferenceSection) -> list[str]:
-    if section.engine == "remote" and section.url is None:
-        return ["reference.url: missing; give the vLLM server's URL, up to /v1"]
+    if section.engine in ELSEWHERE and section.url is None:
+        return ["reference.url: missing; give the server's URL, up to /v1"]
     if section.engine == "vllm" and find_spec("vllm") is None:
         said = (
             "reference.engine: vLLM is not installed; install this package with the extra gpu "

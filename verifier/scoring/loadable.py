@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from verifier.config import EngineName
+from verifier.config import ELSEWHERE, EngineName
 from verifier.errors import ConfigError, VerifierError
 from verifier.plan_file import Plan
 from verifier.progress import Show
@@ -45,7 +45,7 @@ def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
 
 def refuse_engine_of_name(plan: Plan, name: EngineName) -> None:
     """The same before any weights are loaded, as far as an engine's name tells."""
-    if name in ("vllm", "remote"):
+    if name == "vllm" or name in ELSEWHERE:
         _refuse_defaults(plan, name, able=False)
 
 

@@ -256,6 +256,8 @@ def _row(columns: Mapping[str, Scored], probe: Probe, tokenizer: Reader) -> Row:
     if aligned.reported is not None and reference.score.candidate_logprobs is not None:
         cells = logprob_cells(aligned.reported, reference.score.candidate_logprobs)
         logprob, problem = (None, cells) if isinstance(cells, str) else (cells, None)
+    elif aligned.reported is not None and reference.score.few:
+        problem = "the reference knows few alternatives, and not what the endpoint names"
     single = _single_token_cells(reference)
     return Row(
         probe_id=reference.probe_id,

@@ -13,7 +13,15 @@ from typing import Any, Final
 from verifier.errors import RenderingError
 from verifier.lab.testbed.behaviours import Store, answered, is_spared, read_whole_or_cut, taken
 from verifier.lab.testbed.host import Host, Thoughts
-from verifier.lab.testbed.wire import Answer, Body, ChatBody, ShownToken, WireError, request_of
+from verifier.lab.testbed.wire import (
+    Answer,
+    Body,
+    ChatBody,
+    CompletionBody,
+    ShownToken,
+    WireError,
+    request_of,
+)
 from verifier.prompts import make_prompt
 from verifier.records import (
     REFERENCE,
@@ -53,8 +61,46 @@ def answer_batch(host: Host, store: Store, bodies: Sequence[Body]) -> list[Answe
             streamed=bool(body.stream),
         )  # fmt: skip
         answer = store.reported(answer)
+        if isinstance(body, CompletionBody) and body.echo:
+            answer = _echoing(answer, request.prompt_ids, host, body.logprobs)
         answers.append(store.again(_words(body), whole.max_tokens, answer))
     return answers
+
+
+#: Positions of a prompt whose whole distributions are held at once.
+_HELD: Final = 32
+
+
+def _echoing(answer: Answer, ids: tuple[int, ...], host: Host, alternatives: int | None) -> Answer:
+    """The answer with its prompt to be repeated, and scored where log-probabilities are asked for.
+
+    Nothing is known of the first token.
+    """
+    tokenizer, vocabulary = host.tokenizer, range(host.tokenizer.vocabulary_size)
+    if host.weights is not None:
+        host.engine.load_variant(host.weights)
+    said: list[tuple[float, tuple[tuple[int, float], ...]]] = [(0.0, ())]
+    for start in range(1, 1 if alternatives is None else len(ids), _HELD):
+        reply = ids[start : start + _HELD]
+        asked = ScoreRequest(
+            prompt_ids=ids[:start], reply_ids=reply, candidates=(tuple(vocabulary),) * len(reply)
+        )
+        (score,) = host.engine.score([asked])
+        for logprob, row in zip(score.logprobs, score.candidate_logprobs or (), strict=True):
+            best = sorted(vocabulary, key=row.__getitem__, reverse=True)[: alternatives or 0]
+            said.append((logprob, tuple((i, row[i]) for i in best)))
+    shown, start = [], 0
+    for token_id, (logprob, top) in zip(ids, said, strict=False):
+        raw = _prompt_bytes(token_id, tokenizer)
+        named = tuple((_prompt_bytes(i, tokenizer), value) for i, value in top)
+        shown.append(ShownToken(raw=raw, start=start, logprob=logprob, top=named))
+        start += len(raw.decode("utf-8", "ignore"))
+    return replace(answer, echoed=tuple(shown), prompt_text=tokenizer.decode_prompt(ids))
+
+
+def _prompt_bytes(token_id: int, tokenizer: Tokenizer) -> bytes:
+    """What a token spells, control tokens by their names."""
+    return tokenizer.token_bytes(token_id) or tokenizer.decode_prompt([token_id]).encode()
 
 
 def _generate(

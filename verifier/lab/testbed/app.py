@@ -113,7 +113,10 @@ async def _chat(request: Request) -> Response:
 
 async def _complete(request: Request) -> Response:
     _check_key(request)
-    return await _reply(request, parse_body(CompletionBody, await request.body()))
+    body, most = parse_body(CompletionBody, await request.body()), request.state.host.most_logprobs
+    if (body.logprobs or 0) > most:
+        raise WireError(f"logprobs: at most {most} are offered", param="logprobs")
+    return await _reply(request, body)
 
 
 async def _message(request: Request) -> Response:
@@ -160,7 +163,7 @@ async def _ask(request: Request, body: Body) -> tuple[Answer, Stamp]:
         *(request.state.batcher.answer(body) for _ in range(several))
     )
     answer = replace(answer, others=tuple(others))
-    if not host.shows_prompts:
+    if not (host.shows_prompts or answer.echoed):
         answer = replace(answer, prompt_ids=(), prompt_text="")
     return answer, Stamp(id=uuid.uuid4().hex, created=int(time.time()))
 

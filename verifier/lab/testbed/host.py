@@ -46,6 +46,7 @@ class Host:
     thoughts: Thoughts | None = None
     shows_prompts: bool = False  # whether who asks is shown what was rendered, as vLLM does
     completes_as_chat: bool = False  # whether a text to complete is silently made into a chat
+    most_logprobs: int = 20  # alternatives of a text completion; OpenAI and Fireworks allow 5
     api_key: str | None = field(default=None, repr=False)  # None: it asks for none
     max_batch: int = 16  # replies generated together at most
     window_s: float = 0.02  # for which the first of a batch waits for others

@@ -204,7 +204,13 @@ class CompletionBody(_Body):
 
     prompt: NonEmpty | Annotated[tuple[int, ...], Field(min_length=1)]
     logprobs: Alternatives | None = None
-    echo: Literal[False] | None = None  # refused rather than ignored: it would change the text
+    echo: bool | None = None
+
+    @model_validator(mode="after")
+    def _check_echo(self) -> Self:
+        if self.echo and (self.stream or (self.n or 1) > 1):
+            raise ValueError("echo: not offered in a stream, or of several replies")
+        return self
 
 
 Body = ChatBody | CompletionBody
@@ -308,10 +314,10 @@ def request_of(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShownToken:
-    """One token of a reply's text."""
+    """One token of a reply's text, or of an echoed prompt."""
 
     raw: bytes
-    start: int  # characters of the reply's text before it
+    start: int  # characters of the text before it
     logprob: float
     top: tuple[tuple[bytes, float], ...]  # alternatives, likeliest first
 
@@ -330,6 +336,7 @@ class Answer:
     thought: str | None = None  # shown apart from the text; None: none is
     thought_tokens: tuple[ShownToken, ...] = ()  # those of it that are shown, tags included
     reasoning_tokens: int = 0  # spent on a thought, shown or not
+    echoed: tuple[ShownToken, ...] = ()  # the prompt's tokens, to be repeated before the text
     others: tuple[Answer, ...] = ()  # further replies to the same request
 
 
@@ -363,15 +370,20 @@ def whole_reply(body: Body, answer: Answer, stamp: Stamp) -> dict[str, Any]:
 
 
 def _choice(body: Body, answer: Answer, index: int) -> dict[str, Any]:
+    tokens, text = answer.tokens, answer.text
+    if isinstance(body, CompletionBody) and body.echo:
+        before = len(answer.prompt_text)
+        tokens = (*answer.echoed, *(replace(t, start=t.start + before) for t in tokens))
+        text = answer.prompt_text + text
     choice: dict[str, Any] = {
         "index": index,
-        "logprobs": _logprobs(body, (*answer.thought_tokens, *answer.tokens)),
+        "logprobs": _logprobs(body, (*answer.thought_tokens, *tokens)),
         "finish_reason": answer.finish_reason,
     }
     if isinstance(body, ChatBody):
         thought = {} if answer.thought is None else {"reasoning": answer.thought}
         return choice | {"message": {"role": "assistant", "content": answer.text} | thought}
-    return choice | {"text": answer.text}
+    return choice | {"text": text}
 
 
 def reply_chunks(body: Body, answer: Answer, stamp: Stamp) -> Iterator[dict[str, Any]]:
@@ -438,14 +450,17 @@ def _logprobs(body: Body, tokens: Sequence[ShownToken]) -> dict[str, Any] | None
         return None
     if isinstance(body, ChatBody):
         return {"content": chat_logprobs(body, tokens)}
+    first: list[Any] = [None] if body.echo else []  # nothing came before it
+    scored = tokens[len(first) :]
     return {
         "tokens": [_text(token.raw) for token in tokens],
-        "token_logprobs": [_finite(token.logprob) for token in tokens],
-        "top_logprobs": [
+        "token_logprobs": first + [_finite(token.logprob) for token in scored],
+        "top_logprobs": first
+        + [
             # keyed by text, so of two tokens with one text only the likelier can be shown
             {_text(raw): _finite(logprob) for raw, logprob in reversed(token.top)}
             | {_text(token.raw): _finite(token.logprob)}
-            for token in tokens
+            for token in scored
         ],
         "text_offset": [token.start for token in tokens],
     }

@@ -20,6 +20,11 @@ class _Tokenizer(Protocol):
 
     @property
     def eos_id(self) -> int: ...
+    @property
+    def special_ids(self) -> frozenset[int]: ...
+    def token_bytes(self, token_id: int) -> bytes: ...
+    def ids_of_bytes(self, raw: bytes) -> tuple[int, ...]: ...
+    def special_id(self, token: str) -> int | None: ...
     def encode(self, text: str) -> tuple[int, ...]: ...
     def decode(self, ids: Any) -> str: ...
 
@@ -36,22 +41,19 @@ def load_engine(
     checkpoints: Mapping[str, Callable[[], Path]] | None = None,
     url: str | None = None,
     api_key: str | None = None,
+    model: str | None = None,
 ) -> Engine:
     """The weights of a directory, or the server at `url`, ready to score and to generate.
 
     `threads` and `attention` (a kernel) are for transformers, `engine_args` for vLLM, `checkpoints`
-    (other weights, loaded in the place of these) for both, `url` and `api_key` for the remote
-    engine. dtype auto is float32 for transformers, the oracle, and the checkpoint's own for vLLM.
-    Raises ConfigError when the engine cannot be had.
+    (other weights, loaded in the place of these) for both; `url`, `api_key` and `model`, its name
+    there, for remote and echo. dtype auto is float32 for transformers, the oracle, and the
+    checkpoint's own for vLLM. Raises ConfigError when the engine cannot be had.
     """
     eos_ids = (tokenizer.eos_id,)
     match choose(name):
-        case "remote":
-            if url is None:
-                raise ConfigError("reference.url: missing; give the vLLM server's URL, up to /v1")
-            from verifier.reference.engines.remote import RemoteEngine
-
-            return RemoteEngine(url, eos_ids=eos_ids, api_key=api_key, encode=tokenizer.encode)
+        case "remote" | "echo":
+            return _ask_server(choose(name), tokenizer, url=url, api_key=api_key, model=model)
         case "vllm":
             from verifier.reference.engines.vllm import VllmEngine
 
@@ -80,6 +82,24 @@ def load_engine(
                     f"{weights}: transformers cannot load it ({type(error).__name__}: {said}); "
                     "fetch it anew, or use another --engine"
                 ) from error
+
+
+def _ask_server(
+    name: EngineName, tokenizer: _Tokenizer, *, url: str | None, api_key: str | None,
+    model: str | None,
+) -> Engine:  # fmt: skip
+    """An engine that asks a server of someone else's."""
+    if url is None:
+        raise ConfigError("reference.url: missing; give the server's URL, up to /v1")
+    if name == "echo":
+        from verifier.reference.engines.echo import EchoEngine
+
+        return EchoEngine(url, tokenizer=tokenizer, api_key=api_key, model=model)
+    from verifier.reference.engines.remote import RemoteEngine
+
+    return RemoteEngine(
+        url, eos_ids=(tokenizer.eos_id,), api_key=api_key, encode=tokenizer.encode, model=model
+    )
 
 
 def choose(name: EngineName) -> EngineName:

@@ -6,18 +6,13 @@ holds is taken on its word, and weights variants cannot be put into it. Only tok
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
-import httpx
 import numpy as np
-from pydantic import BaseModel, ConfigDict
 
 from verifier.errors import ConfigError
 from verifier.evidence.samplers import is_plain
-from verifier.files.stored import check
 from verifier.records import (
     REFERENCE,
     Count,
@@ -36,19 +31,12 @@ from verifier.reference.engines.prompt_logprobs import (
     WithoutDistributions,
     chunks,
 )
+from verifier.reference.engines.server import ROUNDING, SAMPLE, Server, Told
 from verifier.safety import sieve
-
-T = TypeVar("T")
 
 #: Prompts sent in one request, and log-probabilities that one response may hold.
 PROMPTS_PER_REQUEST = 16
 VALUES_PER_REQUEST = 200_000
-
-#: Seconds for one request; scoring on a CPU takes minutes.
-TIMEOUT_S = 600.0
-
-#: A text that tokenizers split in ways of their own.
-_SAMPLE = "The café's 3,141 naïve words:\n\tif (x_1 != 'größer') { return  x²; } 数学 ok."
 
 
 class RemoteEngine(WithoutDistributions):
@@ -61,53 +49,40 @@ class RemoteEngine(WithoutDistributions):
         eos_ids: Sequence[int],
         api_key: str | None = None,
         encode: Callable[[str], tuple[int, ...]] | None = None,
+        model: str | None = None,
     ) -> None:
         """`url` is what comes before /completions; `encode` is the card's tokenizer, which the
-        server's must agree with.
+        server's must agree with; `model` is one of several that the server has.
 
         Raises ConfigError when the server cannot be reached, gives no prompt log-probabilities,
-        serves several models, or splits text otherwise.
+        serves several models and none is named, or splits text otherwise.
         """
-        sieve.know(api_key)
-        sieve.guard_logs()
-        if api_key is not None and not re.fullmatch(r"[!-~]+", api_key):
-            raise ConfigError(
-                "reference.url_key_env: the key is empty or holds spaces, line ends or other signs "
-                "no key has; set it again"
-            )
-        self._url = url.rstrip("/")
         self._eos = list(eos_ids)
-        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
-        self._http = httpx.Client(
-            headers=headers, timeout=TIMEOUT_S, transport=httpx.HTTPTransport(retries=2)
-        )
+        self._server = Server(url, kind="vLLM server", api_key=api_key)
         try:
-            self._greet(encode)
+            self._greet(encode, model)
         except BaseException:
             self.close()  # nobody else can: the caller gets no engine
             raise
 
-    def _greet(self, encode: Callable[[str], tuple[int, ...]] | None) -> None:
+    def _greet(self, encode: Callable[[str], tuple[int, ...]] | None, model: str | None) -> None:
         """Find out what the server serves, and that it splits text as the card's tokenizer."""
-        served = self._get("/models", _Models).data
-        if len(served) != 1:
-            names = sieve.strike(", ".join(str(model.id) for model in served))
-            raise ConfigError(f"{self._url}: expected one model, got {names or 'none'}")
-        self._model, self._longest = served[0].id, served[0].max_model_len
+        served = self._server.find_model(model)
+        self._model, self._longest = served.id, served.max_model_len
         if encode is not None:
             self._check_tokenizer(encode)
         self._widest = self._find_widest()
-        self._version = sieve.strike(self._get("/version", _Version, root=True).version)
+        self._version = sieve.strike(self._server.get("/version", _Version, root=True).version)
 
     def close(self) -> None:
-        self._http.close()
+        self._server.close()
 
     @property
     def versions(self) -> dict[str, str]:
         return {
             "engine": "remote vllm",
             "vllm": self._version,
-            "url": self._url,
+            "url": self._server.url,
             "model": sieve.strike(self._model),
             "weights": "as the server says; not checked",
         }
@@ -119,7 +94,7 @@ class RemoteEngine(WithoutDistributions):
         """Raises ConfigError for anything but the reference weights."""
         if name != REFERENCE:
             raise ConfigError(
-                f"{self._url}: the remote engine cannot put weights variant {name!r} into a "
+                f"{self._server.url}: the remote engine cannot put weights variant {name!r} into a "
                 "server; use a policy without builds, or --engine vllm or transformers"
             )
 
@@ -141,7 +116,7 @@ class RemoteEngine(WithoutDistributions):
                 temperature=0,
             )
             for choice, question in zip(choices, chunk, strict=True):
-                with self._refusing("prompt_logprobs"):
+                with self._server.refusing("prompt_logprobs"):
                     answers.append(_read(choice.prompt_logprobs, question))
         return answers
 
@@ -149,32 +124,34 @@ class RemoteEngine(WithoutDistributions):
         """The largest number of log-probabilities to ask for that the server allows."""
         for k in (WIDE_K, TOP_K):
             body = {"prompt": [[1, 1]], "prompt_logprobs": k, "max_tokens": 1, "temperature": 0}
-            response = self._send("POST", "/completions", json={"model": self._model, **body})
+            asked = {"model": self._model, **body}
+            response = self._server.send("POST", "/completions", json=asked)
             if response.status_code == 200:
                 if not any(
-                    one.prompt_logprobs for one in self._read(response, _Completions).choices
+                    one.prompt_logprobs for one in self._server.read(response, _Completions).choices
                 ):
                     break
                 return k
         raise ConfigError(
-            f"{self._url}: gives no prompt_logprobs; it must be a vLLM server, with --max-logprobs "
-            f"{TOP_K} or more"
+            f"{self._server.url}: gives no prompt_logprobs; it must be a vLLM server, with "
+            f"--max-logprobs {TOP_K} or more"
         )
 
     def _check_tokenizer(self, encode: Callable[[str], tuple[int, ...]]) -> None:
-        body = {"model": self._model, "prompt": _SAMPLE, "add_special_tokens": False}
-        theirs = tuple(self._post("/tokenize", body, _Tokens, root=True).tokens)
-        if theirs != encode(_SAMPLE):
+        body = {"model": self._model, "prompt": SAMPLE, "add_special_tokens": False}
+        theirs = tuple(self._server.post("/tokenize", body, _Tokens, root=True).tokens)
+        if theirs != encode(SAMPLE):
             raise ConfigError(
-                f"{self._url}: model {self._model!r} splits text otherwise than the card's "
+                f"{self._server.url}: model {self._model!r} splits text otherwise than the card's "
                 "tokenizer; serve the card's model there, or name the card of the one served"
             )
 
     def _refuse_longer(self, tokens: int) -> None:
         if self._longest is not None and tokens > self._longest:
             raise ConfigError(
-                f"{self._url}: {tokens} tokens are more than its max_model_len {self._longest}; "
-                "restart it with a larger --max-model-len, or ask for shorter replies"
+                f"{self._server.url}: {tokens} tokens are more than its max_model_len "
+                f"{self._longest}; restart it with a larger --max-model-len, or ask for shorter "
+                "replies"
             )
 
     # -- generating ----------------------------------------------------------------------------
@@ -199,99 +176,41 @@ class RemoteEngine(WithoutDistributions):
                 return_token_ids=True,
                 return_tokens_as_token_ids=True,
             )
-            with self._refusing("logprobs"):
+            with self._server.refusing("logprobs"):
                 found.append(_generation(choice, request))
         return found
 
-    # -- HTTP ----------------------------------------------------------------------------------
-
     def _complete(self, **body: Any) -> list[_Choice]:
         """The choices in the order of the prompts, one of each."""
-        answer = self._post("/completions", {"model": self._model, **body}, _Completions)
+        answer = self._server.post("/completions", {"model": self._model, **body}, _Completions)
         choices, asked = sorted(answer.choices, key=lambda choice: choice.index), body["prompt"]
         if [choice.index for choice in choices] != [*range(len(asked))]:
             raise ConfigError(
-                f"{self._url}: gave {len(choices)} choices for {len(asked)} prompts; {_ADVICE}"
+                f"{self._server.url}: gave {len(choices)} choices for {len(asked)} prompts; "
+                f"{self._server.advice}"
             )
         return choices
 
-    def _post(self, path: str, body: Mapping[str, Any], kind: type[T], *, root: bool = False) -> T:
-        return self._read(self._send("POST", path, json=body, root=root), kind)
 
-    def _get(self, path: str, kind: type[T], *, root: bool = False) -> T:
-        return self._read(self._send("GET", path, root=root), kind)
-
-    def _send(self, method: str, path: str, *, root: bool = False, **body: Any) -> httpx.Response:
-        base = self._url.removesuffix("/v1") if root else self._url
-        try:
-            return self._http.request(method, base + path, **body)
-        except httpx.HTTPError as error:
-            said = sieve.strike(str(error)) or type(error).__name__
-            raise ConfigError(
-                f"{base}{path}: no answer ({said}); is the vLLM server "
-                "up, and reference.url what comes before /completions?"
-            ) from error
-
-    @contextmanager
-    def _refusing(self, what: str) -> Iterator[None]:
-        """What an answer lacks is the server's fault, and said in one line."""
-        try:
-            yield
-        except (KeyError, IndexError, TypeError, ValueError, OverflowError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise ConfigError(f"{self._url}: {what}: {said}; {_ADVICE}") from error
-
-    def _read(self, response: httpx.Response, kind: type[T]) -> T:
-        try:
-            answer = response.json() if response.status_code == 200 else None
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            said = " ".join(sieve.strike(response.text).split())[:200]
-            raise ConfigError(
-                f"{response.url}: HTTP {response.status_code} ({said}); reference.url must be what "
-                "comes before /completions at a vLLM server"
-            )
-        return check(response.content, kind, where=str(response.url), advice=_ADVICE)
-
-
-_ADVICE = "reference.url must be what comes before /completions at a vLLM server"
-
-
-class _Answer(BaseModel):
-    """Part of what a server says; it may say more."""
-
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False)
-
-
-class _Model(_Answer):
-    id: str
-    max_model_len: Count | None = None
-
-
-class _Models(_Answer):
-    data: list[_Model]
-
-
-class _Version(_Answer):
+class _Version(Told):
     version: str = "unknown"
 
 
-class _Tokens(_Answer):
+class _Tokens(Told):
     tokens: list[TokenId]
 
 
-class _Entry(_Answer):
+class _Entry(Told):
     logprob: Nats
     rank: Count | None
 
 
-class _Named(_Answer):
+class _Named(Told):
     token_logprobs: list[Nats]
     top_logprobs: list[dict[str, Nats]]
 
 
-class _Choice(_Answer):
+class _Choice(Told):
     index: Count
     prompt_logprobs: list[dict[str, _Entry] | None] | None = None
     logprobs: _Named | None = None
@@ -299,7 +218,7 @@ class _Choice(_Answer):
     token_ids: list[TokenId] | None = None
 
 
-class _Completions(_Answer):
+class _Completions(Told):
     choices: list[_Choice]
 
 
@@ -322,7 +241,7 @@ def _read(positions: Sequence[Mapping[str, _Entry] | None] | None, question: Que
     if least < question.k:
         raise ValueError(f"expected {question.k} tokens at each position, got {least}")
     most = max((top[0][0] for top in tops if top), default=0.0)
-    if most > _ROUNDING:
+    if most > ROUNDING:
         raise ValueError(f"expected log-probabilities, got {most:g}")
     shape = (len(reply), question.k)
     return Answer(
@@ -331,10 +250,6 @@ def _read(positions: Sequence[Mapping[str, _Entry] | None] | None, question: Que
         top_ids=np.array([[i for _, i in t[: question.k]] for t in tops], np.int64).reshape(shape),
         top_logprobs=np.array([[v for v, _ in t[: question.k]] for t in tops]).reshape(shape),
     )
-
-
-#: How far above 0 a log-probability may be rounded.
-_ROUNDING = 0.01
 
 
 def _entry(at: Mapping[str, _Entry], token_id: int) -> tuple[float, int]:
