@@ -70,6 +70,8 @@ FULL: dict[str, Any] = {
     },
     "reference": {
         "card": "tiny",
+        "pack": None,
+        "pack_key": None,
         "engine": "remote",
         "weights": "weights/tiny",
         "dtype": "bfloat16",

@@ -120,7 +120,8 @@ HOMES = {
         "reference.engines.gguf",
         "reference.engines.transformers",
     },
-    "safetensors": {"lab.restated", "reference.engines.transformers"},
+    "safetensors": {"lab.restated", "reference.engines.transformers", "reference.pack_file"},
+    "cryptography": {"reference.pack_file", "reference.signing"},
     "compressed_tensors": {"lab.restated", "reference.checkpoint"},
     "gguf": {"reference.engines.gguf", "reference.gguf_types"},
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
@@ -135,6 +136,7 @@ HOMES = {
         "cli.init",
         "cli.lab",
         "cli.options",
+        "cli.pack",
         "cli.reference",
     },
     "rich": {"reports.terminal", "reports.tables", "cli.common"},
@@ -511,7 +513,8 @@ def test_a_missing_package_is_named_with_what_to_do(
 
     assert said["statuses"][3] == 2
     # which one depends on whether the embedded model is in the cache already
-    line = r"^verifier: this step needs the package (torch|transformers); install it with pip$"
+    line = r"^verifier: this step needs the package (torch|transformers); install this one with "
+    line += r"its extra weights \(pip install '\.\[weights\]'\), or audit from a pack$"
     assert re.search(line, stderr, re.MULTILINE)
     assert "Traceback" not in stderr
 
@@ -786,11 +789,27 @@ def test_the_digests_cover_what_a_run_needs_in_the_versions_of_the_constraints()
     """All but PyTorch, which may come from elsewhere; with what builds the package."""
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     digests, constraints = pinned("hashes.txt"), pinned("constraints.txt")
-    asked = (*pyproject["project"]["dependencies"], *pyproject["build-system"]["requires"])
+    project = pyproject["project"]
+    asked = (
+        *project["dependencies"], *project["optional-dependencies"]["weights"],
+        *pyproject["build-system"]["requires"],
+    )  # fmt: skip
 
     assert digests.items() <= constraints.items()
     assert needed(asked, {"torch"}) <= digests.keys()
     assert not {"torch", "triton"} & digests.keys()
+
+
+def test_the_bare_package_needs_no_library_of_models() -> None:
+    """What computes likelihoods from weights is an extra, which all that need it take."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    heavy = {"torch", "transformers", "accelerate", "compressed-tensors", "gguf", "vllm"}
+    extras = project["optional-dependencies"]
+
+    assert not needed(project["dependencies"], set()) & heavy
+    assert heavy - {"vllm"} <= needed(extras["weights"], set())
+    for name in ("gpu", "cpu-vllm", "test"):
+        assert "hosted-model-verifier[weights]" in extras[name]
 
 
 def test_each_package_has_a_digest() -> None:

@@ -395,9 +395,11 @@ class Suspect(Checkpoint):
 
 
 class ReferenceSection(_Section):
-    """What to hold the endpoint to."""
+    """What to hold the endpoint to: a card's weights, or a pack of what some said."""
 
-    card: str
+    card: str  # "": the pack has its own
+    pack: Path | None = None  # a file that `verifier pack make` wrote: no weights are needed
+    pack_key: Path | None = None  # PEM: the public key that must have signed the pack
     engine: EngineName = "auto"
     weights: Path | None = None  # a directory that already holds the card's weights
     dtype: Dtype = "auto"
@@ -409,6 +411,32 @@ class ReferenceSection(_Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None  # of the CPU; None: a fair share
     hardware: Hardware | None = None  # None: nothing is refused for want of memory
     suspects: tuple[Suspect, ...] = ()  # other models that the replies are compared with
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pack_has_a_card(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict) or raw.get("pack") is None:
+            return raw
+        return {"card": ""} | {key: value for key, value in raw.items() if value is not None}
+
+    @model_validator(mode="after")
+    def _is_weights_or_pack(self) -> Self:
+        if self.pack is None:
+            if self.pack_key is not None:
+                raise PydanticCustomError("value_error", "pack_key: without a pack; give both")
+            return self
+        beside = {
+            "card": bool(self.card), "weights": self.weights is not None,
+            "url": self.url is not None, "suspects": bool(self.suspects),
+        }  # fmt: skip
+        taken = next((name for name, given in beside.items() if given), None)
+        if taken is not None:
+            raise PydanticCustomError(
+                "value_error",
+                "{name}: beside a pack, which has its own card and no weights; leave one out",
+                {"name": taken},
+            )
+        return self
 
 
 class Policy(_Section):

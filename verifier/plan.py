@@ -13,7 +13,7 @@ from dataclasses import replace
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import verifier
 from verifier.checks import CHECKS
@@ -24,11 +24,14 @@ from verifier.evidence.calibration import Calibration
 from verifier.evidence.mixture import least_replies
 from verifier.host.budget import Amount, Priced, forecast
 from verifier.host.rate_limits import MAX_WAIT_S
-from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, Plan, read_plan
-from verifier.probes import Pool, draw, size_of
+from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, PackFacts, Plan, read_plan
+from verifier.probes import Pool, draw, shuffled, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
 from verifier.reference.provisional import refuse_finer
+
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
 
 #: A stopping point is at most so many times the least.
 MOST_TIMES: Final = 4
@@ -43,13 +46,14 @@ _NO_PRICES: Final = (
 
 def make_plan(
     config: RunFile, card: Card, calibration: Calibration | None, pool: Pool, *,
-    after: After | None = None,
+    after: After | None = None, pack: Pack | None = None,
 ) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:  # fmt: skip
     """Plan and ordinary probes of a run, and further files of probes by their names; a seed is
-    drawn where none is given. `after` are earlier audits. Uncalibrated, nothing can be judged.
+    drawn where none is given. `after` are earlier audits; the probes are those of a `pack`, if any.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
+    config, facts = (config, None) if pack is None else _within_pack(config, pack)
     audit = config.audit
     planned = _plan_checks(config, card, calibration)
     fields: dict[str, Any] = {"calibration": calibration}
@@ -92,9 +96,10 @@ def make_plan(
         versions=versions(),
         configuration=config.model_dump(mode="json", exclude={"out"}),
         after=after,
+        pack=facts,
         **fields,
     )
-    probes = _draw(config, plan, pool)
+    probes = _draw(config, plan, pool, pack)
     further = [check.draw(config, plan, pool, len(probes)) for check in CHECKS]
     for check in CHECKS:
         probes = check.arrange(plan, probes)
@@ -180,8 +185,10 @@ def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
         raise ConfigError(problem)
 
 
-def _draw(config: RunFile, plan: Plan, pool: Pool) -> tuple[Probe, ...]:
+def _draw(config: RunFile, plan: Plan, pool: Pool, pack: Pack | None) -> tuple[Probe, ...]:
     """The ordinary probes. Raises ConfigError for settings that the dialect cannot carry."""
+    if pack is not None:
+        return _draw_from(pack, config, plan)
     audit = config.audit
     count = min(
         SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens),
@@ -195,6 +202,75 @@ def _draw(config: RunFile, plan: Plan, pool: Pool) -> tuple[Probe, ...]:
             "take endpoint.dialect: chat, or leave them out"
         )
     return tuple(replace(probe, settings=settings) for probe in probes)
+
+
+# -- from a pack -------------------------------------------------------------------------------
+
+#: What may be asked for, and can be judged only with weights: a key of the audit and its words.
+_BEYOND: Final = {
+    "sampler": "how replies are sampled",
+    "context": "long prompts",
+    "output": "long replies",
+    "speed": "how fast it answers and what it bills",
+    "tools": "how tools are rendered in ordinary questions",
+}
+
+
+def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
+    """The run file without what no pack can judge, and that in words with what the pack is.
+
+    Raises ConfigError where what is left would be another audit than the one that was asked for.
+    """
+    audit, facts = config.audit, pack.manifest
+    _, policy = resolve_policy(audit.policy)
+    if policy.builds:
+        raise ConfigError(
+            "audit.policy: builds: a pack tells exact builds apart for a name alone; take a policy "
+            "without builds, such as standard, or audit with the weights"
+        )
+    if config.endpoint.dialect == "completions":
+        raise ConfigError(
+            "endpoint.dialect: text completions are asked with prompts that a tokenizer renders, "
+            "and a pack has none; take another dialect, or audit with the weights"
+        )
+    if audit.max_tokens > facts.max_tokens and "max_tokens" in audit.model_fields_set:
+        raise ConfigError(
+            f"audit.max_tokens: {audit.max_tokens}, and the pack's paths have {facts.max_tokens} "
+            "tokens; ask for no more, or audit with the weights"
+        )
+    if audit.template_settings:
+        raise ConfigError(
+            "audit.template_settings: the pack's questions are asked with its own; leave them out, "
+            "or audit with the weights"
+        )
+    asked = {name: words for name, words in _BEYOND.items() if getattr(audit, name)}
+    fields = type(audit).model_fields
+    within = {name: fields[name].default for name in asked} | {"tools": False}
+    within["max_tokens"] = min(audit.max_tokens, facts.max_tokens)
+    told = PackFacts(
+        digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
+        questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
+        beyond=tuple(asked.values()),
+    )  # fmt: skip
+    return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
+
+
+def _draw_from(pack: Pack, config: RunFile, plan: Plan) -> tuple[Probe, ...]:
+    """The ordinary probes of a pack, drawn by the run's secret seed.
+
+    Raises ConfigError where it has none of the kinds asked for.
+    """
+    audit = config.audit
+    kinds = None if audit.kinds is None else frozenset(audit.kinds)
+    able = [probe for probe in pack.ordinary if kinds is None or probe.kind in kinds]
+    if not able:
+        held = ", ".join(sorted({probe.kind for probe in pack.ordinary}))
+        raise ConfigError(f"audit.kinds: the pack has questions of kind {held} alone")
+    count = SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens)
+    order = shuffled(range(len(able)), seed=plan.seed)[:count]
+    return tuple(
+        replace(able[n], max_tokens=min(able[n].max_tokens, audit.max_tokens)) for n in order
+    )
 
 
 def versions() -> dict[str, str]:

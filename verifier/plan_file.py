@@ -49,6 +49,21 @@ Rate = Annotated[float, Field(ge=1e-12, lt=0.999)]
 Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
+class PackFacts(BaseModel):
+    """The pack that stands in the place of weights: what is said of it where it is not at hand."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
+
+    digest: str
+    signed_by: str | None  # the public key; None: nobody signed it
+    made_on: str
+    source: str  # where its paths come from
+    questions: Count  # that an audit draws from
+    panel: Count  # that tell renderings apart
+    tokens: Count  # of a path at most
+    beyond: tuple[str, ...] = ()  # what was asked for and no pack can judge
+
+
 class Plan(BaseModel):
     """The wire form of a plan."""
 
@@ -96,6 +111,7 @@ class Plan(BaseModel):
     #: None: the card had none when an older version planned the run; written as `calibration`.
     calibrated: Annotated[Calibration | None, Field(alias="calibration")]
     after: After | None = None  # earlier audits whose evidence this run goes on from
+    pack: PackFacts | None = None  # None: weights judge the replies
 
     @property
     def calibration(self) -> Calibration:

@@ -282,6 +282,16 @@ def _kinds(pool: Pool, kinds: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(kind for kind in pool.kinds if kind in kinds)
 
 
+def shuffled(values: Iterable[int], *, seed: int) -> list[int]:
+    """Numbers in an order that nobody knows without the seed; the same on every platform."""
+    dice = _Dice(f"{seed}:order")
+    found = list(values)
+    for at in range(len(found) - 1, 0, -1):
+        other = dice.below(at + 1)
+        found[at], found[other] = found[other], found[at]
+    return found
+
+
 class _Dice:
     """Random integers from a hash keyed by the seed: the same on every platform."""
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from verifier.checks import CHECKS
 from verifier.checks.cause import NAMING_REPLIES
@@ -30,6 +30,9 @@ from verifier.verdict.combine import needed
 from verifier.verdict.decide import decided, publish
 from verifier.wording import describe_about, describe_replies
 
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
+
 #: In these stages what was kept for the checks of so many stages is theirs.
 _BEGUN: Final[Mapping[Stage, frozenset[Stage]]] = {
     "sampled": frozenset({"sampled"}),
@@ -50,13 +53,14 @@ class Session:
         config: RunFile | None = None,
         endpoint: Endpoint | None = None,
         load_reference: LoadReference | None = None,
+        pack: Pack | None = None,
         pace: Pace = ALONE,
     ) -> None:
-        """Without an endpoint nothing can be asked, without a reference nothing scored.
+        """Without an endpoint nothing can be asked, without a reference or a pack nothing scored.
 
         `load_reference` is called whenever the reference is needed: it loads once.
         """
-        self.run, self.plan, self.show, self.pace = run, plan, show, pace
+        self.run, self.plan, self.show, self.pace, self.pack = run, plan, show, pace, pack
         self._config = config
         self._endpoint, self._load_reference = endpoint, load_reference
         self._case: Case | None = None
@@ -145,12 +149,22 @@ class Session:
         templates: Sequence[str] = (),
         penalties: bool = False,
     ) -> Ledger:
-        """Score the replies to some probes under these columns, and write the ledger."""
-        reference, plan = self.reference, self.plan
+        """Score the replies to some probes under these columns, and write the ledger.
+
+        A pack has all of its columns at once, and says nothing under any other.
+        """
         every = tuple(
             probe for check in CHECKS for asked in check.asked if asked.in_ledger
             for probe in asked.probes(self.run)
         )  # fmt: skip
+        if self.pack is not None:
+            from verifier.scoring.packed import score_from_pack
+
+            self._ledger = score_from_pack(
+                self.run, every, self.outcomes(), pack=self.pack, digest=self._digests
+            )
+            return self._ledger
+        reference, plan = self.reference, self.plan
         others = set(weights) & set(plan.suspects)
         suspects = read_suspects(plan, reference, self.show) if others else {}
         if self._book is None:
@@ -240,6 +254,8 @@ class Session:
 
     def _left_to_name(self) -> int:
         """Reply tokens that may still be scored under a build or a suspect, for a name."""
+        if self.pack is not None:
+            return 0
         rows = () if self._ledger is None else self._ledger.ordinary.rows[:NAMING_REPLIES]
         names = [
             name for name in (*self.plan.bank, *self.plan.suspects)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verifier.checks import CHECKS
 from verifier.checks.capabilities.findings import CHECK as CAPABILITIES
@@ -42,7 +43,13 @@ from verifier.prompts import Render
 from verifier.records import Report
 from verifier.reference.calibrations import is_calibrated
 from verifier.reference.cards import load_card
-from verifier.reference.loaded import LoadReference, Reference, load_once, render_as_ids
+from verifier.reference.loaded import (
+    LoadReference,
+    Reference,
+    load_once,
+    open_pack,
+    render_as_ids,
+)
 from verifier.reference.provisional import calibration_for
 from verifier.report_file import read_report
 from verifier.reports.html import render_page
@@ -59,6 +66,9 @@ from verifier.verdict.chain import read_chain
 from verifier.verdict.decide import judge_folder
 from verifier.verdict.usage import when_asked
 from verifier.wording import describe_seconds
+
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
 
 
 def open_session(
@@ -82,6 +92,11 @@ def open_session(
     (run / DEADLINE).unlink(missing_ok=True)
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)
+    pack = pack_of(config, plan)
+    if pack is not None:
+        endpoint = make_endpoint(config, api_key=api_key)
+        pace = until(pace, config.audit.deadline)
+        return Session(run, plan, show, config=config, endpoint=endpoint, pack=pack, pace=pace)
     refuse_engine_of_name(plan, config.reference.engine)
 
     def checked() -> Reference:
@@ -123,13 +138,37 @@ def start(config: RunFile) -> Plan:
         return read_plan(run)
     if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
-    card = load_card(config.reference.card)
-    calibration = calibration_for(config.reference.card, card)
+    pack = open_pack(config.reference)
+    if pack is None:
+        card = load_card(config.reference.card)
+        calibration = calibration_for(config.reference.card, card)
+    else:
+        card, calibration = pack.card, pack.manifest.calibration
     earlier = config.audit.after
     after = None if earlier is None else read_chain(earlier, config, card)
-    plan, probes, further = make_plan(config, card, calibration, load_pool(), after=after)
+    plan, probes, further = make_plan(
+        config, card, calibration, load_pool(), after=after, pack=pack
+    )
     write_plan(run, dump_run_file(config), plan, probes, further)
     return plan
+
+
+def pack_of(config: RunFile, plan: Plan) -> Pack | None:
+    """The pack that a run is judged from; None: weights judge it.
+
+    Raises ConfigError for another pack than the one that the run was planned on.
+    """
+    if plan.pack is None:
+        return None
+    refuse_engine_of_name(plan, "pack")
+    pack = open_pack(config.reference)
+    found = "none" if pack is None else pack.digest[:16]
+    if pack is None or pack.digest != plan.pack.digest:
+        raise ConfigError(
+            f"reference.pack: the run was planned on the pack {plan.pack.digest[:16]}, and this is "
+            f"{found}; give that one, or plan another --out"
+        )
+    return pack
 
 
 def judged_plan(run: Path) -> Plan:
@@ -140,6 +179,8 @@ def judged_plan(run: Path) -> Plan:
     """
     plan = read_plan(run)
     lent = plan.calibrated is None or plan.calibrated.provisional is not None
+    if plan.pack is not None:  # it has a calibration of its own
+        return plan
     if not lent or (plan.calibrated is not None and (run / LEDGER).exists()):
         return plan
     config = load_run_file(run / RUN, below=run)
@@ -282,6 +323,12 @@ def score(
     session.score()
     if builds or penalties:
         score_for_name(session, session.read(), sought=builds, penalties=penalties)
+
+
+def score_packed(run: Path, *, show: Show) -> None:
+    """Judge what has arrived from the pack of a run, and write the ledger."""
+    plan, config = read_plan(run), load_run_file(run / RUN, below=run)
+    Session(run, plan, show, pack=pack_of(config, plan)).score()
 
 
 def score_anew(run: Path, reference: Reference, *, builds: bool, show: Show) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import http.server
 import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -161,3 +162,15 @@ def test_a_log_that_cannot_be_written_is_said_before_anything_is_served(tmp_path
 def test_the_version_has_a_short_name() -> None:
     """As elsewhere."""
     assert call("-V").out == f"verifier {verifier.__version__}\n"
+
+
+def test_weights_without_their_extra_are_refused_before_anything_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bare package audits from packs; one line says what else to install."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    ended = call("audit", write_run_file(tmp_path, NOWHERE))
+
+    assert ended.status == 2
+    assert "torch not installed; install this package with the extra weights" in ended.complaint
+    assert not (tmp_path / "run").exists()

@@ -914,7 +914,10 @@ def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (OSError(28, "No space left on device", "run/report.json"), "run/report.json: No space"),
         (PermissionError(13, "Permission denied"), "Permission denied; mend that"),
-        (ModuleNotFoundError("x", name="torch"), "this step needs the package torch; install it"),
+        (
+            ModuleNotFoundError("x", name="torch"),
+            "needs the package torch; install this one with",
+        ),
     ],
     ids=["disk full", "permission", "package"],
 )

@@ -13,6 +13,7 @@ from verifier.checks import (
     named_models,
     noise,
     offered_tools,
+    packed,
     reported_logprobs,
     request_strata,
     speed,
@@ -47,6 +48,7 @@ CHECKS: Final[tuple[Check[Any, Any], ...]] = (
     streaming.CHECK,
     offered_tools.CHECK,
     speed.CHECK,
+    packed.CHECK,
 )
 
 #: What findings may be about, by name.

@@ -241,7 +241,9 @@ def _leads(ledger: Ledger, name: str, plan: Plan) -> bool:
 
 
 def ask(session: Session, case: Case, kept: None) -> bool:
-    """Score the builds that there is cause to score."""
+    """Score the builds that there is cause to score; those of a pack are columns already."""
+    if session.pack is not None:
+        return False
     return look_closer(session, case, kept) or seek(session, case, kept)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, Protocol, TypeVar
 
 from verifier.config import RunFile
 from verifier.evidence.arrays import Array, Mask
@@ -49,6 +49,9 @@ from verifier.records import (
 )
 from verifier.reference.cards import Card
 from verifier.reference.loaded import Reference
+
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
 
 #: What a check keeps in the run folder, and its evidence.
 K = TypeVar("K")
@@ -241,6 +244,10 @@ class Session(Protocol):
     def config(self) -> RunFile: ...
     @property
     def reference(self) -> Reference: ...
+    @property
+    def pack(self) -> Pack | None:
+        """What stands in the place of the reference; None: weights are at hand."""
+
     @property
     def endpoint(self) -> Endpoint: ...
     @property

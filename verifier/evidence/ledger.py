@@ -257,19 +257,46 @@ def differing_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]
     return tuple(float(v) for v in (1 - np.exp(_positions(likeliest, at))).sum(axis=0))
 
 
+def event_cells(top: Sequence[float], rest: float, members: Sequence[int]) -> Array:
+    """log p [S] that one token of a greedy reply is among some of the k likeliest, at every scale.
+
+    `top` are the k largest log-probabilities and `rest` that of all other tokens together;
+    `members` are places in `top`; (): the token is none of them. As `text_cells` has it, the
+    others are one outcome whose share at a scale is that of its bound, so that the k + 1 outcomes
+    have one distribution at each scale, which sums to 1 where `top` and `rest` do. The bound makes
+    "none of the k" as likely as it can be.
+    """
+    some, others = np.array([top]), np.array([rest])
+    normaliser, tail = _normaliser(some, others)
+    if members:
+        chosen = some[0, list(members)]  # [m]
+        whole = log_sum_exp(chosen[:, None] * (1 / TEXT_SCALES), axis=0)
+        share = log_sum_exp(chosen, axis=0)
+    else:
+        whole, share = tail[0], others[0]
+    log_p = np.minimum(whole - normaliser[0], 0.0)
+    return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + share))
+
+
 def _positions(score: ReplyScore, at: Sequence[int]) -> Array:
     """log p [T, S] of each token of a greedy reply, see `text_cells`."""
     chosen = np.array(score.logprobs)[list(at)]  # [T]
     top = np.array([score.top_logprobs[t] for t in at])  # [T, k]
-    inverse = 1 / TEXT_SCALES  # [S]
     if score.few:
         return _among_named(chosen, top, _speaks(score, at))
     rest = np.log(np.clip(1 - np.exp(top).sum(axis=1), 1e-30, None))  # [T]
+    normaliser, _ = _normaliser(top, rest)
+    log_p = np.minimum(chosen[:, None] * (1 / TEXT_SCALES) - normaliser, 0.0)
+    return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
+
+
+def _normaliser(top: Array, rest: Array) -> tuple[Array, Array]:
+    """log of the sum over all tokens [T, S], of the k largest `top` [T, k] and a bound on the mass
+    of the `rest` [T]; and that bound [T, S]."""
+    inverse = 1 / TEXT_SCALES  # [S]
     tail = rest[:, None] + top[:, -1:] * (inverse - 1)  # [T, S]
     scaled = top[:, :, None] * inverse  # [T, k, S]
-    normaliser = np.logaddexp(log_sum_exp(scaled, axis=1), tail)
-    log_p = np.minimum(chosen[:, None] * inverse - normaliser, 0.0)
-    return np.asarray(np.logaddexp(np.log1p(-FLOOR) + log_p, np.log(FLOOR) + chosen[:, None]))
+    return np.logaddexp(log_sum_exp(scaled, axis=1), tail), tail
 
 
 def _among_named(chosen: Array, top: Array, named: Mask) -> Array:

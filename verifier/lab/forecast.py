@@ -173,6 +173,26 @@ def _model_of(card: Card) -> _Model | None:
     )  # fmt: skip
 
 
+def generating_s(card: Card, speed: Speed, *, engine: str, tokens: int, batch: int) -> float | None:
+    """Seconds that so many tokens take to generate, so many replies at a time; None: the card lacks
+    what that is estimated from."""
+    model = _model_of(card)
+    takes = _Takes(model=model, speed=speed, gpus=1, layers=card.layers)
+    return None if model is None else tokens / batch * takes.step(engine, batch, model)
+
+
+def scoring_s(
+    card: Card, speed: Speed, *, engine: str, tokens: int, builds: Sequence[str]
+) -> float | None:
+    """Seconds that builds take to be put in place, and so many tokens to be scored."""
+    model = _model_of(card)
+    takes = _Takes(model=model, speed=speed, gpus=1, layers=card.layers)
+    if model is None:
+        return None
+    swapped = sum(takes.swapping(name, model) for name in builds)
+    return swapped + takes.passing(_PASSES[engine] * tokens, model)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Takes:
     """Seconds that each part takes a stack."""
@@ -200,7 +220,11 @@ class _Takes:
     def _swapping(self, item: Item, model: _Model) -> float:
         if item.role != "variant":
             return 0.0
-        searched = find_variant(item.stack.weights, layers=self.layers).family == "gguf"
+        return self.swapping(item.stack.weights, model)
+
+    def swapping(self, name: str, model: _Model) -> float:
+        """A build put in place."""
+        searched = find_variant(name, layers=self.layers).family == "gguf"
         a_parameter = _SEARCH_S if searched else _ROUND_S[self.speed.gpu]
         return self._reading(model) + a_parameter * model.parameters
 
@@ -209,10 +233,10 @@ class _Takes:
         whole, rest = divmod(len(item.probes), item.stack.batch)
         sizes = [item.stack.batch] * whole + ([rest] if rest else [])
         steps = max(probe.max_tokens for probe in item.probes)
-        decoding = sum(steps * self._step(item.stack.engine, n, model) for n in sizes)
-        return decoding + self._passing(prompts, model)
+        decoding = sum(steps * self.step(item.stack.engine, n, model) for n in sizes)
+        return decoding + self.passing(prompts, model)
 
-    def _step(self, engine: str, batch: int, model: _Model) -> float:
+    def step(self, engine: str, batch: int, model: _Model) -> float:
         """One token of each reply of a batch."""
         width = 4 if engine == "transformers" and not self.speed.gpu else None
         held = model.stored if width is None else model.parameters * width
@@ -222,12 +246,12 @@ class _Takes:
         computing = 2 * model.active * batch / arithmetic
         return (reading + computing) / self.gpus + _STEP_S[engine] * self.layers
 
-    def _passing(self, tokens: float, model: _Model) -> float:
+    def passing(self, tokens: float, model: _Model) -> float:
         rate = self.speed.arithmetic * _OF_PASSES[self.speed.gpu] * self.gpus
         return 2 * model.active * tokens / rate
 
     def _scoring(self, item: Item, model: _Model, engine: str) -> float:
-        return self._passing(_PASSES[engine] * sum(tokens_of(item)), model)
+        return self.passing(_PASSES[engine] * sum(tokens_of(item)), model)
 
 
 def tokens_of(item: Item) -> tuple[int, int]:

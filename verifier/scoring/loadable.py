@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from verifier.config import ELSEWHERE, EngineName
 from verifier.errors import ConfigError, VerifierError
 from verifier.plan_file import Plan
@@ -43,9 +45,9 @@ def refuse_unknown_builds(plan: Plan, engine: Engine) -> None:
         )
 
 
-def refuse_engine_of_name(plan: Plan, name: EngineName) -> None:
+def refuse_engine_of_name(plan: Plan, name: EngineName | Literal["pack"]) -> None:
     """The same before any weights are loaded, as far as an engine's name tells."""
-    if name == "vllm" or name in ELSEWHERE:
+    if name in ("vllm", "pack") or name in ELSEWHERE:
         _refuse_defaults(plan, name, able=False)
 
 

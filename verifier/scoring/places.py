@@ -41,9 +41,9 @@ def _worst(
     at = max(differing, key=lambda t: score.top_logprobs[t][0] - score.logprobs[t])
     return Place(
         probe_id=scored.probe_id,
-        asked=_end_of(_question(probe), _ASKED),
+        asked=question_of(probe),
         position=at,
-        after=_end_of(_spell(ids[:at], tokenizer), _AFTER),
+        after=text_before(b"".join(map(tokenizer.token_bytes, ids[:at]))),
         published=_token(score.top_ids[at], tokenizer),
         log_p_published=score.top_logprobs[at][0],
         served=_token(ids[at], tokenizer),
@@ -51,24 +51,29 @@ def _worst(
     )
 
 
-def _question(probe: Probe) -> str:
-    """What the user said last."""
+def question_of(probe: Probe) -> str:
+    """What the user said last, as far as it is shown."""
     said = [message.content for message in probe.messages if message.role == "user"]
-    return said[-1] if said else ""
+    return _end_of(said[-1] if said else "", _ASKED)
+
+
+def text_before(raw: bytes) -> str:
+    """What came before a place, as far as it is shown."""
+    return _end_of(raw.decode("utf-8", "replace"), _AFTER)
 
 
 def _token(token_id: int, tokenizer: Reader) -> str | None:
-    r"""What a token spells, bytes of no character as `\xe6`; None: it ends the reply."""
+    """What a token spells; None: it ends the reply."""
     if token_id == tokenizer.eos_id:
         return None
     raw = tokenizer.token_bytes(token_id)
-    text = raw.decode("utf-8", "backslashreplace") if raw else tokenizer.decode_prompt([token_id])
-    text = sieve.strike(text)
+    return shown_bytes(raw or tokenizer.decode_prompt([token_id]).encode())
+
+
+def shown_bytes(raw: bytes) -> str:
+    r"""The text of a token, bytes of no character as `\xe6`."""
+    text = sieve.strike(raw.decode("utf-8", "backslashreplace"))
     return text if len(text) <= _TOKEN else f"{text[: _TOKEN - 1]}…"
-
-
-def _spell(ids: Sequence[int], tokenizer: Reader) -> str:
-    return b"".join(map(tokenizer.token_bytes, ids)).decode("utf-8", "replace")
 
 
 def _end_of(text: str, most: int) -> str:

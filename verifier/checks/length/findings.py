@@ -143,12 +143,13 @@ def needed(case: Case) -> float:
 
 def ask(session: Session, case: Case, kept: Context) -> bool:
     """Ask for one long reply or long prompt, and score it; at last measure a cut."""
-    run, plan, reference = session.run, session.plan, session.reference
+    run, plan = session.run, session.plan
     if case.decision == "inconsistent" and not session.finished(CHECK.name):
         return False
     session.finish(CHECK.name)
     if not is_planned(plan):
         return False
+    reference = session.reference
     for what in ("long replies", "long prompts"):
         if session.finished(what):
             continue

@@ -204,6 +204,8 @@ def ask(session: Session, case: Case, _kept: None) -> bool:
 def score(session: Session) -> None:
     """Score sampled replies under each sampler, and repeated ones by their chance."""
     probes, outcomes = read_sampled_probes(session.run), session.outcomes()
+    if session.pack is not None:  # of which no plan asks for samples
+        return
     reference, thinking = session.reference, session.plan.thinking
     with reference.busy:
         score_sampled(

@@ -46,7 +46,7 @@ from verifier.checks.template.naming import (
     named_template,
     replies_fit,
 )
-from verifier.checks.template.panel import look_at_template, score_panel
+from verifier.checks.template.panel import look_at_packed, look_at_template, score_panel
 from verifier.checks.template.shown_prompts import Shown, is_valid, read_shown
 from verifier.errors import EndpointError
 from verifier.evidence.ledger import TEMPLATE
@@ -122,7 +122,10 @@ def ask(session: Session, case: Case, _kept: Kept) -> bool:
         return False
     if not session.finish(CHECK.name):
         return False
-    look_at_template(session, needed=needed(case))
+    if session.pack is not None:
+        look_at_packed(session, session.pack, needed=needed(case))
+    else:
+        look_at_template(session, needed=needed(case))
     return True
 
 
@@ -145,6 +148,8 @@ def ask_for_completions(session: Session, case: Case, kept: Kept) -> bool:
     They lie in a folder of their own: what they say decides no verdict. An endpoint that has none
     is told so by its first refusals.
     """
+    if session.pack is not None:  # it renders nothing, and knows no reply to anything else
+        return False
     if session.endpoint.dialect != "chat" or session.finished("completions"):
         return False
     if not session.finished("completions begun") and not wants_completions(case):
@@ -178,6 +183,8 @@ def ask_for_completions(session: Session, case: Case, kept: Kept) -> bool:
 
 def score(session: Session) -> None:
     """Score a panel's replies, and text completions, where any were asked for."""
+    if session.pack is not None:  # every question of it is scored with the ordinary ones
+        return
     if read_panel(session.run):
         score_panel(session, needed=max(session.needed(CHECK.name)))
     score_completions(session)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from verifier.checks.check import Session
 from verifier.checks.template.evidence import (
@@ -25,7 +26,7 @@ from verifier.checks.template.naming import (
 from verifier.checks.template.panel_design import Panel, design_panel
 from verifier.checks.template.shown_prompts import ask_for_prompts, read_shown
 from verifier.evidence.calibration import Calibration
-from verifier.evidence.ledger import TEMPLATE, read_ledger
+from verifier.evidence.ledger import TEMPLATE, Ledger, read_ledger
 from verifier.evidence.noise import SAMPLED_FROM
 from verifier.evidence.posterior import is_rather_a_suspect
 from verifier.files.run_folder import PANEL, PROMPTS, write_json
@@ -46,6 +47,9 @@ from verifier.reference.renderings.catalogue import (
 )
 from verifier.reference.weights import check_weights, fetch_weights
 from verifier.scoring.loadable import read_suspects
+
+if TYPE_CHECKING:
+    from verifier.reference.pack_file import Pack
 
 #: Probes of a panel, and completion tokens of each: renderings that differ, differ early.
 PANEL_PROBES = 12
@@ -95,6 +99,32 @@ def look_at_template(session: Session, *, needed: float) -> None:
         max_tokens=session.endpoint.least_max_tokens, stopped=session.pace.stopped,
     )  # fmt: skip
     score_panel(session, needed=needed, before=session.ask)
+
+
+def look_at_packed(session: Session, pack: Pack, *, needed: float) -> None:
+    """Ask the panel of a pack, a few probes at a time, until the rendering is known or all are
+    asked: every rendering that it knows speaks of every reply. `needed` as above."""
+    run, plan = session.run, session.plan
+    if not (run / PANEL).exists():
+        shortest = (replace(p, max_tokens=min(p.max_tokens, plan.max_tokens)) for p in pack.panel)
+        write_probes(run, tuple(shortest), name=PANEL)
+    panel = read_probes(run, name=PANEL)
+    entries = entries_named(pack.manifest.renderings)
+    for size in ROUNDS:
+        goes_on = session.ask(panel[: max(size, ENOUGH)])
+        ledger = session.score_columns(panel[:size])
+        evidence = weigh_templates(ledger, entries, plan.calibration.text)
+        if evidence is not None and evidence.scored:
+            names = (REFERENCE, *(name for name in entries if TEMPLATE + name in _scored(ledger)))
+            if ends_panel(evidence, names, entries, plan.calibration, needed=needed):
+                break
+        if not goes_on:
+            break
+
+
+def _scored(ledger: Ledger) -> frozenset[str]:
+    """Every column of a ledger."""
+    return frozenset(name for row in ledger.rows for name in row.text)
 
 
 def score_panel(

@@ -1,0 +1,80 @@
+"""Packs of the tiny model, made by the shipped code, and audits from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+from audits import CARD, QUIET, make_engine
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from fakes_engine import FakeTokenizer
+from simulate import make_calibration
+
+from verifier.audit import audit
+from verifier.config import RunFile
+from verifier.lab.packs import make_pack, make_recipe
+from verifier.probes import load_pool
+from verifier.records import Report
+from verifier.reference.cards import read_card
+from verifier.reference.pack_file import pack_bytes, write_pack
+from verifier.reference.renderings.catalogue import catalogue
+
+TOKENS: Final = 12
+
+
+def write_tiny_pack(
+    folder: Path, *, questions: int = 96, builds: tuple[str, ...] = (), key: Any = None,
+    name: str = "tiny.pack", engine: Any = None, work: Path | None = None,
+) -> Path:  # fmt: skip
+    """A pack of the tiny model; goes on where `work` was left."""
+    engine = engine or make_engine()
+    made = make_pack(
+        make_recipe(questions, seed=11, max_tokens=TOKENS, builds=builds),
+        read_card(CARD, where="tiny"), make_calibration(), load_pool(), catalogue(),
+        engine=lambda: engine, tokenizer=FakeTokenizer(), versions={"verifier": "0"},
+        made_on="2026-11-30", work=work or folder / f"{name}.work", show=QUIET,
+    )  # fmt: skip
+    path = folder / name
+    write_pack(path, pack_bytes(*made, key=key))
+    return path
+
+
+def write_keys(folder: Path, name: str) -> tuple[Ed25519PrivateKey, Path, Path]:
+    """A pair of keys as PEM files: the private one, its file, and the public one's."""
+    key = Ed25519PrivateKey.generate()
+    private, public = folder / f"{name}.pem", folder / f"{name}.pub.pem"
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    public.write_bytes(
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    )
+    return key, private, public
+
+
+def configure_packed(url: str, pack: Path, out: Path, **changes: Any) -> RunFile:
+    """A run file of an audit from a pack; `changes` go into its audit section."""
+    settings = {
+        "max_tokens": TOKENS, "seed": 5, "budget_completion_tokens": 1200, "min_replies": 10,
+    } | changes  # fmt: skip
+    return RunFile.model_validate(
+        {
+            "endpoint": {"base_url": url, "model": "tiny", "max_attempts": 1},
+            "reference": {"pack": str(pack)},
+            "audit": {"policy": {"noise": ["4-bit-class rounding", "another model"]}} | settings,
+            "out": out,
+        }
+    )
+
+
+def run_packed(config: RunFile) -> Report:
+    """Audit from a pack: a reference that is asked for would be a mistake."""
+
+    def none() -> Any:
+        raise AssertionError("an audit from a pack loads no weights")
+
+    return audit(config, api_key=None, load_reference=none, show=QUIET)

@@ -1,0 +1,70 @@
+"""What an audit from a pack rests on, and what it leaves open: said beside the verdict.
+
+No evidence of its own. A pack holds greedy paths of questions that anybody may know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
+from verifier.plan_file import PackFacts
+from verifier.records import Decision, Finding
+
+BEYOND: Final = Aspect(name="pack", label="beyond a pack", place=150, role="remark")
+
+#: Characters shown of a digest or a key.
+_SHOWN: Final = 16
+
+#: Questions below which a host can hold all replies ready without anybody noticing the cost.
+_FEW: Final = 1000
+
+
+def name_it(
+    case: Case, _evidence: None, _account: Account, _found: Sequence[Finding], _decision: Decision
+) -> list[Finding]:
+    """What was asked for and needs the weights."""
+    facts = case.plan.pack
+    detail = "a pack holds greedy paths alone; audit with the weights"
+    return [
+        make_finding(BEYOND, "not run", what, None, detail)
+        for what in (() if facts is None else facts.beyond)
+    ]
+
+
+def remarks(
+    case: Case, _evidence: None, _account: Account, _found: Sequence[Finding]
+) -> list[Remark]:
+    """Whose word the reference is, and the blind spot of every pack."""
+    facts = case.plan.pack
+    if facts is None:
+        return []
+    return [
+        Remark(text=_on_whose_word(facts), at="first"),
+        Remark(text=_on_the_blind_spot(facts), at="beside"),
+    ]
+
+
+def _on_whose_word(facts: PackFacts) -> str:
+    signed = "signed by nobody, so it is whoever's who gave it to you"
+    if facts.signed_by is not None:
+        signed = f"signed by the key {facts.signed_by[:_SHOWN]}"
+    return (
+        f"the reference is a pack ({facts.digest[:_SHOWN]}, made on {facts.made_on} from "
+        f"{facts.source}, {signed}): each reply is judged up to the first place where it leaves "
+        f"its paths of {facts.tokens} tokens, and other models, thoughts, samples and long prompts "
+        "are not judged"
+    )
+
+
+def _on_the_blind_spot(facts: PackFacts) -> str:
+    few = ", and these are few" if facts.questions < _FEW else ""
+    return (
+        f"who knows the pack can answer its {facts.questions:,} questions from a store{few}, and "
+        "serve everybody else something else: take one of thousands of questions that was "
+        "published after its digest, and now and then audit with the weights too"
+    )
+
+
+CHECK: Final = Check[None, None](name="packed", aspects=(BEYOND,), name_it=name_it, remarks=remarks)

@@ -1,0 +1,462 @@
+"""Makes a reference pack: what published weights say of some questions, recorded once.
+
+Paths are generated in batches and kept as they come, so that a kill loses one batch and the same
+command goes on; with all of them there, the pack is the same bytes whatever came between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from verifier.checks.template.panel_design import design_panel
+from verifier.errors import ConfigError
+from verifier.evidence.calibration import Calibration
+from verifier.files.run_folder import append_lines, make_folder, read_json, read_lines, write_json
+from verifier.lab.forecast import generating_s, scoring_s
+from verifier.probes import Pool, draw
+from verifier.progress import Show
+from verifier.records import REFERENCE, GenerateRequest, Generation, Probe, ScoreRequest
+from verifier.reference.cards import Card
+from verifier.reference.engines import TOP_K, Engine
+from verifier.reference.machine import Speed
+from verifier.reference.pack_file import PACK_SCHEMA, STEPS, TOP, Numbers
+from verifier.reference.reader import Reader
+from verifier.reference.renderings.catalogue import Rendering, render_probe
+from verifier.scoring.readings import published_ids
+
+#: A second token at most so many nats behind the first branches, and tokens of a branch, the one
+#: that leaves included. Measured on the embedded model: see `reference/packs.md`.
+BRANCH_MARGIN: Final = 0.15
+BRANCH_TOKENS: Final = 16
+
+#: Questions that tell renderings apart, of at least so many in all for each of them, and tokens of
+#: a path under another rendering: renderings that differ, differ early.
+PANEL: Final = 12
+_FOR_EACH: Final = 8
+PANEL_TOKENS: Final = 16
+
+#: Places whose two likeliest tokens are at most so many nats apart: only there builds differ.
+CLOSE: Final = 1.5
+
+#: Replies that are generated, or scored, together.
+BATCH: Final = 32
+
+#: Steps and branches that a question has on average, for what is told beforehand.
+_BRANCHES: Final = 4.0
+_DISTINCT: Final = 0.75  # of the renderings, on one question of the panel
+
+_RECIPE: Final = "recipe.json"
+_PATHS: Final = "paths.jsonl"
+_BUILDS: Final = "builds.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """What a pack is to hold."""
+
+    questions: int
+    seed: int
+    max_tokens: int
+    builds: tuple[str, ...]
+    panel: int = PANEL
+    panel_tokens: int = PANEL_TOKENS
+    branch_margin: float = BRANCH_MARGIN
+    branch_tokens: int = BRANCH_TOKENS
+
+
+def make_recipe(questions: int, *, seed: int, max_tokens: int, builds: Sequence[str]) -> Recipe:
+    """A recipe for so many questions; few of them leave room for a small panel alone."""
+    panel = min(PANEL, questions // _FOR_EACH)
+    return Recipe(
+        questions=questions, seed=seed, max_tokens=max_tokens, builds=tuple(builds), panel=panel
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """What making a pack will take."""
+
+    tokens: int  # to generate
+    scored: int  # tokens to score under builds
+    minutes: float | None  # None: the card lacks what they are estimated from
+    megabytes: float
+
+
+def foresee(recipe: Recipe, card: Card, *, speed: Speed, engine: str, renderings: int) -> Forecast:
+    """Foresee the making of a pack. Loads nothing, writes nothing."""
+    branched = recipe.questions * _BRANCHES * min(recipe.branch_tokens, recipe.max_tokens / 2)
+    other = recipe.panel * renderings * _DISTINCT * recipe.panel_tokens
+    tokens = round(recipe.questions * recipe.max_tokens + branched + other)
+    scored = len(recipe.builds) * recipe.questions * (recipe.max_tokens + _PROMPT)
+    generating = generating_s(card, speed, engine=engine, tokens=tokens, batch=BATCH)
+    scoring = scoring_s(card, speed, engine=engine, tokens=scored, builds=recipe.builds)
+    return Forecast(
+        tokens=tokens,
+        scored=scored,
+        minutes=None if generating is None or scoring is None else (generating + scoring) / 60,
+        megabytes=tokens * _PLACE_BYTES / 1e6,
+    )
+
+
+#: Tokens of a prompt, and bytes that a place takes, on average.
+_PROMPT: Final = 64
+_PLACE_BYTES: Final = 90
+
+
+# -- what is generated -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """One path to be generated, or a branch of one."""
+
+    question: int
+    rendering: int
+    prompt: tuple[int, ...]  # with what was said up to the branch
+    tokens: int  # at most
+    parent: int = -1  # of all paths
+    at: int = 0
+    token: int = 0  # that leaves
+
+    @property
+    def key(self) -> str:
+        """What it is kept under."""
+        ids = ",".join(map(str, self.prompt))
+        return sha256(f"{self.tokens}:{ids}".encode()).hexdigest()
+
+
+def generate_paths(
+    questions: Sequence[Probe],
+    entries: Mapping[str, Rendering],
+    recipe: Recipe,
+    *,
+    engine: Callable[[], Engine],
+    tokenizer: Reader,
+    work: Path,
+    show: Show,
+) -> tuple[list[_Path], list[Generation]]:
+    """Every path of a pack in its order, each branch behind the path that it leaves."""
+    paths = _first_paths(questions, entries, recipe, tokenizer)
+    made = _generate(paths, engine=engine, work=work, what="paths", show=show)
+    branches = [
+        branch
+        for number, (path, said) in enumerate(zip(paths, made, strict=True))
+        if path.rendering == 0
+        for branch in _branches(number, path, said, recipe, eos_id=tokenizer.eos_id)
+    ]
+    told = _generate(branches, engine=engine, work=work, what="branches", show=show)
+    return [*paths, *branches], [*made, *told]
+
+
+def _first_paths(
+    questions: Sequence[Probe],
+    entries: Mapping[str, Rendering],
+    recipe: Recipe,
+    tokenizer: Reader,
+) -> list[_Path]:
+    """The greedy paths: of every question as published, and of the panel under each rendering whose
+    prompt differs. What replies do past their end is none of a prompt's."""
+    found = [
+        _Path(
+            question=number, rendering=0, prompt=published_ids(probe, tokenizer),
+            tokens=recipe.max_tokens,
+        )
+        for number, probe in enumerate(questions)
+    ]  # fmt: skip
+    for number in range(len(questions) - recipe.panel, len(questions)):
+        for at, entry in enumerate(entries.values()):
+            made = None if entry.past_end else render_probe(entry, questions[number], tokenizer)
+            if made is not None and made.ids != found[number].prompt:
+                tokens = min(recipe.panel_tokens, recipe.max_tokens)
+                found.append(_Path(question=number, rendering=at, prompt=made.ids, tokens=tokens))
+    return found
+
+
+def _branches(
+    number: int, path: _Path, said: Generation, recipe: Recipe, *, eos_id: int
+) -> list[_Path]:
+    """A branch at each place of a path whose second token is nearly as likely as the first."""
+    found = []
+    for at, top in enumerate(said.top):
+        (first, best), (second, next_best) = _ranked(top)[:2]
+        left = min(recipe.branch_tokens - 1, path.tokens - at - 1)
+        if first != said.token_ids[at] or best - next_best > recipe.branch_margin:
+            continue
+        if second != eos_id and left > 0:
+            prompt = (*path.prompt, *said.token_ids[:at], second)
+            found.append(
+                replace(path, prompt=prompt, tokens=left, parent=number, at=at, token=second)
+            )
+    return found
+
+
+def _ranked(top: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    return sorted(top, key=lambda one: (-one[1], one[0]))
+
+
+def _generate(
+    paths: Sequence[_Path], *, engine: Callable[[], Engine], work: Path, what: str, show: Show
+) -> list[Generation]:
+    """What the weights say along each path, from the work folder where it was said before."""
+    file = work / _PATHS
+    known = {line["key"]: _read(line) for line in read_lines(file)}
+    left = {path.key: path for path in paths if path.key not in known}
+    # replies of one length and prompts of one length waste least on padding
+    waiting = sorted(left.values(), key=lambda path: (path.tokens, len(path.prompt)))
+    for start in range(0, len(waiting), BATCH):
+        some = waiting[start : start + BATCH]
+        said = engine().generate(
+            [
+                GenerateRequest(prompt_ids=p.prompt, max_tokens=p.tokens, top_logprobs=TOP_K)
+                for p in some
+            ]
+        )
+        lines = [_line(path.key, one) for path, one in zip(some, said, strict=True)]
+        append_lines(file, lines)
+        known |= {line["key"]: _read(line) for line in lines}
+        show.step(what, start + len(some), len(waiting))
+    return [known[path.key] for path in paths]
+
+
+def _line(key: str, said: Generation) -> dict[str, Any]:
+    tops = [_ranked(top) for top in said.top]
+    return {
+        "key": key,
+        "ids": said.token_ids,
+        "stopped": said.finish_reason == "stop",
+        "top": [[token for token, _ in top] for top in tops],
+        "logprobs": [[round(value, 6) for _, value in top] for top in tops],
+    }
+
+
+def _read(line: Mapping[str, Any]) -> Generation:
+    return Generation(
+        token_ids=tuple(line["ids"]),
+        finish_reason="stop" if line["stopped"] else "length",
+        logprobs=(),
+        top=tuple(
+            tuple(zip(ids, values, strict=True))
+            for ids, values in zip(line["top"], line["logprobs"], strict=True)
+        ),
+    )
+
+
+# -- what builds say ---------------------------------------------------------------------------
+
+
+def score_builds(
+    paths: Sequence[_Path],
+    made: Sequence[Generation],
+    recipe: Recipe,
+    *,
+    engine: Callable[[], Engine],
+    work: Path,
+    show: Show,
+) -> tuple[list[tuple[int, int]], Numbers]:
+    """What each build says of the two likeliest tokens at close places of the published paths: the
+    places, as path and how far along it, and log-probabilities [Q, B, 2]."""
+    file = work / _BUILDS
+    own = [number for number, path in enumerate(paths) if path.rendering == 0 and path.parent < 0]
+    known = {(line["build"], line["key"]): line["logprobs"] for line in read_lines(file)}
+    for build in recipe.builds:
+        left = [n for n in own if (build, paths[n].key) not in known]
+        if left:
+            engine().load_variant(build)
+        for start in range(0, len(left), BATCH):
+            some = left[start : start + BATCH]
+            scores = engine().score([_request(paths[n], made[n]) for n in some])
+            lines = [
+                {
+                    "build": build, "key": paths[n].key,
+                    "logprobs": [
+                        [round(v, 5) for v in two] for two in one.candidate_logprobs or ()
+                    ],
+                }
+                for n, one in zip(some, scores, strict=True)
+            ]  # fmt: skip
+            append_lines(file, lines)
+            known |= {(line["build"], line["key"]): line["logprobs"] for line in lines}
+            show.step(f"the build {build}", start + len(some), len(left))
+    if recipe.builds and any(known):
+        engine().load_variant(REFERENCE)
+    places = [(n, at) for n in own for at, top in enumerate(made[n].top) if _is_close(top)]
+    values = [
+        [known[build, paths[n].key][at] for build in recipe.builds] for n, at in places
+    ]  # fmt: skip
+    return places, np.array(values, dtype=float).reshape(len(places), len(recipe.builds), 2)
+
+
+def _request(path: _Path, said: Generation) -> ScoreRequest:
+    return ScoreRequest(
+        prompt_ids=path.prompt,
+        reply_ids=said.token_ids,
+        candidates=tuple(tuple(token for token, _ in _ranked(top)[:2]) for top in said.top),
+    )
+
+
+def _is_close(top: Sequence[tuple[int, float]]) -> bool:
+    (_, first), (_, second) = _ranked(top)[:2]
+    return first - second <= CLOSE
+
+
+# -- the pack ----------------------------------------------------------------------------------
+
+
+def draw_questions(
+    pool: Pool, entries: Mapping[str, Rendering], recipe: Recipe, tokenizer: Reader
+) -> tuple[Probe, ...]:
+    """The questions of a pack: ordinary ones, then those that tell renderings apart."""
+    ordinary = draw(
+        pool, seed=recipe.seed, count=recipe.questions - recipe.panel, max_tokens=recipe.max_tokens
+    )
+    panel = () if not recipe.panel else design_panel(
+        tokenizer, tuple(entries.values()), pool, seed=recipe.seed, size=recipe.panel,
+        max_tokens=recipe.max_tokens,
+    ).probes  # fmt: skip
+    if len(panel) < recipe.panel:
+        raise ConfigError(
+            f"pack: only {len(panel)} questions tell renderings of this template apart; this is a "
+            "template that renders nothing in more than one way"
+        )
+    return (*ordinary, *panel)
+
+
+def make_pack(
+    recipe: Recipe,
+    card: Card,
+    calibration: Calibration,
+    pool: Pool,
+    entries: Mapping[str, Rendering],
+    *,
+    engine: Callable[[], Engine],
+    tokenizer: Reader,
+    versions: Mapping[str, str],
+    made_on: str,
+    work: Path,
+    show: Show,
+) -> tuple[dict[str, Any], tuple[Probe, ...], dict[str, Numbers]]:
+    """Manifest, questions and tensors of a pack; goes on where `work` was left.
+
+    Raises ConfigError for a work folder of another pack.
+    """
+    _begin(work, recipe, card)
+    questions = draw_questions(pool, entries, recipe, tokenizer)
+    counts = np.zeros((len(questions), len(entries)), dtype=np.uint32)
+    for number, probe in enumerate(questions):
+        for at, entry in enumerate(entries.values()):
+            rendered = render_probe(entry, probe, tokenizer)
+            counts[number, at] = 0 if rendered is None else len(rendered.ids)
+        show.step("prompts", number + 1, len(questions))
+    paths, made = generate_paths(
+        questions, entries, recipe, engine=engine, tokenizer=tokenizer, work=work, show=show
+    )
+    places, builds = score_builds(paths, made, recipe, engine=engine, work=work, show=show)
+    tensors = lay_out(questions, paths, made, places, builds, counts, tokenizer)
+    manifest = {
+        "schema_version": PACK_SCHEMA,
+        "source": "weights",
+        "made_on": made_on,
+        "card": card.model_dump(mode="json"),
+        "calibration": calibration.model_dump(mode="json"),
+        "engine": dict(engine().versions),
+        "versions": dict(versions),
+        "pool_sha256": pool.digest,
+        "seed": recipe.seed,
+        "questions": len(questions),
+        "panel": recipe.panel,
+        "max_tokens": recipe.max_tokens,
+        "branch_margin": recipe.branch_margin,
+        "branch_tokens": recipe.branch_tokens,
+        "eos_id": tokenizer.eos_id,
+        "renderings": list(entries),
+        "builds": list(recipe.builds),
+    }
+    return manifest, questions, tensors
+
+
+def _begin(work: Path, recipe: Recipe, card: Card) -> None:
+    """Take up a work folder, or begin one. Raises ConfigError for one of another pack."""
+    wanted = {"card_sha256": card.digest, **asdict(recipe)}
+    del wanted["builds"]  # which may be asked of later
+    path = work / _RECIPE
+    if path.exists():
+        if read_json(path) != wanted:
+            raise ConfigError(
+                f"{work}: holds what was made for another pack; remove it, or give another --work"
+            )
+        return
+    make_folder(work)
+    write_json(path, wanted)
+
+
+def lay_out(
+    questions: Sequence[Probe],
+    paths: Sequence[_Path],
+    made: Sequence[Generation],
+    places: Sequence[tuple[int, int]],
+    builds: Numbers,
+    counts: Numbers,
+    tokenizer: Reader,
+) -> dict[str, Numbers]:
+    """The tensors of a pack."""
+    for path, said in zip(paths, made, strict=True):
+        if not said.top or any(len(top) < TOP for top in said.top):
+            raise ConfigError(
+                f"pack: the engine names fewer than {TOP} tokens at a place of question "
+                f"{questions[path.question].id}; take another --engine"
+            )
+    named = sorted({token for said in made for top in said.top for token, _ in top})
+    numbers = {token: number for number, token in enumerate(named)}
+    spelled = [tokenizer.token_bytes(token) for token in named]
+    tops = [
+        _led_by(token, top) for said in made
+        for token, top in zip(said.token_ids, said.top, strict=True)
+    ]  # fmt: skip
+    starts = _starts([len(said.top) for said in made])
+    values = np.array([[value for _, value in top] for top in tops])
+    rest = np.log(np.clip(1 - np.exp(values).sum(axis=1), math.exp(-32), None))
+    prompts = [path.prompt for path in paths[: len(questions)]]
+    return {
+        "token_ids": np.array(named, dtype=np.uint32),
+        "token_starts": _starts([len(raw) for raw in spelled]),
+        "token_bytes": np.frombuffer(b"".join(spelled), dtype=np.uint8),
+        "prompt_starts": _starts([len(prompt) for prompt in prompts]),
+        "prompt_ids": np.array([t for prompt in prompts for t in prompt], dtype=np.uint32),
+        "counts": counts,
+        "path_question": np.array([path.question for path in paths], dtype=np.uint32),
+        "path_rendering": np.array([path.rendering for path in paths], dtype=np.uint16),
+        "path_parent": np.array([path.parent for path in paths], dtype=np.int32),
+        "path_at": np.array([path.at for path in paths], dtype=np.uint16),
+        "path_token": np.array([numbers.get(path.token, 0) for path in paths], dtype=np.uint32),
+        "path_starts": starts,
+        "place_tokens": np.array(
+            [[numbers[token] for token, _ in top] for top in tops],
+            dtype=np.uint16 if len(named) < 2**16 else np.uint32,
+        ),
+        "place_logprobs": _steps(values),
+        "place_rest": _steps(rest),
+        "build_places": np.array([int(starts[n]) + at for n, at in places], dtype=np.uint32),
+        "build_logprobs": _steps(builds),
+    }
+
+
+def _led_by(token: int, top: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """The likeliest tokens, the one that the path goes on with first: of two that are exactly as
+    likely it may be either."""
+    return sorted(_ranked(top)[:TOP], key=lambda one: one[0] != token)
+
+
+def _starts(lengths: Sequence[int]) -> Numbers:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.uint32)
+
+
+def _steps(logprobs: Numbers) -> Numbers:
+    """Log-probabilities as they are stored: steps below 0."""
+    return np.asarray(np.clip(np.rint(-logprobs * STEPS), 0, 2**16 - 1), dtype=np.uint16)
