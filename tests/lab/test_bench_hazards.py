@@ -12,28 +12,29 @@ import pytest
 from verifier.evidence.hazards import KINDS, Leaving, hazard_of
 from verifier.files.run_folder import read_json
 from verifier.lab.bench.hazards import (
+    Spoken,
     bound_hazard,
     honest_hazard,
     least_hazard,
-    leaves_of,
     measure_pairs,
-    pair_leaving,
+    pair_stacks,
     replay,
     tabulate_hazards,
 )
 
 RESULTS = Path(__file__).resolve().parents[2] / "reference/benchmarks/hazards.benchmark.json"
 
-#: Stack, role, and where each of four replies of 10 tokens leaves the path.
+#: Three stacks' replies to three prompts; 0 ends a turn.
+STACKS = (
+    Spoken(name="a", role="honest", replies=((1, 2, 3, 4), (5, 6, 0), (7, 8, 9, 1))),
+    Spoken(name="b", role="honest", replies=((1, 2, 3, 4), (5, 6, 0), (7, 8, 1, 9))),
+    Spoken(name="c", role="4-bit", replies=((2, 2, 3, 4), (5, 0), (7, 8, 9, 1))),
+)
 TOY: dict[str, Any] = {
-    "name": "toy", "lengths": [10, 10, 10, 10],
-    "stacks": [
-        {"name": "a", "role": "honest", "leaves": [None, None, [4, 7], [2, 5]]},
-        {"name": "b", "role": "honest", "leaves": [None, [3, 9], [4, 7], [2, 6]]},
-        {"name": "c", "role": "4-bit", "leaves": [[0, 1], [0, 2], [1, 3], [2, 5]]},
-    ],
+    "name": "toy",
+    "pairs": pair_stacks(STACKS),
     "replayed": [{"target": "honest", "audits": 20, "differs": [], "alike": [8, 12, 12]}],
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,38 +42,20 @@ def models() -> dict[str, Any]:
     return {model["name"]: model for model in read_json(RESULTS)["models"]}
 
 
-def test_a_stack_leaves_where_it_would_choose_otherwise() -> None:
-    """The first place, and what it would say there."""
-    assert leaves_of((5, 6, 7), (5, 9, 8)) == (1, 9)
-    assert leaves_of((5, 6, 7), (5, 6, 7)) is None
-
-
-def test_two_stacks_leave_each_other_where_one_leaves_or_both_apart() -> None:
-    """Neither; one at its fourth token; both with one token, so nothing is seen beyond; both with
-    different ones."""
-    one, other, _ = (stack["leaves"] for stack in TOY["stacks"])
-    as_pairs = [[None if x is None else tuple(x) for x in leaves] for leaves in (one, other)]
-
-    assert pair_leaving(TOY["lengths"], *as_pairs) == [
-        Leaving(exposure=10, left=False),
-        Leaving(exposure=4, left=True),
-        Leaving(exposure=4, left=False),
-        Leaving(exposure=3, left=True),
-    ]
-
-
 def test_pairs_are_of_honest_stacks_or_of_a_build_and_each_of_them() -> None:
-    """And their hazards by hand: 2 of 21 tokens; of the build at least 3 of 6."""
+    """By hand: of honest ones 1 reply left in 4 + 3 + 3 tokens; of the build 2 in 1 + 2 + 4."""
     (honest,) = measure_pairs(TOY, role="honest").values()
     built = measure_pairs(TOY, role="4-bit")
 
-    assert hazard_of(honest) == pytest.approx(2 / 21)
+    assert [pair["leaving"] for pair in TOY["pairs"]] == [[4, 3, -3], [-1, -2, 4], [-1, -2, -3]]
+    assert honest[2] == Leaving(exposure=3, left=True)
+    assert hazard_of(honest) == pytest.approx(1 / 10)
     assert list(built) == ["a and c", "b and c"]
-    assert hazard_of(built["a and c"]) == pytest.approx(3 / 6)
-    assert honest_hazard(TOY) > 2 / 21
-    assert least_hazard(TOY, role="4-bit") < 3 / 6
+    assert hazard_of(built["a and c"]) == pytest.approx(2 / 7)
+    assert honest_hazard(TOY) > 1 / 10
+    assert least_hazard(TOY, role="4-bit") < 2 / 7
     told = tabulate_hazards({"models": [TOY]})
-    assert "| toy | honest | 1 | most | a and b | 2 | 21 | 9.52%" in told
+    assert "| toy | honest | 1 | most | a and b | 1 | 10 | 10.00%" in told
     assert "| toy | honest | 20 | 0 | - | 3 | 12 (12) |" in told
 
 
@@ -98,7 +81,7 @@ def test_what_is_said_of_a_kind_is_what_was_measured(models: dict[str, Any], nam
     kind, model = KINDS[name], models[name]
     honest = measure_pairs(model, role="honest").values()
 
-    assert kind.stacks == sum(stack["role"] == "honest" for stack in model["stacks"])
+    assert kind.stacks * (kind.stacks - 1) / 2 == len(honest)
     assert 0 <= kind.honest - max(map(hazard_of, honest)) < 0.001
     assert 0 <= kind.upper - honest_hazard(model) < 0.001
     assert 0 <= least_hazard(model, role="4-bit") - kind.rounded < 0.01
@@ -124,6 +107,8 @@ def test_measured_hosts_are_judged_rightly_within_60_replies(
 
 
 def _few(model: dict[str, Any]) -> dict[str, Any]:
-    """Without most of the stacks, so that it takes a moment."""
-    kept = [s for s in model["stacks"] if "float16" not in s["name"] or "int4" in s["name"]]
-    return model | {"stacks": kept}
+    """Without most of the pairs, so that it takes a moment."""
+    kept = [
+        p for p in model["pairs"] if "float32-batch16" in p["stacks"] and "fp8" not in p["role"]
+    ]
+    return model | {"pairs": kept}

@@ -56,11 +56,11 @@ class Leaving:
 
 
 def leave_paths(paths: Sequence[Sequence[object]], reply: Sequence[object]) -> Leaving:
-    """Where a reply leaves all known paths, in tokens or in signs.
+    """Where a reply leaves all known paths, in tokens; in signs no measured hazard is known.
 
     It does not where it is on one of them until either ends: nothing is known beyond a path that
     was cut. A path or reply that ended of itself has a mark of that as its last entry. More paths
-    let fewer replies leave: what a trusted host shows beside itself is of no more paths than this.
+    let fewer replies leave, which only spares a target; nothing is called alike by more than one.
     """
     stayed, shared = [], [0]
     for path in paths:
@@ -185,8 +185,8 @@ class Kind:
 #: more near-ties than large ones, so a larger model of a kind leaves more seldom, honest or not:
 #: `tolerated` spares it all the more, and `rounded` must not be taken for its own 4-bit builds.
 KINDS: Final = {
-    "dense": Kind(model="smollm2-135m-instruct", stacks=6, honest=0.049, upper=0.067, rounded=0.18),
-    "experts": Kind(model="experts", stacks=6, honest=0.044, upper=0.059, rounded=0.34),
+    "dense": Kind(model="smollm2-135m-instruct", stacks=6, honest=0.042, upper=0.057, rounded=0.18),
+    "experts": Kind(model="experts", stacks=4, honest=0.054, upper=0.069, rounded=0.37),
 }
 
 
@@ -215,6 +215,7 @@ def compare(
     beside a `second` trusted host. Alike: the null is that the target leaves at least as often as a
     4-bit build. The mark for that is the kind's own only for the `same_model`; for others it is
     the kind's ratio times what two trusted hosts show, and without a second one there is none.
+    What is held to it must be read beside one path alone, as the pairs were that were measured.
     """
     log_e = min(
         log_e_more(target, rows, kappa=KAPPA, floor=kind.tolerated) for rows in (itself, second)

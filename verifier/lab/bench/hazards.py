@@ -1,22 +1,21 @@
 """How soon greedy replies of two stacks leave each other: the pairs that were measured.
 
-Each stack is read along one path, the exact one: of each reply the place where it would choose
-another token, and which. Two stacks leave each other at the first place where one of them leaves
-the path, or both with different tokens; where both leave it with the same token, nothing is seen
-any more. Measured by `reference/recipes/measure_hazards.py`.
+Every stack answers the same prompts, by generating; of each pair is kept where the one's replies
+leave the other's, within the window. Measured by `reference/recipes/measure_hazards.py`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from statistics import NormalDist, median
 from typing import Any, Final
 
 import numpy as np
 
-from verifier.evidence.hazards import KINDS, WINDOW, Kind, Leaving, compare, hazard_of
+from verifier.evidence.hazards import KINDS, Kind, Leaving, compare, hazard_of, leave_paths
 from verifier.lab.bench.results import tabulate_rows
 
 PART: Final = "hazards"
@@ -30,41 +29,46 @@ ALPHA: Final = 0.001
 #: Coverage of each bound of a pair's hazard.
 LEVEL: Final = 0.975
 
-#: Where one reply of a stack leaves the exact path, and with which token; None: nowhere.
-Leaves = Sequence[tuple[int, int] | None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """A stack, and its greedy replies, each with its end of turn where it came to it."""
+
+    name: str
+    role: str  # honest, or the class of its build
+    replies: tuple[tuple[int, ...], ...]
 
 
-def leaves_of(path: Sequence[int], chosen: Sequence[int]) -> tuple[int, int] | None:
-    """The first place where the choices along a path differ from it, and the choice there."""
-    pairs = enumerate(zip(path, chosen, strict=True))
-    return next(((at, other) for at, (one, other) in pairs if one != other), None)
+def pair_stacks(stacks: Sequence[Spoken]) -> list[dict[str, Any]]:
+    """Each two honest stacks, and each other stack beside each honest one, as they are kept.
 
-
-def pair_leaving(lengths: Sequence[int], one: Leaves, other: Leaves) -> list[Leaving]:
-    """How the replies of two stacks leave each other, within the window."""
+    Of each reply how many tokens it was at risk; below 0 where it left at the last of them.
+    """
+    honest = [one for one in stacks if one.role == "honest"]
+    pairs = [*combinations(honest, 2)]
+    pairs += [(one, other) for other in stacks if other.role != "honest" for one in honest]
     return [
-        _leave(length, a, b).within(WINDOW)
-        for length, a, b in zip(lengths, one, other, strict=True)
-    ]
+        {
+            "stacks": [one.name, other.name], "role": other.role,
+            "leaving": [_spell(leave_paths([path], reply))
+                        for path, reply in zip(one.replies, other.replies, strict=True)],
+        }
+        for one, other in pairs
+    ]  # fmt: skip
 
 
-def _leave(length: int, one: tuple[int, int] | None, other: tuple[int, int] | None) -> Leaving:
-    if one == other:
-        return Leaving(exposure=length if one is None else one[0], left=False)
-    places = [leaves[0] for leaves in (one, other) if leaves is not None]
-    return Leaving(exposure=min(places) + 1, left=True)
+def _spell(leaving: Leaving) -> int:
+    return -leaving.exposure if leaving.left else leaving.exposure
 
 
 def measure_pairs(model: Mapping[str, Any], *, role: str) -> dict[str, list[Leaving]]:
-    """Pairs of honest stacks; or for another role each stack of it against each honest one."""
-    stacks = {stack["name"]: [None if x is None else tuple(x) for x in stack["leaves"]]
-              for stack in model["stacks"]}  # fmt: skip
-    honest = [stack["name"] for stack in model["stacks"] if stack["role"] == "honest"]
-    others = [stack["name"] for stack in model["stacks"] if stack["role"] == role]
-    named = (
-        combinations(honest, 2) if role == "honest" else ((a, b) for b in others for a in honest)
-    )
-    return {f"{a} and {b}": pair_leaving(model["lengths"], stacks[a], stacks[b]) for a, b in named}
+    """The pairs of honest stacks; or those of another role, each beside each honest one."""
+    return {
+        " and ".join(pair["stacks"]): [
+            Leaving(exposure=abs(n), left=n < 0) for n in pair["leaving"]
+        ]
+        for pair in model["pairs"] if pair["role"] == role
+    }  # fmt: skip
 
 
 def bound_hazard(rows: Sequence[Leaving]) -> tuple[float, float]:
@@ -103,7 +107,7 @@ def replay(model: Mapping[str, Any], *, seed: int) -> list[dict[str, Any]]:
     honest = measure_pairs(model, role="honest")
     ranked = sorted(honest, key=lambda name: hazard_of(honest[name]))
     found: dict[str, list[tuple[int | None, int | None]]] = {}
-    for role in dict.fromkeys(stack["role"] for stack in model["stacks"]):
+    for role in dict.fromkeys(pair["role"] for pair in model["pairs"]):
         for pair, rows in measure_pairs(model, role=role).items():
             name = role if role == "honest" else pair.split(" and ")[1].partition("-bfloat16")[0]
             for beside in (honest[ranked[0]], honest[ranked[-1]]):
@@ -138,8 +142,7 @@ def tabulate_hazards(results: Mapping[str, Any]) -> str:
     """Of each model the hazards of its pairs, the largest first; and audits of them drawn again."""
     rows = []
     for model in results["models"]:
-        roles = list(dict.fromkeys(stack["role"] for stack in model["stacks"]))
-        for role in roles:
+        for role in dict.fromkeys(pair["role"] for pair in model["pairs"]):
             pairs = measure_pairs(model, role=role)
             ranked = sorted(pairs.items(), key=lambda item: -hazard_of(item[1]))
             shown = [ranked[0], ranked[len(ranked) // 2], ranked[-1]] if len(ranked) > 2 else ranked
