@@ -55,7 +55,7 @@ from verifier.shipped import shipped
 FOLDERS = ("probes", "reference", "configs")
 
 #: What of them the wheel carries: results and recipes stay in the checkout.
-CARRIED = ("probes", "reference/cards", "configs")
+CARRIED = ("probes", "reference/cards", "reference/packs", "configs")
 
 #: Rows from top to bottom: a wing, or a module at the top, imports from rows below its own only.
 #: Wings of one row do not know each other.

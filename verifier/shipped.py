@@ -19,7 +19,7 @@ _OWN: Final[list[Path]] = []
 
 
 def shipped(name: str) -> Path:
-    """The folder of shipped inputs called `name` (probes, reference/cards or configs)."""
+    """The folder of shipped inputs called `name`, such as probes or reference/packs."""
     inside = _PACKAGE / "_shipped" / name
     return inside if inside.is_dir() else _PACKAGE.parent / name
 

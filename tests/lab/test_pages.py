@@ -15,7 +15,7 @@ STANDING = "reference/benchmarks/standing.benchmark.json"
 #: Those without tables of results.
 OTHERS = (
     "verifier/README.md", "verifier/checks/README.md", "verifier/evidence/README.md",
-    "probes/README.md",
+    "probes/README.md", "reference/packs/README.md",
 )  # fmt: skip
 
 

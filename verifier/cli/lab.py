@@ -293,6 +293,9 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the run folders go.")] = Path(
         "runs/demo"
     ),
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Audit from the pack that ships: nothing is scored.")
+    ] = False,
     as_json: ListJson = False,
 ) -> None:
     """Audit two local hosts: an honest one, and one that serves 4-bit weights.
@@ -305,15 +308,17 @@ def demo(
       verifier demo
     """
     from verifier.files.run_folder import PAGE
-    from verifier.lab.demo import refuse_others, run_demo
+    from verifier.lab.demo import refuse_others, run_demo, shipped_pack
     from verifier.report_file import report_to_json
 
     refuse_others(out)
     share_cores(2)  # one for the host
-    lines, told = [], []
+    found_pack, lines, told = shipped_pack() if pack else None, [], []
     with showing() as show:
         stop.goes_on(stop.SAME)
-        for host, fault, found in run_demo(out, load_reference=_embedded(show), show=show):
+        for host, fault, found in run_demo(
+            out, load_reference=_embedded(show), show=show, pack=found_pack
+        ):
             told.append({
                 "host": host, "fault": fault, "run_folder": str(out / host),
                 "report": report_to_json(found),
@@ -387,15 +392,15 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are measured alone: `certificate` (what honest replies make of the noise bet;
-    hours), `engine` (what scoring with vLLM costs; 20 minutes), `gpu` (the noise and speed of an
-    NVIDIA GPU; ten minutes), `identity` (other models served; half an hour), `left-out` (templates
-    that the catalogue lacks; a day), `made` (models of other kinds, with cards and calibrations of
-    their own; a day), `provisional` (calibrated cards left out in turn), `routing`
-    (hosts that answer some requests with another model; 20 minutes), `samplers` (what is said of
-    samplers; an hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates`
-    (which template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire`
-    (what collecting withstands, and how fast it is; half an hour).
+    Some parts are measured alone: `certificate` (what honest replies make of the noise bet; hours),
+    `engine` (what scoring with vLLM costs; 20 minutes), `gpu` (the noise and speed of an NVIDIA
+    GPU; ten minutes), `identity` (other models served; half an hour), `left-out` (templates that
+    the catalogue lacks; a day), `made` (models of other kinds, with cards and calibrations of their
+    own; a day), `packs` (audits from the pack that ships; hours), `provisional` (calibrated cards
+    left out in turn), `routing` (hosts that answer some requests with another model; 20 minutes),
+    `samplers` (what is said of samplers; an hour), `stacks` (honest stacks noisier than any
+    calibrated one; hours), `templates` (which template fault is named; hours), `tricks` (hosts that
+    look right; an hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
 
     \b
     Examples:
@@ -470,6 +475,11 @@ def _measure(
                 out, cache=cache_directory(), models=models, audits=audits, seed=seed, show=show
             )
             return path, tabulate
+        case ["packs"]:
+            from verifier.lab.bench.packs import run_pack_bench
+            from verifier.lab.bench.packs import tabulate_packs as tabulate
+
+            return run_pack_bench(out, progress=replies, **given), tabulate
         case ["provisional"]:
             from verifier.lab.bench.provisional import run_provisional_bench
             from verifier.lab.bench.provisional import tabulate_provisional as tabulate

@@ -17,6 +17,7 @@ from verifier.progress import Show
 from verifier.records import Report
 from verifier.reference.loaded import LoadReference, load_once
 from verifier.safety.child import plain_environment, python
+from verifier.shipped import shipped
 from verifier.steps import is_finished, write_page
 from verifier.verdict.decide import decide_folder
 from verifier.wording import describe_last
@@ -34,20 +35,33 @@ class DemoFailed(VerifierError):
     """A host of the demo did not start."""
 
 
+def shipped_pack() -> Path:
+    """The pack of the embedded model. Raises ConfigError where none ships."""
+    path = shipped("reference/packs") / f"{CARD}.pack"
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such pack; `verifier pack make {CARD} --probes 200 --out {path}` makes it"
+        )
+    return path
+
+
 def run_demo(
-    out: Path, *, load_reference: LoadReference, show: Show
+    out: Path, *, load_reference: LoadReference, show: Show, pack: Path | None = None
 ) -> Iterator[tuple[str, str, Report]]:
-    """Audit each host; yields its name, its fault and the report.
+    """Audit each host; yields its name, its fault and the report. From a `pack`, no reference is
+    loaded, and nothing is scored.
 
     Run folders lie in `out`. An audit that was stopped goes on, and one that is finished asks
     nobody, and loads nothing.
     """
     load = load_once(load_reference)
     for name, fault in HOSTS.items():
-        yield name, fault, _audit_host(fault, out / name, load_reference=load, show=show)
+        yield name, fault, _audit_host(fault, out / name, load_reference=load, show=show, pack=pack)
 
 
-def _audit_host(fault: str, run: Path, *, load_reference: LoadReference, show: Show) -> Report:
+def _audit_host(
+    fault: str, run: Path, *, load_reference: LoadReference, show: Show, pack: Path | None
+) -> Report:
     if is_finished(run):
         with working_in(run):
             found = decide_folder(run)
@@ -58,16 +72,17 @@ def _audit_host(fault: str, run: Path, *, load_reference: LoadReference, show: S
         )
         return found
     with working_in(run, make=True), ExitStack() as held:  # at once: what follows takes a while
-        reference = load_reference()
+        if pack is None:
+            load_reference()  # before the host is started: what it lacks is said first
         show.tell(f"starting the host {run.name!r} (weights fault: {fault})")
         base_url = held.enter_context(_host_of(fault, run))
         config = RunFile(
             endpoint=EndpointSection(base_url=base_url, model=CARD, concurrency=8),
-            reference=ReferenceSection(card=CARD),
+            reference=ReferenceSection(card=CARD if pack is None else "", pack=pack),
             audit=AuditSection(policy="screen"),
             out=run,
         )
-        return audit(config, api_key=None, load_reference=lambda: reference, show=show)
+        return audit(config, api_key=None, load_reference=load_reference, show=show)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.readings import published_ids
 
 #: A second token at most so many nats behind the first branches, and tokens of a branch, the one
-#: that leaves included. Measured on the embedded model: see `reference/packs.md`.
+#: that leaves included. Measured on the embedded model: see `reference/packs/README.md`.
 BRANCH_MARGIN: Final = 0.15
 BRANCH_TOKENS: Final = 16
 
@@ -55,6 +55,7 @@ _DISTINCT: Final = 0.75  # of the renderings, on one question of the panel
 _RECIPE: Final = "recipe.json"
 _PATHS: Final = "paths.jsonl"
 _BUILDS: Final = "builds.jsonl"
+_COUNTS: Final = "counts.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -348,12 +349,7 @@ def make_pack(
     """
     _begin(work, recipe, card)
     questions = draw_questions(pool, entries, recipe, tokenizer)
-    counts = np.zeros((len(questions), len(entries)), dtype=np.uint32)
-    for number, probe in enumerate(questions):
-        for at, entry in enumerate(entries.values()):
-            rendered = render_probe(entry, probe, tokenizer)
-            counts[number, at] = 0 if rendered is None else len(rendered.ids)
-        show.step("prompts", number + 1, len(questions))
+    counts = _count_prompts(questions, entries, tokenizer, work=work, show=show)
     paths, made = generate_paths(
         questions, entries, recipe, engine=engine, tokenizer=tokenizer, work=work, show=show
     )
@@ -379,6 +375,31 @@ def make_pack(
         "builds": list(recipe.builds),
     }
     return manifest, questions, tensors
+
+
+def _count_prompts(
+    questions: Sequence[Probe],
+    entries: Mapping[str, Rendering],
+    tokenizer: Reader,
+    *,
+    work: Path,
+    show: Show,
+) -> Numbers:
+    """Prompt tokens [N, R] of each question under each rendering; 0: it refuses.
+
+    Kept in the work folder: of thousands of questions it takes a while.
+    """
+    path = work / _COUNTS
+    kept = read_json(path) if path.exists() else {}
+    if kept.get("renderings") != list(entries):
+        rows = []
+        for number, probe in enumerate(questions):
+            made = [render_probe(entry, probe, tokenizer) for entry in entries.values()]
+            rows.append([0 if one is None else len(one.ids) for one in made])
+            show.step("prompts", number + 1, len(questions))
+        kept = {"renderings": list(entries), "counts": rows}
+        write_json(path, kept)
+    return np.array(kept["counts"], dtype=np.uint32).reshape(len(questions), len(entries))
 
 
 def _begin(work: Path, recipe: Recipe, card: Card) -> None:

@@ -1,7 +1,7 @@
 """A reference pack: what published weights say of some questions, recorded once in one file.
 
-`reference/packs.md` has the format. A pack comes from a stranger: it is read whole, within bounds,
-by one schema, and every number in it is checked before it is used. Knows no weights, no tokenizer.
+`reference/packs/README.md` has the format. A pack comes from a stranger: it is read whole, within
+bounds, by one schema, and every number in it is checked before it is used. Knows no weights.
 """
 
 from __future__ import annotations
