@@ -367,7 +367,10 @@ def test_no_checkpoint_is_loaded_with_code_of_its_own() -> None:
 
 
 #: Folders of inputs, and the one module that reads each.
-HOMES_OF_INPUTS = {"configs": "config", "probes": "probes", "reference/cards": "reference.cards"}
+HOMES_OF_INPUTS = {
+    "configs": "config", "probes": "probes", "reference/cards": "reference.cards",
+    "reference/packs": "lab.demo",
+}  # fmt: skip
 
 
 def test_each_folder_of_inputs_is_read_by_one_module() -> None:

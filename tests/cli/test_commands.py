@@ -916,7 +916,7 @@ def test_a_defect_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
         (PermissionError(13, "Permission denied"), "Permission denied; mend that"),
         (
             ModuleNotFoundError("x", name="torch"),
-            "needs the package torch; install this one with",
+            "this step needs the package torch; install this one with",
         ),
     ],
     ids=["disk full", "permission", "package"],

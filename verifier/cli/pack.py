@@ -91,8 +91,8 @@ def make(
 
     \b
     Examples:
-      verifier pack make smollm2-135m-instruct --probes 200 --out small.pack --dry-run
-      verifier pack make minimax-m2.7 --probes 2000 --out minimax-m2.7.pack --key key.pem
+      verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
+      verifier pack make minimax-m2.7 --probes 2000 --out m2.7.pack --key key.pem
     """
     from verifier.reference.cards import load_card
     from verifier.reference.signing import read_private_key
