@@ -233,6 +233,16 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "endpoint.dialect: text completions are asked with prompts that a tokenizer renders, "
             "and a pack has none; take another dialect, or audit with the weights"
         )
+    if pack.card.thinking is not None:
+        raise ConfigError(
+            f"reference.pack: {pack.card.name} thinks before it answers, and a pack judges answers "
+            "alone; audit with the weights"
+        )
+    if audit.after is not None:
+        raise ConfigError(
+            "audit.after: questions of a pack may come again, and would count twice; leave it out, "
+            "or go on with the weights"
+        )
     if audit.max_tokens > facts.max_tokens and "max_tokens" in audit.model_fields_set:
         raise ConfigError(
             f"audit.max_tokens: {audit.max_tokens}, and the pack's paths have {facts.max_tokens} "

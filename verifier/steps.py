@@ -145,7 +145,9 @@ def start(config: RunFile) -> Plan:
     else:
         card, calibration = pack.card, pack.manifest.calibration
     earlier = config.audit.after
-    after = None if earlier is None else read_chain(earlier, config, card)
+    after = None
+    if earlier is not None and pack is None:  # with a pack it is refused
+        after = read_chain(earlier, config, card)
     plan, probes, further = make_plan(
         config, card, calibration, load_pool(), after=after, pack=pack
     )

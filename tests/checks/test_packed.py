@@ -223,6 +223,7 @@ def test_a_question_that_was_changed_is_not_judged(pack: Path, tmp_path: Path) -
         ({"policy": "strict"}, "audit.policy: builds"),
         ({"max_tokens": 64, "budget_completion_tokens": 6000}, "the pack's paths have 12 tokens"),
         ({"template_settings": {"enable_thinking": False}}, "audit.template_settings"),
+        ({"after": "earlier"}, "audit.after: questions of a pack may come again"),
         ({"kinds": ("none",)}, "audit.kinds: the pack has questions of kind"),
     ],
 )

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from audits import make_engine, write_card
 from command_line import _plain_surroundings, call
+from fakes_engine import FakeTokenizer
 from packs import write_tiny_pack
 
 from verifier.errors import ConfigError
 from verifier.lab.packs import BRANCH_MARGIN, BRANCH_TOKENS, foresee, make_recipe
-from verifier.records import GenerateRequest
+from verifier.records import GenerateRequest, Prompt
 from verifier.reference.cards import load_card
 from verifier.reference.machine import Speed
 from verifier.reference.pack_file import STEPS, read_pack
@@ -75,6 +76,29 @@ def test_the_work_of_another_pack_is_left_alone(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="holds what was made for another pack"):
         write_tiny_pack(tmp_path, questions=17)
+
+
+def test_a_template_that_prints_the_day_makes_no_pack(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hosts print the day of the audit, and nobody would follow the paths of another one."""
+    render = FakeTokenizer.render_text
+
+    def dated(self: FakeTokenizer, prompt: Prompt) -> str:
+        return f"{prompt.today} {render(self, prompt)}"
+
+    monkeypatch.setattr(FakeTokenizer, "render_text", dated)
+
+    with pytest.raises(ConfigError, match="the template prints the day"):
+        write_tiny_pack(tmp_path, questions=16)
+
+
+def test_a_model_that_thinks_makes_no_pack(tmp_path: Path) -> None:
+    """What its hosts show of thoughts is theirs to choose."""
+    out = tmp_path / "a.pack"
+    ended = call("pack", "make", "minimax-m2.7", "--probes", 20, "--out", out, "--dry-run")
+
+    assert "thinks before it answers" in ended.complaint
 
 
 def test_what_it_takes_is_told_first(tmp_path: Path) -> None:

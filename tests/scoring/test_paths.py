@@ -138,6 +138,16 @@ def test_signs_that_are_no_character_are_one_event_and_the_last() -> None:
     assert walked.ended == "doubtful"
 
 
+def test_a_path_that_goes_on_unseen_is_judged_up_to_there() -> None:
+    """Control tokens, such as the tag of a thought, show in no text, and hosts hide them."""
+    pack = ToyPack([[{"Hi": 0.9}, {"": 0.9}, {"!": 0.9}]])
+
+    walked = follow(pack, "Hi there")
+
+    assert names(pack, walked) == [["Hi"]]
+    assert walked.ended == "doubtful"
+
+
 def test_the_cells_of_a_path_are_those_of_whole_scores() -> None:
     """A pack and the weights say the same of a place, at every scale."""
     place = PLAIN.place(0, 1)

@@ -392,20 +392,20 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-    Some parts are measured alone: `certificate` (what honest replies make of the noise bet; hours),
-    `engine` (what scoring with vLLM costs; 20 minutes), `gpu` (the noise and speed of an NVIDIA
-    GPU; ten minutes), `identity` (other models served; half an hour), `left-out` (templates that
-    the catalogue lacks; a day), `made` (models of other kinds, with cards and calibrations of their
-    own; a day), `packs` (audits from the pack that ships; hours), `provisional` (calibrated cards
-    left out in turn), `routing` (hosts that answer some requests with another model; 20 minutes),
-    `samplers` (what is said of samplers; an hour), `stacks` (honest stacks noisier than any
-    calibrated one; hours), `templates` (which template fault is named; hours), `tricks` (hosts that
-    look right; an hour) and `wire` (what collecting withstands, and how fast it is; half an hour).
+        Some parts are measured alone: `certificate` (the noise bet; hours), `engine` (what scoring with
+    vLLM costs; 20 minutes), `gpu` (the noise and speed of an NVIDIA GPU; ten minutes), `identity`
+    (other models served; half an hour), `left-out` (templates that the catalogue lacks; a day),
+    `made` (models of other kinds, with cards and calibrations of their own; a day), `packs` (audits
+    from the pack that ships; hours), `provisional` (calibrated cards left out in turn), `routing`
+    (hosts that answer some requests with another model; 20 minutes), `samplers` (what is said of
+    samplers; an hour), `stacks` (honest stacks noisier than any calibrated one; hours), `templates`
+    (which template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire`
+    (what collecting withstands, and how fast it is; half an hour).
 
-    \b
-    Examples:
-      verifier bench runs/bench --part honest
-      verifier bench runs/templates --part templates --audits 4
+        \b
+        Examples:
+          verifier bench runs/bench --part honest
+          verifier bench runs/templates --part templates --audits 4
     """
     share_cores(2)  # one for the hosts
     with showing() as show:

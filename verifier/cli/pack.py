@@ -91,7 +91,7 @@ def make(
 
     \b
     Examples:
-      verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
+          verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
       verifier pack make minimax-m2.7 --probes 2000 --out m2.7.pack --key key.pem
     """
     from verifier.reference.cards import load_card
@@ -102,8 +102,9 @@ def make(
     say_own(card)
     share_cores(1)
     signer = None if key is None else read_private_key(key)
-    from verifier.lab.packs import make_recipe
+    from verifier.lab.packs import make_recipe, refuse_thinking
 
+    refuse_thinking(found)
     section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
     recipe = make_recipe(probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else ())
     for line in _foreseen(recipe, found, section):
@@ -195,7 +196,7 @@ def show(pack: PackFile, as_json: ListJson = False) -> None:
 
     \b
     Example:
-      verifier pack show minimax-m2.7.pack
+      verifier pack show small.pack
     """
     from verifier.reference.pack_file import read_pack
 
@@ -244,7 +245,7 @@ def check(
 
     \b
     Example:
-      verifier pack check minimax-m2.7.pack --key maker.pub.pem
+      verifier pack check small.pack --key maker.pub.pem
     """
     from verifier.reference.pack_file import read_pack
     from verifier.reference.signing import read_public_key

@@ -321,12 +321,32 @@ def draw_questions(
         tokenizer, tuple(entries.values()), pool, seed=recipe.seed, size=recipe.panel,
         max_tokens=recipe.max_tokens,
     ).probes  # fmt: skip
+    _refuse_days(ordinary[0], tokenizer)
     if len(panel) < recipe.panel:
         raise ConfigError(
             f"pack: only {len(panel)} questions tell renderings of this template apart; this is a "
             "template that renders nothing in more than one way"
         )
     return (*ordinary, *panel)
+
+
+def _refuse_days(probe: Probe, tokenizer: Reader) -> None:
+    """Raise ConfigError for a template that prints the day: hosts print theirs."""
+    days = (replace(probe, today=day) for day in ("2024-01-01", "2031-12-31"))
+    if len({published_ids(one, tokenizer) for one in days}) > 1:
+        raise ConfigError(
+            "pack: the template prints the day, so that what is recorded today holds for today "
+            "alone; audit with the weights"
+        )
+
+
+def refuse_thinking(card: Card) -> None:
+    """Raise ConfigError for a model whose replies no pack judges."""
+    if card.thinking is not None:
+        raise ConfigError(
+            f"card {card.name}: the model thinks before it answers, and a pack judges answers "
+            "alone; audit with the weights"
+        )
 
 
 def make_pack(

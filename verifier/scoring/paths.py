@@ -4,20 +4,23 @@ At each place a pack has the likeliest tokens, and all others as one outcome. Th
 while its text says what a known path says. The first place where it leaves all of them is judged
 too, by the tokens there that spell what follows, or as none of them; nothing after it is.
 
-That place is a stopping time: whether it has come is told by the text up to it. So, whatever
-distribution P of texts is true, and whatever Q of a pack's columns is held against it, the ratio of
-their likelihoods up to that place has mean 1 under P at most: of each continuation beyond it Q has
-at most 1 in all, and the sum over all ways to come to the place of Q is at most 1 (optional
-stopping; Ville 1939). Products over replies are e-values as they are of whole replies, at every
-number of replies, and what is lost is power, never the level. `tests/verdict/test_theorem.py` holds
-it to that by counting every text.
+That place is a stopping time: whether it has come is told by the text up to it. Let P be the true
+distribution of texts, and Q any other. The ways to come to the place and leave there, by each named
+token or as none of them, and the ways to come to an end, are disjoint and exhaust all texts. So the
+mean under P of Q/P at that place is the sum of Q over these ways, which is 1, or less where Q
+leaves some out: the likelihood ratio is as exact as that of whole replies (optional stopping; Ville
+1939). Products over replies are e-values at every number of replies; what is lost is power, never
+the level. `tests/scoring/test_paths.py` and `tests/checks/test_packed.py` hold it to that by
+counting every text.
 
-What is seen is a text, not its tokens. A text may be spelt in several ways, so its event at a place
-is the set of all spellings that the pack knows, each with its probability, up to the end of the
-longest token that fits; where two of them differ by less than DOUBT, the place is judged as that
-event, and the walk ends there, for nobody can tell where it would go on. A spelling by a token that
-is none of the likeliest is taken for one by those that are: as a stack's noise gives such a token
-with about the mass that is left beside them, that is left out of no honest column.
+What is seen is a text, not its tokens, and one text may be spelt in several ways. The event at a
+place is that the text goes on as it does up to the end of the longest token that fits; it has the
+probability of all spellings of that among the tokens that the pack knows. The likeliest is followed
+where it is DOUBT times as likely as all others together, which are then dropped (an error of
+1/DOUBT of the place's probability, at scale 1); else the place is judged as that event
+and the walk ends there, for nobody can tell where it would go on. A token that is none of the
+likeliest and begins as one of them does is taken for that one: honest noise gives such a token no
+oftener than the mass beside the likeliest, which is what is lost.
 """
 
 from __future__ import annotations
@@ -92,6 +95,9 @@ class _Walker:
                 ended = _PATH
                 break
             place = self._pack.place(*node)
+            if self._is_unshown(place):
+                ended = _DOUBT
+                break
             if at == len(self._text) and self._is_broken:
                 steps.append(_step(place, at, self._breaking(place)))
                 ended = _DOUBT
@@ -120,6 +126,11 @@ class _Walker:
             if best.ends:
                 ended = _TEXT
         return Walk(steps=tuple(steps), text=self._text, end=at, ended=ended)
+
+    def _is_unshown(self, place: Place) -> bool:
+        """Whether the path goes on with a control token, which shows in no text: nobody can tell
+        then whether it came."""
+        return not self._is_end(place, 0) and not self._pack.spell(place.tokens[0])
 
     def _is_known(self, node: tuple[int, int]) -> bool:
         return node[1] < self._pack.length(node[0])

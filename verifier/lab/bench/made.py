@@ -61,6 +61,10 @@ HALF: Final = "half-the-layers"
 SCHEMES: Final = 3
 AUDITS: Final = {"4-bit": 40, HALF: 20}
 
+#: Tokens of an audit under a floor that others lend: noise between that floor and what it tolerates
+#: gets no verdict, however many replies there are.
+LENT_TOKENS: Final = 2000
+
 #: Models that vLLM's build for processors refuses, and what stands for the stacks of their cards.
 NOT_BY_VLLM: Final = ("experts-fp8", "experts-int4")
 STACKS: Final = {
@@ -202,6 +206,8 @@ def _measure(
 
 def _plan(made: Made, calibration: Calibration, *, seed: int) -> Plan:
     section = AuditSection(policy=POLICY, seed=seed, top_logprobs=0)
+    if calibration.provisional is not None:
+        section = section.model_copy(update={"budget_completion_tokens": LENT_TOKENS})
     return plan_audit(section, card=str(made.path), calibration=calibration)
 
 
