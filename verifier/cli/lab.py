@@ -392,7 +392,7 @@ def bench(
 ) -> None:
     """Measure error rates and tokens to a verdict on hosts whose truth is known. Takes hours.
 
-        Some parts are measured alone: `certificate` (the noise bet; hours), `engine` (what scoring with
+    Some parts are measured alone: `certificate` (the noise bet; hours), `engine` (what scoring with
     vLLM costs; 20 minutes), `gpu` (the noise and speed of an NVIDIA GPU; ten minutes), `identity`
     (other models served; half an hour), `left-out` (templates that the catalogue lacks; a day),
     `made` (models of other kinds, with cards and calibrations of their own; a day), `packs` (audits
