@@ -402,10 +402,10 @@ def bench(
     (which template fault is named; hours), `tricks` (hosts that look right; an hour) and `wire`
     (what collecting withstands, and how fast it is; half an hour).
 
-        \b
-        Examples:
-          verifier bench runs/bench --part honest
-          verifier bench runs/templates --part templates --audits 4
+    \b
+    Examples:
+      verifier bench runs/bench --part honest
+      verifier bench runs/templates --part templates --audits 4
     """
     share_cores(2)  # one for the hosts
     with showing() as show:
