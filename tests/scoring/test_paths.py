@@ -119,12 +119,12 @@ def test_white_space_in_front_may_have_been_stripped(text: str) -> None:
 
 def test_white_space_at_the_end_may_have_been_stripped() -> None:
     """The path ends the turn after a line end that nobody sees."""
-    pack = ToyPack([[{"Done": 0.9}, {"\n": 0.8, "eos": 0.01}, {"eos": 0.9}]])
+    pack = ToyPack([[{"Done": 0.9}, {"\n": 0.8, "eos": 0.1}, {"eos": 0.9}]])
 
     walked = follow(pack, "Done", "stop")
 
     assert names(pack, walked) == [["Done"], ["\n", "eos"]]
-    assert np.exp(walked.steps[1].cells[-1]) == pytest.approx(0.8 * 0.9 + 0.01)
+    assert np.exp(walked.steps[1].cells[-1]) == pytest.approx(0.8 * 0.9 + 0.1)
     assert walked.ended == "end of text"
 
 
