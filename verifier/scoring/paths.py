@@ -38,7 +38,7 @@ from verifier.records import Reply
 from verifier.reference.pack_file import Pack, Place
 
 #: Spellings whose probabilities differ by less than this factor are both held to be possible. Of 40
-#: honest replies of the embedded model 7 ended at such a place, most at ends of lines; 11 with 1000.
+#: honest replies of the small model 7 ended at such a place, most at ends of lines; with 1000, 11.
 DOUBT: Final = 30.0
 
 #: Tokens in a row at most that spell one token's bytes, or white space before an end.
