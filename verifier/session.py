@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from verifier.checks import CHECKS
 from verifier.checks.cause import NAMING_REPLIES
-from verifier.checks.check import STAGES, Case, Check, Stage, tells_no_more
+from verifier.checks.check import STAGES, Case, Check, Stage, is_between, tells_no_more
 from verifier.config import RunFile
 from verifier.evidence.ledger import Ledger
 from verifier.evidence.samplers import made, penalty_columns
@@ -199,8 +199,9 @@ class Session:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
         no_more = tells_no_more(case) and len(case.scored) >= self.plan.min_replies
+        between = no_more and is_between(case)
         ended = (case.decision != "inconclusive" or no_more) and not (
-            self.pace.wanted() or (not no_more and any(c.more(case) for c in CHECKS))
+            self.pace.wanted() or (not between and any(c.more(case) for c in CHECKS))
         )
         return not (ended or any(c.ready(case) for c in CHECKS) or self.pace.late())
 

@@ -65,7 +65,7 @@ def test_an_honest_host_honours_all(tmp_path: Path) -> None:
 
     assert set(effects(found).values()) == {"honoured"}
     assert list(effects(found)) == ["max_tokens", "seed", "stop", "n", "logit_bias"]
-    assert found.requests == 13
+    assert found.requests == 12
     assert read_capabilities(tmp_path) == found
     assert judge_parameters(found.parameters, PARAMETERS) is None
     assert dict(describe(found))["parameter stop"] == "honoured: the reply ends there"

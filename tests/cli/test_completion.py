@@ -77,8 +77,7 @@ def test_the_help_of_bench_groups_options_by_part() -> None:
     sections = [line for line in text.splitlines() if line.endswith(":") and line[0] != " "]
 
     assert sections == [
-        "Arguments:", "Options:", "Options of left-out and templates:",
-        "Options of left-out, templates, tricks:", "Options of identity:",
-        "Options of certificate:",
+        "Arguments:", "Options:", "Options of left-out and templates:", "Options of identity:",
+        "Options of certificate:", "Options of made:",
     ]  # fmt: skip
-    assert text.rindex("--seed") < text.rindex("--fault") < text.rindex("--audits")
+    assert text.rindex("--seed") < text.rindex("--audits") < text.rindex("--fault")

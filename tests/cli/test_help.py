@@ -65,9 +65,14 @@ def test_a_help_shows_no_types_of_the_program(words: tuple[str, ...]) -> None:
     assert not re.search(r"<[a-z| \[\]\d]+>", call(*words, "--help").out)
 
 
+def _is_one_file(words: Any, parameter: Any) -> bool:
+    """Whether it says where a pack goes, which is one file."""
+    return "pack" in words and parameter.name == "out"
+
+
 def test_one_word_stands_for_one_thing() -> None:
     """A card is CARD, a folder FOLDER, a number N, and a run file RUNFILE, in every command."""
-    named = {(parameter.name, parameter.metavar) for _, parameter in OPTIONS}
+    named = {(p.name, p.metavar) for words, p in OPTIONS if not _is_one_file(words, p)}
     words = {word for _, metavar in named for word in (metavar or "").split("|")}
 
     assert {metavar for name, metavar in named if name in ("card", "reference")} == {"CARD"}
@@ -84,8 +89,8 @@ def test_one_word_stands_for_one_thing() -> None:
 def test_one_option_means_one_thing_in_commands_that_share_it() -> None:
     """By the first of its names: the same word for its value."""
     metavars: dict[str, set[str | None]] = {}
-    for _, parameter in OPTIONS:
-        if parameter.param_type_name == "option":
+    for words, parameter in OPTIONS:
+        if parameter.param_type_name == "option" and not _is_one_file(words, parameter):
             first = (parameter.opts or parameter.secondary_opts)[0]
             metavars.setdefault(first, set()).add(parameter.metavar)
 

@@ -29,6 +29,7 @@ ONE_LINE = {
     "init": "the file that was written",
     "collect": "how many probes have an outcome",
     "score": "where the ledger is",
+    "pack check": "whether it is whole",
     "testbed serve": "where it serves",
     "testbed route": "where it routes",
 }

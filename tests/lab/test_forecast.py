@@ -94,7 +94,7 @@ def test_the_forecast_is_json_too(tmp_path: Path) -> None:
         (("--gpus", "2", "--gpu-memory", "80"), "asks for 4 GPUs"),
         (("--gpus", "8", "--gpu-memory", "40"), "more than the 36.8 GiB that vLLM may use"),
         (("--gpus", "8"), "--gpus and --gpu-memory: one without the other"),
-        (("--engine", "remote"), "--engine: a remote engine puts no variants in place"),
+        (("--engine", "remote"), "--engine: remote puts no variants in place"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )

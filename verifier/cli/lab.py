@@ -341,7 +341,6 @@ def demo(
 
 #: Sections of the help of `bench`, by the part that reads the options.
 _OF_TEMPLATES: Final = "Options of left-out and templates"
-_OF_AUDITS: Final = "Options of left-out, made, templates, tricks"
 _OF_IDENTITY: Final = "Options of identity"
 _OF_CERTIFICATE: Final = "Options of certificate"
 _OF_MADE: Final = "Options of made"
@@ -355,7 +354,7 @@ Faults = Annotated[
 ]
 Audits = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="So many audits per host.", rich_help_panel=_OF_AUDITS),
+    typer.Option(metavar="N", min=1, help="So many audits per host, where audits are counted."),
 ]
 Family = Annotated[
     Path | None,

@@ -84,6 +84,7 @@ def make(
     engine: Computes = None,
     run_file: LikeRunFile = None,
     dry_run: DryRun = False,
+    as_json: ListJson = False,
 ) -> None:
     """Record what a card's weights say of N questions, for audits without them.
 
@@ -91,7 +92,7 @@ def make(
 
     \b
     Examples:
-          verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
+      verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
       verifier pack make minimax-m2.7 --probes 2000 --out m2.7.pack --key key.pem
     """
     from verifier.reference.cards import load_card
@@ -107,15 +108,21 @@ def make(
     refuse_thinking(found)
     section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
     recipe = make_recipe(probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else ())
-    for line in _foreseen(recipe, found, section):
-        say(line, err=not dry_run)
+    foreseen = _foreseen(recipe, found, section)
+    for line in foreseen:
+        say(line, err=as_json or not dry_run)
     if dry_run:
+        if as_json:
+            say_json({"foreseen": foreseen})
         return
     from verifier.reference.pack_file import pack_bytes, write_pack
 
     kept = work or out.with_name(f"{out.name}.work")
     raw = pack_bytes(*_make(recipe, card, found, section, weights, work=kept), key=signer)
     write_pack(out, raw)
+    if as_json:
+        say_json({"pack": str(out), "bytes": len(raw), "questions": probes})
+        return
     say(f"{out}: {len(raw) / 1e6:.1f} MB, {len(raw) / probes / 1e3:.1f} kB a question")
 
 
