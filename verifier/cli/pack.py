@@ -22,7 +22,7 @@ from verifier.cli.common import (
     share_cores,
     showing,
 )
-from verifier.cli.lab import LikeRunFile, reference_of, weights_of
+from verifier.cli.lab import CardWeights, DryRun, LikeRunFile, reference_of, weights_of
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -48,10 +48,6 @@ def _pack(context: typer.Context) -> None:
 
 Questions = Annotated[int, typer.Option(metavar="N", min=2, help="So many questions.")]
 Out = Annotated[Path, typer.Option(metavar="FILE", help="The pack; its name ends in .pack.")]
-Weights = Annotated[
-    str | None,
-    typer.Option(metavar="FOLDER|REPO@REV", help="The card's weights; else as it says."),
-]
 Tokens = Annotated[int, typer.Option(metavar="T", min=8, max=512, help="Tokens of a path at most.")]
 Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the questions.")]
 SigningKey = Annotated[
@@ -67,7 +63,6 @@ Work = Annotated[
 Computes = Annotated[
     EngineName | None, typer.Option(metavar="NAME", help="What computes it: vllm or transformers.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what it would do and take.")]
 
 
 @pack_app.command("make", cls=InSections)
@@ -75,7 +70,7 @@ def make(
     card: CardName,
     probes: Questions,
     out: Out,
-    weights: Weights = None,
+    weights: CardWeights = None,
     tokens: Tokens = 48,
     seed: Seed = 20261130,
     key: SigningKey = None,

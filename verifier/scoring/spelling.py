@@ -164,10 +164,12 @@ class _Spelling:
         for t in surprising:
             for at in range(t, max(-1, t - REACH), -1):
                 for token in self._nearly_as_likely(at):
-                    if (places[at], token) not in self._turned_down:
+                    other = respelled(aligned, at, token, self._tokenizer)
+                    whole = other.reply_ids != aligned.reply_ids  # not one that cuts a character
+                    if whole and (places[at], token) not in self._turned_down:
                         self._rival = places[at], token
                         self._settled.add(places[at])  # or the likeliest would be tried again
-                        return respelled(aligned, at, token, self._tokenizer)
+                        return other
         return None
 
     def _nearly_as_likely(self, at: int) -> list[TokenId]:

@@ -18,7 +18,6 @@ from typing import Final, Protocol
 
 from verifier.errors import ConfigError
 from verifier.records import (
-    REFERENCE,
     GenerateRequest,
     Generation,
     Nats,
@@ -26,8 +25,7 @@ from verifier.records import (
     ScoreRequest,
     TokenId,
 )
-from verifier.reference.engines.prompt_logprobs import WithoutDistributions
-from verifier.reference.engines.server import ROUNDING, SAMPLE, Server, Told
+from verifier.reference.engines.server import ROUNDING, SAMPLE, Elsewhere, Server, Told
 from verifier.safety import sieve
 
 #: Alternatives to ask for, the most first: hosts allow 20, 5 or other numbers.
@@ -71,12 +69,14 @@ class _Position:
     top: tuple[float, ...]  # of those that take part, descending
 
 
-class EchoEngine(WithoutDistributions):
+class EchoEngine(Elsewhere):
     """One model of one host. Not thread-safe: one caller at a time.
 
     It scores; it neither generates nor rounds, and says nothing of tokens that the host does not
     name, so a target's reported log-probabilities are not judged by it.
     """
+
+    _called, _holder = "echo", "host"
 
     def __init__(
         self,
@@ -101,9 +101,6 @@ class EchoEngine(WithoutDistributions):
             self.close()  # nobody else can: the caller gets no engine
             raise
 
-    def close(self) -> None:
-        self._server.close()
-
     @property
     def versions(self) -> dict[str, str]:
         return {
@@ -114,17 +111,6 @@ class EchoEngine(WithoutDistributions):
             "alternatives": str(self._k),
             "apart": f"{self._apart:.2g}",
         }
-
-    def can_load(self, name: str) -> bool:
-        return name == REFERENCE
-
-    def load_variant(self, name: str) -> None:
-        """Raises ConfigError for anything but the reference weights."""
-        if name != REFERENCE:
-            raise ConfigError(
-                f"{self._server.url}: the echo engine cannot put weights variant {name!r} into a "
-                "host; use a policy without builds, or --engine vllm or transformers"
-            )
 
     def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
         """Raises ConfigError: hosts do not say which tokens a reply was made of."""

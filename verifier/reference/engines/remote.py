@@ -14,7 +14,6 @@ import numpy as np
 from verifier.errors import ConfigError
 from verifier.evidence.samplers import is_plain
 from verifier.records import (
-    REFERENCE,
     Count,
     GenerateRequest,
     Generation,
@@ -28,10 +27,9 @@ from verifier.reference.engines.prompt_logprobs import (
     WIDE_K,
     Answer,
     Question,
-    WithoutDistributions,
     chunks,
 )
-from verifier.reference.engines.server import ROUNDING, SAMPLE, Server, Told
+from verifier.reference.engines.server import ROUNDING, SAMPLE, Elsewhere, Server, Told
 from verifier.safety import sieve
 
 #: Prompts sent in one request, and log-probabilities that one response may hold.
@@ -39,8 +37,10 @@ PROMPTS_PER_REQUEST = 16
 VALUES_PER_REQUEST = 200_000
 
 
-class RemoteEngine(WithoutDistributions):
+class RemoteEngine(Elsewhere):
     """One model on one vLLM server. Not thread-safe: one caller at a time."""
+
+    _called = "remote"
 
     def __init__(
         self,
@@ -74,9 +74,6 @@ class RemoteEngine(WithoutDistributions):
         self._widest = self._find_widest()
         self._version = sieve.strike(self._server.get("/version", _Version, root=True).version)
 
-    def close(self) -> None:
-        self._server.close()
-
     @property
     def versions(self) -> dict[str, str]:
         return {
@@ -86,17 +83,6 @@ class RemoteEngine(WithoutDistributions):
             "model": sieve.strike(self._model),
             "weights": "as the server says; not checked",
         }
-
-    def can_load(self, name: str) -> bool:
-        return name == REFERENCE
-
-    def load_variant(self, name: str) -> None:
-        """Raises ConfigError for anything but the reference weights."""
-        if name != REFERENCE:
-            raise ConfigError(
-                f"{self._server.url}: the remote engine cannot put weights variant {name!r} into a "
-                "server; use a policy without builds, or --engine vllm or transformers"
-            )
 
     # -- scoring -------------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from verifier.errors import ConfigError
 from verifier.files.stored import check
-from verifier.records import Count
+from verifier.records import REFERENCE, Count
+from verifier.reference.engines.prompt_logprobs import WithoutDistributions
 from verifier.safety import sieve
 
 T = TypeVar("T")
@@ -143,6 +144,29 @@ class Server:
         if not isinstance(answer, dict):
             raise ConfigError(f"{response.url}: {_said_of(response)}; {self.advice}")
         return check(response.content, kind, where=str(response.url), advice=self.advice)
+
+
+class Elsewhere(WithoutDistributions):
+    """An engine whose weights are a server's: no others can be put in their place."""
+
+    _server: Server
+    _called: str  # as `--engine` has it
+    _holder = "server"  # what holds the weights, in a word
+
+    def close(self) -> None:
+        self._server.close()
+
+    def can_load(self, name: str) -> bool:
+        return name == REFERENCE
+
+    def load_variant(self, name: str) -> None:
+        """Raises ConfigError for anything but the reference weights."""
+        if name != REFERENCE:
+            raise ConfigError(
+                f"{self._server.url}: the {self._called} engine cannot put weights variant "
+                f"{name!r} into a {self._holder}; use a policy without builds, or --engine vllm or "
+                "transformers"
+            )
 
 
 def _wait_of(response: httpx.Response, again: int) -> float:
