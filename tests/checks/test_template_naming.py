@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from audits import QUIET, configure
 from fakes_templates import SoftEngine, TemplateTokenizer
-from rendered import CHANNEL, make_ledger
+from rendered import CHANNEL, make_ledger, score_of
 from scipy.stats import binom
 from simulate import decide, make_calibration, make_plan, replies, simulate_row
 
@@ -21,7 +21,7 @@ from verifier.checks.check import UNKNOWN_RENDERING
 from verifier.checks.template.evidence import weigh_templates
 from verifier.checks.template.naming import FIT_ERROR, TEMPLATE_SHARE, Named, named_template
 from verifier.checks.template.shown_prompts import Shown, ShownPrompt
-from verifier.evidence.ledger import TEMPLATE, Ledger
+from verifier.evidence.ledger import TEMPLATE, Ledger, Row, text_cells
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.faults import read_fault
 from verifier.lab.testbed.host import Host
@@ -167,6 +167,43 @@ def test_other_weights_after_a_rendering_take_counts_that_agree() -> None:
     assert "other weights too, or instead" in said
     detail = template(verdict(noisy)).detail
     assert "; fits 12 counts of prompt tokens, and leaves noise of a scale of " in detail
+
+
+def leaning(seed: int, *, rows: int = 12, build: str = "int4-sym-g64") -> Ledger:
+    """Replies of a build that happens to lean the way a fault of the template does."""
+    rng = np.random.default_rng(seed)
+
+    def row(number: int) -> Row:
+        published = rng.normal(0, 2, (12, 40))
+        served = published + rng.normal(0, 0.8, published.shape)
+        faulty = (published + served) / 2 + rng.normal(0, 0.2, published.shape)
+        chosen = (served + rng.gumbel(0, 0.05, published.shape)).argmax(axis=1)
+        columns = {REFERENCE: published, TEMPLATE + "no-template": faulty, build: served}
+        return Row(
+            probe_id=f"p{number:04}", tokens=12, left_out=0, logprob=None, logprob_problem="none",
+            text={k: text_cells(score_of(v, chosen), range(12)) for k, v in columns.items()},
+            prompt_tokens=19, rendered={REFERENCE: 40, "no-template": 19},
+        )  # fmt: skip
+
+    return Ledger(rows=tuple(row(number) for number in range(rows)))
+
+
+def test_a_build_that_explains_the_replies_is_named_before_a_rendering_that_leaves_noise() -> None:
+    """Its noise is a function of the text, and may look like another prompt by more than chance."""
+    ledger = leaning(1)
+    unscored = Ledger(
+        rows=tuple(
+            replace(r, text={k: v for k, v in r.text.items() if k != "int4-sym-g64"})
+            for r in ledger.rows
+        )
+    )
+
+    assert told(ledger) is not None
+    assert template(verdict(unscored)).name == "no-template"
+    assert {f.name for f in verdict(unscored).findings if f.aspect == "cause"} != {"int4-sym-g64"}
+    said = verdict(ledger)
+    assert said.decision == "inconsistent"
+    assert [f.name for f in said.findings if f.aspect in ("template", "cause")] == ["int4-sym-g64"]
 
 
 def test_names_are_those_of_a_group_that_fit() -> None:

@@ -204,7 +204,7 @@ def seek(session: Session, case: Case, _kept: None) -> bool:
     Each is scored on the first replies; one that leads there is asked for more, and is the cause
     where it explains these too. A name, and never the ground of a verdict.
     """
-    sought = case.decision == "inconsistent" and case.seeks_cause and not case.names_template
+    sought = case.decision == "inconsistent" and case.seeks_cause and not case.template_is_all
     if not sought or case.build is not None or not session.finish("builds sought"):
         return False
     plan, first, more = case.plan, case.probes[:FIRST], case.probes[:ENOUGH]

@@ -55,7 +55,7 @@ def ask(session: Session, case: Case, _kept: None) -> bool:
     """Score the first replies under every build, suspect and penalty, for a name."""
     if session.pack is not None:  # its builds are columns from the first reply on
         return False
-    sought = case.seeks_cause and not case.names_template and case.build is None
+    sought = case.seeks_cause and not case.template_is_all and case.build is None
     single = any(f.name == SINGLE and f.decision == "detected" for f in case.findings)
     if case.decision != "inconsistent" or not (sought or single):
         return False

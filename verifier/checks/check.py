@@ -217,6 +217,11 @@ class Case:
         """Whether the report names a template fault of the catalogue."""
         return any(f.aspect == "template" and f.name != UNKNOWN_RENDERING for f in self.findings)
 
+    @property
+    def template_is_all(self) -> bool:
+        """Whether a template fault is named that leaves no noise: no cause beside it is sought."""
+        return self.names_template and not any(f.aspect == CAUSE.name for f in self.findings)
+
     @cached_property
     def build(self) -> str | None:
         """The build that explains the ordinary replies by itself, on ENOUGH of them: no other cause

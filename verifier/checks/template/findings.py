@@ -42,6 +42,7 @@ from verifier.checks.template.naming import (
     TEMPLATE_SHARE,
     Named,
     is_unknown,
+    leaves_noise,
     may_be_honest,
     named_template,
     replies_fit,
@@ -230,8 +231,9 @@ def named_fault(case: Case, evidence: Evidence) -> Named | None:
 
     Its own share of the evidence must suffice for the verdict. Not where a suspect explains them
     rather. Words that nobody knows, and a rendering that nobody knows, look like other weights:
-    they are not claimed where completions show those, nor where a build, a suspect or a penalty
-    explains the ordinary replies by itself.
+    they are not claimed where completions show those. Neither is claimed, nor a known rendering
+    that leaves noise, where a build, a suspect or a penalty explains the ordinary replies by
+    itself: of a random model in 4 bits, 5 audits in 40 named a fault that its replies hardly show.
     """
     if evidence.templates is None:
         return None
@@ -245,7 +247,8 @@ def named_fault(case: Case, evidence: Evidence) -> Named | None:
     )  # fmt: skip
     open_ended = not found.names or is_unknown(found.column)
     others = open_ended and bypass is not None and bypass.differs
-    explained = not found.names and fits_as_honest(
+    open_to_others = not found.names or leaves_noise(evidence.templates, plan.calibration)
+    explained = open_to_others and fits_as_honest(
         case.ordinary, (*plan.bank, *plan.suspects), plan.calibration.text, error=plan.beta
     )
     return None if rather or others or explained else found
