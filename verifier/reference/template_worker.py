@@ -43,7 +43,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001 - whatever stands in the way is told, not printed
         _write(answers, REFUSED, 0.0, _line(error))
         return
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.set_verbosity_error()
     _limit(limits["memory"])
     _write(answers, FINE, 0.0, "")
     while (frame := _read(asked)) is not None:
