@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -63,6 +64,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return LONGEST.get(name) or LONGEST.get(name.partition("::")[0], 0)
 
     items.sort(key=weight, reverse=True)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays until the end: no collection of garbage looks at it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

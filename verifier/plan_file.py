@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
+from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
@@ -216,7 +217,19 @@ def read_probes(run: Path, *, name: str = PROBES) -> tuple[Probe, ...]:
 
     Raises ConfigError for a malformed line.
     """
-    path, found = run / name, []
+    path = run / name
+    try:
+        state = path.lstat()
+    except FileNotFoundError:
+        return ()
+    stamp = (state.st_dev, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+    return _read_probes(path, stamp)
+
+
+@lru_cache(maxsize=32)
+def _read_probes(path: Path, _stamp: tuple[int, ...]) -> tuple[Probe, ...]:
+    """A file is read once as long as it stays as it is: an audit asks for it dozens of times."""
+    found = []
     advice = "restore the run folder from a copy"
     for number, probe in enumerate(read_rows(path, Probe, advice=advice), 1):
         try:

@@ -88,7 +88,7 @@ def test_dollars_without_prices_say_both_ways_to_give_them(tmp_path: Path) -> No
 def test_a_host_of_http_that_is_asked_by_https_is_guessed(tmp_path: Path) -> None:
     """The words of the library say nothing of it."""
     plain = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=plain.serve_forever, daemon=True).start()
+    threading.Thread(target=plain.serve_forever, args=(0.01,), daemon=True).start()
     try:
         url = f"https://127.0.0.1:{plain.server_address[1]}/v1"
         ended = call("capabilities", write_run_file(tmp_path, url))

@@ -351,7 +351,7 @@ def spoil_folders(folders: dict[str, Path], at: Path, *, seed: int, count: int) 
 
 def test_folders_spoilt_at_random_never_crash(folders: dict[str, Path], tmp_path: Path) -> None:
     """Keys dropped and added, types changed, numbers of any size, deep nesting, torn files."""
-    found = spoil_folders(folders, tmp_path, seed=20, count=500)
+    found = spoil_folders(folders, tmp_path, seed=20, count=250)
 
-    assert found["refused"] > 200
-    assert found["fine"] > 20
+    assert found["refused"] > 100
+    assert found["fine"] > 10

@@ -168,7 +168,7 @@ def scripted(**changes: tuple[int, Any]) -> Iterator[str]:
     """A server that answers as told, on a free port."""
     handler = type("Handler", (_Script,), {"answers": GOOD | changes})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/v1"
