@@ -142,7 +142,7 @@ HOMES = {
     "rich": {"reports.terminal", "reports.tables", "cli.common"},
     "jinja2": {"reports.html"},
     "yaml": {"files.strict_yaml"},
-    "ruamel": {"reference.pin"},
+    "ruamel": {"reference.card_text"},
     "huggingface_hub": {"reference.hub"},
 }
 

@@ -63,9 +63,11 @@ def test_an_installation_that_cannot_be_written_pins_elsewhere(site: Path, tmp_p
     """Where a card is written is the user's; every file that was installed is as it was."""
     before = {path: path.stat().st_mtime_ns for path in site.rglob("*.yaml")}
     asked = (
-        "from verifier.shipped import with_own_cards; from pathlib import Path; "
-        "from verifier.reference.cards import own_copy; "
-        'exec(\'with with_own_cards(Path("own")): print(own_copy("qwen3-8b"))\')'
+        "from pathlib import Path\n"
+        "from verifier.reference.cards import find_card, write_card\n"
+        "from verifier.shipped import with_own_cards\n"
+        "with with_own_cards(Path('own')):\n"
+        "    print(write_card('qwen3-8b', find_card('qwen3-8b').read_text()))\n"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", asked], cwd=tmp_path, capture_output=True, text=True,

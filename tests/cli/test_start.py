@@ -64,6 +64,7 @@ NAMES = [
     ["capabilities", "none.yaml"], ["collect", "none"], ["score", "none"], ["decide", "none"],
     ["report", "none"], ["summary", "none"], ["reference", "show", "none"],
     ["calibrate", "none"], ["panel", "none", "--seed", "1"], ["init", "typo.yaml"],
+    ["reference", "contribute", "none", "typo.yaml"],
 ]  # fmt: skip
 RUNS = [
     ["audit", "run.yaml", "--api-key-env", "NOT_SET_AT_ALL"], ["demo", "--out", ".."],

@@ -11,52 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes_card import write_card
+from measured import REFERENCE, calibration
 from scipy import stats
-from simulate import make_calibration
 
 from verifier.errors import ConfigError, ReferenceMismatch
-from verifier.evidence.calibration import (
-    Calibration,
-    Channel,
-    Estimate,
-    Machine,
-    Measured,
-    NoiseClass,
-    Role,
-    Stack,
-)
-from verifier.evidence.ledger import TEXT_SCALES
+from verifier.evidence.calibration import Calibration, Channel, Machine, NoiseClass
 from verifier.evidence.pooling import pool, why_not_pooled
 from verifier.evidence.stacks import chance_above_all, predict_scale
 from verifier.files.run_folder import write_json
 from verifier.reference.calibrations import is_calibrated, load_calibration, write_calibration
 from verifier.reference.cards import load_card
 from verifier.reports.tables import describe_calibration
-
-REFERENCE = Measured(engine="transformers", dtype="float32", top_logprobs=5)
-
-
-def stack(name: str, scale: float, *, role: Role = "calibration") -> Stack:
-    found = Estimate(estimate=scale, lower=0.9 * scale, upper=1.1 * scale)
-    return Stack(
-        name=name, role=role, family="fp8" if role == "variant" else None, replies=32, tokens=1000,
-        text=found, logprob=found,
-    )  # fmt: skip
-
-
-def calibration(*scales: float, held_out: float | None = None, **changes: Any) -> Calibration:
-    """Of bfloat16 stacks of these noise scales, with the floor above the largest."""
-    at = int(np.searchsorted(TEXT_SCALES, 1.1 * max(scales)))
-    channel = Channel(honest_scale=float(TEXT_SCALES[at]), spread=0.1, learning_rate=0.8)
-    checks = [] if held_out is None else [stack("bfloat16-batch1", held_out, role="held out")]
-    stacks = [stack(f"bfloat16-batch{n + 2}", scale) for n, scale in enumerate(scales)]
-    given: dict[str, Any] = {
-        "text": channel, "logprob": channel, "measured": REFERENCE,
-        "stacks": (*stacks, *checks, stack("fp8-channel", 0.5, role="variant")),
-        "classes": (NoiseClass(name="fp8-class rounding", scale=0.4, basis="test"),),
-    }  # fmt: skip
-    return make_calibration(**(given | changes))
-
 
 # -- known answers -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.calibration import Calibration, Channel, Estimate, NoiseClass
 from verifier.evidence.calibration import Stack as Measured
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES, Ledger
+from verifier.evidence.stacks import hidden_classes
 from verifier.files.run_folder import EXCHANGES
 from verifier.host.collect import read_attempts
 from verifier.lab.calibrate import (
@@ -28,7 +29,6 @@ from verifier.lab.calibrate import (
     dropped_layers,
     estimate,
     fit_channel,
-    hidden_classes,
     noise_classes,
     plan_items,
     refuse_card,

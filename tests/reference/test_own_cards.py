@@ -14,7 +14,14 @@ from simulate import make_calibration
 from verifier.errors import ConfigError
 from verifier.files.run_folder import write_json
 from verifier.reference.calibrations import calibration_path, load_calibration, write_calibration
-from verifier.reference.cards import find_card, list_cards, load_card, own_copy, shadowing
+from verifier.reference.cards import (
+    find_card,
+    list_cards,
+    load_card,
+    place_to_write,
+    shadowing,
+    write_card,
+)
 from verifier.reference.digests import digests_of
 from verifier.shipped import with_own_cards
 
@@ -81,7 +88,7 @@ def test_a_calibration_that_ships_serves_a_card_that_was_pinned_here(
     """To pin a card loses nothing; its digests are held against each other all the same."""
     write_json(installed / "tiny.calibration.json", make_calibration().model_dump(mode="json"))
     with with_own_cards(tmp_path / "own"):
-        own_copy("tiny")
+        write_card("tiny", find_card("tiny").read_text())
 
         assert find_card("tiny") == tmp_path / "own" / "tiny.yaml"
         assert calibration_path("tiny") == installed / "tiny.calibration.json"
@@ -104,7 +111,7 @@ def test_an_installation_is_not_written_where_nobody_named_a_folder(installed: P
     """As a library, too."""
     before = contents(installed)
     with pytest.raises(ConfigError, match="name a folder"):
-        own_copy("tiny")
+        write_card("tiny", find_card("tiny").read_text())
     with pytest.raises(ConfigError, match="name a folder"):
         write_calibration("tiny", make_calibration())
     assert contents(installed) == before
@@ -115,7 +122,7 @@ def test_a_checkout_is_where_its_cards_are_pinned(tmp_path: Path) -> None:
     with with_own_cards(tmp_path / "own"):
         path = find_card("qwen3-8b")
 
-        assert own_copy("qwen3-8b") == path
+        assert place_to_write("qwen3-8b") == path
     assert not (tmp_path / "own").exists()
 
 

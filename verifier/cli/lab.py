@@ -151,7 +151,7 @@ def calibrate(
 
 def _say_calibrated(card: str, made: Calibration, *, as_json: bool) -> None:
     """Write a calibration, and say where it is."""
-    from verifier.lab.calibrate import hidden_classes
+    from verifier.evidence.stacks import hidden_classes
     from verifier.reference.calibrations import write_calibration
 
     path = write_calibration(card, made)
@@ -162,6 +162,7 @@ def _say_calibrated(card: str, made: Calibration, *, as_json: bool) -> None:
         return
     told = f"; its noise hides {', '.join(hidden)}, so that no audit excludes that"
     say(f"{path}: honest scale {floor:.2g}{told if hidden else ''}")
+    say(f"for audits elsewhere, take it there: verifier reference contribute {card} {path.name}")
 
 
 def _calibrate(

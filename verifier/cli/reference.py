@@ -24,6 +24,7 @@ from verifier.cli.common import (
 
 if TYPE_CHECKING:
     from verifier.checks.template.panel_design import Panel
+    from verifier.evidence.calibration import Calibration
 
 reference_app = typer.Typer(
     help="Cards: the published models that an endpoint can be held to.",
@@ -179,6 +180,80 @@ def pin_reference(
         say(f"{key}: {value}" + ("" if before is None else f" (was {before})"))
     if not written:
         say("nothing to fill: all that this snapshot shows is pinned, and agrees")
+
+
+@reference_app.command("contribute", cls=InSections)
+def contribute_reference(
+    card: CardName,
+    calibration: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="What `calibrate` wrote on another machine."),
+    ],
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="What its machine is called in reports; else by its digest."
+        ),
+    ] = None,
+    as_json: ListJson = False,
+) -> None:
+    """Add a calibration of another machine to a card: the stacks of all count from then on.
+
+    A copy goes into the card's folder, or among your own cards for one that an installation has,
+    and the card lists it by its digest. Refused are those of other weights or of another reference,
+    one that counts already, and one whose own floor its held-out stacks exceed.
+
+    \b
+    Example:
+      verifier reference contribute my-model a100.calibration.json --name a100
+    """
+    from verifier.reference.cards import load_card
+
+    load_card(card)  # before all that loads slowly
+    from verifier.reference.contribute import contribute
+
+    done = contribute(card, calibration, called=name)
+    say_own(card)
+    before = None if done.before is None else _floor_to_json(done.before)
+    now = _floor_to_json(done.now)
+    if as_json:
+        say_json({
+            "card": str(done.card), "calibration": str(done.calibration), "sha256": done.sha256,
+            "before": before, "now": now,
+        })  # fmt: skip
+        return
+    say(f"contributed: {done.calibration}")
+    say(f"card: {done.card}")
+    was = {} if before is None else _describe_floor(before)
+    for label, value in _describe_floor(now).items():
+        say(f"{label}: {value}" + (f" (was {was[label]})" if was else ""))
+    if not was:
+        say("the card was not calibrated: its audits are provisional no more")
+    if now["hidden"]:
+        say(f"its noise hides {', '.join(now['hidden'])}, so that no audit excludes that")
+
+
+def _floor_to_json(found: Calibration) -> dict[str, Any]:
+    """What a calibration says of honest serving, as JSON values."""
+    from verifier.evidence.stacks import hidden_classes
+
+    assert found.zone is not None  # whatever is read of a card has one
+    return {
+        "stacks": found.zone.stacks,
+        "honest_scale": {"text": found.text.honest_scale, "logprob": found.logprob.honest_scale},
+        "tolerated": {"text": found.text.tolerated, "logprob": found.logprob.tolerated},
+        "hidden": list(hidden_classes(found)),
+    }
+
+
+def _describe_floor(told: dict[str, Any]) -> dict[str, str]:
+    """The same in words, by label."""
+    rows = {"honest stacks": str(told["stacks"])}
+    for channel, called in (("text", "text"), ("logprob", "log-probabilities")):
+        floor, end = told["honest_scale"][channel], told["tolerated"][channel]
+        rows[f"honest scale from {called}"] = f"{floor:.2g}"
+        rows[f"tolerated from {called}"] = f"up to {end:.2g}, kappa {end / floor:.2g}"
+    return rows
 
 
 def panel(

@@ -31,10 +31,15 @@ def why_not_pooled(own: Calibration, other: Calibration) -> str | None:
         return f"measured with another reference ({theirs}, not {mine})"
     if other.stacks == own.stacks:
         return "the same measurement again"
-    noisier = above_floor(other)
+    return why_no_floor(other)
+
+
+def why_no_floor(found: Calibration) -> str | None:
+    """Why a calibration sets no floor, be it alone, in words; None: it does."""
+    noisier = above_floor(found)
     if noisier:
         return f"its stack {noisier[0]} was held out and is noisier than its own floor"
-    if not any(stack.role == "calibration" for stack in other.stacks):
+    if not any(stack.role == "calibration" for stack in found.stacks):
         return "it has no stack that sets a floor"
     return None
 

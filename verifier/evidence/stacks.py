@@ -141,6 +141,12 @@ def above_floor(calibration: Calibration) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def hidden_classes(calibration: Calibration) -> tuple[str, ...]:
+    """The classes of departures that lie within honest serving, so that no audit can tell them."""
+    floor = calibration.text.honest_scale
+    return tuple(c.name for c in calibration.classes if c.scale <= floor * (1 + 1e-9))
+
+
 def _is_above(found: Estimate | None, channel: Channel) -> bool:
     return found is not None and found.estimate > channel.honest_scale * (1 + 1e-9)
 

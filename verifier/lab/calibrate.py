@@ -233,12 +233,6 @@ def refuse_above_floor(calibration: Calibration) -> None:
         )
 
 
-def hidden_classes(calibration: Calibration) -> tuple[str, ...]:
-    """The classes of departures that lie within honest serving, so that no audit can tell them."""
-    floor = calibration.text.honest_scale
-    return tuple(c.name for c in calibration.classes if c.scale <= floor * (1 + 1e-9))
-
-
 def _answer(
     items: Sequence[Item],
     weights: Path,

@@ -30,6 +30,7 @@ from verifier.records import (
     REFERENCE,
     GenerateRequest,
     Generation,
+    Outcome,
     Probe,
     Reply,
     ReplyScore,
@@ -294,13 +295,15 @@ def score_corpus(
     suspects: Mapping[str, Suspected] | None = None,
     thinking: Thinking | None = None,
     progress: Progress | None = None,
+    outcomes: Mapping[str, Outcome] | None = None,
 ) -> Ledger:
     """The ledger of a corpus, with or without what the host said of its own tokens.
 
     `thinking` says how the model writes thoughts. The two ways of reading are kept in folders of
-    their own.
+    their own. `outcomes` are those of the corpus, where they were read.
     """
-    outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+    if outcomes is None:
+        outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
     if not with_logprobs:
         outcomes = {
             name: replace(outcome, logprobs=None, logprobs_problem=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -26,13 +27,18 @@ from verifier.reference.cards import (
 from verifier.reference.defaults import obstacles_to_calibrating, obstacles_to_rendering
 
 #: Larger than any calibration: a few hundred stacks.
-_LARGEST: Final = 2**22
+LARGEST: Final = 2**22
+
+#: Folder beside a card for what is contributed to it, in one of its own.
+CONTRIBUTED: Final = "contributed"
+
+_SUFFIX: Final = ".calibration.json"
 
 
 def calibration_path(name: str) -> Path:
     """Where the calibration of a card lies, or would lie: beside it, or among cards with names."""
     card = find_card(name)
-    beside = card.with_name(f"{card.stem}.calibration.json")
+    beside = card.with_name(f"{card.stem}{_SUFFIX}")
     folders = card_folders() if card.parent in card_folders() else ()
     places = [folder / beside.name for folder in folders]
     return next((path for path in places if path.is_file()), beside)
@@ -75,42 +81,63 @@ def load_calibration(name: str, card: Card) -> Calibration:
     Raises ReferenceMismatch when there is none, and for one of other weights, of another reference,
     contributed twice or edited.
     """
-    path, advice = calibration_path(name), how_to_calibrate(name, card)
-    if not path.is_file() and not card.calibrations:
+    found = read_calibrations(name, card)
+    if not found:
+        advice = how_to_calibrate(name, card)
         raise ReferenceMismatch(f"reference: card {card.name!r} is not calibrated; {advice}")
-    found: dict[str, Calibration] = {}
+    return pool_calibrations(found, card)
+
+
+def read_calibrations(name: str, card: Card) -> dict[str, Calibration]:
+    """The card's own calibration and those that it lists, by where they lie, own first; {}: none.
+
+    Raises ReferenceMismatch for one of other weights, and for one that is not what the card lists.
+    """
+    path, found = calibration_path(name), dict[str, Calibration]()
     if path.is_file():
-        found[str(path)] = _checked(read_bytes(path), card, where=str(path), advice=advice)
+        advice = how_to_calibrate(name, card)
+        found[str(path)] = read_calibration(read_bytes(path), card, where=str(path), advice=advice)
         _refuse_own(path, card)
     folder = find_card(name).parent
-    found |= {str(one.file): _contributed(folder, one, card) for one in card.calibrations}
+    return found | {str(one.file): _contributed(folder, one, card) for one in card.calibrations}
+
+
+def pool_calibrations(found: Mapping[str, Calibration], card: Card) -> Calibration:
+    """Calibrations of a card as one. Raises ReferenceMismatch for one that does not fit another."""
     (first, own), *others = found.items()
-    if others:  # of one alone its own reading is kept
-        seen = [(first, own)]
-        for where, other in others:
-            for before, one in seen:
-                why = why_not_pooled(one, other)
-                if why is not None:
-                    raise ReferenceMismatch(
-                        f"card {card.name}: calibrations: {where}: beside {before}: {why}; take it "
-                        "out of the card"
-                    )
-            seen.append((where, other))
-    labelled = {where.removesuffix(".calibration.json"): one for where, one in others}
+    seen = [(first, own)]
+    for where, other in others:  # of one alone its own reading is kept
+        for before, one in seen:
+            why = why_not_pooled(one, other)
+            if why is not None:
+                raise ReferenceMismatch(
+                    f"card {card.name}: calibrations: {where}: beside {before}: {why}; take it "
+                    "out of the card"
+                )
+        seen.append((where, other))
+    labelled: dict[str, Calibration] = {}
+    for where, other in others:
+        short = label_of(where, card)
+        labelled[where if short in labelled else short] = other
     return pool(own, labelled)
+
+
+def label_of(file: str, card: Card) -> str:
+    """What the stacks of a contributed calibration are called by."""
+    return file.removeprefix(f"{CONTRIBUTED}/{card.name}/").removesuffix(_SUFFIX)
 
 
 def _contributed(folder: Path, listed: Contributed, card: Card) -> Calibration:
     """A contributed calibration that is what the card lists."""
     where = f"card {card.name}: calibrations: {listed.file}"
-    raw = read_bounded(folder / listed.file, limit=_LARGEST, below=folder)
+    raw = read_bounded(folder / listed.file, limit=LARGEST, below=folder)
     digest = sha256(raw).hexdigest()
     if digest != listed.sha256:
         raise ReferenceMismatch(
             f"{where}: is not what the card lists (sha256 {digest[:12]}, not "
             f"{listed.sha256[:12]}); restore it, or take it out of the card"
         )
-    return _checked(raw, card, where=where, advice="take it out of the card")
+    return read_calibration(raw, card, where=where, advice="take it out of the card")
 
 
 def _refuse_own(path: Path, card: Card) -> None:
@@ -124,7 +151,7 @@ def _refuse_own(path: Path, card: Card) -> None:
         )
 
 
-def _checked(raw: bytes, card: Card, *, where: str, advice: str) -> Calibration:
+def read_calibration(raw: bytes, card: Card, *, where: str, advice: str) -> Calibration:
     """A calibration of this card's weights, with its zone."""
     found = check(raw, Calibration, where=where, advice=advice)
     if found.zone is None:  # from before there was a zone: its stacks say what it would be
@@ -152,6 +179,6 @@ def write_calibration(name: str, calibration: Calibration) -> Path:
     card = find_card(name)
     folder = own_folder() if is_in_an_installation(card) else card.parent
     make_folder(folder)
-    path = folder / f"{card.stem}.calibration.json"
+    path = folder / f"{card.stem}{_SUFFIX}"
     write_json(path, calibration.model_dump(mode="json"))
     return path

@@ -376,24 +376,31 @@ def _named(name: str) -> Path:
     return next((path for path in places if path.is_file()), places[-1])
 
 
-def own_copy(name: str) -> Path:
-    """The file of a card that may be written: a user's own copy of one that an installation has.
+def place_to_write(name: str) -> Path:
+    """The file that a card is written into: its own, or a user's for one of an installation.
 
-    Templates that lie beside it are copied with it. Raises ConfigError where no folder of own cards
-    is known.
+    Raises ConfigError where no folder of own cards is known.
     """
     path = find_card(name)
-    if not is_in_an_installation(path):
-        return path
-    own = own_folder()
-    make_folder(own)
-    card = load_card(name)
-    contributed = (one.file for one in card.calibrations)
-    for file in (*card.earlier_templates.values(), *card.valid_templates.values(), *contributed):
-        make_folder((own / file).parent)
-        write_whole(own / file, (path.parent / file).read_text("utf-8"))
-    write_whole(own / path.name, path.read_text("utf-8"))
-    return own / path.name
+    return own_folder() / path.name if is_in_an_installation(path) else path
+
+
+def write_card(name: str, text: str) -> Path:
+    """Write the text of a card; the file that it went to.
+
+    What lies beside a card of an installation is copied with it: templates, and calibrations that
+    were contributed.
+    """
+    path, place = find_card(name), place_to_write(name)
+    if place.parent != path.parent:
+        card = load_card(name)
+        templates = (*card.earlier_templates.values(), *card.valid_templates.values())
+        for file in (*templates, *(one.file for one in card.calibrations)):
+            make_folder((place.parent / file).parent)
+            write_whole(place.parent / file, (path.parent / file).read_text("utf-8"))
+    make_folder(place.parent)
+    write_whole(place, text)
+    return place
 
 
 def is_in_an_installation(card: Path) -> bool:

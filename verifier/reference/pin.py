@@ -8,19 +8,13 @@ asked for, and never for other tensors.
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.nodes import ScalarNode
-from ruamel.yaml.representer import RoundTripRepresenter
 
 from verifier.errors import ConfigError, ReferenceMismatch
 from verifier.evidence.samplers import PENALTIES, RANGES, Sampler
-from verifier.files.run_folder import write_whole
-from verifier.reference.cards import Card, Digests, HubSource, find_card, load_card, own_copy
+from verifier.reference.card_text import set_values
+from verifier.reference.cards import Card, HubSource, find_card, load_card, write_card
 from verifier.reference.describe import refuse_other_model
 from verifier.reference.digests import digests_of, shows_tools
 from verifier.reference.hub import commit_of, fetch_snapshot, read_repository
@@ -67,7 +61,7 @@ def pin_card(
             )
     written = {key: value for key, value in found.items() if pinned[key] != value}
     if written:
-        _write(own_copy(name), written)
+        write_card(name, set_values(path.read_text(encoding="utf-8"), written))
     return {key: (pinned[key], value) for key, value in written.items()}
 
 
@@ -128,36 +122,3 @@ def find_weights(weights: str, source: object, *, tell: Callable[[str], None]) -
     if isinstance(source, HubSource) and repo != source.repo:
         raise ConfigError(f"--weights: {repo} is not the card's repository {source.repo}")
     return fetch_snapshot(repo, revision, tell=tell)
-
-
-def _write(path: Path, values: Mapping[str, str | float]) -> None:
-    """Set values by dotted key in a YAML file whose comments and order stay."""
-    yaml = YAML()
-    yaml.Representer = _WithNull
-    yaml.preserve_quotes = True
-    yaml.width = 4096  # never breaks a line
-    yaml.indent(mapping=2, sequence=4, offset=2)
-    raw: Any = yaml.load(path.read_text(encoding="utf-8"))
-    for key, value in values.items():
-        section, _, field = key.partition(".")
-        if not field:
-            raw[key] = value
-            continue
-        raw.setdefault(section, {})
-        if section == "digests" and field not in raw[section]:  # at its place: not below comments
-            place = list(Digests.model_fields).index(field)
-            raw[section].insert(min(place, len(raw[section])), field, value)
-        raw[section][field] = value
-    text = io.StringIO()
-    yaml.dump(raw, text)
-    write_whole(path, text.getvalue())
-
-
-class _WithNull(RoundTripRepresenter):
-    """Writes null as the cards do; ruamel would leave the place empty."""
-
-    def represent_null(self, _: None) -> ScalarNode:
-        return self.represent_scalar("tag:yaml.org,2002:null", "null")
-
-
-_WithNull.add_representer(type(None), _WithNull.represent_null)

@@ -3,11 +3,13 @@
 Each model of the laboratory's recipes gets a card from its folder and a calibration on this
 machine, as anybody's would. The replies of hosts of it are collected once, and audits are replayed
 from them as in `precision`: under the model's own calibration, and under the provisional floor that
-the other models lend it when its own is left out. No reply serves two audits of one figure.
+the other models lend it when its own is left out. No reply serves two audits of one figure. Hosts
+that render the model's prompts wrongly are asked panels, as in `templates`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +17,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from verifier.checks.template.panel import PANEL_PROBES
 from verifier.config import AuditSection
 from verifier.evidence.calibration import Calibration
-from verifier.files.run_folder import make_folder
+from verifier.files.run_folder import make_folder, read_lines
+from verifier.lab.bench import templates
 from verifier.lab.bench.precision import Bench, Figure, plan_audit
-from verifier.lab.bench.provisional import leave_out
+from verifier.lab.bench.provisional import leave_out, tabulate_provisional
 from verifier.lab.bench.results import (
     CARD,
     begin_results,
@@ -27,8 +31,9 @@ from verifier.lab.bench.results import (
     tabulate_rows,
     write_results,
 )
+from verifier.lab.bench.templates import READINGS, Host, Panels, design, is_said
 from verifier.lab.calibrate import SERVED_BATCH, SERVED_IN, Sizes, calibrate
-from verifier.lab.corpus import Stack, read_stack
+from verifier.lab.corpus import Stack, load_host, read_stack
 from verifier.lab.derived_models import prune
 from verifier.lab.generated import generate_corpus
 from verifier.lab.made.recipes import Recipe, find_recipes, make_model
@@ -41,6 +46,7 @@ from verifier.reference.cards import Card, load_card
 from verifier.reference.engines.load import kind_of, load_engine
 from verifier.reference.machine import this_machine
 from verifier.reference.provisional import Known, make_provisional
+from verifier.reference.renderings.catalogue import catalogue
 from verifier.reference.tokenizer import Tokenizer
 from verifier.reference.variants import VARIANTS
 
@@ -60,6 +66,18 @@ HALF: Final = "half-the-layers"
 #: Schemes of 4 bits, from the mildest of a card's bank to the coarsest, and audits of each host.
 SCHEMES: Final = 3
 AUDITS: Final = {"4-bit": 40, HALF: 20}
+
+#: Template faults that hosts are known for, and audits of each model: shared out among those faults
+#: that its template can express.
+TEMPLATES: Final = (
+    "generation-prompt-missing", "no-template", "default-system-dropped", "system-ignored",
+    "end-of-turn-missing", "bos-doubled", "bos-missing", "thinking-forced-off", "tools-dropped",
+    "family-llama3",
+)  # fmt: skip
+TEMPLATE_AUDITS: Final = 20
+
+#: Tokens within which an audit under a floor that others lend ought to find 4 bits.
+WITHIN: Final = 600
 
 #: Tokens of an audit under a floor that others lend: noise between that floor and what it tolerates
 #: gets no verdict, however many replies there are.
@@ -117,6 +135,9 @@ def run_made_bench(
         lent = make_provisional(made.card, [one for one in known if one[0] != made.card])
         if lent is not None:
             _measure(made, out, told, "lent", lent, audits=audits, seed=seed, show=show)
+        write_results(out, PART, results)
+    for made, told in zip(ready, results["models"], strict=True):
+        told["templates"] = _serve_templates(made, out, audits=audits, seed=seed, show=show)
         write_results(out, PART, results)
     return results_path(out, PART)
 
@@ -204,6 +225,66 @@ def _measure(
     bench.close()
 
 
+def share_out(able: Sequence[str], *, audits: int | None) -> list[Host]:
+    """Hosts of the faults that a template can express, the first ones asked once more."""
+    each, more = divmod(TEMPLATE_AUDITS, max(1, len(able)))
+    return [
+        Host(fault=f"template:{name}", audits=min(each + (n < more), audits or TEMPLATE_AUDITS))
+        for n, name in enumerate(able)
+    ]
+
+
+def _serve_templates(
+    made: Made, out: Path, *, audits: int | None, seed: int, show: Show
+) -> dict[str, Any]:
+    """Have hosts render prompts wrongly, and sum up which faults were named.
+
+    What an earlier run has is not asked again.
+    """
+    folder = out / made.recipe.name / "templates"
+    tokenizer, entries = Tokenizer(made.weights), catalogue()
+    make_folder(folder)
+    panel = design(tokenizer, entries, seed)
+    hosts = share_out([name for name in TEMPLATES if name in panel.names], audits=audits)
+    have = {(one["fault"], one["number"]) for one in read_lines(folder / templates.AUDITS)}
+    lacking = {
+        number: wanted for number in range(TEMPLATE_AUDITS)
+        if (wanted := [h for h in hosts if number < h.audits and (h.fault, number) not in have])
+    }  # fmt: skip
+    if lacking:
+        panels = _open_panels(made, folder, tokenizer, seed=seed)
+        for number, wanted in lacking.items():
+            show.tell(f"asking {len(wanted)} hosts of {made.recipe.name} with a wrong template")
+            asked = panel if number == 0 else design(tokenizer, entries, seed + number)
+            panels.measure(number, wanted, asked)
+        panels.close()
+    return _sum_up_templates(list(read_lines(folder / templates.AUDITS)), hosts)
+
+
+def _open_panels(made: Made, folder: Path, tokenizer: Tokenizer, *, seed: int) -> Panels:
+    stack = Stack(dtype=SERVED_IN, batch=PANEL_PROBES)
+    return Panels(
+        out=folder, plan=_plan(made, made.calibration, seed=seed), tokenizer=tokenizer,
+        entries=catalogue(), reference=load_engine("transformers", made.weights, tokenizer),
+        host=load_host(made.weights, tokenizer, stack), layers=made.card.layers,
+        thinking=made.card.thinking, further=True,
+    )  # fmt: skip
+
+
+def _sum_up_templates(done: Sequence[Mapping[str, Any]], hosts: Sequence[Host]) -> dict[str, Any]:
+    """What was named of these hosts: the true fault, alone or in a group, or otherwise."""
+    most = {host.fault: host.audits for host in hosts}
+    each = [
+        {
+            "fault": one["fault"], "number": one["number"], "named": is_said(one, READINGS[0]),
+            "said": one[READINGS[0]]["said"], "requests": one["requests"],
+            "completion_tokens": one["completion_tokens"],
+        }
+        for one in done if one["number"] < most.get(one["fault"], 0)
+    ]  # fmt: skip
+    return {"audits": len(each), "named": sum(one["named"] for one in each), "each": each}
+
+
 def _plan(made: Made, calibration: Calibration, *, seed: int) -> Plan:
     section = AuditSection(policy=POLICY, seed=seed, top_logprobs=0)
     if calibration.provisional is not None:
@@ -230,30 +311,60 @@ def _describe(made: Made) -> dict[str, Any]:
 
 
 def tabulate_made(results: Mapping[str, Any]) -> str:
-    """A Markdown table: a row for each model and floor."""
+    """Markdown tables: a row for each model and floor, and one for all; what each is lent."""
     head = (
         "model", "floor", "honest accused", "honest consistent", "tokens (90 % within)",
-        "4 bits found", "tokens (90 % within)", "half the layers found",
+        "4 bits found", f"within {WITHIN} tokens", "tokens (90 % within)", "half the layers found",
+        "template faults named",
     )  # fmt: skip
+    models = results["models"]
     rows = [
-        (
-            model["model"], f"{floor} {model['honest_scale']:.2g}" if floor == "own" else floor,
-            _share(honest, "inconsistent"), _share(honest, "consistent"), _tokens(honest),
-            _share(coarse, "inconsistent"), _tokens(coarse), _share(half, "inconsistent"),
-        )
-        for model in results["models"]
-        for floor in dict.fromkeys(one["floor"] for one in model["figures"])
-        for honest, coarse, half in [[
-            [one for one in model["figures"] if one["floor"] == floor and one["part"] == part]
-            for part in ("honest", "4-bit", HALF)
-        ]]
+        _row(model["model"], f"{floor} {model['honest_scale']:.2g}" if floor == "own" else floor,
+             floor, [model])
+        for model in models for floor in dict.fromkeys(one["floor"] for one in model["figures"])
     ]  # fmt: skip
-    return tabulate_rows(head, rows)
+    if len(models) > 1:
+        rows += [_row(f"all {len(models)}", floor, floor, models) for floor in ("own", "lent")]
+    tables = [tabulate_rows(head, rows)]
+    if results["left_out"]:
+        tables.append(tabulate_provisional({"each": results["left_out"]}))
+    return "\n\n".join(tables)
 
 
-def _share(figures: Sequence[Mapping[str, Any]], decision: str) -> str:
-    ended = sum(one["decisions"][decision] for one in figures)
+def _row(
+    called: str, under: str, floor: str, models: Sequence[Mapping[str, Any]]
+) -> tuple[str, ...]:
+    """What was measured of models under one floor."""
+    honest, coarse, half = (
+        [
+            one for model in models for one in model["figures"]
+            if (one["floor"], one["part"]) == (floor, part)
+        ]
+        for part in ("honest", "4-bit", HALF)
+    )  # fmt: skip
+    return (
+        called, under, _share(honest, "inconsistent"), _share(honest, "consistent"),
+        _tokens(honest), _share(coarse, "inconsistent"),
+        _share(coarse, "inconsistent", within=WITHIN), _tokens(coarse),
+        _share(half, "inconsistent"), _named(models) if floor == "own" else "-",
+    )  # fmt: skip
+
+
+def _share(figures: Sequence[Mapping[str, Any]], decision: str, *, within: float = math.inf) -> str:
+    """How many of all audits ended so, within so many tokens."""
+    ended = sum(
+        audit["decision"] == decision and audit["completion_tokens"] <= within
+        for one in figures for audit in one["each"]
+    )  # fmt: skip
     return f"{ended} of {sum(one['audits'] for one in figures)}"
+
+
+def _named(models: Sequence[Mapping[str, Any]]) -> str:
+    """Of how many audits of a wrong template the fault was named; "-": none were made."""
+    found = [model["templates"] for model in models if "templates" in model]
+    if not found:
+        return "-"
+    return f"{sum(one['named'] for one in found)} of {sum(one['audits'] for one in found)}"
 
 
 def _tokens(figures: Iterable[Mapping[str, Any]]) -> str:

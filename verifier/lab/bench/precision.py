@@ -44,7 +44,6 @@ from verifier.lab.corpus import (
     RememberingEngine,
     Stack,
     collect_corpus,
-    is_collected,
     load_host,
     read_stack,
     score_corpus,
@@ -64,6 +63,9 @@ from verifier.verdict.decide import decide, decided
 
 #: Replies collected between two looks at how many audits a corpus gives.
 CHUNK = 32
+
+#: Tokens of a reply at most, as an audit asks.
+MAX_TOKENS = 48
 
 #: Replies of a corpus at most.
 MOST_REPLIES = 1024
@@ -230,9 +232,10 @@ class Bench:
     def measure(self, figure: Figure, plan: Plan) -> dict[str, Any]:
         """Collect until the corpus gives the audits wanted, and sum them up."""
         folder = self._out / figure.stack.name
-        wanted = max(CHUNK, len(read_outcomes(folder, max_attempts=MAX_ATTEMPTS)))
+        outcomes: Mapping[str, Outcome] = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+        wanted = max(CHUNK, len(outcomes))
         while True:
-            ledger, outcomes = self._corpus(folder, figure, wanted)
+            ledger, outcomes = self._corpus(folder, figure, wanted, outcomes)
             audits = replay(plan, ledger, outcomes, most=figure.audits)
             if len(audits) >= figure.audits or wanted >= MOST_REPLIES:
                 break
@@ -244,20 +247,22 @@ class Bench:
         return sum_up(figure, plan, audits, ledger, named)
 
     def _corpus(
-        self, folder: Path, figure: Figure, wanted: int
+        self, folder: Path, figure: Figure, wanted: int, outcomes: Mapping[str, Outcome]
     ) -> tuple[Ledger, Mapping[str, Outcome]]:
-        probes = draw(load_pool(), seed=self._seed, count=MOST_REPLIES, max_tokens=48)
-        if not is_collected(folder, probes[:wanted]):
+        """So many replies of a host, collected beyond the `outcomes` that are there, and scored."""
+        probes = draw(load_pool(), seed=self._seed, count=MOST_REPLIES, max_tokens=MAX_TOKENS)
+        if not all(probe.id in outcomes for probe in probes[:wanted]):
             self._answer(
                 folder, figure.stack, probes, limit=wanted, engine=self._engine(figure.stack),
                 tokenizer=self._tokenizer, thinking=self._thinking, progress=self._progress,
             )  # fmt: skip
+            outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
         ledger = score_corpus(
             folder, engine=self._reference, tokenizer=self._tokenizer,
             with_logprobs=figure.with_logprobs, limit=wanted, thinking=self._thinking,
-            progress=self._progress,
+            progress=self._progress, outcomes=outcomes,
         )  # fmt: skip
-        return ledger, read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
+        return ledger, outcomes
 
     def _engine(self, stack: Stack) -> Engine:
         if self._host is None or self._host[0] != stack.kind:

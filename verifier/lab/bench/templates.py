@@ -58,6 +58,7 @@ from verifier.lab.testbed.faults import Fault, read_fault
 from verifier.plan_file import Plan
 from verifier.probes import draw, load_pool
 from verifier.records import REFERENCE, Failure, NotJudged, Probe, Reply, ScoreRequest
+from verifier.reference.cards import Thinking
 from verifier.reference.engines import Engine
 from verifier.reference.engines.load import load_engine
 from verifier.reference.renderings.catalogue import (
@@ -199,8 +200,11 @@ class Panels:
 
     def __init__(
         self, *, out: Path, plan: Plan, tokenizer: Tokenizer, entries: Mapping[str, Rendering],
-        reference: Engine, host: Engine, layers: int,
+        reference: Engine, host: Engine, layers: int, thinking: Thinking | None = None,
+        further: bool = False,
     ) -> None:  # fmt: skip
+        """`thinking` says how the model that is served writes thoughts; with `further`, a panel
+        that leaves a fault open is followed by ordinary replies, as in an audit."""
         self._out = out
         self._plan = plan
         (self._needed,) = needed(self._plan)[TEMPLATE_CHECK.name]
@@ -210,6 +214,13 @@ class Panels:
         self._reference = RememberingEngine(reference)
         self._host = host
         self._layers = layers
+        self._thinking = thinking
+        self._further = further
+
+    def close(self) -> None:
+        """Free the engines."""
+        self._engine.close()
+        self._host.close()
 
     def done(self) -> list[dict[str, Any]]:
         """Every audit so far."""
@@ -249,7 +260,7 @@ class Panels:
             asked = size
         for host in hosts:
             of_panel = len(ledgers[host.fault].rows)
-            if host.weights_fault:
+            if host.weights_fault or (self._further and host.fault not in settled):
                 ledgers[host.fault] = self._go_on(number, host, panel, replies, likely[host.fault])
             audit = self._read(host, number, ledgers[host.fault], replies[host.fault])
             append_line(self._out / AUDITS, audit | {"panel_requests": of_panel})
@@ -284,6 +295,7 @@ class Panels:
         ledger = score_replies(
             folder, probes, replies[host.fault], engine=self._reference,
             tokenizer=self._tokenizer, templates=names, catalogue=self._known(host),
+            thinking=self._thinking,
         )  # fmt: skip
         found = weigh_templates(_uncounted(ledger), self._entries, self._plan.calibration.text)
         return ledger, found
@@ -303,7 +315,7 @@ class Panels:
         stack = Stack(dtype="bfloat16", batch=PANEL_PROBES, weights=fault.weights)
         collect_corpus(
             folder, stack, probes, engine=self._host, tokenizer=self._tokenizer,
-            rendering=fault.rendering, limit=most,
+            rendering=fault.rendering, limit=most, thinking=self._thinking,
         )  # fmt: skip
         outcomes = read_outcomes(folder, max_attempts=MAX_ATTEMPTS)
         return {
@@ -327,7 +339,7 @@ class Panels:
             folder = self._folder(number, host)
             score_replies(  # under the published rendering: it decides how a text is read
                 folder, probes, replies[host.fault], engine=self._reference,
-                tokenizer=self._tokenizer,
+                tokenizer=self._tokenizer, thinking=self._thinking,
             )  # fmt: skip
             asked = {probe.id: probe for probe in probes}
             scored = read_scores(folder)
