@@ -258,52 +258,6 @@ def columns(
     return found
 
 
-def cut_to_e4m3(values: torch.Tensor, _kind: str) -> torch.Tensor:
-    """What vLLM's CPU build makes of keys and values: the mantissa is cut off, not rounded."""
-    near = values.float().clamp(-448, 448).to(torch.float8_e4m3fn)
-    below = (near.view(torch.uint8) - 1).view(torch.float8_e4m3fn).float()
-    found = torch.where(near.float().abs() > values.abs(), below, near.float())
-    return found.to(values.dtype)
-
-
-def test_a_cache_in_fp8_is_vllms_own(
-    engine: VllmEngine,
-    oracle: TransformersEngine,
-    tokenizer: Tokenizer,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Which starts anew for it, and again for what comes after. Here as if this were a GPU: what
-    the CPU build computes is known, too."""
-    columns = ("kv-fp8", "kv-int4", "fp8-w8a8", "nvfp4", "int4-sym-g128")
-    on_cpu = {name for name in columns if engine.can_load(name)}
-    monkeypatch.setattr(engine, "_device", "cuda")
-    on_gpu = {name for name in columns if engine.can_load(name)}
-    before = score_replies(engine, tokenizer)
-    plain = engine.versions["kv_cache_dtype"]
-    engine.load_variant("kv-fp8")
-    moved = score_replies(engine, tokenizer)
-    rounded = engine.versions["kv_cache_dtype"]
-    engine.load_variant(REFERENCE)
-    monkeypatch.setattr("verifier.reference.engines.transformers.round_cached", cut_to_e4m3)
-    oracle.load_variant("kv-fp8")
-    expected = score_replies(oracle, tokenizer)
-    oracle.load_variant(REFERENCE)
-
-    assert (on_cpu, on_gpu) == ({"nvfp4"}, {"nvfp4", "kv-fp8"})
-    assert (plain, rounded, engine.versions["kv_cache_dtype"]) == ("auto", "fp8", "auto")
-    assert furthest(score_replies(engine, tokenizer), before) < CLOSE
-    changes, theirs = (
-        np.concatenate(
-            [np.subtract(a.logprobs, b.logprobs) for a, b in zip(s, before, strict=True)]
-        )
-        for s in (moved, expected)
-    )
-    assert np.abs(changes).mean() > 0.05
-    assert np.corrcoef(changes, theirs)[0, 1] > 0.95
-    with pytest.raises(ConfigError, match="'fp8-w8a8': vLLM computes nothing like it here"):
-        engine.load_variant("fp8-w8a8")
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_in_place_is_the_oracles(
     columns: dict[str, tuple[Scores, Scores]], name: str
@@ -439,6 +393,56 @@ def test_a_real_quantized_checkpoint_is_a_column_of_its_own(
     assert quantization == "compressed-tensors"
     assert 0.02 < moved(found) < moved(columns["int4-asym-g64"][0]) / 2
     assert score_replies(engine, tokenizer) == before
+
+
+# -- KV caches ----------------------------------------------------------------------------------
+
+
+def cut_to_e4m3(values: torch.Tensor, _kind: str) -> torch.Tensor:
+    """What vLLM's CPU build makes of keys and values: the mantissa is cut off, not rounded."""
+    near = values.float().clamp(-448, 448).to(torch.float8_e4m3fn)
+    below = (near.view(torch.uint8) - 1).view(torch.float8_e4m3fn).float()
+    found = torch.where(near.float().abs() > values.abs(), below, near.float())
+    return found.to(values.dtype)
+
+
+def test_a_cache_in_fp8_is_vllms_own(
+    engine: VllmEngine,
+    oracle: TransformersEngine,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which starts anew for it, and again for what comes after; in this process, as above. Here as
+    if this were a GPU: what the CPU build computes is known, too."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    columns = ("kv-fp8", "kv-int4", "fp8-w8a8", "nvfp4", "int4-sym-g128")
+    on_cpu = {name for name in columns if engine.can_load(name)}
+    monkeypatch.setattr(engine, "_device", "cuda")
+    on_gpu = {name for name in columns if engine.can_load(name)}
+    before = score_replies(engine, tokenizer)
+    plain = engine.versions["kv_cache_dtype"]
+    engine.load_variant("kv-fp8")
+    moved = score_replies(engine, tokenizer)
+    rounded = engine.versions["kv_cache_dtype"]
+    engine.load_variant(REFERENCE)
+    monkeypatch.setattr("verifier.reference.engines.transformers.round_cached", cut_to_e4m3)
+    oracle.load_variant("kv-fp8")
+    expected = score_replies(oracle, tokenizer)
+    oracle.load_variant(REFERENCE)
+
+    assert (on_cpu, on_gpu) == ({"nvfp4"}, {"nvfp4", "kv-fp8"})
+    assert (plain, rounded, engine.versions["kv_cache_dtype"]) == ("auto", "fp8", "auto")
+    assert furthest(score_replies(engine, tokenizer), before) < CLOSE
+    changes, theirs = (
+        np.concatenate(
+            [np.subtract(a.logprobs, b.logprobs) for a, b in zip(s, before, strict=True)]
+        )
+        for s in (moved, expected)
+    )
+    assert np.abs(changes).mean() > 0.05
+    assert np.corrcoef(changes, theirs)[0, 1] > 0.95
+    with pytest.raises(ConfigError, match="'fp8-w8a8': vLLM computes nothing like it here"):
+        engine.load_variant("fp8-w8a8")
 
 
 # -- servers -----------------------------------------------------------------------------------
