@@ -495,7 +495,7 @@ def test_a_ceiling_is_told_from_an_end(
 
 
 @pytest.mark.parametrize(
-    ("window", "how", "tokens"), [(200, "front-kept", 300), (150, "front,hidden", 400)]
+    ("window", "how", "tokens"), [(200, "front-kept", 300), (150, "front,hidden", 350)]
 )
 def test_a_cut_prompt_is_found_and_its_window_measured(
     engine: Remembering, served: Remembering, tokenizer: Tokenizer, tmp_path: Path,
