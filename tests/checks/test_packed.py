@@ -239,14 +239,14 @@ def test_what_would_be_another_audit_is_refused(
 
 
 def test_a_run_file_names_weights_or_a_pack(pack: Path, tmp_path: Path) -> None:
-    """Not both, not neither; and comes back as it was written."""
+    """Or both, not neither; and comes back as it was written."""
     config = configure_packed(NOWHERE, pack, tmp_path / "run")
     start(config)
     assert load_run_file(tmp_path / "run" / "run.yaml") == config
 
     asked = config.model_dump(mode="json")
     for reference, said in (
-        ({"card": "tiny", "pack": "x.pack"}, "card: beside a pack"),
+        ({"pack": "x.pack", "weights": "folder"}, "weights: beside a pack alone"),
         ({"pack": "x.pack", "suspects": [{"name": "a", "path": "b"}]}, "suspects: beside a pack"),
         ({"card": "tiny", "pack_key": "k.pem"}, "pack_key: without a pack"),
         ({"engine": "auto"}, "Field required"),

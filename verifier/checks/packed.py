@@ -40,10 +40,20 @@ def remarks(
     facts = case.plan.pack
     if facts is None:
         return []
+    if facts.with_weights:
+        return [Remark(text=_on_both(facts), at="first")]
     return [
         Remark(text=_on_whose_word(facts), at="first"),
         Remark(text=_on_the_blind_spot(facts), at="beside"),
     ]
+
+
+def _on_both(facts: PackFacts) -> str:
+    return (
+        f"half of the questions are those of a pack ({facts.digest[:_SHOWN]}, made on "
+        f"{facts.made_on}), which a host may know, and half are fresh ones that nobody can: the "
+        "weights judge them all, and what differs on one half alone is named as a way of asking"
+    )
 
 
 def _on_whose_word(facts: PackFacts) -> str:
@@ -63,7 +73,7 @@ def _on_the_blind_spot(facts: PackFacts) -> str:
     return (
         f"who knows the pack can answer its {facts.questions:,} questions from a store{few}, and "
         "serve everybody else something else: take one of thousands of questions that was "
-        "published after its digest, and now and then audit with the weights too"
+        "published after its digest, and now and then name the weights beside it"
     )
 
 

@@ -295,7 +295,7 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
             if found is None:
                 raise ConfigError(f"{command}: {flag} is missing; give it, or give a run file")
     fleet = validated(Fleet, merged, where=command if path is None else str(path))
-    if fleet.reference.pack is None:
+    if fleet.reference.has_weights:
         find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
         say_own(fleet.reference.card)
     return fleet
