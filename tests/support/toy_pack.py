@@ -45,6 +45,7 @@ class ToyPack:
         told = {"reference": 0, **(renderings or {})}
         self._paths = paths
         self.manifest = _Facts(list(told))
+        self.ends = frozenset({EOS})
         self.paths = {(0, n): path for n, path in enumerate(told.values())}
         self.tensors = {"counts": np.ones((1, len(told)), dtype=np.uint32)}
         self.ordinary: tuple[Probe, ...] = ()
