@@ -252,11 +252,7 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "endpoint.dialect: text completions are asked with prompts that a tokenizer renders, "
             "and a pack has none; take another dialect, or audit with the weights"
         )
-    if pack.card.thinking is not None:
-        raise ConfigError(
-            f"reference.pack: {pack.card.name} thinks before it answers, and a pack judges answers "
-            "alone; audit with the weights"
-        )
+    _refuse_unable(config, pack)
     if audit.after is not None:
         raise ConfigError(_COMES_AGAIN)
     if audit.max_tokens > facts.max_tokens and "max_tokens" in audit.model_fields_set:
@@ -277,11 +273,21 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
     return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
 
 
+def _refuse_unable(config: RunFile, pack: Pack) -> None:
+    """Raise ConfigError for a dialect that cannot carry the settings of a pack's questions."""
+    if pack.probes[0].settings and config.endpoint.dialect != "chat":
+        raise ConfigError(
+            f"reference.pack: its questions turn thinking off, and the dialect "
+            f"{config.endpoint.dialect} cannot carry that; take endpoint.dialect: chat"
+        )
+
+
 def _facts_of(pack: Pack, **more: Any) -> PackFacts:
-    facts = pack.manifest
+    facts, thinking = pack.manifest, pack.manifest.thinking
     return PackFacts(
         digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
-        questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens, **more,
+        questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
+        thinking=None if thinking is None else thinking.mode, **more,
     )  # fmt: skip
 
 
@@ -292,6 +298,7 @@ def _beside_weights(config: RunFile, pack: Pack, card: Card, pool: Pool) -> Pack
     """
     if config.audit.after is not None:
         raise ConfigError(_COMES_AGAIN)
+    _refuse_unable(config, pack)
     own = pack.card
     for name in ("tensors_sha256", "tokenizer_sha256", "template_sha256"):
         theirs, ours = getattr(own.digests, name), getattr(card.digests, name)

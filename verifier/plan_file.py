@@ -12,7 +12,7 @@ from dataclasses import asdict
 from datetime import date
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -65,6 +65,7 @@ class PackFacts(BaseModel):
     beyond: tuple[str, ...] = ()  # what was asked for and no pack can judge
     with_weights: bool = False  # whether weights judge its questions, and fresh ones beside them
     same_pool: bool = True  # whether these are drawn as its own were
+    thinking: Literal["shown", "off"] | None = None  # what is judged of a model that thinks
 
 
 class Plan(BaseModel):

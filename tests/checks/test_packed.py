@@ -23,6 +23,7 @@ from verifier.evidence.ledger import read_ledger
 from verifier.files.run_folder import EXCHANGES, LEDGER, REPORT
 from verifier.host.collect import read_outcomes
 from verifier.plan_file import read_plan, read_probes
+from verifier.records import Probe
 from verifier.reference.pack_file import read_pack
 from verifier.scoring.packed import _renderings, _sum
 from verifier.scoring.paths import walk
@@ -52,6 +53,9 @@ TOLD = ToyPack(
 )
 
 
+ASKED = Probe(id="p", kind="test", messages=(), max_tokens=3)
+
+
 @pytest.mark.parametrize(("null", "other"), [(10, 10), (15, 40), (30, 10)])
 def test_a_fault_leads_no_valid_rendering_by_more_than_it_may(null: int, other: int) -> None:
     """Null: the host renders as published, or validly otherwise, with noise of any one scale. Every
@@ -61,7 +65,7 @@ def test_a_fault_leads_no_valid_rendering_by_more_than_it_may(null: int, other: 
         for text, p in every_text(TOLD, "abc", 3, null, path=path):
             reply = say(text)
             own = walk(TOLD, 0, reply)  # type: ignore[arg-type]  # as far as it is needed
-            cells = _renderings(TOLD, 0, own, reply)  # type: ignore[arg-type]
+            cells = _renderings(TOLD, 0, own, ASKED, reply)  # type: ignore[arg-type]
             cells["reference"] = _sum(own.steps)
             ratio = cells["generation-prompt-missing"][other] - cells[column][null]
             total += p * float(np.exp(ratio))

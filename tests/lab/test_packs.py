@@ -93,12 +93,21 @@ def test_a_template_that_prints_the_day_makes_no_pack(
         write_tiny_pack(tmp_path, questions=16)
 
 
-def test_a_model_that_thinks_makes_no_pack(tmp_path: Path) -> None:
-    """What its hosts show of thoughts is theirs to choose."""
-    out = tmp_path / "a.pack"
-    ended = call("pack", "make", "minimax-m2.7", "--probes", 20, "--out", out, "--dry-run")
+@pytest.mark.parametrize(
+    ("card", "option", "said"),
+    [
+        ("minimax-m2.7", "--no-think", "knows no setting that turns thinking off"),
+        ("smollm2-135m-instruct", "--think", "says nothing of thoughts"),
+    ],
+)
+def test_a_way_to_think_that_the_card_lacks_is_refused(
+    tmp_path: Path, card: str, option: str, said: str
+) -> None:
+    """Before anything is fetched; thoughts are what a pack of a model that thinks is of."""
+    asked = ("pack", "make", card, "--probes", 20, "--out", tmp_path / "a.pack", "--dry-run")
 
-    assert "thinks before it answers" in ended.complaint
+    assert said in call(*asked, option).complaint
+    assert call(*asked).status == 0
 
 
 def test_what_it_takes_is_told_first(tmp_path: Path) -> None:

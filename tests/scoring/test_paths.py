@@ -148,7 +148,7 @@ def test_where_the_path_ends_with_such_a_token_it_is_taken_all_the_same() -> Non
 @pytest.mark.parametrize("dot", [0.02, 0.3])
 def test_ends_that_are_stripped_keep_the_mean_of_the_ratio(dot: float) -> None:
     """Every text of up to two tokens and an end, shown as hosts strip it: the mean of the ratio of
-    one scale to another is at most 1, but for what is dropped where one spelling is far likelier."""
+    one scale to another is at most 1, but for what is dropped where one spelling is likelier."""
     ends = [{"eos": 0.6, "b": 0.3}, {"eos": 0.3, "b": 0.6}, {"eos": 0.9, "b": 0.05}]
     pack = ToyPack([[{".\n": 0.6, ".": dot}, ends[0]], [ends[1]]], {(0, 0, "."): 1})
     for null, other in ((10, 30), (30, 10), (5, 35)):

@@ -20,7 +20,7 @@ from simulate import make_calibration
 
 from verifier.audit import audit
 from verifier.config import RunFile
-from verifier.lab.packs import make_pack, make_recipe
+from verifier.lab.packs import Mode, make_pack, make_recipe
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
@@ -36,14 +36,15 @@ TOKENS: Final = 12
 def write_tiny_pack(
     folder: Path, *, questions: int = 96, builds: tuple[str, ...] = (), key: Any = None,
     name: str = "tiny.pack", engine: Any = None, work: Path | None = None,
-    pool: Pool | None = None,
+    pool: Pool | None = None, tokenizer: FakeTokenizer | None = None, tokens: int = TOKENS,
+    mode: Mode | None = None, **card: Any,
 ) -> Path:  # fmt: skip
-    """A pack of the tiny model; goes on where `work` was left."""
+    """A pack of the tiny model, whose card says `card` too; goes on where `work` was left."""
     engine = engine or make_engine()
     made = make_pack(
-        make_recipe(questions, seed=11, max_tokens=TOKENS, builds=builds),
-        read_card(CARD, where="tiny"), make_calibration(), pool or load_pool(), catalogue(),
-        engine=lambda: engine, tokenizer=FakeTokenizer(), versions={"verifier": "0"},
+        make_recipe(questions, seed=11, max_tokens=tokens, builds=builds, thinking=mode),
+        read_card(CARD | card, where="tiny"), make_calibration(), pool or load_pool(), catalogue(),
+        engine=lambda: engine, tokenizer=tokenizer or FakeTokenizer(), versions={"verifier": "0"},
         made_on="2026-11-30", work=work or folder / f"{name}.work", show=QUIET,
     )  # fmt: skip
     path = folder / name

@@ -23,6 +23,7 @@ FILLERS: Final = [f"<{n}>" for n in range(TOP)]
 class _Facts:
     eos_id = EOS
     builds: tuple[str, ...] = ()
+    thinking = None
 
     def __init__(self, renderings: Sequence[str]) -> None:
         self.renderings = tuple(renderings)
