@@ -50,16 +50,11 @@ def make_plan(
     after: After | None = None, pack: Pack | None = None,
 ) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:  # fmt: skip
     """Plan and ordinary probes of a run, and further files of probes by their names; a seed is
-    drawn where none is given. `after` are earlier audits; the probes are those of a `pack`, if any,
-    and half of them where it stands beside weights.
+    drawn where none is given. `after` are earlier audits; a `pack` lends its questions.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
-    facts = None
-    if pack is not None and config.reference.has_weights:
-        facts = _beside_weights(config, pack, card, pool)
-    elif pack is not None:
-        config, facts = _within_pack(config, pack)
+    config, facts = _with_pack(config, pack, card, pool)
     audit = config.audit
     planned = _plan_checks(config, card, calibration)
     fields: dict[str, Any] = {"calibration": calibration}
@@ -235,6 +230,17 @@ _COMES_AGAIN: Final = (
 )
 
 
+def _with_pack(
+    config: RunFile, pack: Pack | None, card: Card, pool: Pool
+) -> tuple[RunFile, PackFacts | None]:
+    """The run file as it is asked with a pack, and what that is. Raises ConfigError."""
+    if pack is None:
+        return config, None
+    if config.reference.has_weights:
+        return config, _beside_weights(config, pack, card, pool)
+    return _within_pack(config, pack)
+
+
 def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
     """The run file without what no pack can judge, and that in words with what the pack is.
 
@@ -294,7 +300,7 @@ def _facts_of(pack: Pack, **more: Any) -> PackFacts:
 def _beside_weights(config: RunFile, pack: Pack, card: Card, pool: Pool) -> PackFacts:
     """What the pack is that lends weights its questions.
 
-    Raises ConfigError for one of another model, and for what is left of an earlier audit.
+    Raises ConfigError for one of another model, and where an earlier audit is gone on from.
     """
     if config.audit.after is not None:
         raise ConfigError(_COMES_AGAIN)

@@ -268,6 +268,19 @@ def test_the_command_line_takes_a_pack_in_the_place_of_a_card(pack: Path, tmp_pa
     assert read_plan(tmp_path / "run").pack is not None
 
 
+def test_an_option_takes_the_place_of_its_own_kind_where_a_run_file_names_both(
+    pack: Path, tmp_path: Path
+) -> None:
+    """A spot check stays one."""
+    file = write_run_file(tmp_path, NOWHERE, reference={"pack": "gone.pack"})
+    ended = call("plan", file, "--reference", pack, "--out", tmp_path / "run")
+
+    assert ended.status == 0, ended.err
+    facts = read_plan(tmp_path / "run").pack
+    assert facts is not None
+    assert facts.with_weights
+
+
 def test_a_key_that_must_have_signed_is_heeded(tmp_path: Path) -> None:
     """One line each, and nothing is written."""
     key, _, public = write_keys(tmp_path, "maker")
@@ -283,6 +296,10 @@ def test_a_key_that_must_have_signed_is_heeded(tmp_path: Path) -> None:
     assert checked.status == 0
     assert key.public_key().public_bytes_raw().hex() in checked.out
     assert call("pack", "show", signed).out.startswith("licence: none")
+    digest = read_pack(signed).digest
+    assert call("pack", "show", signed, "--only-digest").out == f"{digest}\n"
+    assert call("pack", "check", signed, "--digest", digest).status == 0
+    assert call("pack", "check", signed, "--digest", "0" * 64).status == 2
 
 
 def test_an_audit_from_a_pack_imports_neither_torch_nor_transformers(

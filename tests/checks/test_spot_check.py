@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from audits import CARD, FAULT, NOWHERE, host, make_engine, write_card
+from audits import CARD, FAULT, NOWHERE, host, load_reference, make_engine, write_card
+from fakes_engine import FakeEngine
 from packs import (
     configure_packed,
     host_that_knows,
@@ -15,12 +16,14 @@ from packs import (
     run_spot_checked,
     write_tiny_pack,
 )
+from simulate import make_plan
 
 from verifier.errors import ConfigError
 from verifier.files.run_folder import SAMPLED
 from verifier.plan_file import read_probes
 from verifier.probes import PACKED, load_pool
 from verifier.reference.pack_file import read_pack
+from verifier.scoring.other_words import refuse_other_words
 from verifier.steps import start
 from verifier.verdict.decide import decide_folder
 
@@ -91,6 +94,25 @@ def test_another_pool_names_no_half(card: Path, tmp_path: Path) -> None:
     (said,) = [f for f in report.findings if f.aspect == "strata"]
     assert said.decision == "undecided"
     assert "drawn from another pool" in said.detail
+
+
+@pytest.mark.parametrize(("noise", "refused"), [(0.02, False), (1.5, True)])
+def test_a_pack_is_refused_for_other_weights_and_not_for_another_machine(
+    tmp_path: Path, noise: float, refused: bool
+) -> None:
+    """Null: these weights on a stack whose noise honest serving has, whichever questions the seed
+    draws."""
+    maker = FakeEngine(margin=3.5, noise={FAULT: noise})
+    maker.load_variant(FAULT)
+    pack = read_pack(write_tiny_pack(tmp_path, engine=maker, questions=80))
+    found = []
+    for seed in range(12):
+        try:
+            refuse_other_words(pack, load_reference(), make_plan(seed=seed))
+        except ConfigError:
+            found.append(seed)
+
+    assert len(found) == (12 if refused else 0)
 
 
 # -- what is asked -----------------------------------------------------------------------------

@@ -124,6 +124,17 @@ def test_what_it_takes_is_told_first(tmp_path: Path) -> None:
     assert large.tokens > 5 * small.tokens
     assert large.scored == 10 * small.scored
     assert small.minutes is not None
+    gpus = Speed(words="8", devices=8, gpu=True, bandwidth=2e12, arithmetic=3e14, memory=8e10)
+    alone, together = (
+        foresee(
+            make_recipe(200, seed=1, max_tokens=48, builds=()), load_card("minimax-m2.7"),
+            speed=gpus, engine="vllm", renderings=100, engine_args={"tensor_parallel_size": count},
+        ).minutes
+        for count in (1, 8)
+    )  # fmt: skip
+    assert alone is not None
+    assert together is not None
+    assert together < alone / 2
     recipe = make_recipe(20, seed=1, max_tokens=48, builds=())
     unknown = foresee(recipe, tiny, speed=SPEED, engine="transformers", renderings=100)
     assert unknown.minutes is None

@@ -302,8 +302,11 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
 
 
 def _less_reference(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """What a run file says, without the card or the pack that an option takes the place of."""
+    """What a run file says, without the card or the pack that an option takes the place of; where
+    it names both, an option is for its own kind alone."""
     own, given = base.get("reference") or {}, over["reference"]
+    if own.get("card") and own.get("pack"):
+        return base
     gone = {"card"} if given["pack"] else {"pack", "pack_key"} if given["card"] else set()
     return base | {"reference": {key: value for key, value in own.items() if key not in gone}}
 

@@ -150,7 +150,10 @@ def _foreseen(recipe: Recipe, card: Card, section: ReferenceSection) -> list[str
     engine = section.engine
     if engine == "auto":
         engine = "vllm" if speed.gpu else "transformers"
-    found = foresee(recipe, card, speed=speed, engine=engine, renderings=len(catalogue()))
+    found = foresee(
+        recipe, card, speed=speed, engine=engine, renderings=len(catalogue()),
+        engine_args={**card.engine_args, **section.engine_args},
+    )  # fmt: skip
     what = (
         f"pack of {card.name}: {recipe.questions:,} questions, {recipe.panel} of them to tell "
         f"templates apart; {found.tokens:,} tokens to generate, {found.scored:,} to score under "
@@ -205,7 +208,8 @@ def _make(
 def show(
     pack: PackFile,
     digest: Annotated[
-        bool, typer.Option("--digest", help="The digest alone, to be made known before the pack.")
+        bool,
+        typer.Option("--only-digest", help="The digest alone, to be made known before the pack."),
     ] = False,
     as_json: ListJson = False,
 ) -> None:
@@ -214,7 +218,7 @@ def show(
     \b
     Examples:
       verifier pack show small.pack
-      verifier pack show small.pack --digest
+      verifier pack show small.pack --only-digest
     """
     from verifier.reference.pack_file import read_pack
 

@@ -19,7 +19,7 @@ from verifier.checks.template.panel_design import design_panel
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
 from verifier.files.run_folder import append_lines, make_folder, read_json, read_lines, write_json
-from verifier.lab.forecast import generating_s, scoring_s
+from verifier.lab.forecast import generating_s, gpus_of, scoring_s
 from verifier.probes import Pool, draw
 from verifier.progress import Show
 from verifier.records import REFERENCE, GenerateRequest, Generation, Probe, ScoreRequest
@@ -119,14 +119,18 @@ class Forecast:
     megabytes: float
 
 
-def foresee(recipe: Recipe, card: Card, *, speed: Speed, engine: str, renderings: int) -> Forecast:
+def foresee(
+    recipe: Recipe, card: Card, *, speed: Speed, engine: str, renderings: int,
+    engine_args: Mapping[str, Any] | None = None,
+) -> Forecast:  # fmt: skip
     """Foresee the making of a pack. Loads nothing, writes nothing."""
+    gpus = gpus_of(engine_args or {}, speed)
     branched = recipe.questions * _BRANCHES * min(recipe.branch_tokens, recipe.max_tokens / 2)
     other = recipe.panel * renderings * _DISTINCT * recipe.panel_tokens
     tokens = round(recipe.questions * recipe.max_tokens + branched + other)
     scored = len(recipe.builds) * recipe.questions * (recipe.max_tokens + _PROMPT)
-    generating = generating_s(card, speed, engine=engine, tokens=tokens, batch=BATCH)
-    scoring = scoring_s(card, speed, engine=engine, tokens=scored, builds=recipe.builds)
+    generating = generating_s(card, speed, engine=engine, tokens=tokens, batch=BATCH, gpus=gpus)
+    scoring = scoring_s(card, speed, engine=engine, tokens=scored, builds=recipe.builds, gpus=gpus)
     return Forecast(
         tokens=tokens,
         scored=scored,
