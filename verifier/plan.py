@@ -121,7 +121,7 @@ def _stop(config: RunFile, policy: Policy, planned: Sequence[Planned], *, seed: 
     if audit.min_replies is not None:
         return audit.min_replies
     kept = sum(one.tokens + int(one.share * audit.budget_completion_tokens) for one in planned)
-    paid = int((audit.budget_completion_tokens - kept) // audit.max_tokens)
+    paid = int((audit.budget_completion_tokens - kept) // (audit.max_tokens * _each(config)))
     return min(draw_stop(seed, least=least_for(policy, beta=audit.beta)), max(paid, LEAST_REPLIES))
 
 
@@ -158,10 +158,16 @@ def _suspects(config: RunFile, card: Card) -> dict[str, str]:
     return {suspect.name: suspect.title for suspect in suspects}
 
 
+def _each(config: RunFile) -> int:
+    """Replies that are asked for each on which a verdict rests: of two one is to a question of the
+    pack, where one stands beside the weights."""
+    return 2 if config.reference.pack is not None and config.reference.has_weights else 1
+
+
 def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
     """Raise ConfigError for a budget that pays for no verdict beside what checks keep of it."""
-    audit = config.audit
-    budget, least = audit.budget_completion_tokens, audit.least_replies * audit.max_tokens
+    audit, replies = config.audit, config.audit.least_replies * _each(config)
+    budget, least = audit.budget_completion_tokens, replies * audit.max_tokens
     kept, share = 0, 0.0
     for one in planned:
         if not one.tokens and not one.share:
@@ -172,13 +178,13 @@ def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
             if not one.tokens:
                 needed = least / (1 - share)
             raise ConfigError(
-                f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
+                f"audit.budget_completion_tokens: {budget} cannot pay for {replies} "
                 f"replies of {audit.max_tokens} tokens beside {one.beside}; allow "
                 f"{math.ceil(needed)} or more"
             )
     if budget < least:
         raise ConfigError(
-            f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
+            f"audit.budget_completion_tokens: {budget} cannot pay for {replies} "
             f"replies of {audit.max_tokens} tokens, the least for a verdict; allow {least} or more"
         )
     problem = next((one.problem for one in planned if one.problem), "")

@@ -161,6 +161,15 @@ def test_a_thought_that_follows_its_path_is_judged_to_its_end(
     assert ended >= 50
 
 
+def test_tokens_of_a_text_are_counted_by_the_longest_that_the_pack_names(
+    make: Callable[..., Path],
+) -> None:
+    """As the tokenizer of the tiny model does, where the pack names them all."""
+    pack, tokenizer = read_pack(make()), ThinkingTokenizer(control=True, inside=True)
+    for text in (" the weights say more", "yes. no? few", ""):
+        assert pack.count_tokens(text) == len(tokenizer.encode(text))
+
+
 # -- what is set aside -------------------------------------------------------------------------
 
 

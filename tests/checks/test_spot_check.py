@@ -19,6 +19,7 @@ from packs import (
 from simulate import make_plan
 
 from verifier.errors import ConfigError
+from verifier.evidence.ledger import read_ledger
 from verifier.files.run_folder import SAMPLED
 from verifier.plan_file import read_probes
 from verifier.probes import PACKED, load_pool
@@ -55,6 +56,10 @@ def test_an_honest_host_is_consistent_on_both_halves(
             report = run_spot_checked(config)
         assert report.decision == "consistent"
         assert not [f for f in report.findings if f.aspect == "strata"]
+        assert report.certificate is not None
+        ledger = read_ledger(config.out)
+        assert report.certificate.replies == len(ledger.ordinary.rows) >= 10
+        assert len(ledger.with_known.rows) >= 2 * report.certificate.replies - 1
 
 
 def test_a_host_that_knows_the_pack_is_caught_on_fresh_questions(
@@ -173,6 +178,7 @@ def test_a_pack_of_other_weights_is_refused_by_name(card: Path, tmp_path: Path) 
     [
         ({"template_sha256": "1" * 64}, {}, "whose template_sha256 is .*, and that of card tiny"),
         ({}, {"after": "earlier"}, "audit.after: questions of a pack may come again"),
+        ({}, {"budget_completion_tokens": 200}, "cannot pay for 20 replies of 12 tokens"),
     ],
 )
 def test_what_would_be_another_audit_is_refused(

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
-from verifier.host.exchange import HIDDEN, UNSHOWN
+from verifier.host.exchange import UNSHOWN, UNTESTABLE
 from verifier.plan_file import PackFacts
 from verifier.records import Decision, Finding
 
@@ -39,7 +39,7 @@ def name_it(
     detail = "a pack holds greedy paths alone; audit with the weights"
     found = [make_finding(BEYOND, "not run", what, None, detail) for what in facts.beyond]
     why = (row.unjudged or "" for row in case.ledger.rows)
-    hidden = [one for one in why if one.startswith((HIDDEN, UNSHOWN))]
+    hidden = [one for one in why if one.startswith((UNTESTABLE, UNSHOWN))]
     if facts.thinking is not None and hidden and not case.scored and not facts.with_weights:
         reason = Counter(hidden).most_common(1)[0][0]
         found.append(make_finding(BEYOND, "not run", "the pack's questions", None, reason))
@@ -65,7 +65,8 @@ def _on_both(facts: PackFacts) -> str:
     return (
         f"half of the questions are those of a pack ({facts.digest[:_SHOWN]}, made on "
         f"{facts.made_on}), which a host may know, and half are fresh ones that nobody can: the "
-        "weights judge them all, and what differs on one half alone is named as a way of asking"
+        "weights judge them all, the verdict rests on the fresh ones, and where one half alone "
+        "differs it is named as a way of asking"
     )
 
 

@@ -14,6 +14,7 @@ drawn at random: a host that changes with time earns these names without looking
 Where a pack is named beside the weights, its questions are one stratum and fresh ones another: a
 host that knows the pack answers it well, and differs on what nobody has asked before. Where the
 pack was drawn from another pool, its questions are of another kind too, and that is named of none.
+The verdict rests on the fresh ones alone, and so does all else: here both halves are at hand.
 Assumption: replies are independent. Pure arithmetic.
 """
 
@@ -32,9 +33,11 @@ from verifier.config import RunFile
 from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_value, log_mean_exp
+from verifier.evidence.ledger import Ledger, Row
+from verifier.evidence.noise import read_text
 from verifier.plan_file import Plan
 from verifier.probes import OF_PACK, SHORT_TOKENS, STRATA
-from verifier.records import Decision, Finding, Probe, Status
+from verifier.records import REFERENCE, Decision, Finding, Probe, Status
 from verifier.reference.cards import Card
 from verifier.wording import describe_replies
 
@@ -192,9 +195,16 @@ def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
     asked = strata_of(case.plan)
     if not asked:
         return Weighed(evidence=None)
-    labels = [row.strata for row in case.scored]
-    strata = weigh_strata(case.text, labels, case.honest, seed=case.plan.seed, strata=asked)
+    rows = _rows(case)
+    text = read_text(Ledger(rows=rows), REFERENCE, case.plan.calibration.text)
+    labels = [row.strata for row in rows]
+    strata = weigh_strata(text, labels, case.honest, seed=case.plan.seed, strata=asked)
     return Weighed(evidence=strata, log_e=(strata.log_e,), at_any_noise=(strata.log_e_apart,))
+
+
+def _rows(case: Case) -> tuple[Row, ...]:
+    """The replies that are held against each other: those to known questions among them."""
+    return tuple(row for row in case.ledger.with_known.rows if REFERENCE in row.text)
 
 
 def stands_apart(case: Case, strata: StrataEvidence) -> bool:
@@ -206,8 +216,10 @@ def stands_apart(case: Case, strata: StrataEvidence) -> bool:
 
 
 def members(case: Case, strata: StrataEvidence | None) -> Mask | None:
-    """The replies of the stratum that differs alone; None: none does."""
-    if strata is None or not strata.best or not stands_apart(case, strata):
+    """The ordinary replies of the stratum that differs alone; None: none does, or all are of it."""
+    if strata is None or not strata.best or strata.best in _BY_PACK:
+        return None
+    if not stands_apart(case, strata):
         return None
     return np.array([is_of(row.strata, strata.best) for row in case.scored])
 
@@ -226,7 +238,7 @@ def name_it(
         name = f"requests that are {strata.best}"
     told = f"{describe_replies(strata.replies)} asked so differ, others do not"
     chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
-    if len(case.scored) < LOOKS[0]:
+    if len(_rows(case)) < LOOKS[0]:
         chance = f"fewer than {LOOKS[0]} replies do not tell how often chance does that"
     detail = f"{told}; {chance}"
     if strata.best in _IN_TIME:

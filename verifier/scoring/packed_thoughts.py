@@ -13,14 +13,15 @@ from dataclasses import replace
 from math import ceil
 from typing import Final
 
-from verifier.host.exchange import CALLED, HIDDEN
+from verifier.host.exchange import CALLED, HIDDEN, UNTESTABLE
 from verifier.records import Reply
 from verifier.reference.pack_file import Pack
 from verifier.scoring.reasoning import Shown, take_apart, why_not_whole
 
-#: Of a text the longest known tokens are counted. On the embedded model, where a pack of 100
-#: questions counts the replies to 100 others, that is 0.92 to 1.48 times what they have.
-_FEWEST, _MOST = 1.5, 1.1
+#: Of a text the longest known tokens are counted, which may be so many times as many or as few as
+#: it has. On the embedded model, where a pack of 100 questions counts the replies to 100 others,
+#: 0.92 to 1.48; replies of a 4-bit host that repeat themselves had 0.7.
+_TIMES: Final = 1.5
 
 #: Why a reply is not judged.
 _UNKNOWN: Final = "a thought was shown, and this model is not known to think"
@@ -29,12 +30,9 @@ _UNSHOWN: Final = (
     "thinking off, or the weights"
 )
 _UNHEEDED: Final = (
-    "not testable by text: thoughts are shown although the prompt turns them off: the switch is "
-    "not heeded"
+    f"{UNTESTABLE}: thoughts are shown although the prompt turns them off: the switch is not heeded"
 )
-_CALLS: Final = (
-    "not testable by text: a tool is called too, and what the endpoint counts is of both"
-)
+_CALLS: Final = f"{UNTESTABLE}: a tool is called too, and what the endpoint counts is of both"
 
 
 def read_as_path(pack: Pack, reply: Reply) -> Reply | str:
@@ -66,4 +64,4 @@ def _count(pack: Pack, reply: Reply, shown: Shown | None) -> list[int]:
     """The fewest and the most tokens that what is shown may have."""
     texts = [reply.text] if shown is None else [shown.thought, shown.answer or ""]
     about = sum(map(pack.count_tokens, texts)) + 2 * (shown is not None)
-    return [int(about / _FEWEST), ceil(about * _MOST)]
+    return [int(about / _TIMES), ceil(about * _TIMES)]
