@@ -395,10 +395,12 @@ class Suspect(Checkpoint):
 
 
 class ReferenceSection(_Section):
-    """What to hold the endpoint to: a card's weights, or a pack of what some said."""
+    """What to hold the endpoint to: a card's weights, a pack of what some said, or both."""
 
     card: str  # "": the pack has its own
-    pack: Path | None = None  # a file that `verifier pack make` wrote: no weights are needed
+    #: A file that `verifier pack make` wrote: no weights are needed. With a card half of the
+    #: questions are the pack's, and the weights judge all of them.
+    pack: Path | None = None
     pack_key: Path | None = None  # PEM: the public key that must have signed the pack
     engine: EngineName = "auto"
     weights: Path | None = None  # a directory that already holds the card's weights
@@ -426,17 +428,23 @@ class ReferenceSection(_Section):
                 raise PydanticCustomError("value_error", "pack_key: without a pack; give both")
             return self
         beside = {
-            "card": bool(self.card), "weights": self.weights is not None,
-            "url": self.url is not None, "suspects": bool(self.suspects),
+            "weights": self.weights is not None, "url": self.url is not None,
+            "suspects": bool(self.suspects),
         }  # fmt: skip
         taken = next((name for name, given in beside.items() if given), None)
-        if taken is not None:
+        if taken is not None and not self.card:
             raise PydanticCustomError(
                 "value_error",
-                "{name}: beside a pack, which has its own card and no weights; leave one out",
+                "{name}: beside a pack alone, which has no weights; name their card too, or leave "
+                "it out",
                 {"name": taken},
             )
         return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether weights judge the replies; else a pack does."""
+        return bool(self.card)
 
 
 class Policy(_Section):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import platform
+import random
 import secrets
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from verifier.evidence.mixture import least_replies
 from verifier.host.budget import Amount, Priced, forecast
 from verifier.host.rate_limits import MAX_WAIT_S
 from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, PackFacts, Plan, read_plan
-from verifier.probes import Pool, draw, shuffled, size_of
+from verifier.probes import PACKED, Pool, draw, shuffled, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
 from verifier.reference.provisional import refuse_finer
@@ -49,11 +50,11 @@ def make_plan(
     after: After | None = None, pack: Pack | None = None,
 ) -> tuple[Plan, tuple[Probe, ...], dict[str, tuple[Probe, ...]]]:  # fmt: skip
     """Plan and ordinary probes of a run, and further files of probes by their names; a seed is
-    drawn where none is given. `after` are earlier audits; the probes are those of a `pack`, if any.
+    drawn where none is given. `after` are earlier audits; a `pack` lends its questions.
 
     Raises ConfigError for a policy the card cannot serve, or a budget too small for any verdict.
     """
-    config, facts = (config, None) if pack is None else _within_pack(config, pack)
+    config, facts = _with_pack(config, pack, card, pool)
     audit = config.audit
     planned = _plan_checks(config, card, calibration)
     fields: dict[str, Any] = {"calibration": calibration}
@@ -99,8 +100,8 @@ def make_plan(
         pack=facts,
         **fields,
     )
-    probes = _draw(config, plan, pool, pack)
-    further = [check.draw(config, plan, pool, len(probes)) for check in CHECKS]
+    probes, drawn = _draw(config, plan, pool, pack)
+    further = [check.draw(config, plan, pool, drawn) for check in CHECKS]
     for check in CHECKS:
         probes = check.arrange(plan, probes)
     return plan, probes, dict(filter(None, further))
@@ -120,7 +121,7 @@ def _stop(config: RunFile, policy: Policy, planned: Sequence[Planned], *, seed: 
     if audit.min_replies is not None:
         return audit.min_replies
     kept = sum(one.tokens + int(one.share * audit.budget_completion_tokens) for one in planned)
-    paid = int((audit.budget_completion_tokens - kept) // audit.max_tokens)
+    paid = int((audit.budget_completion_tokens - kept) // (audit.max_tokens * _each(config)))
     return min(draw_stop(seed, least=least_for(policy, beta=audit.beta)), max(paid, LEAST_REPLIES))
 
 
@@ -157,10 +158,16 @@ def _suspects(config: RunFile, card: Card) -> dict[str, str]:
     return {suspect.name: suspect.title for suspect in suspects}
 
 
+def _each(config: RunFile) -> int:
+    """Replies that are asked for each on which a verdict rests: of two one is to a question of the
+    pack, where one stands beside the weights."""
+    return 2 if config.reference.pack is not None and config.reference.has_weights else 1
+
+
 def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
     """Raise ConfigError for a budget that pays for no verdict beside what checks keep of it."""
-    audit = config.audit
-    budget, least = audit.budget_completion_tokens, audit.least_replies * audit.max_tokens
+    audit, replies = config.audit, config.audit.least_replies * _each(config)
+    budget, least = audit.budget_completion_tokens, replies * audit.max_tokens
     kept, share = 0, 0.0
     for one in planned:
         if not one.tokens and not one.share:
@@ -171,13 +178,13 @@ def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
             if not one.tokens:
                 needed = least / (1 - share)
             raise ConfigError(
-                f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
+                f"audit.budget_completion_tokens: {budget} cannot pay for {replies} "
                 f"replies of {audit.max_tokens} tokens beside {one.beside}; allow "
                 f"{math.ceil(needed)} or more"
             )
     if budget < least:
         raise ConfigError(
-            f"audit.budget_completion_tokens: {budget} cannot pay for {audit.least_replies} "
+            f"audit.budget_completion_tokens: {budget} cannot pay for {replies} "
             f"replies of {audit.max_tokens} tokens, the least for a verdict; allow {least} or more"
         )
     problem = next((one.problem for one in planned if one.problem), "")
@@ -185,23 +192,30 @@ def _refuse_small_budget(config: RunFile, planned: Sequence[Planned]) -> None:
         raise ConfigError(problem)
 
 
-def _draw(config: RunFile, plan: Plan, pool: Pool, pack: Pack | None) -> tuple[Probe, ...]:
-    """The ordinary probes. Raises ConfigError for settings that the dialect cannot carry."""
-    if pack is not None:
-        return _draw_from(pack, config, plan)
+def _draw(
+    config: RunFile, plan: Plan, pool: Pool, pack: Pack | None
+) -> tuple[tuple[Probe, ...], int]:
+    """The ordinary probes, and how many were drawn from the pool for them.
+
+    Raises ConfigError for settings that the dialect cannot carry.
+    """
+    if pack is not None and not config.reference.has_weights:
+        return _draw_from(pack, config, plan), 0
     audit = config.audit
     count = min(
         SPARE_PROBES * (audit.budget_completion_tokens // audit.max_tokens),
         size_of(pool, audit.kinds),
     )
     probes = draw(pool, seed=plan.seed, count=count, max_tokens=audit.max_tokens, kinds=audit.kinds)
+    if pack is not None:
+        probes = _in_pairs(_draw_from(pack, config, plan), probes, pack, seed=plan.seed)
     settings = tuple(audit.template_settings.items())
     if settings and config.endpoint.dialect != "chat":
         raise ConfigError(
             f"audit.template_settings: the dialect {config.endpoint.dialect} cannot carry them; "
             "take endpoint.dialect: chat, or leave them out"
         )
-    return tuple(replace(probe, settings=settings) for probe in probes)
+    return tuple(replace(probe, settings=settings or probe.settings) for probe in probes), count
 
 
 # -- from a pack -------------------------------------------------------------------------------
@@ -214,6 +228,23 @@ _BEYOND: Final = {
     "speed": "how fast it answers and what it bills",
     "tools": "how tools are rendered in ordinary questions",
 }
+
+
+_COMES_AGAIN: Final = (
+    "audit.after: questions of a pack may come again, and would count twice; leave it out, or go "
+    "on with the weights alone"
+)
+
+
+def _with_pack(
+    config: RunFile, pack: Pack | None, card: Card, pool: Pool
+) -> tuple[RunFile, PackFacts | None]:
+    """The run file as it is asked with a pack, and what that is. Raises ConfigError."""
+    if pack is None:
+        return config, None
+    if config.reference.has_weights:
+        return config, _beside_weights(config, pack, card, pool)
+    return _within_pack(config, pack)
 
 
 def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
@@ -233,16 +264,9 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "endpoint.dialect: text completions are asked with prompts that a tokenizer renders, "
             "and a pack has none; take another dialect, or audit with the weights"
         )
-    if pack.card.thinking is not None:
-        raise ConfigError(
-            f"reference.pack: {pack.card.name} thinks before it answers, and a pack judges answers "
-            "alone; audit with the weights"
-        )
+    _refuse_unable(config, pack)
     if audit.after is not None:
-        raise ConfigError(
-            "audit.after: questions of a pack may come again, and would count twice; leave it out, "
-            "or go on with the weights"
-        )
+        raise ConfigError(_COMES_AGAIN)
     if audit.max_tokens > facts.max_tokens and "max_tokens" in audit.model_fields_set:
         raise ConfigError(
             f"audit.max_tokens: {audit.max_tokens}, and the pack's paths have {facts.max_tokens} "
@@ -257,12 +281,63 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
     fields = type(audit).model_fields
     within = {name: fields[name].default for name in asked} | {"tools": False}
     within["max_tokens"] = min(audit.max_tokens, facts.max_tokens)
-    told = PackFacts(
+    told = _facts_of(pack, beyond=tuple(asked.values()))
+    return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
+
+
+def _refuse_unable(config: RunFile, pack: Pack) -> None:
+    """Raise ConfigError for a dialect that cannot carry the settings of a pack's questions."""
+    if pack.probes[0].settings and config.endpoint.dialect != "chat":
+        raise ConfigError(
+            f"reference.pack: its questions turn thinking off, and the dialect "
+            f"{config.endpoint.dialect} cannot carry that; take endpoint.dialect: chat"
+        )
+
+
+def _facts_of(pack: Pack, **more: Any) -> PackFacts:
+    facts, thinking = pack.manifest, pack.manifest.thinking
+    return PackFacts(
         digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
         questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
-        beyond=tuple(asked.values()),
+        thinking=None if thinking is None else thinking.mode, **more,
     )  # fmt: skip
-    return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
+
+
+def _beside_weights(config: RunFile, pack: Pack, card: Card, pool: Pool) -> PackFacts:
+    """What the pack is that lends weights its questions.
+
+    Raises ConfigError for one of another model, and where an earlier audit is gone on from.
+    """
+    if config.audit.after is not None:
+        raise ConfigError(_COMES_AGAIN)
+    _refuse_unable(config, pack)
+    own = pack.card
+    for name in ("tensors_sha256", "tokenizer_sha256", "template_sha256"):
+        theirs, ours = getattr(own.digests, name), getattr(card.digests, name)
+        if None not in (theirs, ours) and theirs != ours:
+            raise ConfigError(
+                f"reference.pack: is of {own.name}, whose {name} is {theirs[:16]}, and that of "
+                f"card {card.name} is {ours[:16]}; give the pack of this card"
+            )
+    same = pack.manifest.pool_sha256 == pool.digest
+    return _facts_of(pack, with_weights=True, same_pool=same)
+
+
+def _in_pairs(
+    known: tuple[Probe, ...], fresh: tuple[Probe, ...], pack: Pack, *, seed: int
+) -> tuple[Probe, ...]:
+    """A pack's questions and fresh ones that it lacks, one of each in every two; which of the two
+    comes first is drawn, and all are asked in one way."""
+    held = {probe.messages for probe in pack.probes}
+    fresh = tuple(probe for probe in fresh if probe.messages not in held)
+    rng = random.Random(f"{seed}:pack")  # noqa: S311 - a seed is the secret
+    found: list[Probe] = []
+    for one, other in zip(known, fresh, strict=False):
+        of_pack = replace(one, id=f"{PACKED}{one.id}", max_tokens=other.max_tokens)
+        pair = [of_pack, replace(other, settings=one.settings)]
+        rng.shuffle(pair)
+        found += pair
+    return tuple([*found, *fresh[len(known) :]][: len(fresh)])
 
 
 def _draw_from(pack: Pack, config: RunFile, plan: Plan) -> tuple[Probe, ...]:

@@ -13,7 +13,7 @@ from datetime import date
 from functools import lru_cache
 from itertools import chain, repeat
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -51,7 +51,8 @@ Count = Annotated[int, Field(ge=0, le=10**15)]
 
 
 class PackFacts(BaseModel):
-    """The pack that stands in the place of weights: what is said of it where it is not at hand."""
+    """The pack that stands in the place of weights, or lends them questions: what is said of it
+    where it is not at hand."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
@@ -63,6 +64,9 @@ class PackFacts(BaseModel):
     panel: Count  # that tell renderings apart
     tokens: Count  # of a path at most
     beyond: tuple[str, ...] = ()  # what was asked for and no pack can judge
+    with_weights: bool = False  # whether weights judge its questions, and fresh ones beside them
+    same_pool: bool = True  # whether these are drawn as its own were
+    thinking: Literal["shown", "off"] | None = None  # what is judged of a model that thinks
 
 
 class Plan(BaseModel):
@@ -112,7 +116,7 @@ class Plan(BaseModel):
     #: None: the card had none when an older version planned the run; written as `calibration`.
     calibrated: Annotated[Calibration | None, Field(alias="calibration")]
     after: After | None = None  # earlier audits whose evidence this run goes on from
-    pack: PackFacts | None = None  # None: weights judge the replies
+    pack: PackFacts | None = None  # None: none was named
 
     @property
     def calibration(self) -> Calibration:

@@ -40,6 +40,12 @@ STRATA: Final = {
     "late": "early",
 }
 
+#: The same where some of the questions are a pack's, which a host may know.
+OF_PACK: Final = {"of questions of the pack": "of fresh questions"}
+
+#: How the ids of a pack's questions begin where fresh ones are asked beside them.
+PACKED: Final = "pack-"
+
 #: Probes at the beginning that are early.
 EARLY: Final = 8
 
@@ -459,4 +465,5 @@ def labels_of(probe: Probe, number: int) -> tuple[str, ...]:
     marks = (
         not probe.logprobs, probe.stream, probe.max_tokens <= SHORT_TOKENS, number >= EARLY,
     )  # fmt: skip
-    return tuple(label for label, marked in zip(STRATA, marks, strict=True) if marked)
+    found = [label for label, marked in zip(STRATA, marks, strict=True) if marked]
+    return (*found, *(OF_PACK if probe.id.startswith(PACKED) else ()))

@@ -58,6 +58,7 @@ from verifier.scoring.loadable import (
     refuse_unknown_builds,
     refuse_unscored_defaults,
 )
+from verifier.scoring.other_words import refuse_other_words
 from verifier.scoring.score import is_sampler
 from verifier.scoring.score_file import forget_scores, scored_columns
 from verifier.session import Session
@@ -93,7 +94,8 @@ def open_session(
     make_endpoint(config, api_key=api_key)  # what it refuses should not wait for the reference
     read_probes(run)
     pack = pack_of(config, plan)
-    if pack is not None:
+    if pack is not None and not config.reference.has_weights:
+        refuse_engine_of_name(plan, "pack")
         endpoint = make_endpoint(config, api_key=api_key)
         pace = until(pace, config.audit.deadline)
         return Session(run, plan, show, config=config, endpoint=endpoint, pack=pack, pace=pace)
@@ -103,6 +105,8 @@ def open_session(
         reference = load_reference()
         refuse_unknown_builds(plan, reference.engine)
         refuse_unscored_defaults(plan, reference.engine)
+        if pack is not None:
+            refuse_other_words(pack, reference, plan)
         return reference
 
     load = load_once(checked)
@@ -139,10 +143,11 @@ def start(config: RunFile) -> Plan:
     if run.exists() and not (run.is_dir() and all(map(_is_of_a_plan, run.iterdir()))):
         raise ConfigError(f"{run}: exists and is no run folder; give another --out")
     pack = open_pack(config.reference)
-    if pack is None:
+    if config.reference.has_weights:
         card = load_card(config.reference.card)
         calibration = calibration_for(config.reference.card, card)
     else:
+        assert pack is not None
         card, calibration = pack.card, pack.manifest.calibration
     earlier = config.audit.after
     after = None
@@ -156,13 +161,12 @@ def start(config: RunFile) -> Plan:
 
 
 def pack_of(config: RunFile, plan: Plan) -> Pack | None:
-    """The pack that a run is judged from; None: weights judge it.
+    """The pack that a run is judged from, or that lends it questions; None: it has none.
 
     Raises ConfigError for another pack than the one that the run was planned on.
     """
     if plan.pack is None:
         return None
-    refuse_engine_of_name(plan, "pack")
     pack = open_pack(config.reference)
     found = "none" if pack is None else pack.digest[:16]
     if pack is None or pack.digest != plan.pack.digest:
@@ -181,7 +185,7 @@ def judged_plan(run: Path) -> Plan:
     """
     plan = read_plan(run)
     lent = plan.calibrated is None or plan.calibrated.provisional is not None
-    if plan.pack is not None:  # it has a calibration of its own
+    if plan.pack is not None and not plan.pack.with_weights:  # it has a calibration of its own
         return plan
     if not lent or (plan.calibrated is not None and (run / LEDGER).exists()):
         return plan
@@ -193,8 +197,9 @@ def judged_plan(run: Path) -> Plan:
         update={"audit": config.audit.model_copy(update={"seed": plan.seed})}
     )
     made, probes, _ = make_plan(
-        seeded, card, calibration_for(config.reference.card, card), load_pool(), after=plan.after
-    )
+        seeded, card, calibration_for(config.reference.card, card), load_pool(), after=plan.after,
+        pack=pack_of(config, plan),
+    )  # fmt: skip
     if probes != read_probes(run):
         raise ConfigError(
             f"{run}: holds other probes than this version would draw; plan another --out"
@@ -330,6 +335,7 @@ def score(
 def score_packed(run: Path, *, show: Show) -> None:
     """Judge what has arrived from the pack of a run, and write the ledger."""
     plan, config = read_plan(run), load_run_file(run / RUN, below=run)
+    refuse_engine_of_name(plan, "pack")
     Session(run, plan, show, pack=pack_of(config, plan)).score()
 
 

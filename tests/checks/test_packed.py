@@ -23,6 +23,7 @@ from verifier.evidence.ledger import read_ledger
 from verifier.files.run_folder import EXCHANGES, LEDGER, REPORT
 from verifier.host.collect import read_outcomes
 from verifier.plan_file import read_plan, read_probes
+from verifier.records import Probe
 from verifier.reference.pack_file import read_pack
 from verifier.scoring.packed import _renderings, _sum
 from verifier.scoring.paths import walk
@@ -52,6 +53,9 @@ TOLD = ToyPack(
 )
 
 
+ASKED = Probe(id="p", kind="test", messages=(), max_tokens=3)
+
+
 @pytest.mark.parametrize(("null", "other"), [(10, 10), (15, 40), (30, 10)])
 def test_a_fault_leads_no_valid_rendering_by_more_than_it_may(null: int, other: int) -> None:
     """Null: the host renders as published, or validly otherwise, with noise of any one scale. Every
@@ -61,7 +65,7 @@ def test_a_fault_leads_no_valid_rendering_by_more_than_it_may(null: int, other: 
         for text, p in every_text(TOLD, "abc", 3, null, path=path):
             reply = say(text)
             own = walk(TOLD, 0, reply)  # type: ignore[arg-type]  # as far as it is needed
-            cells = _renderings(TOLD, 0, own, reply)  # type: ignore[arg-type]
+            cells = _renderings(TOLD, 0, own, ASKED, reply)  # type: ignore[arg-type]
             cells["reference"] = _sum(own.steps)
             ratio = cells["generation-prompt-missing"][other] - cells[column][null]
             total += p * float(np.exp(ratio))
@@ -239,14 +243,14 @@ def test_what_would_be_another_audit_is_refused(
 
 
 def test_a_run_file_names_weights_or_a_pack(pack: Path, tmp_path: Path) -> None:
-    """Not both, not neither; and comes back as it was written."""
+    """Or both, not neither; and comes back as it was written."""
     config = configure_packed(NOWHERE, pack, tmp_path / "run")
     start(config)
     assert load_run_file(tmp_path / "run" / "run.yaml") == config
 
     asked = config.model_dump(mode="json")
     for reference, said in (
-        ({"card": "tiny", "pack": "x.pack"}, "card: beside a pack"),
+        ({"pack": "x.pack", "weights": "folder"}, "weights: beside a pack alone"),
         ({"pack": "x.pack", "suspects": [{"name": "a", "path": "b"}]}, "suspects: beside a pack"),
         ({"card": "tiny", "pack_key": "k.pem"}, "pack_key: without a pack"),
         ({"engine": "auto"}, "Field required"),
@@ -264,6 +268,19 @@ def test_the_command_line_takes_a_pack_in_the_place_of_a_card(pack: Path, tmp_pa
     assert read_plan(tmp_path / "run").pack is not None
 
 
+def test_an_option_takes_the_place_of_its_own_kind_where_a_run_file_names_both(
+    pack: Path, tmp_path: Path
+) -> None:
+    """A spot check stays one."""
+    file = write_run_file(tmp_path, NOWHERE, reference={"pack": "gone.pack"})
+    ended = call("plan", file, "--reference", pack, "--out", tmp_path / "run")
+
+    assert ended.status == 0, ended.err
+    facts = read_plan(tmp_path / "run").pack
+    assert facts is not None
+    assert facts.with_weights
+
+
 def test_a_key_that_must_have_signed_is_heeded(tmp_path: Path) -> None:
     """One line each, and nothing is written."""
     key, _, public = write_keys(tmp_path, "maker")
@@ -279,6 +296,10 @@ def test_a_key_that_must_have_signed_is_heeded(tmp_path: Path) -> None:
     assert checked.status == 0
     assert key.public_key().public_bytes_raw().hex() in checked.out
     assert call("pack", "show", signed).out.startswith("licence: none")
+    digest = read_pack(signed).digest
+    assert call("pack", "show", signed, "--only-digest").out == f"{digest}\n"
+    assert call("pack", "check", signed, "--digest", digest).status == 0
+    assert call("pack", "check", signed, "--digest", "0" * 64).status == 2
 
 
 def test_an_audit_from_a_pack_imports_neither_torch_nor_transformers(

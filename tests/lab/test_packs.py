@@ -93,12 +93,21 @@ def test_a_template_that_prints_the_day_makes_no_pack(
         write_tiny_pack(tmp_path, questions=16)
 
 
-def test_a_model_that_thinks_makes_no_pack(tmp_path: Path) -> None:
-    """What its hosts show of thoughts is theirs to choose."""
-    out = tmp_path / "a.pack"
-    ended = call("pack", "make", "minimax-m2.7", "--probes", 20, "--out", out, "--dry-run")
+@pytest.mark.parametrize(
+    ("card", "option", "said"),
+    [
+        ("minimax-m2.7", "--no-think", "knows no setting that turns thinking off"),
+        ("smollm2-135m-instruct", "--think", "says nothing of thoughts"),
+    ],
+)
+def test_a_way_to_think_that_the_card_lacks_is_refused(
+    tmp_path: Path, card: str, option: str, said: str
+) -> None:
+    """Before anything is fetched; thoughts are what a pack of a model that thinks is of."""
+    asked = ("pack", "make", card, "--probes", 20, "--out", tmp_path / "a.pack", "--dry-run")
 
-    assert "thinks before it answers" in ended.complaint
+    assert said in call(*asked, option).complaint
+    assert call(*asked).status == 0
 
 
 def test_what_it_takes_is_told_first(tmp_path: Path) -> None:
@@ -115,6 +124,17 @@ def test_what_it_takes_is_told_first(tmp_path: Path) -> None:
     assert large.tokens > 5 * small.tokens
     assert large.scored == 10 * small.scored
     assert small.minutes is not None
+    gpus = Speed(words="8", devices=8, gpu=True, bandwidth=2e12, arithmetic=3e14, memory=8e10)
+    alone, together = (
+        foresee(
+            make_recipe(200, seed=1, max_tokens=48, builds=()), load_card("minimax-m2.7"),
+            speed=gpus, engine="vllm", renderings=100, engine_args={"tensor_parallel_size": count},
+        ).minutes
+        for count in (1, 8)
+    )  # fmt: skip
+    assert alone is not None
+    assert together is not None
+    assert together < alone / 2
     recipe = make_recipe(20, seed=1, max_tokens=48, builds=())
     unknown = foresee(recipe, tiny, speed=SPEED, engine="transformers", renderings=100)
     assert unknown.minutes is None

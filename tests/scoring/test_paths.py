@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from toy_pack import ToyPack, every_text, say
 from verifier.evidence.ledger import event_cells, text_cells
 from verifier.records import ReplyScore
 from verifier.reference.pack_file import TOP
-from verifier.scoring.paths import walk
+from verifier.scoring.paths import DOUBT, walk
 
 
 def follow(pack: Any, text: str, finish: str = "length") -> Any:
@@ -126,6 +127,52 @@ def test_white_space_at_the_end_may_have_been_stripped() -> None:
     assert names(pack, walked) == [["Done"], ["\n", "eos"]]
     assert np.exp(walked.steps[1].cells[-1]) == pytest.approx(0.8 * 0.9 + 0.1)
     assert walked.ended == "end of text"
+
+
+def test_a_last_token_may_have_held_white_space_that_was_stripped() -> None:
+    """Full stop and line end are one token in many vocabularies, and another one alone."""
+    pack = ToyPack([[{"Done": 0.9}, {".\n": 0.9, ".": 0.02, "!": 0.05}, {"eos": 0.9}]])
+
+    assert names(pack, follow(pack, "Done.", "stop")) == [["Done"], [".\n"], ["eos"]]
+    assert names(pack, follow(pack, "Done.\n", "stop")) == [["Done"], [".\n"], ["eos"]]
+    assert names(pack, follow(pack, "Done. No")) == [["Done"], ["."]]
+
+
+def test_where_the_path_ends_with_such_a_token_it_is_taken_all_the_same() -> None:
+    """Nothing is known of what comes after it."""
+    pack = ToyPack([[{"Done": 0.9}, {".\n": 0.9, ".": 0.02}]])
+
+    assert names(pack, follow(pack, "Done.", "stop")) == [["Done"], [".\n"]]
+
+
+@pytest.mark.parametrize("dot", [0.02, 0.3])
+def test_ends_that_are_stripped_keep_the_mean_of_the_ratio(dot: float) -> None:
+    """Every text of up to two tokens and an end, shown as hosts strip it: the mean of the ratio of
+    one scale to another is at most 1, but for what is dropped where one spelling is likelier."""
+    ends = [{"eos": 0.6, "b": 0.3}, {"eos": 0.3, "b": 0.6}, {"eos": 0.9, "b": 0.05}]
+    pack = ToyPack([[{".\n": 0.6, ".": dot}, ends[0]], [ends[1]]], {(0, 0, "."): 1})
+    for null, other in ((10, 30), (30, 10), (5, 35)):
+        total = 0.0
+        for (first, node), after in product(
+            [((".\n",), (0, 1)), ((".",), (1, 0)), ((), None)], ["eos", "b", ""]
+        ):
+            place = pack.place(0, 0)
+            log_p = _log_p(pack, place, first, null)
+            if node is not None:
+                log_p += _log_p(pack, pack.place(*node), (after,) if after else (), null)
+            elif after != "eos":  # whatever comes after what is not named is one text
+                continue
+            text = "".join(first) + {"eos": "", "b": "b", "": "?"}[after] if node else "?"
+            reply = (text.strip(), "stop") if after == "eos" and node else (text, "length")
+            cells = sum(step.cells for step in follow(pack, *reply).steps)
+            total += float(np.exp(log_p + cells[other] - cells[null]))
+        assert total <= 1 + 1.5 / DOUBT
+
+
+def _log_p(pack: Any, place: Any, tokens: tuple[str, ...], scale: int) -> float:
+    """That one of these tokens comes, or with () none that is named."""
+    members = [n for n, t in enumerate(place.tokens) if pack.names[t] in tokens]
+    return float(event_cells(place.logprobs, place.rest, members)[scale])
 
 
 def test_signs_that_are_no_character_are_one_event_and_the_last() -> None:

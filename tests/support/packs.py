@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from audits import CARD, QUIET, make_engine
+from audits import CARD, FAULT, QUIET, load_reference, make_engine
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -13,16 +15,19 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
-from fakes_engine import FakeTokenizer
+from fakes_engine import FakeEngine, FakeTokenizer
 from simulate import make_calibration
 
 from verifier.audit import audit
 from verifier.config import RunFile
-from verifier.lab.packs import make_pack, make_recipe
-from verifier.probes import load_pool
-from verifier.records import Report
+from verifier.lab.packs import Mode, make_pack, make_recipe
+from verifier.lab.testbed.app import create_app
+from verifier.lab.testbed.host import Host
+from verifier.lab.testbed.server import running
+from verifier.probes import Pool, load_pool
+from verifier.records import GenerateRequest, Generation, Report
 from verifier.reference.cards import read_card
-from verifier.reference.pack_file import pack_bytes, write_pack
+from verifier.reference.pack_file import Pack, pack_bytes, write_pack
 from verifier.reference.renderings.catalogue import catalogue
 
 TOKENS: Final = 12
@@ -31,13 +36,15 @@ TOKENS: Final = 12
 def write_tiny_pack(
     folder: Path, *, questions: int = 96, builds: tuple[str, ...] = (), key: Any = None,
     name: str = "tiny.pack", engine: Any = None, work: Path | None = None,
+    pool: Pool | None = None, tokenizer: FakeTokenizer | None = None, tokens: int = TOKENS,
+    mode: Mode | None = None, **card: Any,
 ) -> Path:  # fmt: skip
-    """A pack of the tiny model; goes on where `work` was left."""
+    """A pack of the tiny model, whose card says `card` too; goes on where `work` was left."""
     engine = engine or make_engine()
     made = make_pack(
-        make_recipe(questions, seed=11, max_tokens=TOKENS, builds=builds),
-        read_card(CARD, where="tiny"), make_calibration(), load_pool(), catalogue(),
-        engine=lambda: engine, tokenizer=FakeTokenizer(), versions={"verifier": "0"},
+        make_recipe(questions, seed=11, max_tokens=tokens, builds=builds, thinking=mode),
+        read_card(CARD | card, where="tiny"), make_calibration(), pool or load_pool(), catalogue(),
+        engine=lambda: engine, tokenizer=tokenizer or FakeTokenizer(), versions={"verifier": "0"},
         made_on="2026-11-30", work=work or folder / f"{name}.work", show=QUIET,
     )  # fmt: skip
     path = folder / name
@@ -56,15 +63,18 @@ def write_keys(folder: Path, name: str) -> tuple[Ed25519PrivateKey, Path, Path]:
     return key, private, public
 
 
-def configure_packed(url: str, pack: Path, out: Path, **changes: Any) -> RunFile:
-    """A run file of an audit from a pack; `changes` go into its audit section."""
+def configure_packed(
+    url: str, pack: Path, out: Path, *, card: Path | None = None, **changes: Any
+) -> RunFile:
+    """A run file of an audit from a pack, beside the weights of a `card` if there is one; `changes`
+    go into its audit section."""
     settings = {
         "max_tokens": TOKENS, "seed": 5, "budget_completion_tokens": 1200, "min_replies": 10,
     } | changes  # fmt: skip
     return RunFile.model_validate(
         {
             "endpoint": {"base_url": url, "model": "tiny", "max_attempts": 1},
-            "reference": {"pack": str(pack)},
+            "reference": {"pack": str(pack), "card": None if card is None else str(card)},
             "audit": {"policy": {"noise": ["4-bit-class rounding", "another model"]}} | settings,
             "out": out,
         }
@@ -78,3 +88,35 @@ def run_packed(config: RunFile) -> Report:
         raise AssertionError("an audit from a pack loads no weights")
 
     return audit(config, api_key=None, load_reference=none, show=QUIET)
+
+
+def run_spot_checked(config: RunFile) -> Report:
+    """Audit by a pack's questions and fresh ones, all judged by the weights."""
+    return audit(config, api_key=None, load_reference=load_reference, show=QUIET)
+
+
+class KnowingEngine(FakeEngine):
+    """Serves what was published to questions that it knows, and a build to all others."""
+
+    def __init__(self, known: frozenset[tuple[int, ...]]) -> None:
+        super().__init__()
+        self._known = known
+        self._engines = make_engine(), make_engine(FAULT)
+
+    def generate(self, requests: Sequence[GenerateRequest]) -> list[Generation]:
+        published, other = self._engines
+        return [
+            (published if one.prompt_ids in self._known else other).generate([one])[0]
+            for one in requests
+        ]
+
+
+@contextmanager
+def host_that_knows(pack: Pack) -> Iterator[str]:
+    """The URL of a host that answers a pack's questions well, and no others."""
+    known = frozenset(pack.prompt(number) for number in range(len(pack.probes)))
+    app = create_app(
+        Host(engine=KnowingEngine(known), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+    )
+    with running(app) as url:
+        yield url

@@ -23,6 +23,7 @@ FILLERS: Final = [f"<{n}>" for n in range(TOP)]
 class _Facts:
     eos_id = EOS
     builds: tuple[str, ...] = ()
+    thinking = None
 
     def __init__(self, renderings: Sequence[str]) -> None:
         self.renderings = tuple(renderings)
@@ -45,6 +46,7 @@ class ToyPack:
         told = {"reference": 0, **(renderings or {})}
         self._paths = paths
         self.manifest = _Facts(list(told))
+        self.ends = frozenset({EOS})
         self.paths = {(0, n): path for n, path in enumerate(told.values())}
         self.tensors = {"counts": np.ones((1, len(told)), dtype=np.uint32)}
         self.ordinary: tuple[Probe, ...] = ()

@@ -51,7 +51,8 @@ from verifier.evidence.mixture import SHARES
 from verifier.evidence.noise import honest_scales, read_rows
 from verifier.evidence.reporting import Reports, judge_reports
 from verifier.evidence.samplers import changed, honest_samplers, name_of, sampler_columns
-from verifier.plan_file import Plan
+from verifier.plan_file import PackFacts, Plan
+from verifier.probes import OF_PACK
 from verifier.records import REFERENCE, Finding
 from verifier.verdict import combine as combine_module
 from verifier.verdict.case import make_case
@@ -118,6 +119,13 @@ def with_reports(world: World) -> World:
     return beside(world, kinds, np.array(truths).T)
 
 
+#: A pack that lends weights its questions.
+LENDS = PackFacts(
+    digest="0" * 64, signed_by=None, made_on="2026-11-30", source="weights", questions=96, panel=0,
+    tokens=12, with_weights=True,
+)  # fmt: skip
+
+
 def with_rendered(world: World) -> World:
     """The same where each rendering of a prompt is of some length."""
     lengths = {REFERENCE: 20, TEMPLATE_FAULT: 12}
@@ -138,6 +146,9 @@ def settings() -> dict[str, Setting]:
         "two replies, near ties": (make_world(1, replies=2, width=0.3), plan_of()),
         "a way of asking": (
             make_world(0, replies=2, width=1.0, strata=labels), plan_of(varies=True),
+        ),
+        "questions of a pack, and fresh ones": (
+            make_world(0, replies=2, width=1.0, strata=(tuple(OF_PACK), ())), plan_of(pack=LENDS),
         ),
         "single tokens": (make_world(1, replies=2, width=1.0, single=True), plan_of(spread=0.15)),
         "what it reports": (

@@ -95,7 +95,7 @@ def remarks(
 ) -> list[Remark]:
     """That thinking was turned off; nothing where it was left as it was asked for."""
     plan = case.plan
-    if plan.thinking is None:
+    if plan.thinking is None or (plan.pack is not None and plan.pack.thinking == "off"):
         return []
     wished = member(plan.configuration.get("audit"), "template_settings")
     if any(member(wished, name) is not None for name in plan.thinking.switch_off):

@@ -5,14 +5,22 @@ No evidence of its own. A pack holds greedy paths of questions that anybody may 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
+from verifier.host.exchange import UNSHOWN, UNTESTABLE
 from verifier.plan_file import PackFacts
 from verifier.records import Decision, Finding
 
 BEYOND: Final = Aspect(name="pack", label="beyond a pack", place=150, role="remark")
+
+#: What the paths are of, and what is not judged with them.
+_WHAT: Final = {
+    None: "", "shown": " within thoughts, without the answers",
+    "off": " of answers with thinking off, without thoughts",
+}  # fmt: skip
 
 #: Characters shown of a digest or a key.
 _SHOWN: Final = 16
@@ -24,13 +32,18 @@ _FEW: Final = 1000
 def name_it(
     case: Case, _evidence: None, _account: Account, _found: Sequence[Finding], _decision: Decision
 ) -> list[Finding]:
-    """What was asked for and needs the weights."""
+    """What was asked for and needs the weights, and thoughts that nobody shows."""
     facts = case.plan.pack
+    if facts is None:
+        return []
     detail = "a pack holds greedy paths alone; audit with the weights"
-    return [
-        make_finding(BEYOND, "not run", what, None, detail)
-        for what in (() if facts is None else facts.beyond)
-    ]
+    found = [make_finding(BEYOND, "not run", what, None, detail) for what in facts.beyond]
+    why = (row.unjudged or "" for row in case.ledger.rows)
+    hidden = [one for one in why if one.startswith((UNTESTABLE, UNSHOWN))]
+    if facts.thinking is not None and hidden and not case.scored and not facts.with_weights:
+        reason = Counter(hidden).most_common(1)[0][0]
+        found.append(make_finding(BEYOND, "not run", "the pack's questions", None, reason))
+    return found
 
 
 def remarks(
@@ -40,10 +53,21 @@ def remarks(
     facts = case.plan.pack
     if facts is None:
         return []
+    if facts.with_weights:
+        return [Remark(text=_on_both(facts), at="first")]
     return [
         Remark(text=_on_whose_word(facts), at="first"),
         Remark(text=_on_the_blind_spot(facts), at="beside"),
     ]
+
+
+def _on_both(facts: PackFacts) -> str:
+    return (
+        f"half of the questions are those of a pack ({facts.digest[:_SHOWN]}, made on "
+        f"{facts.made_on}), which a host may know, and half are fresh ones that nobody can: the "
+        "weights judge them all, the verdict rests on the fresh ones, and where one half alone "
+        "differs it is named as a way of asking"
+    )
 
 
 def _on_whose_word(facts: PackFacts) -> str:
@@ -53,8 +77,8 @@ def _on_whose_word(facts: PackFacts) -> str:
     return (
         f"the reference is a pack ({facts.digest[:_SHOWN]}, made on {facts.made_on} from "
         f"{facts.source}, {signed}): each reply is judged up to the first place where it leaves "
-        f"its paths of {facts.tokens} tokens, and other models, thoughts, samples and long prompts "
-        "are not judged"
+        f"its paths of {facts.tokens} tokens{_WHAT[facts.thinking]}, and other models, samples and "
+        "long prompts are not judged"
     )
 
 
@@ -63,7 +87,7 @@ def _on_the_blind_spot(facts: PackFacts) -> str:
     return (
         f"who knows the pack can answer its {facts.questions:,} questions from a store{few}, and "
         "serve everybody else something else: take one of thousands of questions that was "
-        "published after its digest, and now and then audit with the weights too"
+        "published after its digest, and now and then name the weights beside it"
     )
 
 

@@ -11,6 +11,10 @@ asked, a part of whose replies may come from anywhere, labels can be exchanged (
 2010). It is looked at after LOOKS replies and nowhere between, each look at its part of NAMED_AT
 (Bonferroni), so that it errs at NAMED_AT over all of them. Early and late replies alone are not
 drawn at random: a host that changes with time earns these names without looking at anything.
+Where a pack is named beside the weights, its questions are one stratum and fresh ones another: a
+host that knows the pack answers it well, and differs on what nobody has asked before. Where the
+pack was drawn from another pool, its questions are of another kind too, and that is named of none.
+The verdict rests on the fresh ones alone, and so does all else: here both halves are at hand.
 Assumption: replies are independent. Pure arithmetic.
 """
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,13 +33,15 @@ from verifier.config import RunFile
 from verifier.evidence.arrays import Array, Mask
 from verifier.evidence.calibration import Calibration
 from verifier.evidence.e_values import log_e_value, log_mean_exp
+from verifier.evidence.ledger import Ledger, Row
+from verifier.evidence.noise import read_text
 from verifier.plan_file import Plan
-from verifier.probes import SHORT_TOKENS, STRATA
-from verifier.records import Decision, Finding, Probe, Status
+from verifier.probes import OF_PACK, SHORT_TOKENS, STRATA
+from verifier.records import REFERENCE, Decision, Finding, Probe, Status
 from verifier.reference.cards import Card
 from verifier.wording import describe_replies
 
-#: Share of the strata in the evidence of an audit that varies how it asks.
+#: Share of the strata in the evidence of an audit that asks in several ways.
 STRATA_SHARE: Final = 0.1
 
 STRATUM: Final = Aspect(name="strata", label="way of asking", place=150, role="name")
@@ -60,6 +66,8 @@ _LABELLINGS: Final = 999
 
 #: What is said of strata that are no matter of chance.
 _IN_TIME: Final = ("late", "early")
+
+_BY_PACK: Final = (*OF_PACK, *OF_PACK.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +99,29 @@ def vary(probes: Sequence[Probe], *, seed: int, logprobs: bool) -> tuple[Probe, 
 def is_of(labels: Sequence[str], stratum: str) -> bool:
     """Whether a reply with these labels belongs to a stratum, or to what another leaves."""
     return any(
-        stratum == (label if label in labels else others) for label, others in STRATA.items()
+        stratum == (label if label in labels else others)
+        for label, others in (STRATA | OF_PACK).items()
     )
 
 
+def strata_of(plan: Plan) -> Mapping[str, str]:
+    """The labels by which an audit asks in several ways, and what the others are called."""
+    spot_checked = plan.pack is not None and plan.pack.with_weights
+    return (STRATA if plan.varies else {}) | (OF_PACK if spot_checked else {})
+
+
 def weigh_strata(
-    rows: Array, labels: Sequence[Sequence[str]], honest: Mask, *, seed: int
-) -> StrataEvidence:
+    rows: Array, labels: Sequence[Sequence[str]], honest: Mask, *, seed: int,
+    strata: Mapping[str, str] = STRATA,
+) -> StrataEvidence:  # fmt: skip
     """The evidence of rows [n, S], read as calibrated, with the labels of each.
 
     `honest` [S] are the scales of honest serving.
     """
-    marked = np.array([[label in each for label in STRATA] for each in labels], dtype=bool)
-    marked = marked.reshape(len(labels), len(STRATA))
+    marked = np.array([[label in each for label in strata] for each in labels], dtype=bool)
+    marked = marked.reshape(len(labels), len(strata))
     both = np.concatenate([marked, ~marked], axis=1)  # [n, 2 L]
-    names = [*STRATA, *STRATA.values()]
+    names = [*strata, *strata.values()]
     alone = [
         log_e_value(totals[~honest], totals[honest])
         for totals in both.T.astype(float) @ rows.reshape(len(labels), len(honest))
@@ -176,21 +192,34 @@ def arrange(plan: Plan, probes: tuple[Probe, ...]) -> tuple[Probe, ...]:
 
 def weigh(case: Case, _kept: None) -> Weighed[StrataEvidence | None]:
     """Each stratum alone; no evidence where all is asked in one way."""
-    if not case.plan.varies:
+    asked = strata_of(case.plan)
+    if not asked:
         return Weighed(evidence=None)
-    labels = [row.strata for row in case.scored]
-    strata = weigh_strata(case.text, labels, case.honest, seed=case.plan.seed)
+    rows = _rows(case)
+    text = read_text(Ledger(rows=rows), REFERENCE, case.plan.calibration.text)
+    labels = [row.strata for row in rows]
+    strata = weigh_strata(text, labels, case.honest, seed=case.plan.seed, strata=asked)
     return Weighed(evidence=strata, log_e=(strata.log_e,), at_any_noise=(strata.log_e_apart,))
+
+
+def _rows(case: Case) -> tuple[Row, ...]:
+    """The replies that are held against each other: those to known questions among them."""
+    return tuple(row for row in case.ledger.with_known.rows if REFERENCE in row.text)
 
 
 def stands_apart(case: Case, strata: StrataEvidence) -> bool:
     """Whether the replies of one stratum differ, and no others."""
+    pack = case.plan.pack
+    if strata.best in _BY_PACK and (pack is None or not pack.same_pool):
+        return False
     return strata.p_value <= NAMED_AT and strata.log_e_apart >= math.log(1 / case.plan.beta)
 
 
 def members(case: Case, strata: StrataEvidence | None) -> Mask | None:
-    """The replies of the stratum that differs alone; None: none does."""
-    if strata is None or not strata.best or not stands_apart(case, strata):
+    """The ordinary replies of the stratum that differs alone; None: none does, or all are of it."""
+    if strata is None or not strata.best or strata.best in _BY_PACK:
+        return None
+    if not stands_apart(case, strata):
         return None
     return np.array([is_of(row.strata, strata.best) for row in case.scored])
 
@@ -209,18 +238,28 @@ def name_it(
         name = f"requests that are {strata.best}"
     told = f"{describe_replies(strata.replies)} asked so differ, others do not"
     chance = f"a random labelling parts them as well with probability {strata.p_value:.2g}"
-    if len(case.scored) < LOOKS[0]:
+    if len(_rows(case)) < LOOKS[0]:
         chance = f"fewer than {LOOKS[0]} replies do not tell how often chance does that"
     detail = f"{told}; {chance}"
     if strata.best in _IN_TIME:
         detail += "; what comes late is not drawn at random: a host that changes in time does this"
+    if strata.best in _BY_PACK:
+        detail += "; " + _on_pack(case)
     said: Status = "detected" if stands_apart(case, strata) else "undecided"
     return [make_finding(STRATUM, said, name, strata.log_e_apart, detail)]
 
 
+def _on_pack(case: Case) -> str:
+    """What a difference between known questions and others says, and what it does not."""
+    pack = case.plan.pack
+    if pack is not None and not pack.same_pool:
+        return "the pack's questions were drawn from another pool, and may differ by themselves"
+    return "a host that knows the pack's questions does this"
+
+
 def more(case: Case) -> bool:
     """Whether more replies may tell which way of asking it is whose replies differ."""
-    if not case.plan.varies or case.decision != "inconsistent":
+    if not strata_of(case.plan) or case.decision != "inconsistent":
         return False
     found = [f.decision for f in case.findings if f.aspect == STRATUM.name]
     most = MOST if "undecided" in found else LOOKS[0]
@@ -233,7 +272,7 @@ CHECK: Final = Check[None, StrataEvidence | None](
     aspects=(STRATUM,),
     plan=plan,
     arrange=arrange,
-    shares=lambda plan: (STRATA_SHARE,) if plan.varies else (),
+    shares=lambda plan: (STRATA_SHARE,) if strata_of(plan) else (),
     weigh=weigh,
     name_it=name_it,
     more=more,

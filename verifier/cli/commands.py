@@ -472,7 +472,7 @@ def _check_memory(config: RunFile, *, quiet: bool) -> None:
     from verifier.reports.tables import print_memory
 
     section = config.reference
-    if section.pack is not None or not uses_gpus(section):
+    if not section.has_weights or not uses_gpus(section):
         return
     card = load_card(section.card)
     missing = missing_facts(card)
@@ -622,11 +622,11 @@ def score(
     lacking = planned.calibrated is None
     refuse_unready(config.reference, policy=config.audit.policy if lacking else None)
     _warn_of_keys_in_clear([config])
-    if config.reference.pack is None:
+    if config.reference.has_weights:
         say_own(config.reference.card)
         refuse_engine_of_name(planned, config.reference.engine)
     with working_in(run), showing() as show:
-        if config.reference.pack is None:
+        if config.reference.has_weights:
             _score(config, run, fetch=ours, builds=builds, anew=anew, show=show)
         else:
             score_packed(run, show=show)

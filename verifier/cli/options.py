@@ -295,15 +295,18 @@ def configure(described: Described, *, command: str, trust: bool) -> Fleet:
             if found is None:
                 raise ConfigError(f"{command}: {flag} is missing; give it, or give a run file")
     fleet = validated(Fleet, merged, where=command if path is None else str(path))
-    if fleet.reference.pack is None:
+    if fleet.reference.has_weights:
         find_card(fleet.reference.card)  # known at once, and what comes next loads slowly
         say_own(fleet.reference.card)
     return fleet
 
 
 def _less_reference(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """What a run file says, without the card or the pack that an option takes the place of."""
+    """What a run file says, without the card or the pack that an option takes the place of; where
+    it names both, an option is for its own kind alone."""
     own, given = base.get("reference") or {}, over["reference"]
+    if own.get("card") and own.get("pack"):
+        return base
     gone = {"card"} if given["pack"] else {"pack", "pack_key"} if given["card"] else set()
     return base | {"reference": {key: value for key, value in own.items() if key not in gone}}
 

@@ -56,6 +56,12 @@ SigningKey = Annotated[
 Builds = Annotated[
     bool, typer.Option("--builds/--no-builds", help="What the card's builds say, for a name.")
 ]
+Think = Annotated[
+    bool | None,
+    typer.Option(
+        "--think/--no-think", help="Of a model that thinks: its thoughts, or answers without any."
+    ),
+]
 Work = Annotated[
     Path | None,
     typer.Option(metavar="FOLDER", help="Where paths are kept, to go on; else FILE.work."),
@@ -75,6 +81,7 @@ def make(
     seed: Seed = 20261130,
     key: SigningKey = None,
     builds: Builds = True,
+    think: Think = None,
     work: Work = None,
     engine: Computes = None,
     run_file: LikeRunFile = None,
@@ -98,11 +105,13 @@ def make(
     say_own(card)
     share_cores(1)
     signer = None if key is None else read_private_key(key)
-    from verifier.lab.packs import make_recipe, refuse_thinking
+    from verifier.lab.packs import make_recipe, mode_of
 
-    refuse_thinking(found)
+    mode = mode_of(found, think=think)
     section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
-    recipe = make_recipe(probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else ())
+    recipe = make_recipe(
+        probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else (), thinking=mode
+    )
     foreseen = _foreseen(recipe, found, section)
     for line in foreseen:
         say(line, err=as_json or not dry_run)
@@ -141,7 +150,10 @@ def _foreseen(recipe: Recipe, card: Card, section: ReferenceSection) -> list[str
     engine = section.engine
     if engine == "auto":
         engine = "vllm" if speed.gpu else "transformers"
-    found = foresee(recipe, card, speed=speed, engine=engine, renderings=len(catalogue()))
+    found = foresee(
+        recipe, card, speed=speed, engine=engine, renderings=len(catalogue()),
+        engine_args={**card.engine_args, **section.engine_args},
+    )  # fmt: skip
     what = (
         f"pack of {card.name}: {recipe.questions:,} questions, {recipe.panel} of them to tell "
         f"templates apart; {found.tokens:,} tokens to generate, {found.scored:,} to score under "
@@ -193,16 +205,28 @@ def _make(
 
 
 @pack_app.command("show", cls=InSections)
-def show(pack: PackFile, as_json: ListJson = False) -> None:
+def show(
+    pack: PackFile,
+    digest: Annotated[
+        bool,
+        typer.Option("--only-digest", help="The digest alone, to be made known before the pack."),
+    ] = False,
+    as_json: ListJson = False,
+) -> None:
     """Print what a pack holds and whose word it is, the licence of its weights first.
 
     \b
-    Example:
+    Examples:
       verifier pack show small.pack
+      verifier pack show small.pack --only-digest
     """
     from verifier.reference.pack_file import read_pack
 
-    told = _describe(read_pack(pack))
+    found = read_pack(pack)
+    if digest:
+        say(found.digest)
+        return
+    told = _describe(found)
     if as_json:
         say_json(told)
         return
@@ -227,6 +251,7 @@ def _describe(found: Pack) -> dict[str, Any]:
         "questions": len(found.ordinary),
         "to tell templates apart": facts.panel,
         "tokens of a path": facts.max_tokens,
+        "thinking": "none" if facts.thinking is None else facts.thinking.mode,
         "paths": len(found.tensors["path_question"]),
         "renderings": len(facts.renderings),
         "builds": len(facts.builds),

@@ -20,6 +20,7 @@ from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array, Mask, log_sum_exp
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
+from verifier.probes import OF_PACK
 from verifier.records import (
     REFERENCE,
     Between,
@@ -168,7 +169,14 @@ class Ledger:
 
     @property
     def ordinary(self) -> Ledger:
-        """The rows of ordinary probes: what calibration speaks of."""
+        """The rows of ordinary probes: what calibration speaks of, and a verdict rests on. Not of
+        questions that a host may know: what it serves to these it may serve to nobody else."""
+        fresh = (row for row in self.with_known.rows if not OF_PACK.keys() & {*row.strata})
+        return replace(self, rows=tuple(fresh))
+
+    @property
+    def with_known(self) -> Ledger:
+        """The same with questions that a host may know."""
         rows = tuple(row for row in self.rows if not row.panel and row.unjudged is None)
         return replace(self, rows=rows)
 

@@ -67,10 +67,13 @@ _LIMITS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: What families of models put around a thought.
 _TAGS: Final = re.compile(r"</?(seed:)?think(ing)?>|\[/?THINK\]")
 
-#: How a reason begins where thoughts were generated that nobody can read.
-HIDDEN: Final = "not testable by text: reasoning hidden"
+#: How a reason begins where what was generated is not what a text shows.
+UNTESTABLE: Final = "not testable by text"
 
-#: And where the limit ended before anything was shown, as it does inside a hidden thought.
+#: And where thoughts were generated that nobody can read.
+HIDDEN: Final = f"{UNTESTABLE}: reasoning hidden"
+
+#: Or where the limit ended before anything was shown, as it does inside a hidden thought.
 UNSHOWN: Final = "empty content: audit.max_tokens ended before any was shown"
 
 #: How a reply ends that goes on with the call of a tool: what is shown is its beginning.

@@ -103,7 +103,7 @@ def forecast(
 ) -> Forecast:
     """Foresee a calibration of these items. Fetches nothing, loads nothing, writes nothing."""
     model = _model_of(card)
-    tensor = 1 if not speed.gpu else _gpus_of(engine_args, speed)
+    tensor = gpus_of(engine_args, speed)
     takes = _Takes(model=model, speed=speed, gpus=tensor, layers=card.layers)
     timings = read_timings(work)
     estimates = {part: takes.by_part(items, part, scores_like) for part in _PARTS}
@@ -173,20 +173,22 @@ def _model_of(card: Card) -> _Model | None:
     )  # fmt: skip
 
 
-def generating_s(card: Card, speed: Speed, *, engine: str, tokens: int, batch: int) -> float | None:
-    """Seconds that so many tokens take to generate, so many replies at a time; None: the card lacks
-    what that is estimated from."""
+def generating_s(
+    card: Card, speed: Speed, *, engine: str, tokens: int, batch: int, gpus: int = 1
+) -> float | None:
+    """Seconds that so many tokens take to generate, so many replies at a time, on GPUs that compute
+    them together; None: the card lacks what that is estimated from."""
     model = _model_of(card)
-    takes = _Takes(model=model, speed=speed, gpus=1, layers=card.layers)
+    takes = _Takes(model=model, speed=speed, gpus=gpus, layers=card.layers)
     return None if model is None else tokens / batch * takes.step(engine, batch, model)
 
 
 def scoring_s(
-    card: Card, speed: Speed, *, engine: str, tokens: int, builds: Sequence[str]
+    card: Card, speed: Speed, *, engine: str, tokens: int, builds: Sequence[str], gpus: int = 1
 ) -> float | None:
     """Seconds that builds take to be put in place, and so many tokens to be scored."""
     model = _model_of(card)
-    takes = _Takes(model=model, speed=speed, gpus=1, layers=card.layers)
+    takes = _Takes(model=model, speed=speed, gpus=gpus, layers=card.layers)
     if model is None:
         return None
     swapped = sum(takes.swapping(name, model) for name in builds)
@@ -261,8 +263,10 @@ def tokens_of(item: Item) -> tuple[int, int]:
     return prompts, sum(probe.max_tokens for probe in item.probes)
 
 
-def _gpus_of(engine_args: Mapping[str, Any], speed: Speed) -> int:
+def gpus_of(engine_args: Mapping[str, Any], speed: Speed) -> int:
     """GPUs that compute one token together; stages of a pipeline take turns."""
+    if not speed.gpu:
+        return 1
     asked = engine_args.get("tensor_parallel_size", 1)
     return min(asked, speed.devices) if isinstance(asked, int) and asked > 0 else 1
 

@@ -7,11 +7,11 @@ command goes on; with all of them there, the pack is the same bytes whatever cam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -19,17 +19,18 @@ from verifier.checks.template.panel_design import design_panel
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
 from verifier.files.run_folder import append_lines, make_folder, read_json, read_lines, write_json
-from verifier.lab.forecast import generating_s, scoring_s
+from verifier.lab.forecast import generating_s, gpus_of, scoring_s
 from verifier.probes import Pool, draw
 from verifier.progress import Show
 from verifier.records import REFERENCE, GenerateRequest, Generation, Probe, ScoreRequest
-from verifier.reference.cards import Card
+from verifier.reference.cards import Card, Thinking
 from verifier.reference.engines import TOP_K, Engine
 from verifier.reference.machine import Speed
-from verifier.reference.pack_file import PACK_SCHEMA, STEPS, TOP, Numbers
+from verifier.reference.pack_file import PACK_SCHEMA, STEPS, TOP, Numbers, Thoughts
 from verifier.reference.reader import Reader
 from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.readings import published_ids
+from verifier.scoring.reasoning import spelling_of
 
 #: A second token at most so many nats behind the first branches, and tokens of a branch, the one
 #: that leaves included. Measured on the embedded model: see `reference/packs/README.md`.
@@ -52,6 +53,9 @@ BATCH: Final = 32
 _BRANCHES: Final = 4.0
 _DISTINCT: Final = 0.75  # of the renderings, on one question of the panel
 
+#: Paths of thoughts, or of answers with thinking turned off.
+Mode = Literal["shown", "off"]
+
 _RECIPE: Final = "recipe.json"
 _PATHS: Final = "paths.jsonl"
 _BUILDS: Final = "builds.jsonl"
@@ -66,18 +70,43 @@ class Recipe:
     seed: int
     max_tokens: int
     builds: tuple[str, ...]
+    thinking: Mode | None = None  # how a model that thinks is asked; None: it does not think
     panel: int = PANEL
     panel_tokens: int = PANEL_TOKENS
     branch_margin: float = BRANCH_MARGIN
     branch_tokens: int = BRANCH_TOKENS
 
 
-def make_recipe(questions: int, *, seed: int, max_tokens: int, builds: Sequence[str]) -> Recipe:
+def make_recipe(
+    questions: int, *, seed: int, max_tokens: int, builds: Sequence[str],
+    thinking: Mode | None = None,
+) -> Recipe:  # fmt: skip
     """A recipe for so many questions; few of them leave room for a small panel alone."""
     panel = min(PANEL, questions // _FOR_EACH)
     return Recipe(
-        questions=questions, seed=seed, max_tokens=max_tokens, builds=tuple(builds), panel=panel
-    )
+        questions=questions, seed=seed, max_tokens=max_tokens, builds=tuple(builds),
+        thinking=thinking, panel=panel,
+    )  # fmt: skip
+
+
+def mode_of(card: Card, *, think: bool | None) -> Mode | None:
+    """How a model that thinks is asked: as it is published, or with thinking turned off.
+
+    Raises ConfigError where its card does not say how that is done.
+    """
+    if card.thinking is None:
+        if think is not None:
+            raise ConfigError(
+                f"card {card.name}: says nothing of thoughts; leave out --think and --no-think"
+            )
+        return None
+    if think is not False:
+        return "shown"
+    if not card.thinking.switch_off:
+        raise ConfigError(
+            f"card {card.name}: knows no setting that turns thinking off; leave out --no-think"
+        )
+    return "off"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,14 +119,18 @@ class Forecast:
     megabytes: float
 
 
-def foresee(recipe: Recipe, card: Card, *, speed: Speed, engine: str, renderings: int) -> Forecast:
+def foresee(
+    recipe: Recipe, card: Card, *, speed: Speed, engine: str, renderings: int,
+    engine_args: Mapping[str, Any] | None = None,
+) -> Forecast:  # fmt: skip
     """Foresee the making of a pack. Loads nothing, writes nothing."""
+    gpus = gpus_of(engine_args or {}, speed)
     branched = recipe.questions * _BRANCHES * min(recipe.branch_tokens, recipe.max_tokens / 2)
     other = recipe.panel * renderings * _DISTINCT * recipe.panel_tokens
     tokens = round(recipe.questions * recipe.max_tokens + branched + other)
     scored = len(recipe.builds) * recipe.questions * (recipe.max_tokens + _PROMPT)
-    generating = generating_s(card, speed, engine=engine, tokens=tokens, batch=BATCH)
-    scoring = scoring_s(card, speed, engine=engine, tokens=scored, builds=recipe.builds)
+    generating = generating_s(card, speed, engine=engine, tokens=tokens, batch=BATCH, gpus=gpus)
+    scoring = scoring_s(card, speed, engine=engine, tokens=scored, builds=recipe.builds, gpus=gpus)
     return Forecast(
         tokens=tokens,
         scored=scored,
@@ -138,22 +171,36 @@ def generate_paths(
     entries: Mapping[str, Rendering],
     recipe: Recipe,
     *,
+    thoughts: Thoughts | None = None,
+    tags: Thinking | None = None,
     engine: Callable[[], Engine],
     tokenizer: Reader,
     work: Path,
     show: Show,
 ) -> tuple[list[_Path], list[Generation]]:
     """Every path of a pack in its order, each branch behind the path that it leaves."""
-    paths = _first_paths(questions, entries, recipe, tokenizer)
-    made = _generate(paths, engine=engine, work=work, what="paths", show=show)
+    close_id = None if thoughts is None else thoughts.close_id
+    opened = tags if close_id is not None else None
+    paths = _first_paths(questions, entries, recipe, tokenizer, opened=opened)
+    whole = _generate(paths, engine=engine, work=work, what="paths", show=show)
+    made = [_up_to(close_id, one) for one in whole]
+    ends = {tokenizer.eos_id, close_id}
     branches = [
         branch
         for number, (path, said) in enumerate(zip(paths, made, strict=True))
         if path.rendering == 0
-        for branch in _branches(number, path, said, recipe, eos_id=tokenizer.eos_id)
+        for branch in _branches(number, path, said, recipe, ends=ends)
     ]
     told = _generate(branches, engine=engine, work=work, what="branches", show=show)
-    return [*paths, *branches], [*made, *told]
+    return [*paths, *branches], [*made, *(_up_to(close_id, one) for one in told)]
+
+
+def _up_to(close_id: int | None, said: Generation) -> Generation:
+    """What was said up to the end of the thought; as it is where that does not come."""
+    if close_id is None or close_id not in said.token_ids:
+        return said
+    end = said.token_ids.index(close_id) + 1
+    return replace(said, token_ids=said.token_ids[:end], top=said.top[:end])
 
 
 def _first_paths(
@@ -161,12 +208,21 @@ def _first_paths(
     entries: Mapping[str, Rendering],
     recipe: Recipe,
     tokenizer: Reader,
+    *,
+    opened: Thinking | None,
 ) -> list[_Path]:
     """The greedy paths: of every question as published, and of the panel under each rendering whose
-    prompt differs. What replies do past their end is none of a prompt's."""
+    prompt differs. What replies do past their end is none of a prompt's. Where thoughts are
+    `opened`, paths begin inside them, whoever writes the tag."""
+
+    def root(ids: tuple[int, ...]) -> tuple[int, ...]:
+        if opened is None or tokenizer.decode_prompt(ids).rstrip().endswith(opened.open):
+            return ids
+        return (*ids, *tokenizer.encode_prompt(opened.open))
+
     found = [
         _Path(
-            question=number, rendering=0, prompt=published_ids(probe, tokenizer),
+            question=number, rendering=0, prompt=root(published_ids(probe, tokenizer)),
             tokens=recipe.max_tokens,
         )
         for number, probe in enumerate(questions)
@@ -174,14 +230,15 @@ def _first_paths(
     for number in range(len(questions) - recipe.panel, len(questions)):
         for at, entry in enumerate(entries.values()):
             made = None if entry.past_end else render_probe(entry, questions[number], tokenizer)
-            if made is not None and made.ids != found[number].prompt:
+            if made is not None and root(made.ids) != found[number].prompt:
                 tokens = min(recipe.panel_tokens, recipe.max_tokens)
-                found.append(_Path(question=number, rendering=at, prompt=made.ids, tokens=tokens))
+                prompt = root(made.ids)
+                found.append(_Path(question=number, rendering=at, prompt=prompt, tokens=tokens))
     return found
 
 
 def _branches(
-    number: int, path: _Path, said: Generation, recipe: Recipe, *, eos_id: int
+    number: int, path: _Path, said: Generation, recipe: Recipe, *, ends: Set[int | None]
 ) -> list[_Path]:
     """A branch at each place of a path whose second token is nearly as likely as the first."""
     found = []
@@ -190,7 +247,7 @@ def _branches(
         left = min(recipe.branch_tokens - 1, path.tokens - at - 1)
         if first != said.token_ids[at] or best - next_best > recipe.branch_margin:
             continue
-        if second != eos_id and left > 0:
+        if second not in ends and left > 0:
             prompt = (*path.prompt, *said.token_ids[:at], second)
             found.append(
                 replace(path, prompt=prompt, tokens=left, parent=number, at=at, token=second)
@@ -311,9 +368,11 @@ def _is_close(top: Sequence[tuple[int, float]]) -> bool:
 
 
 def draw_questions(
-    pool: Pool, entries: Mapping[str, Rendering], recipe: Recipe, tokenizer: Reader
-) -> tuple[Probe, ...]:
-    """The questions of a pack: ordinary ones, then those that tell renderings apart."""
+    pool: Pool, entries: Mapping[str, Rendering], recipe: Recipe, tokenizer: Reader,
+    settings: tuple[tuple[str, bool | str], ...] = (),
+) -> tuple[Probe, ...]:  # fmt: skip
+    """The questions of a pack: ordinary ones, then those that tell renderings apart; all with these
+    settings of the template."""
     ordinary = draw(
         pool, seed=recipe.seed, count=recipe.questions - recipe.panel, max_tokens=recipe.max_tokens
     )
@@ -327,7 +386,7 @@ def draw_questions(
             f"pack: only {len(panel)} questions tell renderings of this template apart; this is a "
             "template that renders nothing in more than one way"
         )
-    return (*ordinary, *panel)
+    return tuple(replace(probe, settings=settings) for probe in (*ordinary, *panel))
 
 
 def _refuse_days(probe: Probe, tokenizer: Reader) -> None:
@@ -340,13 +399,35 @@ def _refuse_days(probe: Probe, tokenizer: Reader) -> None:
         )
 
 
-def refuse_thinking(card: Card) -> None:
-    """Raise ConfigError for a model whose replies no pack judges."""
-    if card.thinking is not None:
+def thoughts_of(
+    recipe: Recipe, card: Card, questions: Sequence[Probe], tokenizer: Reader
+) -> Thoughts | None:
+    """How thoughts stand in the replies to a pack's questions; None: the model does not think.
+
+    Raises ConfigError for a model whose replies cannot be read so.
+    """
+    tags = card.thinking
+    if tags is None or recipe.thinking is None:
+        return None
+    begins = spelling_of(tags, questions[0], tokenizer).begins
+    if recipe.thinking == "off":
+        if begins != "behind":
+            raise ConfigError(
+                f"card {card.name}: with thinking off its template closes no thought, and what the "
+                "model writes of one is not known; leave out --no-think"
+            )
+        return Thoughts(mode="off", begins=begins)
+    if begins == "behind":
         raise ConfigError(
-            f"card {card.name}: the model thinks before it answers, and a pack judges answers "
-            "alone; audit with the weights"
+            f"card {card.name}: its template closes the thought by itself; make it with --no-think"
         )
+    closing = tokenizer.encode_prompt(tags.close)
+    if len(closing) != 1:
+        raise ConfigError(
+            f"card {card.name}: {tags.close} is {len(closing)} tokens, so that a shown thought "
+            "does not tell where it ended; audit with the weights"
+        )
+    return Thoughts(mode="shown", begins=begins, close_id=closing[0])
 
 
 def make_pack(
@@ -368,11 +449,14 @@ def make_pack(
     Raises ConfigError for a work folder of another pack.
     """
     _begin(work, recipe, card)
-    questions = draw_questions(pool, entries, recipe, tokenizer)
+    off = {} if card.thinking is None or recipe.thinking != "off" else card.thinking.switch_off
+    questions = draw_questions(pool, entries, recipe, tokenizer, settings=tuple(off.items()))
+    thoughts = thoughts_of(recipe, card, questions, tokenizer)
     counts = _count_prompts(questions, entries, tokenizer, work=work, show=show)
     paths, made = generate_paths(
-        questions, entries, recipe, engine=engine, tokenizer=tokenizer, work=work, show=show
-    )
+        questions, entries, recipe, thoughts=thoughts, tags=card.thinking, engine=engine,
+        tokenizer=tokenizer, work=work, show=show,
+    )  # fmt: skip
     places, builds = score_builds(paths, made, recipe, engine=engine, work=work, show=show)
     tensors = lay_out(questions, paths, made, places, builds, counts, tokenizer)
     manifest = {
@@ -393,6 +477,7 @@ def make_pack(
         "eos_id": tokenizer.eos_id,
         "renderings": list(entries),
         "builds": list(recipe.builds),
+        **({} if thoughts is None else {"thinking": thoughts.model_dump(mode="json")}),
     }
     return manifest, questions, tensors
 
@@ -426,6 +511,7 @@ def _begin(work: Path, recipe: Recipe, card: Card) -> None:
     """Take up a work folder, or begin one. Raises ConfigError for one of another pack."""
     wanted = {"card_sha256": card.digest, **asdict(recipe)}
     del wanted["builds"]  # which may be asked of later
+    wanted = {name: value for name, value in wanted.items() if value is not None}
     path = work / _RECIPE
     if path.exists():
         if read_json(path) != wanted:

@@ -128,7 +128,7 @@ def reference_loader(
 
 
 def open_pack(section: ReferenceSection) -> Pack | None:
-    """The pack that a run file names in the place of weights; None: it names none.
+    """The pack that a run file names, in the place of weights or beside them; None: it names none.
 
     Raises ConfigError for a pack that is not as it was made, or not signed as it must be.
     """

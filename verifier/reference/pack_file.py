@@ -85,6 +85,14 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
 
 
+class Thoughts(_Record):
+    """How a model that thinks was asked, and what its paths are of."""
+
+    mode: Literal["shown", "off"]  # they are thoughts; or answers, with thinking turned off
+    begins: Literal["inside", "before", "behind"]  # of a thought, where prompts leave the reply
+    close_id: TokenId | None = None  # that ends a thought; None: paths are answers
+
+
 class Manifest(_Record):
     """What a pack says of itself: all that is signed."""
 
@@ -105,6 +113,7 @@ class Manifest(_Record):
     eos_id: TokenId
     renderings: Annotated[tuple[Name, ...], Field(min_length=1, max_length=1000)]
     builds: Annotated[tuple[Name, ...], Field(max_length=1000)]
+    thinking: Thoughts | None = None  # None: the model does not think
     tensors: dict[str, Digest]  # of each: its kind, its shape and its bytes
 
 
@@ -146,6 +155,13 @@ class Pack:
     def panel(self) -> tuple[Probe, ...]:
         """The questions that tell renderings apart, those that tell most first."""
         return self.probes[len(self.probes) - self.manifest.panel :]
+
+    @cached_property
+    def ends(self) -> frozenset[int]:
+        """The model's own numbers of the tokens that end what a path is of."""
+        thinking, eos_id = self.manifest.thinking, self.manifest.eos_id
+        close_id = None if thinking is None else thinking.close_id
+        return frozenset({eos_id} if close_id is None else {eos_id, close_id})
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -191,6 +207,21 @@ class Pack:
     @cached_property
     def _spelled(self) -> bytes:
         return bytes(self.tensors["token_bytes"])
+
+    def count_tokens(self, text: str) -> int:
+        """About how many tokens a text has: those that the pack names, the longest first."""
+        raw, at, count = text.encode("utf-8", "replace"), 0, 0
+        known, longest = self._spellings
+        while at < len(raw):
+            sizes = range(min(longest, len(raw) - at), 1, -1)
+            at += next((size for size in sizes if raw[at : at + size] in known), 1)
+            count += 1
+        return count
+
+    @cached_property
+    def _spellings(self) -> tuple[frozenset[bytes], int]:
+        known = frozenset(map(self.spell, range(len(self.tensors["token_ids"]))))
+        return known, max(map(len, known), default=1)
 
     def token_id(self, token: int) -> int:
         """The model's own number of a token."""
@@ -269,9 +300,15 @@ def read_pack(path: Path, *, key: str | None = None) -> Pack:
     _refuse_edited(manifest, tensors, where)
     probes = _unpack(tensors["questions"], manifest, where)
     _refuse_uneven(manifest, tensors, where)
+    card = read_card(manifest.card, where=f"{where}: card")
+    if (card.thinking is None) != (manifest.thinking is None):
+        raise ConfigError(
+            f"{where}: thinking: its card and its manifest do not agree on whether the model "
+            f"thinks; {_ADVICE}"
+        )
     return Pack(
         manifest=manifest,
-        card=read_card(manifest.card, where=f"{where}: card"),
+        card=card,
         digest=sha256(text).hexdigest(),
         signed_by=signed_by,
         probes=probes,

@@ -17,7 +17,7 @@ def refuse_unready(section: ReferenceSection, *, policy: str | Policy | None) ->
     `policy`: that the card's calibration is to serve; None: a plan holds one that does.
     """
     pack = open_pack(section)
-    if pack is not None:
+    if pack is not None and not section.has_weights:
         if policy is not None:
             calibration, name = pack.manifest.calibration, pack.card.name
             refuse_finer(*resolve_policy(policy), pack.card, calibration, of=name)

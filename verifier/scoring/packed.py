@@ -42,14 +42,18 @@ from verifier.records import Place as ShownPlace
 from verifier.reference.pack_file import STEPS, Pack, Place
 from verifier.reference.renderings.catalogue import entries_named
 from verifier.scoring.alignment import REPLACEMENT
+from verifier.scoring.packed_thoughts import read_as_path
 from verifier.scoring.paths import Step, Walk, walk
 from verifier.scoring.places import question_of, shown_bytes, text_before
 from verifier.scoring.score_file import DECIMALS, digest_of
 
 #: Why a reply is not judged from a pack.
-THOUGHT: Final = "a thought was shown, and a pack judges answers alone"
 OTHER_QUESTION: Final = "the pack has no such question"
 NO_PLACE: Final = "its text does not tell a single token for certain"
+
+#: Tokens before the limit of a reply that a thought is not judged by: the tag that opens it, one
+#: that closes it, and white space before that.
+AT_THE_LIMIT: Final = 3
 
 #: Bytes shown of a text that no known token spells.
 _SHOWN: Final = 12
@@ -113,9 +117,11 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
     number = _number(pack, probe)
     if number is None:
         return _unjudged(probe.id, OTHER_QUESTION)
-    if reply.thought:
-        return _unjudged(probe.id, THOUGHT)
-    own = walk(pack, pack.paths[number, 0], reply)
+    read = read_as_path(pack, reply)
+    if isinstance(read, str):
+        return _unjudged(probe.id, read)
+    reply = read
+    own = _walk(pack, pack.paths[number, 0], probe, reply)
     if not own.steps:
         return _unjudged(probe.id, NO_PLACE)
     reports = _read_reports(pack, own, reply)
@@ -127,7 +133,10 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
         text={
             REFERENCE: _told(_sum(own.steps)),
             **{name: _told(cells) for name, cells in _builds(pack, own).items()},
-            **{TEMPLATE + n: _told(c) for n, c in _renderings(pack, number, own, reply).items()},
+            **{
+                TEMPLATE + name: _told(cells)
+                for name, cells in _renderings(pack, number, own, probe, reply).items()
+            },
         },
         logprob=reports.cells,
         logprob_problem=reports.problem,
@@ -135,6 +144,16 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
         reported=reports.described,
         choices={REFERENCE: _choices(pack, probe, own)},
     )
+
+
+def _walk(pack: Pack, path: int, probe: Probe, reply: Reply) -> Walk:
+    """A reply along one path. Of a thought that the limit may have cut off the last few tokens are
+    left alone: of a tag or white space there nobody knows whether it came."""
+    own, thinking = walk(pack, path, reply), pack.manifest.thinking
+    most = probe.max_tokens - AT_THE_LIMIT
+    if thinking is None or thinking.mode == "off" or len(own.steps) <= most:
+        return own
+    return replace(own, steps=own.steps[:most], end=own.steps[most].begins, ended="end of path")
 
 
 def _sum(steps: Sequence[Step]) -> Array:
@@ -172,7 +191,7 @@ def _under(step: Step, two: Array) -> Array:
     return event_cells([*two.tolist(), *others], place.rest + shift, step.members)
 
 
-def _renderings(pack: Pack, number: int, own: Walk, reply: Reply) -> dict[str, Array]:
+def _renderings(pack: Pack, number: int, own: Walk, probe: Probe, reply: Reply) -> dict[str, Array]:
     """The steps of a question of the panel under every rendering.
 
     A fault is followed along its own path to where that is left, and beyond it as published: one
@@ -192,7 +211,7 @@ def _renderings(pack: Pack, number: int, own: Walk, reply: Reply) -> dict[str, A
         if path is None:  # its prompt is the published one
             found[name] = _sum(own.steps)
             continue
-        other = walk(pack, path, reply)
+        other = _walk(pack, path, probe, reply)
         if entry.kind == "valid":
             found[name] = _sum([step for step in other.steps if step.begins < max(own.end, 1)])
             continue

@@ -86,6 +86,7 @@ class _Walker:
         self._is_whole = reply.finish_reason == "stop" and not self._is_broken
         #: Hosts strip what a reply begins and ends with.
         self._is_stripped = not self._text[:1].isspace()
+        self._is_trimmed = self._is_whole and not self._text[-1:].isspace()
 
     def walk(self, path: int) -> Walk:
         steps: list[Step] = []
@@ -153,9 +154,20 @@ class _Walker:
     def _ways(self, node: tuple[int, int], place: Place, at: int) -> list[_Way]:
         """The tokens that spell what follows, each with the probability that the text goes on so
         until the longest of them ends, or the reply does; those that do not are left out."""
-        over = at == len(self._text)
         fits = list(self._fitting(place, at))
         until = max((end for _, end in fits), default=at)
+        # a token may have spelt white space too that is stripped only where the reply ends there
+        trimmed = any(self._strips(place, member, at) for member, _ in fits)
+        for over in (at == len(self._text) or trimmed, at == len(self._text)):
+            found = self._ways_until(node, place, fits, until=until, over=over)
+            if found:  # else the path ends before that is known
+                break
+        return found
+
+    def _ways_until(
+        self, node: tuple[int, int], place: Place, fits: Sequence[tuple[int, int]], *, until: int,
+        over: bool,
+    ) -> list[_Way]:  # fmt: skip
         found = []
         for member, end in fits:
             ends = self._is_end(place, member)
@@ -195,11 +207,20 @@ class _Walker:
             shown = raw.lstrip() if at == 0 and self._is_stripped else raw
             if shown and self._text.startswith(shown, at):
                 yield member, at + len(shown)
+            elif self._strips(place, member, at):
+                yield member, len(self._text)
             elif unshown and raw.isspace():
                 yield member, at
 
+    def _strips(self, place: Place, member: int, at: int) -> bool:
+        """Whether a token spells the rest of a reply, and white space that hosts strip there."""
+        raw, rest = self._pack.spell(place.tokens[member]), self._text[at:]
+        shown = raw.lstrip() if at == 0 and self._is_stripped else raw
+        trimmed = shown.rstrip()
+        return self._is_trimmed and bool(rest) and trimmed == rest != shown
+
     def _is_end(self, place: Place, member: int) -> bool:
-        return self._pack.token_id(place.tokens[member]) == self._pack.manifest.eos_id
+        return self._pack.token_id(place.tokens[member]) in self._pack.ends
 
     def _follow(self, node: tuple[int, int], place: Place, member: int) -> _Node:
         """Where a token leads; None: to no known place."""

@@ -46,14 +46,16 @@ WOULD_THINK: Final = (
 
 _THOUGHT, _ANSWER = "Step one.", "Step two."
 
+#: Where a prompt leaves the reply: inside a thought, behind one, or before either.
+Begins = Literal["inside", "behind", "before"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spelling:
     """How one prompt has thoughts written."""
 
     tags: Thinking
-    #: Where the prompt leaves the reply: inside a thought, behind one, or before either.
-    begins: Literal["inside", "behind", "before"]
+    begins: Begins
     #: White space as the template writes it: behind the tag that opens (less what the prompt holds
     #: already), before the tag that closes, behind it. None: the template shows no thoughts.
     opened: str | None
@@ -76,7 +78,7 @@ def spelling_of(thinking: Thinking, probe: Probe, reader: Reader) -> Spelling:
     text = reader.render_text(prompt_of(probe))
     bare = text.rstrip()
     opened, closing, closed = _as_rendered(thinking.open, thinking.close, probe.settings, reader)
-    begins: Literal["inside", "behind", "before"] = "before"
+    begins: Begins = "before"
     if bare.endswith(thinking.open):
         begins, given = "inside", text[len(bare) :]
         opened = None if opened is None else opened.removeprefix(given)
@@ -115,7 +117,7 @@ def _as_rendered(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Shown:
+class Shown:
     """A reply taken apart."""
 
     thought: str
@@ -124,22 +126,22 @@ class _Shown:
     cut: bool = False  # what followed cannot be read
 
 
-def _take_apart(reply: Reply, spelling: Spelling) -> _Shown | None:
+def take_apart(reply: Reply, tags: Thinking, *, begins: Begins) -> Shown | None:
     """The thought and the answer of a reply; None when it shows no thought."""
-    tags, text = spelling.tags, reply.text
+    text = reply.text
     if reply.thought is not None:
         thought = _without_tag(reply.thought, tags.open)
         # without an answer it is not known whether the thought ended: this is how it began
-        return _Shown(thought=thought, answer=text if text.strip() else None, inline=False)
+        return Shown(thought=thought, answer=text if text.strip() else None, inline=False)
     opened = text.lstrip().startswith(tags.open)
     before, closed, after = text.partition(tags.close)
-    if not opened and not (closed and spelling.begins == "inside"):
+    if not opened and not (closed and begins == "inside"):
         return None
     thought = _without_tag(before, tags.open)
-    return _Shown(thought=thought, answer=after if closed else None, inline=True)
+    return Shown(thought=thought, answer=after if closed else None, inline=True)
 
 
-def _readable(shown: _Shown, tags: Thinking, reader: Reader) -> _Shown:
+def _readable(shown: Shown, tags: Thinking, reader: Reader) -> Shown:
     """What stands before bytes that are no character, or before another tag.
 
     What follows cannot be read back: of a tag that is a control token it is not known whether it
@@ -183,7 +185,7 @@ def readings(
         why = "a tool is called too, and what the endpoint counts is of both"
         return (_plain(set_aside(f"not testable by text: {why}")),)
     spelling = spelling_of(thinking, probe, reader)
-    shown = _take_apart(reply, spelling)
+    shown = take_apart(reply, spelling.tags, begins=spelling.begins)
     if shown is None:
         return (_plain(_without_thought(reply, spelling, reader)),)
     if spelling.begins == "behind":
@@ -197,7 +199,7 @@ def readings(
     found = tuple(
         _spell(reply, shown, spelling, white, reader) for white in _white(shown, spelling)
     )
-    doubt = _why_not_whole(reply, shown, [len(one.aligned.reply_ids) for one in found])
+    doubt = why_not_whole(reply, shown, [len(one.aligned.reply_ids) for one in found])
     if doubt is not None:
         return (_plain(set_aside(f"{HIDDEN} perhaps: {doubt}; {THINK_NOT}")),)
     return found
@@ -215,7 +217,7 @@ def _without_thought(reply: Reply, spelling: Spelling, reader: Reader) -> Aligne
             f"{HIDDEN}, or cut off before it was told from the answer: {why}; {THINK_NOT}"
         )
     aligned = align(reply, reader)
-    doubt = _why_not_whole(reply, None, [len(aligned.reply_ids)])
+    doubt = why_not_whole(reply, None, [len(aligned.reply_ids)])
     return aligned if doubt is None else set_aside(f"{HIDDEN} perhaps: {doubt}; {THINK_NOT}")
 
 
@@ -232,7 +234,7 @@ def begins_to_think(
     return first == score.top_ids[:1] and first != aligned.reply_ids[:1]
 
 
-def _why_not_whole(reply: Reply, shown: _Shown | None, tokens: Sequence[int]) -> str | None:
+def why_not_whole(reply: Reply, shown: Shown | None, tokens: Sequence[int]) -> str | None:
     """Why what is shown may not be all that was generated, word for word; None: the counts agree.
 
     A host may show a summary where a thought is due, or nothing, and only its count tells. `tokens`
@@ -251,14 +253,14 @@ def _why_not_whole(reply: Reply, shown: _Shown | None, tokens: Sequence[int]) ->
     return None
 
 
-def _is_stream(told: str, shown: _Shown, spelling: Spelling) -> bool:
+def _is_stream(told: str, shown: Shown, spelling: Spelling) -> bool:
     """Whether tokens that a host names spell the thought and the answer, white space aside."""
     for tag in (spelling.tags.open, spelling.tags.close):
         told = told.replace(tag, "", 1)
     return "".join(told.split()) == "".join((shown.thought + (shown.answer or "")).split())
 
 
-def _holds_tags(ids: tuple[int, ...], shown: _Shown, spelling: Spelling, reader: Reader) -> bool:
+def _holds_tags(ids: tuple[int, ...], shown: Shown, spelling: Spelling, reader: Reader) -> bool:
     """Whether tokens that a host names include the tags: some leave control tokens out."""
     tags = [] if spelling.begins == "inside" else [spelling.tags.open]
     tags += [] if shown.answer is None else [spelling.tags.close]
@@ -273,7 +275,7 @@ def _holds_tags(ids: tuple[int, ...], shown: _Shown, spelling: Spelling, reader:
 # -- spelling it out ---------------------------------------------------------------------------
 
 
-def _white(shown: _Shown, spelling: Spelling) -> list[tuple[str, str, str]]:
+def _white(shown: Shown, spelling: Spelling) -> list[tuple[str, str, str]]:
     """White space that may have been stripped: behind the opening tag, around the closing one.
 
     What the template writes comes first; where white space is shown, that none was stripped. That
@@ -303,7 +305,7 @@ def _ends_blank(text: str) -> bool:
 
 
 def _spell(
-    reply: Reply, shown: _Shown, spelling: Spelling, white: tuple[str, str, str], reader: Reader
+    reply: Reply, shown: Shown, spelling: Spelling, white: tuple[str, str, str], reader: Reader
 ) -> Reading:
     """One spelling as token ids, its seams named and left out.
 
@@ -345,7 +347,7 @@ class _Part:
     last_open: bool = False  # its last may have ended with some
 
 
-def _parts(shown: _Shown, spelling: Spelling, white: tuple[str, str, str]) -> list[_Part]:
+def _parts(shown: Shown, spelling: Spelling, white: tuple[str, str, str]) -> list[_Part]:
     """The pieces of a stream in order: tags, white space, thought and answer."""
     opened, closing, closed = white
     tags, thought, answer = spelling.tags, shown.thought, shown.answer
