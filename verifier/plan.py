@@ -28,7 +28,7 @@ from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, PackFacts, Plan, read_
 from verifier.probes import Pool, draw, shuffled, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
-from verifier.reference.provisional import refuse_finer
+from verifier.reference.provisional import COARSE, refuse_finer
 
 if TYPE_CHECKING:
     from verifier.reference.pack_file import Pack
@@ -60,6 +60,8 @@ def make_plan(
     for one in planned:
         fields |= one.fields
     policy = fields["policy"]
+    if facts is not None and facts.source == "texts":
+        policy = fields["policy"] = policy.model_copy(update={"routed": {}})
     if not policy.noise and not policy.builds and not policy.routed:
         raise ConfigError(
             "audit.policy: names no departure; list some under noise, builds or routed"
@@ -253,6 +255,8 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "audit.template_settings: the pack's questions are asked with its own; leave them out, "
             "or audit with the weights"
         )
+    if facts.source == "texts":
+        _refuse_milder(policy, facts.calibration)
     asked = {name: words for name, words in _BEYOND.items() if getattr(audit, name)}
     fields = type(audit).model_fields
     within = {name: fields[name].default for name in asked} | {"tools": False}
@@ -260,9 +264,29 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
     told = PackFacts(
         digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
         questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
-        beyond=tuple(asked.values()),
+        trusted=facts.trusted, beyond=(*asked.values(), *_beyond_texts(facts.source, policy)),
     )  # fmt: skip
     return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
+
+
+def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
+    """Raise ConfigError for a class of noise that where replies leave a text does not tell."""
+    scales = {one.name: one.scale for one in calibration.classes}
+    coarse = scales.get(COARSE, 0.0)
+    milder = next((name for name in policy.noise if scales.get(name, 0.0) < coarse), None)
+    if milder is not None:
+        raise ConfigError(
+            f"audit.policy: {milder}: of the pack's host texts alone are known, which tell nothing "
+            "milder than 4-bit weights from honest serving; take screen (--policy screen), or a "
+            "pack with log-probabilities"
+        )
+
+
+def _beyond_texts(source: str, policy: Policy) -> tuple[str, ...]:
+    """What the policy names and texts alone do not tell."""
+    if source != "texts":
+        return ()
+    return tuple(f"a share of requests to {of}" for of in policy.routed)
 
 
 def _draw_from(pack: Pack, config: RunFile, plan: Plan) -> tuple[Probe, ...]:

@@ -33,6 +33,7 @@ from verifier.cli.common import (
     cache_directory,
     cards_directory,
     complete,
+    endpoint_key,
     help_when_bare,
     help_width,
     is_asked_by_a_shell,
@@ -69,8 +70,6 @@ if TYPE_CHECKING:
     from verifier.progress import Show
     from verifier.records import Report, Summary
     from verifier.reference.loaded import LoadReference
-
-_LONGEST_KEY: Final = 16_384  # bytes
 
 #: What a command line that cannot be read raises; typer offers no name for it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -188,7 +187,7 @@ def audit(
     every = fleet.every_run_file
     new = [one.audit.policy for one in every.values() if not (one.out / PLAN).exists()]
     refuse_unready(fleet.reference, policy=next(iter(new), None))
-    keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
+    keys = {name: endpoint_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
     _warn_of_keys_in_clear(every.values())
@@ -263,37 +262,10 @@ def _worst(found: Summary) -> int:
     return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
 
 
-def _api_key(config: RunFile, *, out: Path) -> str | None:
-    """The key of an endpoint. `out` is what is passed on, with all that lies in it."""
-    name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
-    if path is not None:
-        return _read_key_file(path, run=out)
-    if name is None:
-        return None
-    return read_key(name, where="endpoint.api_key_env")
-
-
 def _reference_key(config: RunFile) -> str | None:
     """The key of the remote engine's server."""
     name = config.reference.url_key_env
     return None if name is None else read_key(name, where="reference.url_key_env")
-
-
-def _read_key_file(path: Path, *, run: Path) -> str:
-    """The key that a file holds alone. It may not lie in the run folder, which is passed on."""
-    where = "endpoint.api_key_file"
-    if path.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"{where}: {path} lies in the run folder; keep the key outside of it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LONGEST_KEY + 1)
-    except OSError as error:
-        raise ConfigError(f"{where}: {path} cannot be read ({error.strerror})") from error
-    key = raw.decode("utf-8", "replace").strip()
-    if not key or len(raw) > _LONGEST_KEY:
-        raise ConfigError(f"{where}: {path} must hold the key and nothing else")
-    sieve.know(key)
-    return key
 
 
 @contextmanager
@@ -511,7 +483,7 @@ def capabilities(
     from verifier.steps import find_capabilities, make_endpoint
 
     config = _only_endpoint(fleet, where=described.path or "capabilities")
-    key = _api_key(config, out=config.out)
+    key = endpoint_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
     _warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
@@ -574,7 +546,7 @@ def collect(
     _warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
         stop.goes_on(stop.SAME)
-        count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
+        count = ask(run, api_key=endpoint_key(config, out=run), probes=probes, show=show)
     say(f"{count} probes have an outcome in {run}")
 
 

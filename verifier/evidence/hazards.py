@@ -54,6 +54,16 @@ class Leaving:
             return self
         return Leaving(exposure=window, left=False)
 
+    @property
+    def told(self) -> int:
+        """As one number: the exposure, below 0 where it left at the last of these places."""
+        return -self.exposure if self.left else self.exposure
+
+
+def leaving_of(told: int) -> Leaving:
+    """What `Leaving.told` made, back again."""
+    return Leaving(exposure=abs(told), left=told < 0)
+
 
 def leave_paths(paths: Sequence[Sequence[object]], reply: Sequence[object]) -> Leaving:
     """Where a reply leaves all known paths, in tokens; in signs no measured hazard is known.
@@ -206,6 +216,7 @@ def compare(
     *,
     kind: Kind,
     second: Sequence[Leaving] = (),
+    alone: Sequence[Leaving] | None = None,
     same_model: bool = False,
 ) -> Compared:
     """Hold a target against a trusted host, whose replies leave `itself` asked again.
@@ -215,16 +226,18 @@ def compare(
     beside a `second` trusted host. Alike: the null is that the target leaves at least as often as a
     4-bit build. The mark for that is the kind's own only for the `same_model`; for others it is
     the kind's ratio times what two trusted hosts show, and without a second one there is none.
-    What is held to it must be read beside one path alone, as the pairs were that were measured.
+    What is held to it is read beside one path `alone`, as the pairs were that were measured; None:
+    the target was read so.
     """
+    by_one = target if alone is None else alone
     log_e = min(
         log_e_more(target, rows, kappa=KAPPA, floor=kind.tolerated) for rows in (itself, second)
     )
     alike = None
     if same_model:
-        alike = log_e_below(target, kind.rounded)
+        alike = log_e_below(by_one, kind.rounded)
     elif second:
-        alike = log_e_more(second, target, kappa=1 / kind.ratio)
+        alike = log_e_more(second, by_one, kappa=1 / kind.ratio)
     return Compared(
         target=hazard_of([row.within(WINDOW) for row in target]),
         trusted=hazard_of([row.within(WINDOW) for row in (second or itself)]),

@@ -19,6 +19,7 @@ from verifier.evidence.ledger import (
     TEXT_SCALES,
     Choices,
     Ledger,
+    Left,
     Reported,
     Row,
     count_outranked,
@@ -42,6 +43,7 @@ from verifier.records import Place as ShownPlace
 from verifier.reference.pack_file import STEPS, Pack, Place
 from verifier.reference.renderings.catalogue import entries_named
 from verifier.scoring.alignment import REPLACEMENT
+from verifier.scoring.left_texts import leave_texts
 from verifier.scoring.paths import Step, Walk, walk
 from verifier.scoring.places import question_of, shown_bytes, text_before
 from verifier.scoring.score_file import DECIMALS, digest_of
@@ -50,6 +52,11 @@ from verifier.scoring.score_file import DECIMALS, digest_of
 THOUGHT: Final = "a thought was shown, and a pack judges answers alone"
 OTHER_QUESTION: Final = "the pack has no such question"
 NO_PLACE: Final = "its text does not tell a single token for certain"
+
+#: Why reported log-probabilities are not judged.
+TEXTS: Final = "of the trusted host texts alone are known"
+
+FEW_KNOWN: Final = "the reference knows few alternatives, and not what the endpoint names"
 
 #: Bytes shown of a text that no known token spells.
 _SHOWN: Final = 12
@@ -115,6 +122,8 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
         return _unjudged(probe.id, OTHER_QUESTION)
     if reply.thought:
         return _unjudged(probe.id, THOUGHT)
+    if pack.manifest.source == "texts":
+        return _left(pack, number, reply)
     own = walk(pack, pack.paths[number, 0], reply)
     if not own.steps:
         return _unjudged(probe.id, NO_PLACE)
@@ -135,6 +144,26 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
         reported=reports.described,
         choices={REFERENCE: _choices(pack, probe, own)},
     )
+
+
+def _left(pack: Pack, number: int, reply: Reply) -> Row:
+    """Where a reply leaves the texts of a trusted host: all that is known of it."""
+    found = leave_texts(pack, pack.replies(number), reply)
+    if found is None:
+        return _unjudged(reply.probe_id, NO_PLACE)
+    itself, *second = pack.tensors["leaving"][number].tolist()
+    return Row(
+        probe_id=reply.probe_id,
+        tokens=found.target.exposure,
+        left_out=0,
+        text={},
+        logprob=None,
+        logprob_problem=TEXTS,
+        left=Left(
+            target=found.target.told, alone=found.alone.told, itself=itself,
+            second=second[0] if second else None,
+        ),
+    )  # fmt: skip
 
 
 def _sum(steps: Sequence[Step]) -> Array:
@@ -223,6 +252,8 @@ def _read_reports(pack: Pack, own: Walk, reply: Reply) -> _Reports:
     """
     if not reply.logprobs:
         return _Reports(problem=reply.logprobs_problem)
+    if pack.manifest.source != "weights":
+        return _Reports(problem=FEW_KNOWN)
     kept, named, told, listed = [], [], [], []
     for step, token in zip(own.steps, reply.logprobs, strict=False):
         if len(step.members) != 1:
@@ -309,7 +340,10 @@ def _choices(pack: Pack, probe: Probe, own: Walk) -> Choices:
     """How the judged places stand to the weights' own choices."""
     differing = [n for n, step in enumerate(own.steps) if not _is_own(step)]
     expected = sum(
-        (1 - np.exp(event_cells(s.place.logprobs, s.place.rest, (0,))) for s in own.steps),
+        (
+            1 - np.exp(event_cells(s.place.logprobs, s.place.rest, (0,), few=s.place.few))
+            for s in own.steps
+        ),
         np.zeros(len(TEXT_SCALES)),
     )
     worst = max(differing, key=lambda n: _behind(own.steps[n]), default=None)

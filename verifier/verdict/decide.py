@@ -170,7 +170,7 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
         required
         and all(finding.decision == "excluded" for finding in required)
         and greedy_is_quiet(case, findings)
-        and len(case.scored) >= case.plan.min_replies
+        and case.judged >= case.plan.min_replies
         and not above_floor(case, account.interval)
         and panel_is_quiet(case)
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
@@ -244,7 +244,7 @@ def _certificate(case: Case, decision: Decision) -> Certificate | None:
     return Certificate(
         shares=substitution.bound_shares(case),
         level=1 - plan.beta,
-        replies=len(case.scored),
+        replies=case.judged,
         stop=plan.min_replies,
         positions=plan.max_tokens,
         kinds=tuple(kinds or ()),
