@@ -273,7 +273,7 @@ def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
     """Raise ConfigError for a class of noise that where replies leave a text does not tell."""
     scales = {one.name: one.scale for one in calibration.classes}
     coarse = scales.get(COARSE, 0.0)
-    milder = next((name for name in policy.noise if scales.get(name, 0.0) < coarse), None)
+    milder = next((name for name in policy.noise if scales.get(name, coarse) < coarse), None)
     if milder is not None:
         raise ConfigError(
             f"audit.policy: {milder}: of the pack's host texts alone are known, which tell nothing "

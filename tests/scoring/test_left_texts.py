@@ -60,8 +60,8 @@ def test_a_text_leaves_at_the_token_of_the_first_byte_that_differs(
 
 
 def test_a_longer_token_may_have_left_one_place_before() -> None:
-    """ " cats" leaves where " cat" stands, and as a text only behind it: each question takes the end
-    that spares."""
+    """As a token " cats" leaves where " cat" stands, as a text behind it: each question takes the
+    end that spares."""
     assert left([PATH], "the cats") == (gone(3), gone(2))
     assert left([PATH], "the dog") == (gone(2), gone(2))
 

@@ -225,7 +225,8 @@ def compare(
     was measured of the kind (its bound), what the trusted host shows asked twice, and what it shows
     beside a `second` trusted host. Alike: the null is that the target leaves at least as often as a
     4-bit build. The mark for that is the kind's own only for the `same_model`; for others it is
-    the kind's ratio times what two trusted hosts show, and without a second one there is none.
+    the kind's ratio times what two trusted hosts show, and no more than the kind's own; without a
+    second one there is none.
     What is held to it is read beside one path `alone`, as the pairs were that were measured; None:
     the target was read so.
     """
@@ -237,7 +238,8 @@ def compare(
     if same_model:
         alike = log_e_below(by_one, kind.rounded)
     elif second:
-        alike = log_e_more(second, by_one, kappa=1 / kind.ratio)
+        by_ratio = log_e_more(second, by_one, kappa=1 / kind.ratio)
+        alike = min(by_ratio, log_e_below(by_one, kind.rounded))
     return Compared(
         target=hazard_of([row.within(WINDOW) for row in target]),
         trusted=hazard_of([row.within(WINDOW) for row in (second or itself)]),

@@ -364,6 +364,15 @@ def _refuse_unsteady(pairs: Sequence[_Pair], source: Wanted, kind: Kind, *, wher
             f"{sum(row.left for row in rows)} of {len(rows)} questions, at {hazard_of(rows):.1%} a "
             f"token (honest hosts: {kind.upper:.1%} at most); {pin}"
         )
+    beside = [
+        leave_paths([one.first.reply_ids], one.second.reply_ids)
+        for one in pairs if one.second is not None
+    ]  # fmt: skip
+    if log_e_above(beside, kind.tolerated) >= math.log(1 / ALPHA):
+        raise ConfigError(
+            f"--second: leaves the replies of {where} at {hazard_of(beside):.1%} a token (honest "
+            f"hosts: {kind.upper:.1%} at most): one of the two serves something else; trust others"
+        )
     apart = _apart(pairs) if source == "scores" else 0.0
     if apart > MOST_APART:
         raise ConfigError(
