@@ -59,9 +59,7 @@ def make_plan(
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
-    policy = fields["policy"]
-    if facts is not None and facts.source == "texts":
-        policy = fields["policy"] = policy.model_copy(update={"routed": {}})
+    policy = fields["policy"] = _told_by(facts, fields["policy"])
     if not policy.noise and not policy.builds and not policy.routed:
         raise ConfigError(
             "audit.policy: names no departure; list some under noise, builds or routed"
@@ -280,6 +278,13 @@ def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
             "milder than 4-bit weights from honest serving; take screen (--policy screen), or a "
             "pack with log-probabilities"
         )
+
+
+def _told_by(facts: PackFacts | None, policy: Policy) -> Policy:
+    """The policy without what its reference does not tell, see `_beyond_texts`."""
+    if facts is None or facts.source != "texts":
+        return policy
+    return policy.model_copy(update={"routed": {}})
 
 
 def _beyond_texts(source: str, policy: Policy) -> tuple[str, ...]:

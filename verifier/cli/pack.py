@@ -127,7 +127,6 @@ def make(
     share_cores(1)
     signer = None if key is None else read_private_key(key)
     from verifier.lab.packs import make_recipe, refuse_thinking
-    from verifier.reference.pack_file import pack_bytes, write_pack
 
     refuse_thinking(found)
     kept = work or out.with_name(f"{out.name}.work")
@@ -140,21 +139,28 @@ def make(
         foreseen = _foreseen_of_hosts(asking)
         make_it = partial(_record, asking, card, found, weights, work=kept)
     else:
-        if second is not None or scores is not None:
-            raise ConfigError("--second, --scores, --texts: say how to ask --from; give that too")
+        _refuse_asking(second, scores)
         section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
-        recipe = make_recipe(
-            probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else ()
-        )
+        bank = found.bank if builds else ()
+        recipe = make_recipe(probes, seed=seed, max_tokens=tokens, builds=bank)
         foreseen = _foreseen(recipe, found, section)
         make_it = partial(_make, recipe, card, found, section, weights, work=kept)
+    _say_foreseen(foreseen, dry=dry_run, as_json=as_json)
+    if not dry_run:
+        _write(out, make_it(), signer, as_json=as_json)
+
+
+def _say_foreseen(foreseen: list[str], *, dry: bool, as_json: bool) -> None:
     for line in foreseen:
-        say(line, err=as_json or not dry_run)
-    if dry_run:
-        if as_json:
-            say_json({"foreseen": foreseen})
-        return
-    made = make_it()
+        say(line, err=as_json or not dry)
+    if dry and as_json:
+        say_json({"foreseen": foreseen})
+
+
+def _write(out: Path, made: Any, signer: Any, *, as_json: bool) -> None:
+    """Write a pack, and say where it is."""
+    from verifier.reference.pack_file import pack_bytes, write_pack
+
     raw, questions = pack_bytes(*made, key=signer), len(made[1])
     write_pack(out, raw)
     if as_json:
@@ -164,6 +170,11 @@ def make(
         f"{out}: {questions:,} questions, {len(raw) / 1e6:.1f} MB, "
         f"{len(raw) / questions / 1e3:.1f} kB a question"
     )
+
+
+def _refuse_asking(second: Path | None, scores: bool | None) -> None:
+    if second is not None or scores is not None:
+        raise ConfigError("--second, --scores, --texts: say how to ask --from; give that too")
 
 
 def _refuse_computing(engine: str | None, run_file: Path | None) -> None:

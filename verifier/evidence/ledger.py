@@ -432,9 +432,8 @@ def _row_to_json(row: Row) -> dict[str, Any]:
         for column, one in row.choices.items()
     }
     reported = None if row.reported is None else fields_of(row.reported)
-    left = {} if row.left is None else {"left": fields_of(row.left)}
-    own = {name: value for name, value in fields_of(row).items() if name != "left"}
-    return own | {"reported": reported, "choices": choices} | left
+    left = None if row.left is None else fields_of(row.left)
+    return fields_of(row) | {"reported": reported, "choices": choices, "left": left}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

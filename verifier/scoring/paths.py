@@ -114,10 +114,7 @@ class _Walker:
             best = max(ways, key=lambda way: float(way.mass[-1]))
             others = [way.mass for way in ways if way is not best]
             if others and _total(others)[-1] > best.mass[-1] - math.log(DOUBT):
-                # of few tokens nobody knows how likely all that spell a text are together
-                whole = _UNTOLD if place.few else _total([way.mass for way in ways])
-                members = tuple(way.member for way in ways)
-                steps.append(Step(place=place, begins=at, members=members, cells=whole))
+                steps.append(_any_of(ways, place, at))
                 over = at == len(self._text)  # in however many ways, the reply ends
                 at, ended = max(way.end for way in ways), _TEXT if over else _DOUBT
                 break
@@ -241,6 +238,13 @@ def known_text(reply: Reply) -> tuple[bytes, bool]:
 def _is_unknown(sign: str) -> bool:
     """Whether a sign of a text does not tell its bytes."""
     return sign == "\ufffd" or "\ud800" <= sign <= "\udfff"
+
+
+def _any_of(ways: Sequence[_Way], place: Place, begins: int) -> Step:
+    """That one of these has come; of few tokens nobody knows how likely they are together."""
+    whole = _UNTOLD if place.few else _total([way.mass for way in ways])
+    members = tuple(way.member for way in ways)
+    return Step(place=place, begins=begins, members=members, cells=whole)
 
 
 def _step(place: Place, begins: int, members: tuple[int, ...]) -> Step:
