@@ -116,7 +116,7 @@ def make(
     Examples:
       verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
       verifier pack make minimax-m2.7 --probes 2000 --out m2.7.pack --key key.pem
-      verifier pack make smollm2-135m-instruct --probes 200 --out its.pack --from trusted.yaml
+      verifier pack make card.yaml --probes 200 --out its.pack --from host.yaml
     """
     from verifier.reference.cards import load_card
     from verifier.reference.signing import read_private_key

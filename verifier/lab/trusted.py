@@ -29,6 +29,7 @@ from verifier.evidence.hazards import (
     leave_paths,
     log_e_above,
 )
+from verifier.evidence.stacks import TRUSTED
 from verifier.files.run_folder import make_folder, read_json, write_json
 from verifier.host.budget import (
     Amount,
@@ -460,7 +461,7 @@ def record_pack(
         "made_on": made_on,
         "card": card.model_dump(mode="json"),
         "calibration": calibration.model_dump(mode="json"),
-        "engine": {"engine": "host", "host": trusted.host, "model": trusted.model},
+        "engine": {"engine": TRUSTED, "host": trusted.host, "model": trusted.model},
         "versions": dict(versions),
         "pool_sha256": pool.digest,
         "seed": asking.seed,
