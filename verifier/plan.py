@@ -59,7 +59,7 @@ def make_plan(
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
-    policy = fields["policy"] = _told_by(facts, fields["policy"])
+    policy = fields["policy"] = told_by(facts, fields["policy"])
     if not policy.noise and not policy.builds and not policy.routed:
         raise ConfigError(
             "audit.policy: names no departure; list some under noise, builds or routed"
@@ -259,12 +259,18 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
     fields = type(audit).model_fields
     within = {name: fields[name].default for name in asked} | {"tools": False}
     within["max_tokens"] = min(audit.max_tokens, facts.max_tokens)
-    told = PackFacts(
+    told = facts_of(pack, beyond=(*asked.values(), *_beyond_texts(facts.source, policy)))
+    return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
+
+
+def facts_of(pack: Pack, *, beyond: tuple[str, ...] = ()) -> PackFacts:
+    """What a plan holds of a pack; `beyond` it lies what was asked for."""
+    facts = pack.manifest
+    return PackFacts(
         digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
         questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
-        trusted=facts.trusted, beyond=(*asked.values(), *_beyond_texts(facts.source, policy)),
+        trusted=facts.trusted, beyond=beyond,
     )  # fmt: skip
-    return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
 
 
 def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
@@ -280,7 +286,7 @@ def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
         )
 
 
-def _told_by(facts: PackFacts | None, policy: Policy) -> Policy:
+def told_by(facts: PackFacts | None, policy: Policy) -> Policy:
     """The policy without what its reference does not tell, see `_beyond_texts`."""
     if facts is None or facts.source != "texts":
         return policy

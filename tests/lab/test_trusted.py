@@ -235,6 +235,28 @@ def test_a_host_that_ends_early_is_refused(tmp_path: Path) -> None:
     assert "answered" in str(refused.value)
 
 
+def test_a_second_host_beside_scores_is_refused(tmp_path: Path) -> None:
+    """It would be asked for nothing."""
+    with (
+        speaking(alternatives=5) as url,
+        speaking(scouts=0, alternatives=None) as other,
+        pytest.raises(ConfigError, match="need no second one"),
+    ):
+        record_tiny_pack(tmp_path, url, questions=8, second=other)
+
+
+def test_a_host_that_counts_prompts_otherwise_is_told_of(tmp_path: Path) -> None:
+    """It may put words of its own before them; the audit says so too."""
+    told: list[str] = []
+    with speaking(alternatives=5) as url:  # it counts 7 of each
+        path = record_tiny_pack(tmp_path, url, questions=24, tell=told.append)
+    with host() as url:
+        report = run_packed(configure_packed(url, path, tmp_path / "run"))
+
+    assert "counts 24 of 24 prompts otherwise than the published template" in told[-1]
+    assert any("counts 24 of 24 prompts otherwise" in note for note in report.notes)
+
+
 def test_a_second_host_that_says_something_else_is_refused(tmp_path: Path) -> None:
     """One of the two serves other weights."""
     with (

@@ -11,7 +11,7 @@ from typing import Final
 from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_finding
 from verifier.plan_file import PackFacts
 from verifier.records import Decision, Finding
-from verifier.reference.trusted import SOURCES, Trusted
+from verifier.reference.trusted import SOURCES, Trusted, counts_otherwise, describe_prompts
 
 BEYOND: Final = Aspect(name="pack", label="beyond a pack", place=150, role="remark")
 
@@ -49,10 +49,13 @@ def remarks(
     facts = case.plan.pack
     if facts is None:
         return []
-    return [
+    found = [
         Remark(text=_on_whose_word(facts), at="first"),
         Remark(text=_on_the_blind_spot(facts), at="beside"),
     ]
+    if facts.trusted is not None and counts_otherwise(facts.trusted):
+        found.append(Remark(text=describe_prompts(facts.trusted), at="evidence"))
+    return found
 
 
 def _on_whose_word(facts: PackFacts) -> str:

@@ -51,7 +51,7 @@ from verifier.reference.engines.echo import MOST_APART
 from verifier.reference.pack_file import PACK_SCHEMA, Numbers
 from verifier.reference.reader import Reader
 from verifier.reference.renderings.catalogue import Rendering
-from verifier.reference.trusted import ModelKind, Trusted
+from verifier.reference.trusted import ModelKind, Trusted, counts_otherwise, describe_prompts
 from verifier.scoring.alignment import Aligned, align
 from verifier.scoring.readings import published_ids
 from verifier.wording import describe_replies
@@ -267,6 +267,7 @@ class _Pair:
     first: Aligned
     again: Aligned
     second: Aligned | None
+    prompt_tokens: int | None  # as the host counts
 
 
 def _read_pairs(
@@ -280,7 +281,13 @@ def _read_pairs(
         scored = source == "texts" or all(one.candidates is not None for one in read[:2])
         if len(read) == len(told) and scored and all(one.reply_ids for one in read):
             second = read[2] if len(read) > 2 else None
-            found.append(_Pair(number=number, first=read[0], again=read[1], second=second))
+            told_of = replies[0].prompt_tokens if replies[0] is not None else None
+            found.append(
+                _Pair(
+                    number=number, first=read[0], again=read[1], second=second,
+                    prompt_tokens=told_of,
+                )
+            )  # fmt: skip
     return found
 
 
@@ -318,6 +325,7 @@ def find_source(
         scored = [probe for probe in first if probe.id in replies and replies[probe.id].logprobs]
         if scored:
             _refuse_scores(replies, scored, tokenizer, where=where)
+            _refuse_second(asking.second)
             return "scores", width
         why = next(iter(replies.values())).logprobs_problem or why
     if asking.wanted == "scores":
@@ -330,6 +338,14 @@ def find_source(
 
 
 _OR_TEXTS: Final = "take another host, or record its texts alone (--texts)"
+
+
+def _refuse_second(second: Host | None) -> None:
+    if second is not None:
+        raise ConfigError(
+            f"--second: {second.endpoint.host}: the first host gives log-probabilities, which need "
+            "no second one; leave it out, or record texts alone (--texts)"
+        )
 
 
 def _refuse_scores(
@@ -434,15 +450,9 @@ def record_pack(
     `same_model`: whether the card's is the one that stands for its kind in `hazards.KINDS`. Raises
     ConfigError or EndpointError, in one line, for a host that is of no use.
     """
-    probes = draw_asked(pool, asking)
-    refuse_days(probes[0], tokenizer)
-    _begin(work, asking, card)
-    source, width = find_source(asking, probes, tokenizer, work=work, show=show)
-    tokens = min(asking.tokens, TEXT_TOKENS) if source == "texts" else asking.tokens
-    probes = tuple(replace(probe, max_tokens=tokens) for probe in probes)
     kind = kind_of(card)
-    pairs = _ask_all(
-        asking, probes, source, width, KINDS[kind], tokenizer=tokenizer, work=work, show=show
+    source, probes, pairs = _ask_for(
+        asking, card, pool, KINDS[kind], tokenizer=tokenizer, work=work, show=show
     )
     kept = tuple(probes[pair.number] for pair in pairs)
     counts = count_prompts(probes, entries, tokenizer, work=work, show=show)
@@ -452,8 +462,12 @@ def record_pack(
     tensors = lay_out(kept, paths, said, (), np.zeros((0, 0, 2)), counts, tokenizer)
     if source == "texts":
         tensors["leaving"] = _leaving(pairs)
-    trusted = _describe(asking, pairs, source, kind, same_model=same_model, work=work)
+    trusted = _describe(
+        asking, pairs, source, kind, same_model=same_model, counts=counts, work=work
+    )
     show.tell(summarise(trusted))
+    if counts_otherwise(trusted):
+        show.tell(describe_prompts(trusted))
     manifest = {
         "schema_version": PACK_SCHEMA,
         "source": source,
@@ -467,14 +481,28 @@ def record_pack(
         "seed": asking.seed,
         "questions": len(kept),
         "panel": 0,
-        "max_tokens": tokens,
+        "max_tokens": probes[0].max_tokens,
         "branch_margin": 0.0,
-        "branch_tokens": tokens,
+        "branch_tokens": probes[0].max_tokens,
         "eos_id": tokenizer.eos_id,
         "renderings": list(entries),
         "builds": [],
     }
     return manifest, kept, tensors
+
+
+def _ask_for(
+    asking: Asking, card: Card, pool: Pool, kind: Kind, *, tokenizer: Reader, work: Path, show: Show
+) -> tuple[Wanted, tuple[Probe, ...], list[_Pair]]:
+    """What kind of pack it will be, every question as it is asked for that, and what came."""
+    probes = draw_asked(pool, asking)
+    refuse_days(probes[0], tokenizer)
+    _begin(work, asking, card)
+    source, width = find_source(asking, probes, tokenizer, work=work, show=show)
+    tokens = min(asking.tokens, TEXT_TOKENS) if source == "texts" else asking.tokens
+    probes = tuple(replace(probe, max_tokens=tokens) for probe in probes)
+    pairs = _ask_all(asking, probes, source, width, kind, tokenizer=tokenizer, work=work, show=show)
+    return source, probes, pairs
 
 
 def _begin(work: Path, asking: Asking, card: Card) -> None:
@@ -535,7 +563,7 @@ def _refuse_lost(pairs: Sequence[_Pair], asked: int, source: Wanted, *, where: s
 
 def _describe(
     asking: Asking, pairs: Sequence[_Pair], source: Wanted, kind: ModelKind, *, same_model: bool,
-    work: Path,
+    counts: Numbers, work: Path,
 ) -> Trusted:  # fmt: skip
     """The hosts, and how the first agrees with itself."""
     rows = _leave_itself(pairs)
@@ -554,6 +582,10 @@ def _describe(
         kind=kind,
         same_model=same_model,
         alternatives=max(named, default=0) if source == "scores" else 0,
+        other_prompts=sum(
+            pair.prompt_tokens not in (None, int(made))
+            for pair, made in zip(pairs, counts[:, 0], strict=True)
+        ),
         second_host=None if second is None else second.host,
         second_model=None if second is None else second.model,
     )

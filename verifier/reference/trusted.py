@@ -45,5 +45,20 @@ class Trusted(BaseModel):
     kind: ModelKind
     same_model: bool = False  # whether it is the very model of that kind that was measured
     alternatives: Count = 0  # named at a place at most
+    other_prompts: Count = 0  # that it counts otherwise than the card's template makes them
     second_host: _Name | None = None  # None: there is no second
     second_model: _Name | None = None
+
+
+def counts_otherwise(trusted: Trusted) -> bool:
+    """Whether a host counts most prompts otherwise than they are published."""
+    return 2 * trusted.other_prompts > trusted.questions
+
+
+def describe_prompts(trusted: Trusted) -> str:
+    """That a host counts prompts otherwise than they are published, in words."""
+    return (
+        f"{trusted.host} counts {trusted.other_prompts} of {trusted.questions} prompts otherwise "
+        "than the published template makes them: it may render chats otherwise, or put words of "
+        "its own before them, and honest hosts would be held to that"
+    )
