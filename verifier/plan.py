@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 import verifier
 from verifier.checks import CHECKS
 from verifier.checks.check import Planned
+from verifier.checks.leaving import is_told
 from verifier.config import LEAST_REPLIES, Policy, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.hazards import KINDS
 from verifier.evidence.mixture import least_replies
 from verifier.host.budget import Amount, Priced, forecast
 from verifier.host.rate_limits import MAX_WAIT_S
@@ -28,10 +30,10 @@ from verifier.plan_file import PLAN_SCHEMA, SPARE_PROBES, PackFacts, Plan, read_
 from verifier.probes import Pool, draw, shuffled, size_of
 from verifier.records import REFERENCE, After, Probe
 from verifier.reference.cards import Card, card_notes
-from verifier.reference.provisional import COARSE, refuse_finer
+from verifier.reference.provisional import refuse_finer
 
 if TYPE_CHECKING:
-    from verifier.reference.pack_file import Pack
+    from verifier.reference.pack_file import Manifest, Pack
 
 #: A stopping point is at most so many times the least.
 MOST_TIMES: Final = 4
@@ -254,7 +256,7 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "or audit with the weights"
         )
     if facts.source == "texts":
-        _refuse_milder(policy, facts.calibration)
+        _refuse_milder(policy, facts)
     asked = {name: words for name, words in _BEYOND.items() if getattr(audit, name)}
     fields = type(audit).model_fields
     within = {name: fields[name].default for name in asked} | {"tools": False}
@@ -273,11 +275,12 @@ def facts_of(pack: Pack, *, beyond: tuple[str, ...] = ()) -> PackFacts:
     )  # fmt: skip
 
 
-def _refuse_milder(policy: Policy, calibration: Calibration) -> None:
+def _refuse_milder(policy: Policy, facts: Manifest) -> None:
     """Raise ConfigError for a class of noise that where replies leave a text does not tell."""
-    scales = {one.name: one.scale for one in calibration.classes}
-    coarse = scales.get(COARSE, 0.0)
-    milder = next((name for name in policy.noise if scales.get(name, coarse) < coarse), None)
+    kind = None if facts.trusted is None else KINDS[facts.trusted.kind]
+    milder = next(
+        (n for n in policy.noise if kind and not is_told(n, facts.calibration, kind)), None
+    )
     if milder is not None:
         raise ConfigError(
             f"audit.policy: {milder}: of the pack's host texts alone are known, which tell nothing "

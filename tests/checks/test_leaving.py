@@ -13,7 +13,7 @@ from audits import FAULT, NOWHERE, host
 from packs import TOKENS, configure_packed, record_tiny_pack, run_packed
 from simulate import make_plan
 
-from verifier.checks.leaving import CHECK
+from verifier.checks.leaving import CHECK, mark_of
 from verifier.errors import ConfigError
 from verifier.evidence.hazards import KINDS, WINDOW, Leaving
 from verifier.evidence.ledger import Ledger, Left, Row, read_ledger
@@ -93,11 +93,22 @@ def test_hosts_at_the_edge_of_what_is_honest_are_accused_rarely_enough() -> None
 
 
 def test_measured_honest_hazards_are_never_accused() -> None:
-    """100 targets as noisy as the noisiest pair of honest stacks, decided at 0.001."""
+    """100 targets as noisy as the noisiest pair of honest stacks, decided at 0.001; most of them
+    are consistent within 60 replies."""
     said = [judge(planned(), rows(seed, KIND.honest)).decision for seed in range(100)]
 
     assert "inconsistent" not in said
-    assert said.count("consistent") >= 95
+    assert said.count("consistent") >= 60
+
+
+def test_a_build_as_mild_as_its_class_begins_is_not_called_consistent() -> None:
+    """Of half the noise of the mildest 4-bit build that was measured, and so of half its hazard."""
+    plan = planned()
+    mark = mark_of("4-bit-class rounding", plan.calibration, KIND)
+    said = [judge(plan, rows(seed, mark, count=120)).decision for seed in range(40)]
+
+    assert KIND.tolerated < mark < 0.6 * KIND.rounded
+    assert "consistent" not in said
 
 
 # -- power ------------------------------------------------------------------------------------
@@ -198,7 +209,7 @@ def test_a_host_with_other_weights_is_inconsistent_by_texts_alone(
         report = run_packed(configure_packed(url, texts, tmp_path / "run", max_tokens=17))
 
     assert report.decision == "inconsistent"
-    assert [f.aspect for f in report.findings if f.decision == "detected"] == ["sooner"]
+    assert [f.aspect for f in report.findings if f.decision == "detected"][0] == "sooner"
 
 
 @pytest.mark.parametrize("milder", [(), ("int8-class rounding",)])

@@ -282,7 +282,7 @@ def test_what_it_takes_is_told_first_and_a_budget_that_is_smaller_refused() -> N
     assert first.most.amount.requests == 2 * 50 + 2 * 3
     assert first.most.amount.completion_tokens == first.most.amount.requests * 48
     assert second.most.amount.completion_tokens == 50 * (WINDOW + 1)
-    assert "dollars are not known" in describe([first, second], questions=50)[-1]
+    assert "cost not known" in describe([first, second], questions=50)[-1]
     poor = Asking(
         questions=50, seed=1, tokens=48, wanted=None,
         host=trust("http://a.example/v1", budget=4000),
@@ -312,7 +312,7 @@ def test_a_dry_run_asks_nobody_and_names_the_price(tmp_path: Path) -> None:
         assert found.asked == []
 
     assert dry.status == 0
-    assert "at most $" in dry.out
+    assert "at most USD 0." in dry.out
     assert before | {"poor.yaml"} == {path.name for path in tmp_path.iterdir()}
     for ended, said in zip(
         refused,

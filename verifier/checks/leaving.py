@@ -25,6 +25,7 @@ from verifier.checks.check import (
     make_finding,
     make_weighed,
 )
+from verifier.evidence.calibration import Calibration
 from verifier.evidence.hazards import (
     KAPPA,
     KINDS,
@@ -34,6 +35,7 @@ from verifier.evidence.hazards import (
     compare,
     leaving_of,
     log_e_above,
+    log_e_alike,
 )
 from verifier.evidence.ledger import Left
 from verifier.plan_file import Plan
@@ -65,8 +67,26 @@ class Evidence:
     found: Compared
     target: tuple[Leaving, ...]  # beside all that is known of their questions
     alone: tuple[Leaving, ...]  # beside the trusted host's first replies
+    second: tuple[Leaving, ...]  # a second trusted host beside these; (): there is none
     kind: Kind
     trusted: Trusted
+
+
+def mark_of(name: str, calibration: Calibration, kind: Kind) -> float:
+    """The hazard that is held to be the least of a class: that of the mildest 4-bit build that was
+    measured, and as much less as the class begins below the mildest one, for hazards grow as noise
+    does. (fp8 weights, of a third of the noise of nf4, leave at two fifths of its hazard.)"""
+    (scale,) = (known.scale for known in calibration.classes if known.name == name)
+    mildest = min(
+        (s.text.estimate for s in calibration.stacks if s.family == "4-bit" and s.text), default=0.0
+    )
+    return kind.rounded * min(1.0, scale / mildest if mildest else 1.0)
+
+
+def is_told(name: str, calibration: Calibration, kind: Kind) -> bool:
+    """Whether where replies leave tells a class from what is held against nobody."""
+    known = any(one.name == name for one in calibration.classes)
+    return not known or mark_of(name, calibration, kind) > kind.tolerated
 
 
 def shares(plan: Plan) -> tuple[float, ...]:
@@ -84,11 +104,11 @@ def weigh(case: Case, _kept: None) -> Weighed[Evidence | None]:
         _leavings(rows, name) for name in ("target", "alone", "itself")
     )  # fmt: skip
     kind = KINDS[trusted.kind]
-    found = compare(
-        target, itself, kind=kind, second=_leavings(rows, "second"), alone=alone,
-        same_model=trusted.same_model,
-    )  # fmt: skip
-    evidence = Evidence(found=found, target=target, alone=alone, kind=kind, trusted=trusted)
+    second = _leavings(rows, "second")
+    found = compare(target, itself, kind=kind, second=second)
+    evidence = Evidence(
+        found=found, target=target, alone=alone, second=second, kind=kind, trusted=trusted
+    )
     return Weighed(evidence=evidence, log_e=(found.log_e,))
 
 
@@ -131,7 +151,12 @@ def _tolerated(evidence: Evidence) -> float:
 
 
 def _find_class(case: Case, evidence: Evidence, name: str) -> Finding:
-    alike, kind = evidence.found.log_e_alike, evidence.kind
+    kind, trusted = evidence.kind, evidence.trusted
+    mark = mark_of(name, case.plan.calibration, kind)
+    alike = log_e_alike(
+        evidence.alone, kind=kind, second=evidence.second, same_model=trusted.same_model,
+        share=mark / kind.rounded,
+    )  # fmt: skip
     if alike is None:
         detail = (
             "how soon 4-bit builds of this model leave is not known, so no host is called "
@@ -140,15 +165,15 @@ def _find_class(case: Case, evidence: Evidence, name: str) -> Finding:
         return make_finding(LEAVING, "not run", name, None, detail)
     if not evidence.target:
         return make_finding(LEAVING, "undecided", name, 0.0, "no reply was judged")
-    mark = "the mildest 4-bit build that was measured does"
-    as_often = log_e_above(evidence.alone, kind.rounded) if evidence.trusted.same_model else 0.0
+    told = f"the mildest of this class is held to ({_percent(mark)} a token)"
+    as_often = log_e_above(evidence.alone, mark) if trusted.same_model else 0.0
     return make_weighed(
         case, LEAVING, name,
         towards=min(evidence.found.log_e, as_often),
         against=alike,
-        excluded=f"replies leave less often than {mark}",
-        detected=f"replies leave at least as often as {mark}",
-        undecided=f"replies are not yet shown to leave less often than {mark}",
+        excluded=f"replies leave less often than {told}",
+        detected=f"replies leave at least as often as {told}",
+        undecided=f"replies are not yet shown to leave less often than {told}",
     )  # fmt: skip
 
 

@@ -216,33 +216,45 @@ def compare(
     *,
     kind: Kind,
     second: Sequence[Leaving] = (),
-    alone: Sequence[Leaving] | None = None,
     same_model: bool = False,
 ) -> Compared:
     """Hold a target against a trusted host, whose replies leave `itself` asked again.
 
     Differs: its null is that the target's hazard is at most KAPPA times the largest of three: what
     was measured of the kind (its bound), what the trusted host shows asked twice, and what it shows
-    beside a `second` trusted host. Alike: the null is that the target leaves at least as often as a
-    4-bit build. The mark for that is the kind's own only for the `same_model`; for others it is
-    the kind's ratio times what two trusted hosts show, and no more than the kind's own; without a
-    second one there is none.
-    What is held to it is read beside one path `alone`, as the pairs were that were measured; None:
-    the target was read so.
+    beside a `second` trusted host. Alike is as in `log_e_alike`, where the target was read beside
+    one path alone.
     """
-    by_one = target if alone is None else alone
     log_e = min(
         log_e_more(target, rows, kappa=KAPPA, floor=kind.tolerated) for rows in (itself, second)
     )
-    alike = None
-    if same_model:
-        alike = log_e_below(by_one, kind.rounded)
-    elif second:
-        by_ratio = log_e_more(second, by_one, kappa=1 / kind.ratio)
-        alike = min(by_ratio, log_e_below(by_one, kind.rounded))
     return Compared(
         target=hazard_of([row.within(WINDOW) for row in target]),
         trusted=hazard_of([row.within(WINDOW) for row in (second or itself)]),
         log_e=log_e,
-        log_e_alike=alike,
+        log_e_alike=log_e_alike(target, kind=kind, second=second, same_model=same_model),
     )
+
+
+def log_e_alike(
+    alone: Sequence[Leaving],
+    *,
+    kind: Kind,
+    second: Sequence[Leaving] = (),
+    same_model: bool = False,
+    share: float = 1.0,
+) -> float | None:
+    """Log e-value that a target is no 4-bit build, by its replies beside one path `alone`, as the
+    pairs were read that were measured; None: there is no mark for it.
+
+    Null: it leaves at least as often as the mildest 4-bit build that was measured, or as this
+    `share` of that where a class has milder ones. The mark is the kind's own only for the
+    `same_model`; for others it is the kind's ratio times what two trusted hosts show, and no more
+    than the kind's own; without a second one there is none.
+    """
+    if same_model:
+        return log_e_below(alone, share * kind.rounded)
+    if not second:
+        return None
+    by_ratio = log_e_more(second, alone, kappa=1 / (share * kind.ratio))
+    return min(by_ratio, log_e_below(alone, share * kind.rounded))

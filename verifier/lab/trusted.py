@@ -214,8 +214,8 @@ def describe(found: Sequence[Forecast], *, questions: int) -> list[str]:
     ]
     expected, most = (add_up([getattr(one, n) for one in found]).usd for n in ("expected", "most"))
     if expected is None or most is None:
-        return [*lines, "dollars are not known: the run file has no prices"]
-    return [*lines, f"about ${expected:.2f}, at most ${most:.2f}"]
+        return [*lines, "cost not known: no prices were given"]
+    return [*lines, f"about USD {expected:,.4f}, at most USD {most:,.4f}"]
 
 
 # -- asking ------------------------------------------------------------------------------------
