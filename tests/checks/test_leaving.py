@@ -209,7 +209,7 @@ def test_a_host_with_other_weights_is_inconsistent_by_texts_alone(
         report = run_packed(configure_packed(url, texts, tmp_path / "run", max_tokens=17))
 
     assert report.decision == "inconsistent"
-    assert [f.aspect for f in report.findings if f.decision == "detected"][0] == "sooner"
+    assert next(f.aspect for f in report.findings if f.decision == "detected") == "sooner"
 
 
 @pytest.mark.parametrize("milder", [(), ("int8-class rounding",)])

@@ -33,12 +33,13 @@ def speak(
     flips: int = 0,
     fuzz: float = 0.0,
     tie: int = 0,
+    sure: bool = False,
 ) -> dict[str, Any]:
     """An answer of eight words that depend on the prompt, each with so many alternatives.
 
     `step`: what log-probabilities are rounded to; `flips`: the place at which another word is said,
     counted from 1; `fuzz` (nats) is added to the first of each; `tie`: where two words are about
-    as likely.
+    as likely; `sure`: as of a temperature near 0.
     """
     seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
     words = [WORDS[(seed + n * (1 + seed % 7)) % 16] for n in range(8)]
@@ -50,6 +51,8 @@ def speak(
         values = [-0.13 - fuzz, *(-2.04 - n for n in range(len(named) - 1))]
         if tie == at + 1:
             values[:2] = [-0.70, -0.72]
+        if sure:
+            values = [value * (20 if n else 1e-4) for n, value in enumerate(values)]
         if step:
             values = [round(value / step) * step for value in values]
         told = [
@@ -188,6 +191,7 @@ def test_what_was_asked_is_not_asked_again(tmp_path: Path) -> None:
         ({"alternatives": None}, "scores", "no log-probabilities, which --scores wants"),
         ({"alternatives": 2}, None, "names 2 tokens at a place at most, and it takes 3"),
         ({"alternatives": 5, "step": 0.1}, None, "are rounded to 0.1"),
+        ({"alternatives": 5, "sure": True}, None, "not its model's own, but of a temperature"),
         ({"alternatives": 5, "second": {"fuzz": 0.5}}, None, "nats apart"),
         ({"alternatives": 5, "second": {"flips": 1}}, None, "does not agree with itself"),
         (

@@ -67,6 +67,13 @@ LEAST: Final = 3
 #: A step that log-probabilities are rounded to and that drowns honest noise.
 COARSE: Final = 0.1
 
+#: Of greedy replies some tokens are always unsure: the embedded model gives four in five of its own
+#: a probability below DOUBTED. Where all but none are sure, log-probabilities are those of a
+#: distribution that was sharpened: larger models are surer, but not as sure as that.
+DOUBTED: Final = 0.9
+LEAST_DOUBTED: Final = 0.02
+LEAST_PLACES: Final = 200
+
 #: Tokens of a text: one more than are looked at, since the last need not be a token's end.
 TEXT_TOKENS: Final = WINDOW + 1
 
@@ -398,6 +405,19 @@ def _refuse_unsteady(pairs: Sequence[_Pair], source: Wanted, kind: Kind, *, wher
         )
 
 
+def _refuse_sharpened(pairs: Sequence[_Pair], *, where: str) -> None:
+    """Raise ConfigError for log-probabilities that were divided by a temperature near 0: near-ties
+    would look like clear choices, and honest hosts, which decide them otherwise, be accused."""
+    tops = [_top(pair.first, at) for pair in pairs for at in range(len(pair.first.reply_ids))]
+    first = [top[0][1] for top in tops if top]
+    doubted = sum(value < math.log(DOUBTED) for value in first)
+    if len(first) >= LEAST_PLACES and doubted < LEAST_DOUBTED * len(first):
+        raise ConfigError(
+            f"{where}: gives {len(first) - doubted} of {len(first)} tokens a probability above "
+            f"{DOUBTED:g}: these are not its model's own, but of a temperature near 0; {_OR_TEXTS}"
+        )
+
+
 def _leave_itself(pairs: Sequence[_Pair]) -> list[Leaving]:
     return [leave_paths([one.first.reply_ids], one.again.reply_ids) for one in pairs]
 
@@ -548,6 +568,8 @@ def _ask_all(
         pairs = _read_pairs(some, told, tokenizer, source)
         _refuse_lost(pairs, end, source, where=where)
         _refuse_unsteady(pairs, source, kind, where=where)
+        if source == "scores":
+            _refuse_sharpened(pairs, where=where)
     return pairs
 
 
