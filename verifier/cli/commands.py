@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -48,6 +48,7 @@ from verifier.cli.common import (
     show_summary,
     showing,
     state_directory,
+    warn_of_keys_in_clear,
 )
 from verifier.cli.init import init
 from verifier.cli.lab import bench, calibrate, demo, testbed_app
@@ -190,7 +191,7 @@ def audit(
     keys = {name: endpoint_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
-    _warn_of_keys_in_clear(every.values())
+    warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)
         stop.goes_on(_next(fleet, again=again))
@@ -336,13 +337,6 @@ def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
     return problems
 
 
-def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
-    from verifier.cli.trust import sent_in_clear
-
-    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
-        say(f"warning: {line}", err=True)
-
-
 # -- the steps of a run folder -----------------------------------------------------------------
 
 
@@ -376,7 +370,7 @@ def plan(
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())), quiet=as_json)
-    _warn_of_keys_in_clear(every.values())
+    warn_of_keys_in_clear(every.values())
     ours = described.path is None or all(map(_is_ours_to_plan, run_files_of(described.path)))
     with working_in(fleet.out, make=True):
         for problem in _start(fleet, ours=ours).values():
@@ -485,7 +479,7 @@ def capabilities(
     config = _only_endpoint(fleet, where=described.path or "capabilities")
     key = endpoint_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
         _start(fleet)
         stop.goes_on(stop.SAME)
@@ -543,7 +537,7 @@ def collect(
             f"{run}: this sends {what} to {endpoint.base_url}, and the run folder was not made "
             f"here; read its {RUN}, and add --trust if it is yours"
         )
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
         stop.goes_on(stop.SAME)
         count = ask(run, api_key=endpoint_key(config, out=run), probes=probes, show=show)
@@ -593,7 +587,7 @@ def score(
         refuse_foreign(config.reference, where=str(run))
     lacking = planned.calibrated is None
     refuse_unready(config.reference, policy=config.audit.policy if lacking else None)
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     if config.reference.pack is None:
         say_own(config.reference.card)
         refuse_engine_of_name(planned, config.reference.engine)

@@ -219,6 +219,14 @@ def _read_key_file(path: Path, *, run: Path) -> str:
     return key
 
 
+def warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
+    """Before anything is sent."""
+    from verifier.cli.trust import sent_in_clear
+
+    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
+        say(f"warning: {line}", err=True)
+
+
 def cache_directory() -> Path:
     """Where fetched weights are kept."""
     if os.environ.get("VERIFIER_CACHE"):

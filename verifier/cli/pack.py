@@ -24,6 +24,7 @@ from verifier.cli.common import (
     say_own,
     share_cores,
     showing,
+    warn_of_keys_in_clear,
 )
 from verifier.cli.lab import CardWeights, DryRun, LikeRunFile, reference_of, weights_of
 from verifier.errors import ConfigError
@@ -291,6 +292,8 @@ def _host_of(path: Path, *, card: Card, out: Path, asks: bool) -> Host:
         raise ConfigError(
             f"{path}: endpoint.dialect: text completions are rendered by whoever asks; take chat"
         )
+    if asks:
+        warn_of_keys_in_clear([config])
     return Host(
         endpoint=make_endpoint(config, api_key=endpoint_key(config, out=out) if asks else None),
         ceiling=Ceiling(

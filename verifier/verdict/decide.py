@@ -290,6 +290,8 @@ def _differ(case: Case, findings: Sequence[Finding]) -> str:
 
 def _noise_scale(case: Case, account: Account) -> NoiseScale:
     scale = scale_of(case, account.interval)
+    if case.plan.by_texts:
+        return replace(scale, equivalent="not known: of a trusted host texts alone are known")
     if account.unknown_words:
         what = "what words the hidden prompt has"
         if account.nearest is not None:
