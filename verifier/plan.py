@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 import verifier
 from verifier.checks import CHECKS
 from verifier.checks.check import Planned
+from verifier.checks.leaving import is_told
 from verifier.config import LEAST_REPLIES, Policy, RunFile, resolve_policy
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.hazards import KINDS
 from verifier.evidence.mixture import least_replies
 from verifier.host.budget import Amount, Priced, forecast
 from verifier.host.rate_limits import MAX_WAIT_S
@@ -32,7 +34,7 @@ from verifier.reference.cards import Card, card_notes
 from verifier.reference.provisional import refuse_finer
 
 if TYPE_CHECKING:
-    from verifier.reference.pack_file import Pack
+    from verifier.reference.pack_file import Manifest, Pack
 
 #: A stopping point is at most so many times the least.
 MOST_TIMES: Final = 4
@@ -60,7 +62,7 @@ def make_plan(
     fields: dict[str, Any] = {"calibration": calibration}
     for one in planned:
         fields |= one.fields
-    policy = fields["policy"]
+    policy = fields["policy"] = told_by(facts, fields["policy"])
     if not policy.noise and not policy.builds and not policy.routed:
         raise ConfigError(
             "audit.policy: names no departure; list some under noise, builds or routed"
@@ -277,11 +279,13 @@ def _within_pack(config: RunFile, pack: Pack) -> tuple[RunFile, PackFacts]:
             "audit.template_settings: the pack's questions are asked with its own; leave them out, "
             "or audit with the weights"
         )
+    if facts.source == "texts":
+        _refuse_milder(policy, facts)
     asked = {name: words for name, words in _BEYOND.items() if getattr(audit, name)}
     fields = type(audit).model_fields
     within = {name: fields[name].default for name in asked} | {"tools": False}
     within["max_tokens"] = min(audit.max_tokens, facts.max_tokens)
-    told = _facts_of(pack, beyond=tuple(asked.values()))
+    told = facts_of(pack, beyond=(*asked.values(), *_beyond_texts(pack.manifest.source, policy)))
     return config.model_copy(update={"audit": audit.model_copy(update=within)}), told
 
 
@@ -294,12 +298,13 @@ def _refuse_unable(config: RunFile, pack: Pack) -> None:
         )
 
 
-def _facts_of(pack: Pack, **more: Any) -> PackFacts:
+def facts_of(pack: Pack, **more: Any) -> PackFacts:
+    """What a plan holds of a pack, and `more` of how it is asked."""
     facts, thinking = pack.manifest, pack.manifest.thinking
     return PackFacts(
         digest=pack.digest, signed_by=pack.signed_by, made_on=facts.made_on, source=facts.source,
         questions=len(pack.ordinary), panel=facts.panel, tokens=facts.max_tokens,
-        thinking=None if thinking is None else thinking.mode, **more,
+        trusted=facts.trusted, thinking=None if thinking is None else thinking.mode, **more,
     )  # fmt: skip
 
 
@@ -310,6 +315,11 @@ def _beside_weights(config: RunFile, pack: Pack, card: Card, pool: Pool) -> Pack
     """
     if config.audit.after is not None:
         raise ConfigError(_COMES_AGAIN)
+    if pack.manifest.source != "weights":
+        raise ConfigError(
+            "reference.pack: was recorded from a host, and beside weights stands one that weights "
+            "made; give such a one, or leave the card out"
+        )
     _refuse_unable(config, pack)
     own = pack.card
     for name in ("tensors_sha256", "tokenizer_sha256", "template_sha256"):
@@ -320,7 +330,7 @@ def _beside_weights(config: RunFile, pack: Pack, card: Card, pool: Pool) -> Pack
                 f"card {card.name} is {ours[:16]}; give the pack of this card"
             )
     same = pack.manifest.pool_sha256 == pool.digest
-    return _facts_of(pack, with_weights=True, same_pool=same)
+    return facts_of(pack, with_weights=True, same_pool=same)
 
 
 def _in_pairs(
@@ -338,6 +348,34 @@ def _in_pairs(
         rng.shuffle(pair)
         found += pair
     return tuple([*found, *fresh[len(known) :]][: len(fresh)])
+
+
+def _refuse_milder(policy: Policy, facts: Manifest) -> None:
+    """Raise ConfigError for a class of noise that where replies leave a text does not tell."""
+    kind = None if facts.trusted is None else KINDS[facts.trusted.kind]
+    milder = next(
+        (n for n in policy.noise if kind and not is_told(n, facts.calibration, kind)), None
+    )
+    if milder is not None:
+        raise ConfigError(
+            f"audit.policy: {milder}: of the pack's host texts alone are known, which tell nothing "
+            "milder than 4-bit weights from honest serving; take screen (--policy screen), or a "
+            "pack with log-probabilities"
+        )
+
+
+def told_by(facts: PackFacts | None, policy: Policy) -> Policy:
+    """The policy without what its reference does not tell, see `_beyond_texts`."""
+    if facts is None or facts.source != "texts":
+        return policy
+    return policy.model_copy(update={"routed": {}})
+
+
+def _beyond_texts(source: str, policy: Policy) -> tuple[str, ...]:
+    """What the policy names and texts alone do not tell."""
+    if source != "texts":
+        return ()
+    return tuple(f"a share of requests to {of}" for of in policy.routed)
 
 
 def _draw_from(pack: Pack, config: RunFile, plan: Plan) -> tuple[Probe, ...]:

@@ -35,6 +35,7 @@ from verifier.files.stored import read_record, read_rows
 from verifier.host.budget import Ceiling
 from verifier.records import After, Nats, Plain, Probe, Version
 from verifier.reference.cards import Thinking
+from verifier.reference.trusted import Source, Trusted
 
 #: Version of the plan file.
 PLAN_SCHEMA: Final = 1
@@ -59,7 +60,8 @@ class PackFacts(BaseModel):
     digest: str
     signed_by: str | None  # the public key; None: nobody signed it
     made_on: str
-    source: str  # where its paths come from
+    source: Source  # where its paths come from
+    trusted: Trusted | None = None  # whose word it is; None: that of weights
     questions: Count  # that an audit draws from
     panel: Count  # that tell renderings apart
     tokens: Count  # of a path at most
@@ -136,6 +138,16 @@ class Plan(BaseModel):
             usd=self.budget_usd,
             prices=self.prices,
         )
+
+    @property
+    def trusted(self) -> Trusted | None:
+        """The host whose word the reference is; None: weights are."""
+        return None if self.pack is None else self.pack.trusted
+
+    @property
+    def by_texts(self) -> bool:
+        """Whether texts alone are known of a trusted host, and no likelihood."""
+        return self.pack is not None and self.pack.source == "texts"
 
     @model_validator(mode="after")
     def _policy_is_known(self) -> Self:

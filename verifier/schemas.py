@@ -40,7 +40,9 @@ def make_schema(name: str) -> dict[str, Any]:
     parts, whole = made["$defs"], made["items"]
     whole = parts.pop(kind.__name__) if "$ref" in whole else whole
     for part in parts.values():
-        if "host" in part.get("properties", ()):  # a host that is known has its base_url
+        if {"host", "base_url"} <= {
+            *part.get("properties", ())
+        }:  # a host that is known has its base_url
             part["required"].remove("base_url")
             part["anyOf"] = [{"required": ["base_url"]}, {"required": ["host"]}]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **whole, "$defs": parts}

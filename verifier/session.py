@@ -198,7 +198,7 @@ class Session:
     def wants_ordinary(self, case: Case) -> bool:
         """Whether ordinary replies may still tell: the verdict is open, and no stage's turn has
         come, or a check wants more of them."""
-        no_more = tells_no_more(case) and len(case.scored) >= self.plan.min_replies
+        no_more = tells_no_more(case) and case.judged >= self.plan.min_replies
         between = no_more and is_between(case)
         ended = (case.decision != "inconclusive" or no_more) and not (
             self.pace.wanted() or (not between and any(c.more(case) for c in CHECKS))

@@ -14,6 +14,7 @@ from verifier.evidence.calibration import Calibration, Channel, Estimate, Measur
 from verifier.evidence.ledger import LOGPROB_SCALES, TEXT_SCALES
 from verifier.evidence.stacks import (
     LEAST_KAPPA,
+    TRUSTED,
     above_floor,
     end_of_zone,
     predict_above,
@@ -178,6 +179,16 @@ def test_a_reference_of_unknown_precision_is_taken_for_as_noisy_as_the_floor() -
 
     assert found.calibration.text.tolerated == pytest.approx(math.hypot(0.1, 0.1))
     assert "unknown precision" in found.why
+
+
+def test_a_trusted_host_is_as_noisy_as_any_stack_and_so_is_who_is_held_to_it() -> None:
+    """The noise of both is no noise above that of honest stacks, whatever is on record."""
+    for made in (calibration(measured=MEASURED), calibration()):
+        found = read_beside(made, {"engine": TRUSTED})
+
+        assert found.calibration.text.honest_scale == pytest.approx(math.hypot(0.1, 0.1))
+        assert found.calibration.text.tolerated >= found.calibration.text.honest_scale
+        assert "trusted host" in found.why
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ def test_the_table_has_a_row_for_each_host() -> None:
     )  # fmt: skip
     figure = {"host": "reference", "policy": "screen", "questions": 60}
 
-    told = tabulate_packs({"figures": [{**figure, "pack": made, "weights": made}]})
+    told = tabulate_packs({"figures": [{**figure, "pack": made, "weights": made, "texts": made}]})
 
-    assert told.splitlines()[2].startswith("| honest | screen | 3 | 3 | 0 | 0 |")
+    rows = told.splitlines()[2:]
+    assert rows[0].startswith("| honest | pack of weights | screen | 3 | 3 | 0 | 0 |")
+    assert rows[1].startswith("| honest | a host's texts | screen | 3 | 3 | 0 | 0 |")

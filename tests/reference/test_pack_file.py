@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from packs import write_keys, write_tiny_pack
+from audits import host
+from packs import record_tiny_pack, write_keys, write_tiny_pack
 from safetensors.numpy import load, save
 
 from verifier.errors import ConfigError
@@ -241,3 +242,54 @@ def test_tensors_of_other_forms_are_refused(pack: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             read_pack(rewritten(pack, tmp_path / "form.pack", tensors=edit))
+
+
+# -- of a trusted host -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small pack of a host's texts."""
+    with host() as url:
+        return record_tiny_pack(tmp_path_factory.mktemp("said"), url, questions=8, wanted="texts")
+
+
+def edit_manifest(name: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest.__setitem__(name, value)
+
+
+def edit_leaving(change: Callable[[Any], Any]) -> Callable[[dict[str, Any]], None]:
+    return lambda tensors: tensors.__setitem__("leaving", change(tensors["leaving"]))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"manifest": edit_manifest("trusted", None)}, "trusted: does not fit"),
+        ({"manifest": edit_manifest("source", "scores")}, "unknown tensor 'leaving'"),
+        ({"manifest": edit_manifest("source", "hearsay")}, "source"),
+        ({"tensors": edit_leaving(lambda one: one[:-1])}, "leaving: does not fit"),
+        ({"tensors": edit_leaving(lambda one: np.hstack([one, one]))}, "leaving: does not fit"),
+        ({"tensors": edit_leaving(lambda one: one + np.int16(99))}, "leaving: does not fit"),
+        ({"tensors": edit_leaving(lambda one: one.astype(np.int64))}, "leaving: expected int16"),
+        ({"tensors": lambda tensors: tensors.pop("leaving")}, "lacks the tensor leaving"),
+    ],
+)
+def test_a_pack_of_texts_that_does_not_fit_is_refused(
+    texts: Path, tmp_path: Path, how: dict[str, Any], said: str
+) -> None:
+    """Whoever writes the digests anew; what fits is read."""
+    assert read_pack(rewritten(texts, tmp_path / "same.pack")).manifest.source == "texts"
+
+    with pytest.raises(ConfigError, match=said):
+        read_pack(rewritten(texts, tmp_path / "edited.pack", **how))
+
+
+def test_a_pack_of_weights_has_no_host(pack: Path, tmp_path: Path, texts: Path) -> None:
+    """One that says both is neither."""
+    trusted = json.loads(envelope(texts)["manifest"])["trusted"]
+
+    with pytest.raises(ConfigError, match="trusted: does not fit"):
+        read_pack(
+            rewritten(pack, tmp_path / "both.pack", manifest=edit_manifest("trusted", trusted))
+        )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from toy_pack import ToyPack, every_text, say
 
-from verifier.evidence.ledger import event_cells, text_cells
+from verifier.evidence.ledger import FLOOR, TEXT_SCALES, event_cells, text_cells
 from verifier.records import ReplyScore
 from verifier.reference.pack_file import TOP
 from verifier.scoring.paths import DOUBT, walk
@@ -215,6 +215,30 @@ def test_all_outcomes_of_a_place_together_are_sure() -> None:
     assert np.exp(every).sum(axis=0) == pytest.approx(1.0, abs=1e-6)
 
 
+def test_few_tokens_speak_among_themselves_alone() -> None:
+    """As a score of few does; one that is not named says nothing at any scale."""
+    place = ToyPack([[{"a": 0.5, "b": 0.3, "c": 0.05}]], few=True).place(0, 0)
+    score = ReplyScore(
+        logprobs=(place.logprobs[1],), ranks=(2,), entropies=(0.0,), top_ids=(0,),
+        top_logprobs=(place.logprobs,), candidate_logprobs=None, few=True,
+    )  # fmt: skip
+    every = [event_cells(place.logprobs, place.rest, (n,), few=True) for n in range(3)]
+
+    assert every[1] == pytest.approx(text_cells(score, [0]))
+    assert np.exp(every).sum(axis=0) == pytest.approx(1.0, abs=1e-9)
+    assert not event_cells(place.logprobs, place.rest, (), few=True).any()
+
+
+def test_two_spellings_of_few_tokens_say_nothing() -> None:
+    """How likely both are together nobody knows."""
+    pack = ToyPack([[{"\n": 0.5, "\n\n": 0.3}, {"\n": 0.9}, {"Hi": 0.9}]], few=True)
+
+    walked = follow(pack, "\n\nHi")
+
+    assert walked.ended == "doubtful"
+    assert not walked.steps[0].cells.any()
+
+
 # -- the level, by counting every text ---------------------------------------------------------
 
 
@@ -256,3 +280,41 @@ def test_texts_with_several_spellings_keep_the_level_too(null: int, other: int) 
     )
 
     assert _mean_ratio(pack, ["a", "ab", "b", "c"], null=null, other=other) <= 1 + 1e-3
+
+
+#: What a host says at three places, and the token that nobody was told of.
+_LAWS = (
+    {"a": 0.45, "?": 0.35, "b": 0.2},
+    {"b": 0.5, "c": 0.2, "a": 0.2, "?": 0.1},
+    {"?": 0.6, "a": 0.3, "b": 0.1},
+)
+
+
+@pytest.mark.parametrize(
+    ("null", "other", "few"),
+    [(10, 30, True), (15, 40, True), (30, 10, True), (25, 35, True), (15, 40, False)],
+)
+def test_few_tokens_keep_the_level_whatever_is_not_named(null: int, other: int, few: bool) -> None:
+    """Null: noise of one scale over all tokens, of which a likely one is never named, and at the
+    last place the likeliest of all. To take those that are named for the likeliest fails."""
+    pack = ToyPack([[{t: p for t, p in law.items() if t != "?"} for law in _LAWS]], few=few)
+    total = 0.0
+
+    def go_on(text: str, chance: float) -> None:
+        nonlocal total
+        at, left = (
+            len(text),
+            any(sign != next(iter(pack._paths[0][n])) for n, sign in enumerate(text)),
+        )
+        if left or at == len(_LAWS):
+            cells = sum((s.cells for s in follow(pack, text).steps), np.zeros(len(TEXT_SCALES)))
+            total += chance * float(np.exp(cells[other] - cells[null]))
+            return
+        values = np.log(list(_LAWS[at].values()))
+        noisy = np.exp(values / TEXT_SCALES[null])
+        for token, p in zip(_LAWS[at], noisy / noisy.sum(), strict=True):
+            go_on(text + token, chance * float(p))
+
+    go_on("", 1.0)
+
+    assert (total <= 1 + 2 * FLOOR) == few

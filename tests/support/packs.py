@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -20,11 +20,15 @@ from simulate import make_calibration
 
 from verifier.audit import audit
 from verifier.config import RunFile
+from verifier.host.budget import Ceiling
+from verifier.host.endpoint import Endpoint
 from verifier.lab.packs import Mode, make_pack, make_recipe
+from verifier.lab.testbed import host as testbed
 from verifier.lab.testbed.app import create_app
-from verifier.lab.testbed.host import Host
 from verifier.lab.testbed.server import running
+from verifier.lab.trusted import Asking, Host, Wanted, record_pack
 from verifier.probes import Pool, load_pool
+from verifier.progress import Show
 from verifier.records import GenerateRequest, Generation, Report
 from verifier.reference.cards import read_card
 from verifier.reference.pack_file import Pack, pack_bytes, write_pack
@@ -49,6 +53,33 @@ def write_tiny_pack(
     )  # fmt: skip
     path = folder / name
     write_pack(path, pack_bytes(*made, key=key))
+    return path
+
+
+def trust(url: str, *, budget: int = 100_000, **changes: Any) -> Host:
+    """A trusted host of the tiny model; `changes` are of its endpoint."""
+    endpoint = Endpoint(base_url=url, model="tiny", max_attempts=1, **changes)
+    return Host(endpoint=endpoint, ceiling=Ceiling(completion_tokens=budget, usd=None, prices=None))
+
+
+def record_tiny_pack(
+    folder: Path, url: str, *, questions: int = 48, wanted: Wanted | None = None,
+    second: str | None = None, same_model: bool = False, name: str = "said.pack",
+    tokens: int = TOKENS, tell: Callable[[str], None] = lambda _line: None, **changes: Any,
+) -> Path:  # fmt: skip
+    """A pack of what hosts of the tiny model said; goes on where its work was left."""
+    asking = Asking(
+        questions=questions, seed=11, tokens=tokens, wanted=wanted, host=trust(url, **changes),
+        second=None if second is None else trust(second),
+    )  # fmt: skip
+    made = record_pack(
+        asking, read_card(CARD, where="tiny"), load_pool(), catalogue(),
+        calibration=make_calibration(), same_model=same_model, tokenizer=FakeTokenizer(),
+        versions={"verifier": "0"}, made_on="2026-11-30", work=folder / f"{name}.work",
+        show=Show(tell=tell, step=QUIET.step),
+    )  # fmt: skip
+    path = folder / name
+    write_pack(path, pack_bytes(*made, key=None))
     return path
 
 
@@ -116,7 +147,9 @@ def host_that_knows(pack: Pack) -> Iterator[str]:
     """The URL of a host that answers a pack's questions well, and no others."""
     known = frozenset(pack.prompt(number) for number in range(len(pack.probes)))
     app = create_app(
-        Host(engine=KnowingEngine(known), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001)
+        testbed.Host(
+            engine=KnowingEngine(known), tokenizer=FakeTokenizer(), model="tiny", window_s=0.001
+        )
     )
     with running(app) as url:
         yield url

@@ -41,8 +41,11 @@ class ToyPack:
         paths: Sequence[Sequence[Mapping[str, float]]],
         branches: Mapping[tuple[int, int, str], int] | None = None,
         renderings: Mapping[str, int] | None = None,
+        few: bool = False,
     ) -> None:
-        """`renderings` have paths of their own, by number; the published one has the first."""
+        """`renderings` have paths of their own, by number; the published one has the first. Of
+        `few` no other tokens are told than those that are written, as by a trusted host."""
+        self._few = few
         told = {"reference": 0, **(renderings or {})}
         self._paths = paths
         self.manifest = _Facts(list(told))
@@ -62,6 +65,14 @@ class ToyPack:
 
     def place(self, path: int, at: int) -> Any:
         told = dict(self._paths[path][at])
+        if self._few:
+            return Place(
+                tokens=tuple(self.names.index(token) for token in told),
+                logprobs=tuple(np.log(list(told.values())).tolist()),
+                rest=float(np.log(max(1 - sum(told.values()), 1e-9))),
+                number=1000 * path + at,
+                few=True,
+            )
         fillers = [name for name in FILLERS if name not in told][: TOP - len(told)]
         left = 1 - sum(told.values())
         every = {**told, **dict.fromkeys(fillers, _NEVER)}

@@ -173,6 +173,12 @@ class Case:
         return tuple(row for row in self.ordinary.rows if REFERENCE in row.text)
 
     @cached_property
+    def judged(self) -> int:
+        """How many ordinary replies are judged: by their likelihood, or by where they leave those
+        of a trusted host."""
+        return sum(REFERENCE in row.text or row.left is not None for row in self.ordinary.rows)
+
+    @cached_property
     def text(self) -> Array:
         """Rows [n, S] of ordinary replies under the published weights, read as calibrated."""
         return read_text(self.ordinary, REFERENCE, self.plan.calibration.text)
@@ -551,7 +557,7 @@ def greedy_is_settled(case: Case) -> bool:
         for f in case.findings
         if case.aspects[f.aspect].greedy or f.name == SINGLE
     )
-    enough = len(case.scored) >= case.plan.min_replies
+    enough = case.judged >= case.plan.min_replies
     return greedy_is_quiet(case, case.findings) and decided and enough
 
 

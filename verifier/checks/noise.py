@@ -82,8 +82,11 @@ def find(
     """Each class of the policy, by the confidence sequence of the noise scale.
 
     A class is excluded once every scale from its own upwards is outside the interval, detected
-    once every scale below is. Under a provisional floor it is excluded further below.
+    once every scale below is. Under a provisional floor it is excluded further below. Where no
+    likelihood is known it says nothing.
     """
+    if case.plan.by_texts:
+        return []
     return [_find_class(case, account, name) for name in case.plan.policy.noise]
 
 
@@ -126,6 +129,8 @@ def remarks(
     case: Case, _evidence: float, account: Account, _found: Sequence[Finding]
 ) -> list[Remark]:
     """What the error rates are conditional on, and what lies outside of what was calibrated."""
+    if case.plan.by_texts:
+        return []
     rests = (_on_lenders(case), _on_stacks(case), _on_domain(case))
     found = [Remark(text=text) for text in rests if text]
     if above_floor(case, account.interval) and not account.differs and account.by == "published":

@@ -13,6 +13,7 @@ from verifier.checks.check import Account, Aspect, Case, Check, Remark, make_fin
 from verifier.host.exchange import UNSHOWN, UNTESTABLE
 from verifier.plan_file import PackFacts
 from verifier.records import Decision, Finding
+from verifier.reference.trusted import SOURCES, Trusted, counts_otherwise, describe_prompts
 
 BEYOND: Final = Aspect(name="pack", label="beyond a pack", place=150, role="remark")
 
@@ -24,6 +25,12 @@ _WHAT: Final = {
 
 #: Characters shown of a digest or a key.
 _SHOWN: Final = 16
+
+#: What is judged of a reply.
+_UP_TO: Final = (
+    "each reply is judged up to the first place where it leaves its paths of {tokens} tokens{of}, "
+    "and other models, samples and long prompts are not judged"
+)
 
 #: Questions below which a host can hold all replies ready without anybody noticing the cost.
 _FEW: Final = 1000
@@ -37,6 +44,8 @@ def name_it(
     if facts is None:
         return []
     detail = "a pack holds greedy paths alone; audit with the weights"
+    if case.plan.by_texts:
+        detail = "of the pack's host texts alone are known; audit with the weights"
     found = [make_finding(BEYOND, "not run", what, None, detail) for what in facts.beyond]
     why = (row.unjudged or "" for row in case.ledger.rows)
     hidden = [one for one in why if one.startswith((UNTESTABLE, UNSHOWN))]
@@ -55,10 +64,13 @@ def remarks(
         return []
     if facts.with_weights:
         return [Remark(text=_on_both(facts), at="first")]
-    return [
+    found = [
         Remark(text=_on_whose_word(facts), at="first"),
         Remark(text=_on_the_blind_spot(facts), at="beside"),
     ]
+    if facts.trusted is not None and counts_otherwise(facts.trusted):
+        found.append(Remark(text=describe_prompts(facts.trusted), at="evidence"))
+    return found
 
 
 def _on_both(facts: PackFacts) -> str:
@@ -71,15 +83,35 @@ def _on_both(facts: PackFacts) -> str:
 
 
 def _on_whose_word(facts: PackFacts) -> str:
-    signed = "signed by nobody, so it is whoever's who gave it to you"
-    if facts.signed_by is not None:
-        signed = f"signed by the key {facts.signed_by[:_SHOWN]}"
+    if facts.trusted is not None:
+        return _on_the_host(facts, facts.trusted)
     return (
-        f"the reference is a pack ({facts.digest[:_SHOWN]}, made on {facts.made_on} from "
-        f"{facts.source}, {signed}): each reply is judged up to the first place where it leaves "
-        f"its paths of {facts.tokens} tokens{_WHAT[facts.thinking]}, and other models, samples and "
-        "long prompts are not judged"
+        f"the reference is a pack ({facts.digest[:_SHOWN]}, made on {facts.made_on} from weights, "
+        f"{_signed(facts)}): {_up_to(facts)}"
     )
+
+
+def _on_the_host(facts: PackFacts, trusted: Trusted) -> str:
+    """Whose word a pack is that was recorded from a host, and what that can hide."""
+    named = f"{trusted.host} as {trusted.model}"
+    if trusted.second_host is not None:
+        named += f", and {trusted.second_host} as {trusted.second_model},"
+    return (
+        f"the reference is what {named} said from {trusted.first_asked} to {trusted.last_asked} "
+        f"(pack {facts.digest[:_SHOWN]}, {SOURCES[facts.source]}, {_signed(facts)}), taken on "
+        "trust: if it serves other weights than the published ones itself, this audit cannot see "
+        f"it, and holds honest hosts to those; {_up_to(facts)}"
+    )
+
+
+def _up_to(facts: PackFacts) -> str:
+    return _UP_TO.format(tokens=facts.tokens, of=_WHAT[facts.thinking])
+
+
+def _signed(facts: PackFacts) -> str:
+    if facts.signed_by is None:
+        return "signed by nobody, so it is whoever's who gave it to you"
+    return f"signed by the key {facts.signed_by[:_SHOWN]}"
 
 
 def _on_the_blind_spot(facts: PackFacts) -> str:

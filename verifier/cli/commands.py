@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 import shlex
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -33,6 +33,7 @@ from verifier.cli.common import (
     cache_directory,
     cards_directory,
     complete,
+    endpoint_key,
     help_when_bare,
     help_width,
     is_asked_by_a_shell,
@@ -47,6 +48,7 @@ from verifier.cli.common import (
     show_summary,
     showing,
     state_directory,
+    warn_of_keys_in_clear,
 )
 from verifier.cli.init import init
 from verifier.cli.lab import bench, calibrate, demo, testbed_app
@@ -69,8 +71,6 @@ if TYPE_CHECKING:
     from verifier.progress import Show
     from verifier.records import Report, Summary
     from verifier.reference.loaded import LoadReference
-
-_LONGEST_KEY: Final = 16_384  # bytes
 
 #: What a command line that cannot be read raises; typer offers no name for it.
 _UsageError: Final[type[Exception]] = typer.BadParameter.__mro__[1]
@@ -188,10 +188,10 @@ def audit(
     every = fleet.every_run_file
     new = [one.audit.policy for one in every.values() if not (one.out / PLAN).exists()]
     refuse_unready(fleet.reference, policy=next(iter(new), None))
-    keys = {name: _api_key(config, out=fleet.out) for name, config in every.items()}
+    keys = {name: endpoint_key(config, out=fleet.out) for name, config in every.items()}
     for name, config in every.items():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=keys[name])
-    _warn_of_keys_in_clear(every.values())
+    warn_of_keys_in_clear(every.values())
     with working_in(fleet.out, make=True), showing() as show:
         _start(fleet)
         stop.goes_on(_next(fleet, again=again))
@@ -263,37 +263,10 @@ def _worst(found: Summary) -> int:
     return EXIT["consistent"] if decisions == {"consistent"} else EXIT["inconclusive"]
 
 
-def _api_key(config: RunFile, *, out: Path) -> str | None:
-    """The key of an endpoint. `out` is what is passed on, with all that lies in it."""
-    name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
-    if path is not None:
-        return _read_key_file(path, run=out)
-    if name is None:
-        return None
-    return read_key(name, where="endpoint.api_key_env")
-
-
 def _reference_key(config: RunFile) -> str | None:
     """The key of the remote engine's server."""
     name = config.reference.url_key_env
     return None if name is None else read_key(name, where="reference.url_key_env")
-
-
-def _read_key_file(path: Path, *, run: Path) -> str:
-    """The key that a file holds alone. It may not lie in the run folder, which is passed on."""
-    where = "endpoint.api_key_file"
-    if path.resolve().is_relative_to(run.resolve()):
-        raise ConfigError(f"{where}: {path} lies in the run folder; keep the key outside of it")
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LONGEST_KEY + 1)
-    except OSError as error:
-        raise ConfigError(f"{where}: {path} cannot be read ({error.strerror})") from error
-    key = raw.decode("utf-8", "replace").strip()
-    if not key or len(raw) > _LONGEST_KEY:
-        raise ConfigError(f"{where}: {path} must hold the key and nothing else")
-    sieve.know(key)
-    return key
 
 
 @contextmanager
@@ -364,13 +337,6 @@ def _start(fleet: Fleet, *, ours: bool = True) -> dict[str, VerifierError]:
     return problems
 
 
-def _warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
-    from verifier.cli.trust import sent_in_clear
-
-    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
-        say(f"warning: {line}", err=True)
-
-
 # -- the steps of a run folder -----------------------------------------------------------------
 
 
@@ -404,7 +370,7 @@ def plan(
     for config in every.values():  # what it refuses should leave no run folder behind
         make_endpoint(config, api_key=None)
     _check_memory(next(iter(every.values())), quiet=as_json)
-    _warn_of_keys_in_clear(every.values())
+    warn_of_keys_in_clear(every.values())
     ours = described.path is None or all(map(_is_ours_to_plan, run_files_of(described.path)))
     with working_in(fleet.out, make=True):
         for problem in _start(fleet, ours=ours).values():
@@ -511,9 +477,9 @@ def capabilities(
     from verifier.steps import find_capabilities, make_endpoint
 
     config = _only_endpoint(fleet, where=described.path or "capabilities")
-    key = _api_key(config, out=config.out)
+    key = endpoint_key(config, out=config.out)
     make_endpoint(config, api_key=key)  # what it refuses should leave no run folder behind
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     with working_in(config.out, make=True), showing() as show:
         _start(fleet)
         stop.goes_on(stop.SAME)
@@ -571,10 +537,10 @@ def collect(
             f"{run}: this sends {what} to {endpoint.base_url}, and the run folder was not made "
             f"here; read its {RUN}, and add --trust if it is yours"
         )
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     with working_in(run), showing() as show:
         stop.goes_on(stop.SAME)
-        count = ask(run, api_key=_api_key(config, out=run), probes=probes, show=show)
+        count = ask(run, api_key=endpoint_key(config, out=run), probes=probes, show=show)
     say(f"{count} probes have an outcome in {run}")
 
 
@@ -621,7 +587,7 @@ def score(
         refuse_foreign(config.reference, where=str(run))
     lacking = planned.calibrated is None
     refuse_unready(config.reference, policy=config.audit.policy if lacking else None)
-    _warn_of_keys_in_clear([config])
+    warn_of_keys_in_clear([config])
     if config.reference.has_weights:
         say_own(config.reference.card)
         refuse_engine_of_name(planned, config.reference.engine)

@@ -33,11 +33,14 @@ if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderableType
     from rich.segment import Segment
 
+    from verifier.config import RunFile
     from verifier.progress import Show
     from verifier.records import Decision, Report, Summary
 
 EXIT: Final[dict[Decision, int]] = {"consistent": 0, "inconsistent": 1, "inconclusive": 3}
 USAGE: Final = 2
+
+_LONGEST_KEY: Final = 16_384  # bytes
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 EngineName = Literal["auto", "vllm", "transformers", "remote", "echo"]
@@ -187,6 +190,41 @@ def read_key(name: str, *, where: str) -> str:
         raise ConfigError(f"{where}: the variable {shown} is not set; export the key in it")
     sieve.know(key)
     return key
+
+
+def endpoint_key(config: RunFile, *, out: Path) -> str | None:
+    """The key of an endpoint. `out` is what is passed on, with all that lies in it."""
+    name, path = config.endpoint.api_key_env, config.endpoint.api_key_file
+    if path is not None:
+        return _read_key_file(path, run=out)
+    if name is None:
+        return None
+    return read_key(name, where="endpoint.api_key_env")
+
+
+def _read_key_file(path: Path, *, run: Path) -> str:
+    """The key that a file holds alone. It may not lie in the run folder, which is passed on."""
+    where = "endpoint.api_key_file"
+    if path.resolve().is_relative_to(run.resolve()):
+        raise ConfigError(f"{where}: {path} lies in the run folder; keep the key outside of it")
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_LONGEST_KEY + 1)
+    except OSError as error:
+        raise ConfigError(f"{where}: {path} cannot be read ({error.strerror})") from error
+    key = raw.decode("utf-8", "replace").strip()
+    if not key or len(raw) > _LONGEST_KEY:
+        raise ConfigError(f"{where}: {path} must hold the key and nothing else")
+    sieve.know(key)
+    return key
+
+
+def warn_of_keys_in_clear(configs: Iterable[RunFile]) -> None:
+    """Before anything is sent."""
+    from verifier.cli.trust import sent_in_clear
+
+    for line in dict.fromkeys(line for config in configs for line in sent_in_clear(config)):
+        say(f"warning: {line}", err=True)
 
 
 def cache_directory() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from verifier.cli.common import (
     InSections,
     ListJson,
     WithWholeLines,
+    endpoint_key,
     help_when_bare,
     now,
     say,
@@ -21,18 +24,21 @@ from verifier.cli.common import (
     say_own,
     share_cores,
     showing,
+    warn_of_keys_in_clear,
 )
 from verifier.cli.lab import CardWeights, DryRun, LikeRunFile, reference_of, weights_of
 from verifier.errors import ConfigError
 
 if TYPE_CHECKING:
-    from verifier.config import ReferenceSection
+    from verifier.config import ReferenceSection, RunFile
     from verifier.lab.packs import Recipe
+    from verifier.lab.trusted import Asking, Host
     from verifier.reference.cards import Card
     from verifier.reference.pack_file import Pack
+    from verifier.reference.trusted import Trusted
 
 pack_app = typer.Typer(
-    help="Packs: what published weights say of some questions, so that an audit needs no weights.",
+    help="Packs: what weights, or a trusted host, say of some questions: audits need no weights.",
     cls=WithWholeLines,
     invoke_without_command=True,
     rich_markup_mode=None,
@@ -69,6 +75,25 @@ Work = Annotated[
 Computes = Annotated[
     EngineName | None, typer.Option(metavar="NAME", help="What computes it: vllm or transformers.")
 ]
+Trusts = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        metavar="RUNFILE",
+        help="Record what this run file's endpoint says, a host you trust, asked twice.",
+    ),
+]
+Second = Annotated[
+    Path | None,
+    typer.Option(metavar="RUNFILE", help="Another trusted host, whose texts stand beside it."),
+]
+Scores = Annotated[
+    bool | None,
+    typer.Option(
+        "--scores/--texts",
+        help="Want the host's log-probabilities, or its texts alone; else what it gives.",
+    ),
+]
 
 
 @pack_app.command("make", cls=InSections)
@@ -85,10 +110,13 @@ def make(
     work: Work = None,
     engine: Computes = None,
     run_file: LikeRunFile = None,
+    trusts: Trusts = None,
+    second: Second = None,
+    scores: Scores = None,
     dry_run: DryRun = False,
     as_json: ListJson = False,
 ) -> None:
-    """Record what a card's weights say of N questions, for audits without them.
+    """Record what a card's weights, or a host you trust, say of N questions, for audits without.
 
     Says first what that takes. Stopped, the same command goes on.
 
@@ -96,6 +124,7 @@ def make(
     Examples:
       verifier pack make smollm2-135m-instruct --probes 200 --out small.pack
       verifier pack make minimax-m2.7 --probes 2000 --out m2.7.pack --key key.pem
+      verifier pack make card.yaml --probes 200 --out its.pack --from host.yaml
     """
     from verifier.reference.cards import load_card
     from verifier.reference.signing import read_private_key
@@ -107,27 +136,69 @@ def make(
     signer = None if key is None else read_private_key(key)
     from verifier.lab.packs import make_recipe, mode_of
 
-    mode = mode_of(found, think=think)
-    section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
-    recipe = make_recipe(
-        probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else (), thinking=mode
-    )
-    foreseen = _foreseen(recipe, found, section)
+    kept = work or out.with_name(f"{out.name}.work")
+    make_it: Callable[[], Any]
+    if trusts is not None:
+        _refuse_computing(engine, run_file)
+        _refuse_thinking(found)
+        asking = _asking(
+            probes, seed, tokens, trusts, second, scores, card=found, out=kept, asks=not dry_run
+        )
+        foreseen = _foreseen_of_hosts(asking)
+        make_it = partial(_record, asking, card, found, weights, work=kept)
+    else:
+        _refuse_asking(second, scores)
+        section = reference_of(found, run_file, engine=engine, gpus=None, gpu_memory=None)
+        recipe = make_recipe(
+            probes, seed=seed, max_tokens=tokens, builds=found.bank if builds else (),
+            thinking=mode_of(found, think=think),
+        )  # fmt: skip
+        foreseen = _foreseen(recipe, found, section)
+        make_it = partial(_make, recipe, card, found, section, weights, work=kept)
+    _say_foreseen(foreseen, dry=dry_run, as_json=as_json)
+    if not dry_run:
+        _write(out, make_it(), signer, as_json=as_json)
+
+
+def _say_foreseen(foreseen: list[str], *, dry: bool, as_json: bool) -> None:
     for line in foreseen:
-        say(line, err=as_json or not dry_run)
-    if dry_run:
-        if as_json:
-            say_json({"foreseen": foreseen})
-        return
+        say(line, err=as_json or not dry)
+    if dry and as_json:
+        say_json({"foreseen": foreseen})
+
+
+def _write(out: Path, made: Any, signer: Any, *, as_json: bool) -> None:
+    """Write a pack, and say where it is."""
     from verifier.reference.pack_file import pack_bytes, write_pack
 
-    kept = work or out.with_name(f"{out.name}.work")
-    raw = pack_bytes(*_make(recipe, card, found, section, weights, work=kept), key=signer)
+    raw, questions = pack_bytes(*made, key=signer), len(made[1])
     write_pack(out, raw)
     if as_json:
-        say_json({"pack": str(out), "bytes": len(raw), "questions": probes})
+        say_json({"pack": str(out), "bytes": len(raw), "questions": questions})
         return
-    say(f"{out}: {len(raw) / 1e6:.1f} MB, {len(raw) / probes / 1e3:.1f} kB a question")
+    say(
+        f"{out}: {questions:,} questions, {len(raw) / 1e6:.1f} MB, "
+        f"{len(raw) / questions / 1e3:.1f} kB a question"
+    )
+
+
+def _refuse_asking(second: Path | None, scores: bool | None) -> None:
+    if second is not None or scores is not None:
+        raise ConfigError("--second, --scores, --texts: say how to ask --from; give that too")
+
+
+def _refuse_thinking(card: Card) -> None:
+    if card.thinking is not None:
+        raise ConfigError(
+            f"--from: card {card.name}: the model thinks before it answers, and of hosts answers "
+            "alone are recorded; make the pack of the weights"
+        )
+
+
+def _refuse_computing(engine: str | None, run_file: Path | None) -> None:
+    given = next((n for n, v in (("engine", engine), ("run-file", run_file)) if v is not None), "")
+    if given:
+        raise ConfigError(f"--{given}: beside --from, which computes nothing; leave one out")
 
 
 def _refuse_wrong(probes: int, out: Path) -> None:
@@ -204,6 +275,102 @@ def _make(
         )  # fmt: skip
 
 
+# -- from a trusted host -----------------------------------------------------------------------
+
+
+def _asking(
+    probes: int, seed: int, tokens: int, trusts: Path, second: Path | None, scores: bool | None,
+    *, card: Card, out: Path, asks: bool,
+) -> Asking:  # fmt: skip
+    """What is asked, and of whom. Raises ConfigError for run files that do not serve."""
+    from verifier.lab.trusted import Asking
+
+    wanted: Any = None if scores is None else "scores" if scores else "texts"
+    host = _host_of(trusts, card=card, out=out, asks=asks)
+    beside = None if second is None else _host_of(second, card=card, out=out, asks=asks)
+    if beside is not None and _address(beside) == _address(host):
+        raise ConfigError(f"--second: {second}: the very host of --from; name another")
+    return Asking(
+        questions=probes, seed=seed, tokens=tokens, wanted=wanted, host=host, second=beside
+    )
+
+
+def _address(host: Host) -> tuple[str, str]:
+    return host.endpoint.base_url, host.endpoint.model
+
+
+def _host_of(path: Path, *, card: Card, out: Path, asks: bool) -> Host:
+    """The endpoint of a run file, with its key where it `asks`, and its budget."""
+    from verifier.config import load_run_file
+    from verifier.host.budget import Ceiling
+    from verifier.lab.trusted import Host
+    from verifier.steps import make_endpoint
+
+    config: RunFile = load_run_file(path).model_copy(update={"out": out})
+    _refuse_other_card(config, path, card)
+    if config.endpoint.dialect == "completions":
+        raise ConfigError(
+            f"{path}: endpoint.dialect: text completions are rendered by whoever asks; take chat"
+        )
+    if asks:
+        warn_of_keys_in_clear([config])
+    return Host(
+        endpoint=make_endpoint(config, api_key=endpoint_key(config, out=out) if asks else None),
+        ceiling=Ceiling(
+            completion_tokens=config.audit.budget_completion_tokens,
+            usd=config.audit.budget_usd,
+            prices=config.prices,
+        ),
+    )
+
+
+def _refuse_other_card(config: RunFile, path: Path, card: Card) -> None:
+    from verifier.reference.cards import load_card
+
+    named = config.reference.card
+    if named and load_card(named).name != card.name:
+        raise ConfigError(
+            f"{path}: reference.card: {named}, but {card.name} is to be recorded; give a run file "
+            "of this card"
+        )
+
+
+def _foreseen_of_hosts(asking: Asking) -> list[str]:
+    from verifier.lab.trusted import describe, draw_asked, foresee
+    from verifier.probes import load_pool
+
+    found = foresee(asking, draw_asked(load_pool(), asking))
+    return describe(found, questions=asking.questions)
+
+
+def _record(asking: Asking, name: str, card: Card, weights: str | None, *, work: Path) -> Any:
+    """Ask the trusted hosts; of the weights the tokenizer alone is needed."""
+    from verifier.files.run_folder import working_in
+    from verifier.lab.trusted import counting, is_measured, record_pack
+    from verifier.plan import versions
+    from verifier.probes import load_pool
+    from verifier.reference.cards import load_templates
+    from verifier.reference.provisional import calibration_for
+    from verifier.reference.renderings.catalogue import catalogue
+    from verifier.reference.tokenizer import Tokenizer
+    from verifier.reference.weights import check_weights
+
+    calibration = calibration_for(name, card)
+    with showing() as show:
+        directory = weights_of(card, weights, show)
+        check_weights(card, directory, tensors=False)
+        tokenizer = Tokenizer(directory)
+        earlier, valid = load_templates(name, card)
+        with working_in(work, make=True):
+            stop.goes_on(stop.SAME)
+            return record_pack(
+                counting(asking, tokenizer), card, load_pool(),
+                catalogue(earlier=earlier, valid=valid), calibration=calibration,
+                same_model=is_measured(card), tokenizer=tokenizer, versions=versions(),
+                made_on=now().date().isoformat(), work=work, show=show,
+            )  # fmt: skip
+
+
 @pack_app.command("show", cls=InSections)
 def show(
     pack: PackFile,
@@ -236,8 +403,11 @@ def show(
 
 def _describe(found: Pack) -> dict[str, Any]:
     """What a pack is, by the words that it is shown with."""
+    from verifier.reference.trusted import SOURCES
+
     facts, licence = found.manifest, found.card.licence
     engine = " ".join(facts.engine.get(name, "") for name in ("engine", "dtype"))
+    source = SOURCES[facts.source]
     return {
         "licence": licence.name,
         "terms": licence.terms,
@@ -246,7 +416,8 @@ def _describe(found: Pack) -> dict[str, Any]:
         "digest": found.digest,
         "signed by": found.signed_by or "nobody",
         "made on": facts.made_on,
-        "from": f"{facts.source}, by {engine}",
+        "from": source if facts.trusted is not None else f"{source}, by {engine}",
+        **({} if facts.trusted is None else _describe_host(facts.trusted)),
         "calibrated": "provisionally" if facts.calibration.provisional else "yes",
         "questions": len(found.ordinary),
         "to tell templates apart": facts.panel,
@@ -256,6 +427,21 @@ def _describe(found: Pack) -> dict[str, Any]:
         "renderings": len(facts.renderings),
         "builds": len(facts.builds),
     }
+
+
+def _describe_host(trusted: Trusted) -> dict[str, Any]:
+    """Whose word a pack is."""
+    told: dict[str, Any] = {
+        "host": f"{trusted.host} as {trusted.model}, on its word",
+        "asked": f"{trusted.first_asked} to {trusted.last_asked}",
+        "asked twice": f"{trusted.repeated} of {trusted.questions} replies came again, "
+        f"{trusted.hazard:.1%} a token did not",
+    }
+    if trusted.alternatives:
+        told["alternatives"] = trusted.alternatives
+    if trusted.second_host is not None:
+        told["second host"] = f"{trusted.second_host} as {trusted.second_model}"
+    return told
 
 
 @pack_app.command("check", cls=InSections)

@@ -54,6 +54,16 @@ class Leaving:
             return self
         return Leaving(exposure=window, left=False)
 
+    @property
+    def told(self) -> int:
+        """As one number: the exposure, below 0 where it left at the last of these places."""
+        return -self.exposure if self.left else self.exposure
+
+
+def leaving_of(told: int) -> Leaving:
+    """What `Leaving.told` made, back again."""
+    return Leaving(exposure=abs(told), left=told < 0)
+
 
 def leave_paths(paths: Sequence[Sequence[object]], reply: Sequence[object]) -> Leaving:
     """Where a reply leaves all known paths, in tokens; in signs no measured hazard is known.
@@ -212,22 +222,39 @@ def compare(
 
     Differs: its null is that the target's hazard is at most KAPPA times the largest of three: what
     was measured of the kind (its bound), what the trusted host shows asked twice, and what it shows
-    beside a `second` trusted host. Alike: the null is that the target leaves at least as often as a
-    4-bit build. The mark for that is the kind's own only for the `same_model`; for others it is
-    the kind's ratio times what two trusted hosts show, and without a second one there is none.
-    What is held to it must be read beside one path alone, as the pairs were that were measured.
+    beside a `second` trusted host. Alike is as in `log_e_alike`, where the target was read beside
+    one path alone.
     """
     log_e = min(
         log_e_more(target, rows, kappa=KAPPA, floor=kind.tolerated) for rows in (itself, second)
     )
-    alike = None
-    if same_model:
-        alike = log_e_below(target, kind.rounded)
-    elif second:
-        alike = log_e_more(second, target, kappa=1 / kind.ratio)
     return Compared(
         target=hazard_of([row.within(WINDOW) for row in target]),
         trusted=hazard_of([row.within(WINDOW) for row in (second or itself)]),
         log_e=log_e,
-        log_e_alike=alike,
+        log_e_alike=log_e_alike(target, kind=kind, second=second, same_model=same_model),
     )
+
+
+def log_e_alike(
+    alone: Sequence[Leaving],
+    *,
+    kind: Kind,
+    second: Sequence[Leaving] = (),
+    same_model: bool = False,
+    share: float = 1.0,
+) -> float | None:
+    """Log e-value that a target is no 4-bit build, by its replies beside one path `alone`, as the
+    pairs were read that were measured; None: there is no mark for it.
+
+    Null: it leaves at least as often as the mildest 4-bit build that was measured, or as this
+    `share` of that where a class has milder ones. The mark is the kind's own only for the
+    `same_model`; for others it is the kind's ratio times what two trusted hosts show, and no more
+    than the kind's own; without a second one there is none.
+    """
+    if same_model:
+        return log_e_below(alone, share * kind.rounded)
+    if not second:
+        return None
+    by_ratio = log_e_more(second, alone, kappa=1 / (share * kind.ratio))
+    return min(by_ratio, log_e_below(alone, share * kind.rounded))

@@ -18,6 +18,7 @@ import numpy as np
 
 from verifier.errors import ConfigError
 from verifier.evidence.arrays import Array, Mask, log_sum_exp
+from verifier.evidence.hazards import WINDOW
 from verifier.files.run_folder import LEDGER
 from verifier.files.stored import check_value, read_record
 from verifier.probes import OF_PACK
@@ -111,6 +112,23 @@ class Choices:
     worst: Place | None  # the least likely of them; None: there is none
 
 
+#: Tokens at risk, below 0 where it was left at the last of them, see `hazards.Leaving.told`.
+Told = Annotated[int, Between(-WINDOW, WINDOW)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """How one reply stands to the replies of a trusted host, where no likelihood is known.
+
+    Every one is of this question: the n-th of each are read beside each other.
+    """
+
+    target: Told  # beside every path that is known of the question
+    alone: Told  # beside the trusted host's first reply
+    itself: Told  # the trusted host asked again, beside its first reply
+    second: Told | None = None  # another trusted host beside that; None: there is none
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """The cells of one reply."""
@@ -131,6 +149,7 @@ class Row:
     reported: Reported | None = None  # None: nothing was, or an older version's row
     choices: dict[str, Choices] = field(default_factory=dict)  # column; {}: an older version's row
     reply_sha256: str | None = None  # of the answer, see `digest_of`; None: an older version's row
+    left: Left | None = None  # None: likelihoods are known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,7 +284,9 @@ def differing_cells(score: ReplyScore, kept: Sequence[int]) -> tuple[float, ...]
     return tuple(float(v) for v in (1 - np.exp(_positions(likeliest, at))).sum(axis=0))
 
 
-def event_cells(top: Sequence[float], rest: float, members: Sequence[int]) -> Array:
+def event_cells(
+    top: Sequence[float], rest: float, members: Sequence[int], *, few: bool = False
+) -> Array:
     """log p [S] that one token of a greedy reply is among some of the k likeliest, at every scale.
 
     `top` are the k largest log-probabilities and `rest` that of all other tokens together;
@@ -273,8 +294,18 @@ def event_cells(top: Sequence[float], rest: float, members: Sequence[int]) -> Ar
     others are one outcome whose share at a scale is that of its bound, so that the k + 1 outcomes
     have one distribution at each scale, which sums to 1 where `top` and `rest` do. The bound makes
     "none of the k" as likely as it can be.
+
+    Of `few`, which need not be the largest, a token is judged by p(it | it is one of those that are
+    named), and one beyond them says nothing.
     """
     some, others = np.array([top]), np.array([rest])
+    if few:
+        inside = np.array([[bool(members)]])
+        chosen = some[:, list(members)] if members else some
+        each = [_among_named(one, some, inside)[0] for one in chosen.T]
+        return np.asarray(
+            np.minimum(log_sum_exp(np.array(each), axis=0), 0.0) if members else each[0]
+        )
     normaliser, tail = _normaliser(some, others)
     if members:
         chosen = some[0, list(members)]  # [m]
@@ -409,7 +440,8 @@ def _row_to_json(row: Row) -> dict[str, Any]:
         for column, one in row.choices.items()
     }
     reported = None if row.reported is None else fields_of(row.reported)
-    return fields_of(row) | {"reported": reported, "choices": choices}
+    left = None if row.left is None else fields_of(row.left)
+    return fields_of(row) | {"reported": reported, "choices": choices, "left": left}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

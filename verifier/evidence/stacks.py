@@ -36,6 +36,9 @@ _LEAST_STACKS: Final = 3
 #: The largest scale that is ever tolerated: below the top of either grid.
 _MOST: Final = 0.9
 
+#: What a reference is called that is a trusted host's word.
+TRUSTED: Final = "host"
+
 #: Precisions in which the choice of kernels moves no score by what any host's rounding does.
 _EXACT: Final = ("float64", "float32")
 
@@ -213,7 +216,12 @@ def read_beside(calibration: Calibration, engine: Mapping[str, str]) -> Beside:
     with other kernels than the calibrated one, what that arithmetic was measured to make (else the
     floor) is added to what is tolerated, as variances add. So nothing is held against a host that
     the reference's rounding can make.
+
+    A trusted host is a stack like those that were measured, and honest ones leave it by the noise
+    of both: it is added to the floor too, so that they are not taken to be noisier than any.
     """
+    if engine.get("engine") == TRUSTED:
+        return _beside_trusted(calibration)
     measured = calibration.measured
     if measured is None or not engine:
         return Beside(calibration=calibration, why="")
@@ -229,6 +237,18 @@ def read_beside(calibration: Calibration, engine: Mapping[str, str]) -> Beside:
     logprob = _widen(calibration.logprob, [s.logprob for s in own])
     updated = calibration.model_copy(update={"text": text, "logprob": logprob})
     return Beside(calibration=updated, why=why)
+
+
+def _beside_trusted(calibration: Calibration) -> Beside:
+    def both(channel: Channel) -> Channel:
+        floor = min(math.hypot(channel.honest_scale, channel.honest_scale), _MOST)
+        return _widen(channel, []).model_copy(update={"honest_scale": floor})
+
+    text, logprob = both(calibration.text), both(calibration.logprob)
+    updated = calibration.model_copy(update={"text": text, "logprob": logprob})
+    return Beside(
+        calibration=updated, why="held to what a trusted host said, rounded in its own way"
+    )
 
 
 def _kernels(measured: Measured) -> list[tuple[str, str]]:

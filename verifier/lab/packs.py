@@ -26,7 +26,7 @@ from verifier.records import REFERENCE, GenerateRequest, Generation, Probe, Scor
 from verifier.reference.cards import Card, Thinking
 from verifier.reference.engines import TOP_K, Engine
 from verifier.reference.machine import Speed
-from verifier.reference.pack_file import PACK_SCHEMA, STEPS, TOP, Numbers, Thoughts
+from verifier.reference.pack_file import NONE, PACK_SCHEMA, STEPS, TOP, Numbers, Thoughts
 from verifier.reference.reader import Reader
 from verifier.reference.renderings.catalogue import Rendering, render_probe
 from verifier.scoring.readings import published_ids
@@ -148,8 +148,8 @@ _PLACE_BYTES: Final = 90
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """One path to be generated, or a branch of one."""
+class Said:
+    """One path that is said, or to be, or a branch of one."""
 
     question: int
     rendering: int
@@ -177,7 +177,7 @@ def generate_paths(
     tokenizer: Reader,
     work: Path,
     show: Show,
-) -> tuple[list[_Path], list[Generation]]:
+) -> tuple[list[Said], list[Generation]]:
     """Every path of a pack in its order, each branch behind the path that it leaves."""
     close_id = None if thoughts is None else thoughts.close_id
     opened = tags if close_id is not None else None
@@ -210,7 +210,7 @@ def _first_paths(
     tokenizer: Reader,
     *,
     opened: Thinking | None,
-) -> list[_Path]:
+) -> list[Said]:
     """The greedy paths: of every question as published, and of the panel under each rendering whose
     prompt differs. What replies do past their end is none of a prompt's. Where thoughts are
     `opened`, paths begin inside them, whoever writes the tag."""
@@ -221,7 +221,7 @@ def _first_paths(
         return (*ids, *tokenizer.encode_prompt(opened.open))
 
     found = [
-        _Path(
+        Said(
             question=number, rendering=0, prompt=root(published_ids(probe, tokenizer)),
             tokens=recipe.max_tokens,
         )
@@ -233,13 +233,13 @@ def _first_paths(
             if made is not None and root(made.ids) != found[number].prompt:
                 tokens = min(recipe.panel_tokens, recipe.max_tokens)
                 prompt = root(made.ids)
-                found.append(_Path(question=number, rendering=at, prompt=prompt, tokens=tokens))
+                found.append(Said(question=number, rendering=at, prompt=prompt, tokens=tokens))
     return found
 
 
 def _branches(
-    number: int, path: _Path, said: Generation, recipe: Recipe, *, ends: Set[int | None]
-) -> list[_Path]:
+    number: int, path: Said, said: Generation, recipe: Recipe, *, ends: Set[int | None]
+) -> list[Said]:
     """A branch at each place of a path whose second token is nearly as likely as the first."""
     found = []
     for at, top in enumerate(said.top):
@@ -260,7 +260,7 @@ def _ranked(top: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def _generate(
-    paths: Sequence[_Path], *, engine: Callable[[], Engine], work: Path, what: str, show: Show
+    paths: Sequence[Said], *, engine: Callable[[], Engine], work: Path, what: str, show: Show
 ) -> list[Generation]:
     """What the weights say along each path, from the work folder where it was said before."""
     file = work / _PATHS
@@ -310,7 +310,7 @@ def _read(line: Mapping[str, Any]) -> Generation:
 
 
 def score_builds(
-    paths: Sequence[_Path],
+    paths: Sequence[Said],
     made: Sequence[Generation],
     recipe: Recipe,
     *,
@@ -351,7 +351,7 @@ def score_builds(
     return places, np.array(values, dtype=float).reshape(len(places), len(recipe.builds), 2)
 
 
-def _request(path: _Path, said: Generation) -> ScoreRequest:
+def _request(path: Said, said: Generation) -> ScoreRequest:
     return ScoreRequest(
         prompt_ids=path.prompt,
         reply_ids=said.token_ids,
@@ -380,7 +380,7 @@ def draw_questions(
         tokenizer, tuple(entries.values()), pool, seed=recipe.seed, size=recipe.panel,
         max_tokens=recipe.max_tokens,
     ).probes  # fmt: skip
-    _refuse_days(ordinary[0], tokenizer)
+    refuse_days(ordinary[0], tokenizer)
     if len(panel) < recipe.panel:
         raise ConfigError(
             f"pack: only {len(panel)} questions tell renderings of this template apart; this is a "
@@ -389,7 +389,7 @@ def draw_questions(
     return tuple(replace(probe, settings=settings) for probe in (*ordinary, *panel))
 
 
-def _refuse_days(probe: Probe, tokenizer: Reader) -> None:
+def refuse_days(probe: Probe, tokenizer: Reader) -> None:
     """Raise ConfigError for a template that prints the day: hosts print theirs."""
     days = (replace(probe, today=day) for day in ("2024-01-01", "2031-12-31"))
     if len({published_ids(one, tokenizer) for one in days}) > 1:
@@ -452,11 +452,12 @@ def make_pack(
     off = {} if card.thinking is None or recipe.thinking != "off" else card.thinking.switch_off
     questions = draw_questions(pool, entries, recipe, tokenizer, settings=tuple(off.items()))
     thoughts = thoughts_of(recipe, card, questions, tokenizer)
-    counts = _count_prompts(questions, entries, tokenizer, work=work, show=show)
+    counts = count_prompts(questions, entries, tokenizer, work=work, show=show)
     paths, made = generate_paths(
         questions, entries, recipe, thoughts=thoughts, tags=card.thinking, engine=engine,
         tokenizer=tokenizer, work=work, show=show,
     )  # fmt: skip
+    _refuse_few(questions, paths, made)
     places, builds = score_builds(paths, made, recipe, engine=engine, work=work, show=show)
     tensors = lay_out(questions, paths, made, places, builds, counts, tokenizer)
     manifest = {
@@ -482,7 +483,19 @@ def make_pack(
     return manifest, questions, tensors
 
 
-def _count_prompts(
+def _refuse_few(
+    questions: Sequence[Probe], paths: Sequence[Said], made: Sequence[Generation]
+) -> None:
+    """Raise ConfigError where an engine names fewer tokens than a pack of weights has."""
+    for path, said in zip(paths, made, strict=True):
+        if not said.top or any(len(top) < TOP for top in said.top):
+            raise ConfigError(
+                f"pack: the engine names fewer than {TOP} tokens at a place of question "
+                f"{questions[path.question].id}; take another --engine"
+            )
+
+
+def count_prompts(
     questions: Sequence[Probe],
     entries: Mapping[str, Rendering],
     tokenizer: Reader,
@@ -525,25 +538,19 @@ def _begin(work: Path, recipe: Recipe, card: Card) -> None:
 
 def lay_out(
     questions: Sequence[Probe],
-    paths: Sequence[_Path],
+    paths: Sequence[Said],
     made: Sequence[Generation],
     places: Sequence[tuple[int, int]],
     builds: Numbers,
     counts: Numbers,
     tokenizer: Reader,
 ) -> dict[str, Numbers]:
-    """The tensors of a pack."""
-    for path, said in zip(paths, made, strict=True):
-        if not said.top or any(len(top) < TOP for top in said.top):
-            raise ConfigError(
-                f"pack: the engine names fewer than {TOP} tokens at a place of question "
-                f"{questions[path.question].id}; take another --engine"
-            )
+    """The tensors of a pack; where fewer tokens are named, NONE stands for the others."""
     named = sorted({token for said in made for top in said.top for token, _ in top})
     numbers = {token: number for number, token in enumerate(named)}
     spelled = [tokenizer.token_bytes(token) for token in named]
     tops = [
-        _led_by(token, top) for said in made
+        _filled(_led_by(token, top)) for said in made
         for token, top in zip(said.token_ids, said.top, strict=True)
     ]  # fmt: skip
     starts = _starts([len(said.top) for said in made])
@@ -580,10 +587,14 @@ def _led_by(token: int, top: Sequence[tuple[int, float]]) -> list[tuple[int, flo
     return sorted(_ranked(top)[:TOP], key=lambda one: one[0] != token)
 
 
+def _filled(top: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    return [*top, *((top[0][0], -math.inf) for _ in range(TOP - len(top)))]
+
+
 def _starts(lengths: Sequence[int]) -> Numbers:
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.uint32)
 
 
 def _steps(logprobs: Numbers) -> Numbers:
     """Log-probabilities as they are stored: steps below 0."""
-    return np.asarray(np.clip(np.rint(-logprobs * STEPS), 0, 2**16 - 1), dtype=np.uint16)
+    return np.asarray(np.clip(np.rint(-logprobs * STEPS), 0, NONE), dtype=np.uint16)

@@ -1,4 +1,4 @@
-"""A reference pack: what published weights say of some questions, recorded once in one file.
+"""A reference pack: what weights, or a host, say of some questions, recorded once in one file.
 
 `reference/packs/README.md` has the format. A pack comes from a stranger: it is read whole, within
 bounds, by one schema, and every number in it is checked before it is used. Knows no weights.
@@ -25,6 +25,7 @@ from safetensors.numpy import load, save
 
 from verifier.errors import ConfigError
 from verifier.evidence.calibration import Calibration
+from verifier.evidence.hazards import WINDOW
 from verifier.files.run_folder import parse_json
 from verifier.files.stored import check
 from verifier.files.strict_yaml import read_bounded
@@ -32,12 +33,16 @@ from verifier.records import REFERENCE, Count, Plain, Probe, TokenId, Version
 from verifier.reference.cards import Card, read_card
 from verifier.reference.renderings.catalogue import refuse_unknown
 from verifier.reference.signing import is_signed, sign
+from verifier.reference.trusted import Source, Trusted
 
 #: Version of the format.
 PACK_SCHEMA: Final = 1
 
 #: Largest log-probabilities at each place.
 TOP: Final = 20
+
+#: A stored log-probability that stands for none, in a pack of a trusted host, which names fewer.
+NONE: Final = 2**16 - 1
 
 #: A stored log-probability is so many steps of 1/STEPS nats below 0: an error of 0.00024 nats.
 STEPS: Final = 2048
@@ -80,6 +85,10 @@ _TENSORS: Final[Mapping[str, tuple[tuple[str, ...], int]]] = {
     "build_logprobs": (("uint16",), 3),  # [Q, B, 2] what each build says of these two
 }
 
+#: And what a pack of texts has beside them: of each question how the trusted host asked again, and
+#: a second trusted host, stand to its first reply, see `hazards.Leaving.told`.
+_OF_TEXTS: Final[Mapping[str, tuple[tuple[str, ...], int]]] = {"leaving": (("int16",), 2)}
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, strict=True)
@@ -97,7 +106,8 @@ class Manifest(_Record):
     """What a pack says of itself: all that is signed."""
 
     schema_version: Version
-    source: Literal["weights"]  # where its paths come from
+    source: Source  # where its paths come from
+    trusted: Trusted | None = None  # None: they come from weights
     made_on: Annotated[str, Field(pattern=r"^\d{4}-\d\d-\d\d$")]
     card: Annotated[dict[str, Any], Plain()]
     calibration: Calibration
@@ -127,12 +137,13 @@ class _Envelope(_Record):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """What the weights say at one place: tokens of the pack's table, the likeliest first."""
+    """What is said of one place: tokens of the pack's table, that of the path first."""
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
     rest: float  # log of the mass of all other tokens
     number: int  # of all places
+    few: bool = False  # whether these need not be the likeliest, and speak only among themselves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +182,24 @@ class Pack:
     @cached_property
     def paths(self) -> dict[tuple[int, int], int]:
         """The path of each question under each rendering that it has one for."""
-        roots = np.flatnonzero(self.tensors["path_parent"] < 0)
+        return {key: some[0] for key, some in self._roots.items()}
+
+    @cached_property
+    def _roots(self) -> dict[tuple[int, int], list[int]]:
         questions, renderings = (self.tensors[f"path_{n}"] for n in ("question", "rendering"))
-        return {(int(questions[at]), int(renderings[at])): int(at) for at in roots}
+        found: dict[tuple[int, int], list[int]] = {}
+        for at in np.flatnonzero(self.tensors["path_parent"] < 0):
+            found.setdefault((int(questions[at]), int(renderings[at])), []).append(int(at))
+        return found
+
+    def replies(self, question: int) -> list[list[int]]:
+        """What trusted hosts replied to a question, as tokens of the table, the first reply first:
+        as many of each as are known, where two are alike once."""
+        starts, tokens = self.tensors["path_starts"], self.tensors["place_tokens"]
+        return [
+            tokens[int(starts[path]) : int(starts[path + 1]), 0].tolist()
+            for path in self._roots[question, 0]
+        ]
 
     @cached_property
     def branches(self) -> dict[tuple[int, int, int], int]:
@@ -192,11 +218,14 @@ class Pack:
     def place(self, path: int, at: int) -> Place:
         """What the weights say at one place of a path."""
         number = int(self.tensors["path_starts"][path]) + at
+        values, few = self.tensors["place_logprobs"][number], self.manifest.source != "weights"
+        known = max(1, int((values < NONE).sum())) if few else TOP
         return Place(
-            tokens=tuple(self.tensors["place_tokens"][number].tolist()),
-            logprobs=tuple((self.tensors["place_logprobs"][number] / -STEPS).tolist()),
+            tokens=tuple(self.tensors["place_tokens"][number, :known].tolist()),
+            logprobs=tuple((values[:known] / -STEPS).tolist()),
             rest=float(self.tensors["place_rest"][number] / -STEPS),
             number=number,
+            few=few,
         )
 
     def spell(self, token: int) -> bytes:
@@ -358,7 +387,8 @@ def _signer(envelope: _Envelope, text: bytes, *, key: str | None, where: str) ->
 
 def _refuse_edited(manifest: Manifest, tensors: Mapping[str, Numbers], where: str) -> None:
     """Raise ConfigError for tensors that are not those of the manifest, or of no known form."""
-    for name, (kinds, dimensions) in _TENSORS.items():
+    wanted = {**_TENSORS, **(_OF_TEXTS if manifest.source == "texts" else {})}
+    for name, (kinds, dimensions) in wanted.items():
         found = tensors.get(name)
         if found is None:
             raise ConfigError(f"{where}: lacks the tensor {name}; {_ADVICE}")
@@ -369,7 +399,7 @@ def _refuse_edited(manifest: Manifest, tensors: Mapping[str, Numbers], where: st
             )
         if _digest(found) != manifest.tensors.get(name):
             raise ConfigError(f"{where}: {name}: is not what the manifest says; {_ADVICE}")
-    strange = sorted({*tensors, *manifest.tensors} - _TENSORS.keys())
+    strange = sorted({*tensors, *manifest.tensors} - wanted.keys())
     if strange:
         raise ConfigError(f"{where}: has an unknown tensor {strange[0][:80]!r}; {_ADVICE}")
 
@@ -396,6 +426,13 @@ def _unpack(packed: Numbers, manifest: Manifest, where: str) -> tuple[Probe, ...
     if len({probe.id for probe in probes}) < len(probes):
         raise ConfigError(f"{where}: questions: two have one id; {_ADVICE}")
     return probes
+
+
+def _is_leaving(found: Numbers, manifest: Manifest) -> bool:
+    """Whether a row is there for each question, of as many hosts as there are."""
+    second = manifest.trusted is not None and manifest.trusted.second_host is not None
+    whole = found.shape == (manifest.questions, 2 if second else 1)
+    return bool(whole and (np.abs(found.astype(np.int64)) <= WINDOW).all())
 
 
 def _refuse_uneven(manifest: Manifest, tensors: Mapping[str, Numbers], where: str) -> None:
@@ -433,6 +470,8 @@ def _refuse_uneven(manifest: Manifest, tensors: Mapping[str, Numbers], where: st
         ("build_logprobs", fit("build_logprobs", sizes["build_places"], len(manifest.builds), 2)),
         ("renderings", len(set(manifest.renderings)) == renderings),
         ("renderings", manifest.renderings[0] == REFERENCE),
+        ("trusted", (manifest.trusted is None) == (manifest.source == "weights")),
+        ("leaving", manifest.source != "texts" or _is_leaving(tensors["leaving"], manifest)),
     ]
     wrong = next((name for name, whole in fits if not whole), None)
     if wrong is None:

@@ -19,6 +19,7 @@ from verifier.evidence.ledger import (
     TEXT_SCALES,
     Choices,
     Ledger,
+    Left,
     Reported,
     Row,
     count_outranked,
@@ -42,6 +43,7 @@ from verifier.records import Place as ShownPlace
 from verifier.reference.pack_file import STEPS, Pack, Place
 from verifier.reference.renderings.catalogue import entries_named
 from verifier.scoring.alignment import REPLACEMENT
+from verifier.scoring.left_texts import leave_texts
 from verifier.scoring.packed_thoughts import read_as_path
 from verifier.scoring.paths import Step, Walk, walk
 from verifier.scoring.places import question_of, shown_bytes, text_before
@@ -50,6 +52,11 @@ from verifier.scoring.score_file import DECIMALS, digest_of
 #: Why a reply is not judged from a pack.
 OTHER_QUESTION: Final = "the pack has no such question"
 NO_PLACE: Final = "its text does not tell a single token for certain"
+
+#: Why reported log-probabilities are not judged.
+TEXTS: Final = "of the trusted host texts alone are known"
+
+FEW_KNOWN: Final = "the reference knows few alternatives, and not what the endpoint names"
 
 #: Tokens before the limit of a reply that a thought is not judged by: the tag that opens it, one
 #: that closes it, and white space before that.
@@ -121,6 +128,8 @@ def _row(pack: Pack, probe: Probe, reply: Reply) -> Row:
     if isinstance(read, str):
         return _unjudged(probe.id, read)
     reply = read
+    if pack.manifest.source == "texts":
+        return _left(pack, number, reply)
     own = _walk(pack, pack.paths[number, 0], probe, reply)
     if not own.steps:
         return _unjudged(probe.id, NO_PLACE)
@@ -154,6 +163,26 @@ def _walk(pack: Pack, path: int, probe: Probe, reply: Reply) -> Walk:
     if thinking is None or thinking.mode == "off" or len(own.steps) <= most:
         return own
     return replace(own, steps=own.steps[:most], end=own.steps[most].begins, ended="end of path")
+
+
+def _left(pack: Pack, number: int, reply: Reply) -> Row:
+    """Where a reply leaves the texts of a trusted host: all that is known of it."""
+    found = leave_texts(pack, pack.replies(number), reply)
+    if found is None:
+        return _unjudged(reply.probe_id, NO_PLACE)
+    itself, *second = pack.tensors["leaving"][number].tolist()
+    return Row(
+        probe_id=reply.probe_id,
+        tokens=found.target.exposure,
+        left_out=0,
+        text={},
+        logprob=None,
+        logprob_problem=TEXTS,
+        left=Left(
+            target=found.target.told, alone=found.alone.told, itself=itself,
+            second=second[0] if second else None,
+        ),
+    )  # fmt: skip
 
 
 def _sum(steps: Sequence[Step]) -> Array:
@@ -242,6 +271,8 @@ def _read_reports(pack: Pack, own: Walk, reply: Reply) -> _Reports:
     """
     if not reply.logprobs:
         return _Reports(problem=reply.logprobs_problem)
+    if pack.manifest.source != "weights":
+        return _Reports(problem=FEW_KNOWN)
     kept, named, told, listed = [], [], [], []
     for step, token in zip(own.steps, reply.logprobs, strict=False):
         if len(step.members) != 1:
@@ -328,7 +359,10 @@ def _choices(pack: Pack, probe: Probe, own: Walk) -> Choices:
     """How the judged places stand to the weights' own choices."""
     differing = [n for n, step in enumerate(own.steps) if not _is_own(step)]
     expected = sum(
-        (1 - np.exp(event_cells(s.place.logprobs, s.place.rest, (0,))) for s in own.steps),
+        (
+            1 - np.exp(event_cells(s.place.logprobs, s.place.rest, (0,), few=s.place.few))
+            for s in own.steps
+        ),
         np.zeros(len(TEXT_SCALES)),
     )
     worst = max(differing, key=lambda n: _behind(own.steps[n]), default=None)

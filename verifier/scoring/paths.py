@@ -33,7 +33,7 @@ from typing import Final, Literal
 import numpy as np
 
 from verifier.evidence.arrays import Array, log_sum_exp
-from verifier.evidence.ledger import event_cells
+from verifier.evidence.ledger import TEXT_SCALES, event_cells
 from verifier.records import Reply
 from verifier.reference.pack_file import Pack, Place
 
@@ -80,10 +80,8 @@ class _Walker:
 
     def __init__(self, pack: Pack, reply: Reply) -> None:
         self._pack = pack
-        known = next((n for n, sign in enumerate(reply.text) if _is_unknown(sign)), None)
-        self._text = reply.text[:known].encode()
-        self._is_broken = known is not None
-        self._is_whole = reply.finish_reason == "stop" and not self._is_broken
+        self._text, self._is_whole = known_text(reply)
+        self._is_broken = len(self._text) < len(reply.text.encode("utf-8", "surrogatepass"))
         #: Hosts strip what a reply begins and ends with.
         self._is_stripped = not self._text[:1].isspace()
         self._is_trimmed = self._is_whole and not self._text[-1:].isspace()
@@ -117,9 +115,7 @@ class _Walker:
             best = max(ways, key=lambda way: float(way.mass[-1]))
             others = [way.mass for way in ways if way is not best]
             if others and _total(others)[-1] > best.mass[-1] - math.log(DOUBT):
-                whole = _total([way.mass for way in ways])
-                members = tuple(way.member for way in ways)
-                steps.append(Step(place=place, begins=at, members=members, cells=whole))
+                steps.append(_any_of(ways, place, at))
                 over = at == len(self._text)  # in however many ways, the reply ends
                 at, ended = max(way.end for way in ways), _TEXT if over else _DOUBT
                 break
@@ -245,10 +241,19 @@ class _Way:
 #: A sure event.
 _NOTHING: Final[Array] = np.zeros(1)
 
+#: What says nothing at any scale.
+_UNTOLD: Final[Array] = np.zeros(len(TEXT_SCALES))
+
 _LEFT: Final[Ended] = "left"
 _PATH: Final[Ended] = "end of path"
 _TEXT: Final[Ended] = "end of text"
 _DOUBT: Final[Ended] = "doubtful"
+
+
+def known_text(reply: Reply) -> tuple[bytes, bool]:
+    """A reply's text as far as it tells its bytes, and whether it is all of it, and ended."""
+    known = next((n for n, sign in enumerate(reply.text) if _is_unknown(sign)), None)
+    return reply.text[:known].encode(), reply.finish_reason == "stop" and known is None
 
 
 def _is_unknown(sign: str) -> bool:
@@ -256,12 +261,19 @@ def _is_unknown(sign: str) -> bool:
     return sign == "\ufffd" or "\ud800" <= sign <= "\udfff"
 
 
+def _any_of(ways: Sequence[_Way], place: Place, begins: int) -> Step:
+    """That one of these has come; of few tokens nobody knows how likely they are together."""
+    whole = _UNTOLD if place.few else _total([way.mass for way in ways])
+    members = tuple(way.member for way in ways)
+    return Step(place=place, begins=begins, members=members, cells=whole)
+
+
 def _step(place: Place, begins: int, members: tuple[int, ...]) -> Step:
     return Step(place=place, begins=begins, members=members, cells=_cells(place, members))
 
 
 def _cells(place: Place, members: tuple[int, ...]) -> Array:
-    return event_cells(place.logprobs, place.rest, members)
+    return event_cells(place.logprobs, place.rest, members, few=place.few)
 
 
 def _total(masses: Sequence[Array]) -> Array:

@@ -68,7 +68,7 @@ def provisionally(plan: Plan, *, floor: str = "") -> str:
     `floor`: what the floor is in the place of theirs.
     """
     lent = None if plan.calibrated is None else plan.calibrated.provisional
-    if lent is None:
+    if lent is None or plan.by_texts:
         return ""
     taken = floor or f"the honest noise is taken from {lent.lent_by}"
     return f"provisional: nobody has calibrated {plan.card}; {taken}: "
@@ -102,7 +102,7 @@ def make_case(
     why, default = "", ""
     if plan.calibrated is not None or ledger.rows or ledger.sampled:
         beside = read_beside(plan.calibration, ledger.engine)
-        why = beside.why
+        why = "" if plan.by_texts else beside.why
         if why:
             plan = plan.model_copy(update={"calibrated": beside.calibration})
         ledger, default = judge_by_default(ledger, [*plan.greedy_defaults], plan.calibration.text)

@@ -170,7 +170,7 @@ def _conclude(case: Case, account: Account, findings: Sequence[Finding], usage: 
         required
         and all(finding.decision == "excluded" for finding in required)
         and greedy_is_quiet(case, findings)
-        and len(case.scored) >= case.plan.min_replies
+        and case.judged >= case.plan.min_replies
         and not above_floor(case, account.interval)
         and panel_is_quiet(case)
         and usage.failures + usage.not_judged <= MAX_UNUSABLE * settled
@@ -244,7 +244,7 @@ def _certificate(case: Case, decision: Decision) -> Certificate | None:
     return Certificate(
         shares=substitution.bound_shares(case),
         level=1 - plan.beta,
-        replies=len(case.scored),
+        replies=case.judged,
         stop=plan.min_replies,
         positions=plan.max_tokens,
         kinds=tuple(kinds or ()),
@@ -290,6 +290,8 @@ def _differ(case: Case, findings: Sequence[Finding]) -> str:
 
 def _noise_scale(case: Case, account: Account) -> NoiseScale:
     scale = scale_of(case, account.interval)
+    if case.plan.by_texts:
+        return replace(scale, equivalent="not known: of a trusted host texts alone are known")
     if account.unknown_words:
         what = "what words the hidden prompt has"
         if account.nearest is not None:

@@ -15,7 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 
-from verifier.evidence.hazards import KINDS, Kind, Leaving, compare, hazard_of, leave_paths
+from verifier.evidence.hazards import (
+    KINDS,
+    Kind,
+    Leaving,
+    compare,
+    hazard_of,
+    leave_paths,
+    leaving_of,
+)
 from verifier.lab.bench.results import tabulate_rows
 
 PART: Final = "hazards"
@@ -50,22 +58,18 @@ def pair_stacks(stacks: Sequence[Spoken]) -> list[dict[str, Any]]:
     return [
         {
             "stacks": [one.name, other.name], "role": other.role,
-            "leaving": [_spell(leave_paths([path], reply))
+            "leaving": [leave_paths([path], reply).told
                         for path, reply in zip(one.replies, other.replies, strict=True)],
         }
         for one, other in pairs
     ]  # fmt: skip
 
 
-def _spell(leaving: Leaving) -> int:
-    return -leaving.exposure if leaving.left else leaving.exposure
-
-
 def measure_pairs(model: Mapping[str, Any], *, role: str) -> dict[str, list[Leaving]]:
     """The pairs of honest stacks; or those of another role, each beside each honest one."""
     return {
         " and ".join(pair["stacks"]): [
-            Leaving(exposure=abs(n), left=n < 0) for n in pair["leaving"]
+            leaving_of(n) for n in pair["leaving"]
         ]
         for pair in model["pairs"] if pair["role"] == role
     }  # fmt: skip
