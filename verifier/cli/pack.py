@@ -139,8 +139,7 @@ def make(
     kept = work or out.with_name(f"{out.name}.work")
     make_it: Callable[[], Any]
     if trusts is not None:
-        _refuse_computing(engine, run_file)
-        _refuse_thinking(found)
+        _refuse_computing(engine, run_file, think)
         asking = _asking(
             probes, seed, tokens, trusts, second, scores, card=found, out=kept, asks=not dry_run
         )
@@ -187,16 +186,9 @@ def _refuse_asking(second: Path | None, scores: bool | None) -> None:
         raise ConfigError("--second, --scores, --texts: say how to ask --from; give that too")
 
 
-def _refuse_thinking(card: Card) -> None:
-    if card.thinking is not None:
-        raise ConfigError(
-            f"--from: card {card.name}: the model thinks before it answers, and of hosts answers "
-            "alone are recorded; make the pack of the weights"
-        )
-
-
-def _refuse_computing(engine: str | None, run_file: Path | None) -> None:
-    given = next((n for n, v in (("engine", engine), ("run-file", run_file)) if v is not None), "")
+def _refuse_computing(engine: str | None, run_file: Path | None, think: bool | None) -> None:
+    options = {"engine": engine, "run-file": run_file, "think/--no-think": think}
+    given = next((name for name, value in options.items() if value is not None), "")
     if given:
         raise ConfigError(f"--{given}: beside --from, which computes nothing; leave one out")
 
@@ -285,6 +277,11 @@ def _asking(
     """What is asked, and of whom. Raises ConfigError for run files that do not serve."""
     from verifier.lab.trusted import Asking
 
+    if card.thinking is not None:
+        raise ConfigError(
+            f"--from: card {card.name}: the model thinks before it answers, and of hosts answers "
+            "alone are recorded; make the pack of the weights"
+        )
     wanted: Any = None if scores is None else "scores" if scores else "texts"
     host = _host_of(trusts, card=card, out=out, asks=asks)
     beside = None if second is None else _host_of(second, card=card, out=out, asks=asks)
