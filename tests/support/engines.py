@@ -59,8 +59,7 @@ class Remembering:
     """An engine that computes nothing twice: audits with one seed ask and score much that is alike.
 
     Prompts that are `coming` are answered together with one before them: sixteen replies at once
-    take little longer than four, and who asked for more than sixteen asks for many. What is drawn
-    at random is given out once.
+    take little longer than four. What is drawn at random is given out once.
     """
 
     def __init__(self, engine: Any, *, coming: Sequence[tuple[int, ...]] = ()) -> None:
@@ -89,8 +88,7 @@ class Remembering:
             self._given[one] += _is_drawn(one[1])
         new = self._lacking(at)
         if new:
-            most = 32 if any(key[0] == self._engine.loaded for key in self._made) else 16
-            new += self._lacking(self._ahead(new[-1]))[: max(0, most - len(new))]
+            new += self._lacking(self._ahead(new[-1]))[: max(0, 16 - len(new))]
             made = self._engine.generate([request for _, request in new])
             for one, generation in zip(new, made, strict=True):
                 self._made[one].append(generation)
