@@ -70,6 +70,7 @@ class Line:
 LINES = (
     Line(weights=REFERENCE, share=0.0, audits=100),
     Line(weights="drop-1", share=0.3, audits=40),
+    *(Line(weights=name, share=0.1, audits=40) for name in ("drop-1", "int3-g64", "int4-asym-g64")),
     Line(weights="drop-1", share=0.05, audits=40),
     Line(weights="int3-g64", share=0.05, audits=40),
     Line(weights="int4-asym-g64", share=0.05, audits=40),
