@@ -521,10 +521,13 @@ def count_prompts(
 
 
 def _begin(work: Path, recipe: Recipe, card: Card) -> None:
-    """Take up a work folder, or begin one. Raises ConfigError for one of another pack."""
     wanted = {"card_sha256": card.digest, **asdict(recipe)}
     del wanted["builds"]  # which may be asked of later
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    begin_work(work, {name: value for name, value in wanted.items() if value is not None})
+
+
+def begin_work(work: Path, wanted: Mapping[str, Any]) -> None:
+    """Take up a work folder, or begin one. Raises ConfigError for one of another pack."""
     path = work / _RECIPE
     if path.exists():
         if read_json(path) != wanted:

@@ -30,7 +30,7 @@ from verifier.evidence.hazards import (
     log_e_above,
 )
 from verifier.evidence.stacks import TRUSTED
-from verifier.files.run_folder import make_folder, read_json, write_json
+from verifier.files.run_folder import make_folder
 from verifier.host.budget import (
     Amount,
     Ceiling,
@@ -42,7 +42,7 @@ from verifier.host.budget import (
 )
 from verifier.host.collect import book, collect, read_attempts, read_outcomes
 from verifier.host.endpoint import Endpoint
-from verifier.lab.packs import Said, count_prompts, lay_out, refuse_days
+from verifier.lab.packs import Said, begin_work, count_prompts, lay_out, refuse_days
 from verifier.probes import Pool, draw
 from verifier.progress import Show
 from verifier.records import Generation, Probe, Reply
@@ -98,8 +98,6 @@ def _scout(width: int) -> str:
 
 #: The folders of what the first host is asked.
 _OWN: Final = (*map(_scout, WIDTHS), _FIRST, _AGAIN)
-
-_RECIPE: Final = "recipe.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -526,22 +524,13 @@ def _ask_for(
 
 
 def _begin(work: Path, asking: Asking, card: Card) -> None:
-    """Take up a work folder, or begin one. Raises ConfigError for one of another pack."""
     hosts = [asking.host, *([] if asking.second is None else [asking.second])]
     wanted = {
         "card_sha256": card.digest, "questions": asking.questions, "seed": asking.seed,
         "tokens": asking.tokens, "wanted": asking.wanted,
         "hosts": [[host.endpoint.base_url, host.endpoint.model] for host in hosts],
     }  # fmt: skip
-    path = work / _RECIPE
-    if path.exists():
-        if read_json(path) != wanted:
-            raise ConfigError(
-                f"{work}: holds what was asked for another pack; remove it, or give another --work"
-            )
-        return
-    make_folder(work)
-    write_json(path, wanted)
+    begin_work(work, wanted)
 
 
 def _ask_all(
