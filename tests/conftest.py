@@ -27,6 +27,7 @@ if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
 from audits import write_card
 from longest import LONGEST
 from models import EMBEDDED, save_model, save_tokenizer
+from recorded import Recorded
 
 from verifier.cli.common import cache_directory
 from verifier.lab.made.recipes import RECIPES, folder_of
@@ -138,6 +139,14 @@ def embedded() -> Path:
     directory = fetch_weights(card, cache=cache_directory(), tell=lambda _line: None)
     check_weights(card, directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def recorded() -> Iterator[Recorded]:
+    """What hosts that run the embedded model in bfloat16 answered once."""
+    replies = Recorded(Path(__file__).parent / "support" / "recorded.npz")
+    yield replies
+    replies.save()
 
 
 @pytest.fixture(scope="session")

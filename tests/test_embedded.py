@@ -24,6 +24,7 @@ import yaml
 from audits import QUIET
 from engines import Remembering, card_with_bank, few_renderings, prompts_of, score_replies
 from models import EMBEDDED
+from recorded import Recorded
 from simulate import make_plan
 
 from verifier.audit import audit
@@ -49,6 +50,7 @@ from verifier.records import (
     GenerateRequest,
     Message,
     Report,
+    ScoreRequest,
 )
 from verifier.reference.calibrations import calibration_path, load_calibration
 from verifier.reference.cards import find_card, load_card
@@ -103,13 +105,16 @@ def coming(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def served(embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]]) -> Remembering:
+def served(
+    embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]], recorded: Recorded
+) -> Remembering:
     """What hosts run, in bfloat16."""
     return Remembering(
         TransformersEngine(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
         ),
         coming=coming,
+        recorded=recorded,
     )
 
 
@@ -127,6 +132,30 @@ def test_the_model_knows_the_capital_of_france(
     assert tokenizer.decode(made.token_ids) == "The capital of France is Paris."
     assert made.token_ids[-1] == tokenizer.eos_id
     assert made.finish_reason == "stop"
+
+
+def test_recorded_replies_are_those_of_the_weights(served: Remembering, recorded: Recorded) -> None:
+    """A draw of them: the likeliest token of these weights each time, or one as likely as it.
+
+    Another CPU sums in another order, which may decide between two that are nearly as likely.
+    """
+    for weights in (REFERENCE, "int4-asym-g48"):
+        greedy = [
+            ScoreRequest(prompt_ids=request.prompt_ids, reply_ids=reply.token_ids)
+            for (name, request), reply in recorded
+            if name == weights and request == GenerateRequest(
+                prompt_ids=request.prompt_ids, max_tokens=request.max_tokens,
+                top_logprobs=request.top_logprobs,
+            )
+        ]  # fmt: skip
+        drawn = np.random.default_rng(SEED).choice(len(greedy), 8, replace=False)
+        served.load_variant(weights)
+        scores = served.score([greedy[n] for n in drawn])
+        behind = [np.subtract(np.array(s.top_logprobs)[:, 0], s.logprobs) for s in scores]
+
+        assert np.concatenate(behind).max() < 0.2
+        assert np.mean(np.concatenate(behind) == 0) > 0.95
+    served.load_variant(REFERENCE)
 
 
 # -- faults ------------------------------------------------------------------------------------
@@ -292,7 +321,13 @@ def test_a_host_that_serves_another_size_is_named(
 
 
 def test_a_router_that_sends_some_requests_elsewhere_is_found(
-    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any, coming: Any
+    tmp_path: Path,
+    embedded: Path,
+    served: Any,
+    engine: Any,
+    tokenizer: Any,
+    coming: Any,
+    recorded: Recorded,
 ) -> None:
     """Three in ten to a host that lacks a layer: the verdict, and the share in its interval.
 
@@ -304,6 +339,7 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
         ),
         coming=coming[:40],
+        recorded=recorded,
     )
     other.load_variant("drop-1")
     served.load_variant(REFERENCE)
@@ -348,7 +384,13 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
 
 
 def test_two_targets_are_told_apart_unless_the_control_differs_too(
-    tmp_path: Path, embedded: Path, served: Any, engine: Any, tokenizer: Any, coming: Any
+    tmp_path: Path,
+    embedded: Path,
+    served: Any,
+    engine: Any,
+    tokenizer: Any,
+    coming: Any,
+    recorded: Recorded,
 ) -> None:
     """Beside an honest control one is consistent, one accused; beside a 4-bit one, nobody is."""
     fault = "int4-asym-g64"
@@ -357,6 +399,7 @@ def test_two_targets_are_told_apart_unless_the_control_differs_too(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
         ),
         coming=coming,
+        recorded=recorded,
     )
     rounded.load_variant(fault)
     served.load_variant(REFERENCE)

@@ -127,7 +127,8 @@ HOMES = {
     "vllm": {"reference.engines.vllm", "reference.engines.vllm_worker"},
     "matplotlib": {"reports.noise_dial"},
     "psutil": {"lab.bench.engine", "cli.stop"},
-    "scipy": {"evidence.e_values", "evidence.stacks", "lab.made.experts"},
+    "scipy": {"lab.made.experts"},
+    "mpmath": {"evidence.stacks"},
     "starlette": {"lab.testbed.app", "lab.testbed.router", "lab.testbed.server"},
     "uvicorn": {"lab.testbed.server"},
     "typer": {
@@ -440,7 +441,7 @@ def test_no_function_is_longer_than_a_reader_holds_in_mind() -> None:
 
 # -- start-up ----------------------------------------------------------------------------------
 
-WITHOUT = ("torch", "transformers", "vllm")
+WITHOUT = ("torch", "transformers", "vllm", "scipy", "huggingface_hub")
 
 STARTED = """
 import json, sys
@@ -806,7 +807,10 @@ def test_the_digests_cover_what_a_run_needs_in_the_versions_of_the_constraints()
 def test_the_bare_package_needs_no_library_of_models() -> None:
     """What computes likelihoods from weights is an extra, which all that need it take."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    heavy = {"torch", "transformers", "accelerate", "compressed-tensors", "gguf", "vllm"}
+    heavy = {
+        "torch", "transformers", "accelerate", "compressed-tensors", "gguf", "huggingface-hub",
+        "scipy", "vllm",
+    }  # fmt: skip
     extras = project["optional-dependencies"]
 
     assert not needed(project["dependencies"], set()) & heavy

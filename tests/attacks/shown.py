@@ -359,7 +359,7 @@ def _broken_surroundings(lab: Lab) -> Tally:
         "jinja2",
         "httpx",
         "matplotlib",
-        "scipy",
+        "mpmath",
     ):
         for kind, text in {"fails": "raise RuntimeError('broken')\n", "no syntax": "def (\n", "is empty": "",
                            "exits": "raise SystemExit(1)\n", "is missing": "raise ModuleNotFoundError('x', name='x')\n"}.items():  # fmt: skip

@@ -152,6 +152,19 @@ def test_arguments_and_hardware_of_a_run_file_hold(tmp_path: Path) -> None:
     assert "reference.card: minimax-m2.7, but qwen3-8b is to be calibrated" in other.complaint
 
 
+def test_a_run_file_of_a_pack_alone_is_none_to_calibrate_by(tmp_path: Path) -> None:
+    """It has no weights: one line, before its pack is looked for."""
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}\n"
+        "reference: {pack: nowhere.pack}\nout: run\n"
+    )
+    ended = call("calibrate", "qwen3-8b", "--dry-run", "--run-file", path)
+
+    assert ended.status == 2
+    assert "reference: a pack alone, which has no weights; give a run file" in ended.complaint
+
+
 def test_a_card_that_cannot_be_calibrated_says_all_of_it() -> None:
     """Also without a machine to do it on."""
     ended = call("calibrate", "gpt-oss-20b", "--dry-run", "--gpus", "8", "--gpu-memory", "80")

@@ -69,6 +69,21 @@ def test_a_template_is_named_by_its_digest() -> None:
     assert "chat template (sha256 abababababababab…) as it is" in next_steps(report).host
 
 
+@pytest.mark.parametrize(
+    ("reference", "advised"),
+    [({"card": "a"}, True), ({"card": "a", "pack": "a.pack"}, True),
+     ({"card": "", "pack": "a.pack"}, False)],
+)  # fmt: skip
+def test_builds_are_looked_for_where_there_are_weights(
+    reference: dict[str, str], advised: bool
+) -> None:
+    """A pack alone says nothing of builds that it does not hold."""
+    found = named(("noise", "4-bit-class rounding"))
+    report = replace(found, signature={"configuration": {"reference": reference}})
+
+    assert ("score FOLDER --builds" in next_steps(report).host) == advised
+
+
 @pytest.mark.parametrize("decision", ["consistent", "inconclusive"])
 def test_nothing_is_held_against_a_host_that_is_not_accused(decision: Any) -> None:
     """Its own step says so."""

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from engines import Remembering, few_renderings, prompts_of
 from models import EMBEDDED
+from recorded import Recorded
 
 from verifier.audit import audit
 from verifier.config import RunFile
@@ -75,7 +76,7 @@ def reference(thinker: Path) -> Reference:
 
 
 @pytest.fixture(scope="module")
-def served(thinker: Path) -> Remembering:
+def served(thinker: Path, recorded: Recorded) -> Remembering:
     """What the host runs, in bfloat16."""
     tokenizer = Tokenizer(thinker)
     return Remembering(
@@ -83,6 +84,7 @@ def served(thinker: Path) -> Remembering:
             thinker, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
         ),
         coming=prompts_of(tokenizer, seed=SEED),
+        recorded=recorded,
     )
 
 

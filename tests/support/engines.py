@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import yaml
 from models import EMBEDDED
+from recorded import Recorded
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -59,11 +60,19 @@ class Remembering:
     """An engine that computes nothing twice: audits with one seed ask and score much that is alike.
 
     Prompts that are `coming` are answered together with one before them: sixteen replies at once
-    take little longer than four. What is drawn at random is given out once.
+    take little longer than four. What is drawn at random is given out once. Replies that are
+    `recorded` of these weights in this precision are computed never.
     """
 
-    def __init__(self, engine: Any, *, coming: Sequence[tuple[int, ...]] = ()) -> None:
+    def __init__(
+        self,
+        engine: Any,
+        *,
+        coming: Sequence[tuple[int, ...]] = (),
+        recorded: Recorded | None = None,
+    ) -> None:
         self._engine = engine
+        self._recorded = recorded
         self._coming = tuple(coming)
         self._scored: dict[Any, ReplyScore] = {}
         self._made: dict[Any, list[Generation]] = defaultdict(list)
@@ -86,13 +95,26 @@ class Remembering:
         for one in asked:
             at.append((one, self._given[one]))
             self._given[one] += _is_drawn(one[1])
+        self._recall(at)
         new = self._lacking(at)
         if new:
             new += self._lacking(self._ahead(new[-1]))[: max(0, 16 - len(new))]
             made = self._engine.generate([request for _, request in new])
             for one, generation in zip(new, made, strict=True):
                 self._made[one].append(generation)
+        if self._recorded is not None:
+            for one, n in at:
+                self._recorded.keep(one, n, self._made[one][n])
         return [self._made[one][n] for one, n in at]
+
+    def _recall(self, places: Sequence[tuple[Any, int]]) -> None:
+        """Fill places of lists with what is recorded."""
+        for one, n in places if self._recorded is not None else ():
+            while n >= len(self._made[one]):
+                reply = self._recorded.find(one, len(self._made[one]))
+                if reply is None:
+                    break
+                self._made[one].append(reply)
 
     def _lacking(self, places: Sequence[tuple[Any, int]]) -> list[Any]:
         """What must be made so that each of these places of lists is filled."""

@@ -26,7 +26,15 @@ _BROKEN_PIPE: Final = 141
 
 #: Packages that the extra `weights` brings.
 _OF_WEIGHTS: Final = frozenset(
-    {"accelerate", "compressed_tensors", "gguf", "torch", "transformers"}
+    {
+        "accelerate",
+        "compressed_tensors",
+        "gguf",
+        "huggingface_hub",
+        "scipy",
+        "torch",
+        "transformers",
+    }
 )
 
 

@@ -213,6 +213,11 @@ def reference_of(
         section = load_fleet(run_file).reference
         from verifier.reference.cards import load_card
 
+        if not section.has_weights:
+            raise ConfigError(
+                f"{run_file}: reference: a pack alone, which has no weights; give a run file that "
+                f"names the card {card.name}"
+            )
         if load_card(section.card).name != card.name:
             raise ConfigError(
                 f"{run_file}: reference.card: {section.card}, but {card.name} is to be calibrated; "

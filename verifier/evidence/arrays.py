@@ -15,7 +15,11 @@ Mask = NDArray[np.bool_]
 def log_sum_exp(values: Array, *, axis: int) -> Array:
     """log of the sum of exp(values) along an axis; values are finite.
 
-    As `logaddexp.reduce`, with one exponential a value instead of one and a logarithm.
+    As `logaddexp.reduce`, with one exponential a value instead of one and a logarithm. The largest
+    are counted and not summed, so that what little is left beside them is not rounded away.
     """
     top = values.max(axis=axis, keepdims=True)
-    return np.asarray(np.log(np.exp(values - top).sum(axis=axis)) + top.squeeze(axis))
+    largest = values == top
+    many = largest.sum(axis=axis, dtype=float)
+    rest = np.where(largest, 0.0, np.exp(values - top)).sum(axis=axis)
+    return np.asarray(np.log1p(rest / many) + np.log(many) + top.squeeze(axis))

@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from verifier.evidence.arrays import Array
+from verifier.evidence.arrays import Array, log_sum_exp
 
 #: Shares of its wealth that a bet on a mean above 1 puts at stake; small ones see small excesses.
 _STAKES = (0.01, 0.03, 0.1, 0.3, 0.6)
@@ -24,13 +23,6 @@ _STAKES = (0.01, 0.03, 0.1, 0.3, 0.6)
 def log_mean_exp(values: Array) -> float:
     """log of the mean of exp(values): a uniform mixture of likelihoods."""
     return float(np.logaddexp.reduce(values) - np.log(values.size))
-
-
-def _log_sum(logs: Array, **how: Any) -> Any:
-    """scipy's logsumexp, loaded with the first evidence: no refusal waits for it."""
-    from scipy.special import logsumexp
-
-    return logsumexp(logs, **how)
 
 
 def spread_rows(rows: Array, scales: Array, spread: float) -> Array:
@@ -43,7 +35,7 @@ def spread_rows(rows: Array, scales: Array, spread: float) -> Array:
     """
     if spread == 0 or len(rows) == 0:
         return rows
-    return np.asarray(_log_sum(rows[:, None, :] + spread_kernel(scales, spread)[None], axis=2))
+    return log_sum_exp(rows[:, None, :] + spread_kernel(scales, spread)[None], axis=2)
 
 
 def spread_kernel(scales: Array, spread: float) -> Array:
@@ -53,7 +45,7 @@ def spread_kernel(scales: Array, spread: float) -> Array:
     """
     log_scales = np.log(scales)
     kernel = -0.5 * ((log_scales[:, None] - log_scales[None, :]) / spread) ** 2
-    return np.asarray(kernel - _log_sum(kernel, axis=1, keepdims=True))
+    return np.asarray(kernel - log_sum_exp(kernel, axis=1)[:, None])
 
 
 def log_e_value(alternative: Array, null: Array) -> float:
@@ -201,4 +193,4 @@ def _winnings(rows: Array, eta: float) -> float:
     logs = np.array(
         [np.logaddexp(np.log1p(-s), np.log(s) + log_ratios).sum(axis=0) for s in _STAKES]
     )  # [stakes, S]
-    return float(np.exp(np.minimum(_log_sum(logs, axis=0) - np.log(len(_STAKES)), 700.0)).max())
+    return float(np.exp(np.minimum(log_sum_exp(logs, axis=0) - np.log(len(_STAKES)), 700.0)).max())

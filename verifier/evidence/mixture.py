@@ -65,11 +65,13 @@ def mix(suspect: Array, honest: Array) -> Mixture:
     """The likelihood of every share, given rows under a suspect ([n] or [n, H]) and the honest."""
     suspect = suspect[:, None] if suspect.ndim == 1 else suspect
     ratios = suspect - honest
+    curve = _curve(ratios)
+    some_cut = ratios.size and ratios.max() > math.log(CAP)
     return Mixture(
         ratios=ratios,
         honest=honest.sum(axis=0),
-        curve=_curve(ratios),
-        cut=_curve(np.minimum(ratios, math.log(CAP))),
+        curve=curve,
+        cut=_curve(np.minimum(ratios, math.log(CAP))) if some_cut else curve,
     )
 
 

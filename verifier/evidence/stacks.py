@@ -56,12 +56,10 @@ def predict_above(scales: Sequence[float], scale: float) -> float | None:
     """
     if len(scales) < _LEAST_STACKS:
         return None
-    from scipy.special import stdtr  # scipy.stats takes a second to import
-
     middle, width = _spread(scales)
     if width == 0:
         return 0.0 if scale >= max(scales) else 1.0
-    return float(stdtr(len(scales) - 1, -(math.log(scale) - middle) / width))
+    return _student_above((math.log(scale) - middle) / width, len(scales) - 1)
 
 
 def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> float | None:
@@ -71,16 +69,36 @@ def predict_scale(scales: Sequence[float], *, coverage: float = COVERAGE) -> flo
     """
     if len(scales) < _LEAST_STACKS:
         return None
-    from scipy.special import stdtrit
-
     middle, width = _spread(scales)
-    return float(np.exp(middle + stdtrit(len(scales) - 1, coverage) * width))
+    return math.exp(middle + _student_quantile(coverage, len(scales) - 1) * width)
 
 
 def _spread(scales: Sequence[float]) -> tuple[float, float]:
     """Mean of the logs of scales, and the width of what they predict of one more."""
     logs = np.log(np.asarray(scales, dtype=float))
     return float(logs.mean()), float(logs.std(ddof=1)) * math.sqrt(1 + 1 / len(logs))
+
+
+def _student_above(t: float, freedom: int) -> float:
+    """P(T > t) of Student's t: half the regularized incomplete beta function of `freedom` / 2 and
+    1/2 at freedom / (freedom + t^2), or the rest (Abramowitz and Stegun 1964, 26.7.1)."""
+    from mpmath import betainc  # loaded with the first evidence: no refusal waits for it
+
+    tail = float(betainc(freedom / 2, 0.5, 0, freedom / (freedom + t * t), regularized=True)) / 2
+    return tail if t >= 0 else 1 - tail
+
+
+def _student_quantile(chance: float, freedom: int) -> float:
+    """The t that Student's t stays below with this probability, above a half."""
+    from mpmath import findroot
+
+    def left(t: float) -> float:
+        return _student_above(float(t), freedom) - (1 - chance)
+
+    end = 1.0
+    while left(end) > 0:
+        end *= 2
+    return float(findroot(left, (0, end), solver="bisect", maxsteps=100, verify=False))
 
 
 def end_of_zone(

@@ -41,6 +41,8 @@ _OWN: Final = (
 )
 _ASK: Final = f"Send the host this page and ask what it serves; {_AGAIN} later shows whether it "
 
+_BUILDS: Final = "; `verifier score FOLDER --builds` looks for a name"
+
 #: By what was found: of an inconsistent verdict what it names, else the verdict and what it lacks.
 _STEPS: Final[Mapping[str, Steps]] = {
     "build": Steps(
@@ -106,8 +108,7 @@ _STEPS: Final[Mapping[str, Steps]] = {
         f"which route it serves the model. Until then audit another host; {_AGAIN} shows whether "
         "it was mended.",
         host="Compare weights, precision and chat template with the published ones: the digests "
-        f"are in the signature below. To check by yourself: {_OWN}; "
-        "`verifier score FOLDER --builds` looks for a name.",
+        f"are in the signature below. To check by yourself: {_OWN}{{builds}}.",
     ),
     "consistent": Steps(
         buyer=f"Nothing to mend. Audit again from time to time, from where your users ask: {_AGAIN}"
@@ -196,6 +197,7 @@ def next_steps(report: Report) -> Steps:
         "digest": _digest(report),
         **_tokens(report),
         "stricter": "" if report.policy in _STRICTER else _stricter(report),
+        "builds": "" if _has_no_weights(report) else _BUILDS,
     }
     steps = _STEPS[kind]
     return Steps(buyer=steps.buyer.format(**words), host=steps.host.format(**words))
@@ -207,6 +209,12 @@ def _stricter(report: Report) -> str:
     if report.signature.get("provisional"):
         return f"; once the card is calibrated (`verifier calibrate {_card(report)}`), {more}"
     return f"; {more}"
+
+
+def _has_no_weights(report: Report) -> bool:
+    """Whether a pack alone judged: nothing is scored beyond what it holds."""
+    reference = _configured(report, "reference")
+    return bool(reference.get("pack")) and not reference.get("card")
 
 
 def _said(text: str) -> str:
