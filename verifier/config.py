@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, TypeVar, get_args, get_origin
@@ -625,9 +625,12 @@ class Fleet(_Section):
         )
 
 
-def load_run_file(path: Path, *, below: Path | None = None) -> RunFile:
+def load_run_file(
+    path: Path, *, below: Path | None = None, defaults: Mapping[str, Any] | None = None
+) -> RunFile:
     """The run file of one endpoint; with `below`, no link is followed under that run folder.
 
+    `defaults` stand for what the file leaves out of what every other command needs.
     Raises ConfigError that names file, key and what is wrong.
     """
     raw = read_run_file(path, below=below)
@@ -638,7 +641,7 @@ def load_run_file(path: Path, *, below: Path | None = None) -> RunFile:
                 f"file, and give the {RUN} of one of the run folders that it writes"
             )
     rest = {key: value for key, value in raw.items() if key not in ("targets", "control")}
-    return validated(RunFile, rest, where=str(path))
+    return validated(RunFile, {**(defaults or {}), **rest}, where=str(path))
 
 
 def load_fleet(path: Path, *, below: Path | None = None) -> Fleet:

@@ -452,11 +452,13 @@ def describe_policy(run: Path) -> list[str]:
     plan = read_plan(run)
     excludes = [*plan.policy.noise, *plan.policy.builds]
     lines = [f"policy {plan.policy_name}: a consistent verdict excludes {', '.join(excludes)}"]
+    halved = plan.pack is not None and plan.pack.with_weights
     for of, share in plan.policy.routed.items():
-        replies = max(least_replies(share, error=plan.beta), LEAST_REPLIES)
+        replies = max(least_replies(share, error=plan.beta), LEAST_REPLIES) * (2 if halved else 1)
         lines.append(
             f"and that {share:.0%} of the requests or more went to {of} or worse, which takes at "
             f"least {replies} replies, {replies * plan.max_tokens:,} completion tokens"
+            f"{', half of them to questions of the pack' if halved else ''}"
         )
     lent = None if plan.calibrated is None else plan.calibrated.provisional
     if lent is not None:

@@ -21,6 +21,7 @@ from simulate import make_plan
 from verifier.errors import ConfigError
 from verifier.evidence.ledger import read_ledger
 from verifier.files.run_folder import SAMPLED
+from verifier.plan import describe_policy
 from verifier.plan_file import read_probes
 from verifier.probes import PACKED, load_pool
 from verifier.reference.pack_file import read_pack
@@ -121,6 +122,20 @@ def test_a_pack_is_refused_for_other_weights_and_not_for_another_machine(
 
 
 # -- what is asked -----------------------------------------------------------------------------
+
+
+def test_the_plan_says_what_both_halves_take(pack: Path, card: Path, tmp_path: Path) -> None:
+    """Twice the replies on which the verdict rests."""
+    policy = {"noise": ["another model"], "routed": {"another model": 0.75}}
+    alone = configure_packed(NOWHERE, pack, tmp_path / "alone", policy=policy)
+    beside = configure_packed(NOWHERE, pack, tmp_path / "both", card=card, policy=policy)
+    for config in (alone, beside):
+        start(config)
+
+    assert "at least 10 replies, " in describe_policy(alone.out)[1]
+    said = describe_policy(beside.out)[1]
+    assert "at least 20 replies, " in said
+    assert said.endswith(", half of them to questions of the pack")
 
 
 def test_one_of_every_two_questions_is_the_packs(pack: Path, card: Path, tmp_path: Path) -> None:

@@ -331,6 +331,23 @@ def test_a_dry_run_asks_nobody_and_names_the_price(tmp_path: Path) -> None:
         assert said in ended.complaint
 
 
+def test_a_run_file_of_a_trusted_host_needs_no_more_than_the_host(tmp_path: Path) -> None:
+    """What the command says already, card and file, need not stand in it."""
+    card = write_card(tmp_path)
+    file = tmp_path / "host.yaml"
+    file.write_text(
+        "endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}\n"
+        "audit: {budget_completion_tokens: 100000}\n"
+    )
+    ended = call(
+        "pack", "make", card, "--probes", 20, "--out", tmp_path / "a.pack", "--from", file,
+        "--dry-run",
+    )  # fmt: skip
+
+    assert ended.status == 0, ended.complaint
+    assert "20 questions" in ended.out
+
+
 # -- audits ------------------------------------------------------------------------------------
 
 

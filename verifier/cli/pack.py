@@ -303,7 +303,8 @@ def _host_of(path: Path, *, card: Card, out: Path, asks: bool) -> Host:
     from verifier.lab.trusted import Host
     from verifier.steps import make_endpoint
 
-    config: RunFile = load_run_file(path).model_copy(update={"out": out})
+    left_out = {"reference": {"card": card.name}, "out": str(out)}
+    config: RunFile = load_run_file(path, defaults=left_out).model_copy(update={"out": out})
     _refuse_other_card(config, path, card)
     if config.endpoint.dialect == "completions":
         raise ConfigError(
@@ -325,7 +326,7 @@ def _refuse_other_card(config: RunFile, path: Path, card: Card) -> None:
     from verifier.reference.cards import load_card
 
     named = config.reference.card
-    if named and load_card(named).name != card.name:
+    if named not in ("", card.name) and load_card(named).name != card.name:
         raise ConfigError(
             f"{path}: reference.card: {named}, but {card.name} is to be recorded; give a run file "
             "of this card"
