@@ -14,7 +14,7 @@ import pytest
 from audits import FAULT, QUIET, write_card
 from fakes_engine import EOS, TURN
 from fakes_thinker import PARSERS, THINKING, ThinkingEngine, ThinkingTokenizer
-from packs import configure_packed, run_packed, write_tiny_pack
+from packs import configure_packed, record_tiny_pack, run_packed, write_tiny_pack
 from simulate import case_of, make_plan
 
 from verifier.audit import audit
@@ -25,7 +25,7 @@ from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.host import Host, Thoughts
 from verifier.lab.testbed.server import running
 from verifier.plan_file import read_probes
-from verifier.records import REFERENCE, GenerateRequest, Outcome, Reply
+from verifier.records import REFERENCE, GenerateRequest, Outcome, Prompt, Reply
 from verifier.reference.loaded import Reference
 from verifier.reference.pack_file import Pack, read_pack
 from verifier.scoring.packed import score_from_pack
@@ -262,6 +262,52 @@ def test_a_pack_of_answers_is_asked_with_thinking_off(
     notes = " ".join(report.notes)
     assert "of answers with thinking off" in notes
     assert "further probes were asked" not in notes
+
+
+@pytest.mark.parametrize(
+    ("weights", "decision"), [(REFERENCE, "consistent"), (FAULT, "inconsistent")]
+)
+@pytest.mark.parametrize("wanted", ["scores", "texts"])
+def test_a_pack_of_answers_may_be_a_trusted_hosts(
+    tmp_path: Path, wanted: Any, weights: str, decision: str
+) -> None:
+    """Asked with thinking turned off, as whoever is audited from it is."""
+    with host("hidden") as url:
+        pack = record(tmp_path, url, wanted=wanted, questions=48, same_model=True)
+    settings = {"max_tokens": 17, "budget_completion_tokens": 1200}  # texts are read no further
+    with host("hidden", weights) as url:
+        report = run_packed(configure_packed(url, pack, tmp_path / "run", **settings))
+
+    assert read_pack(pack).probes[0].settings == (("enable_thinking", False),)
+    assert report.decision == decision
+    assert "of answers with thinking off" in " ".join(report.notes)
+
+
+def record(folder: Path, url: str, **how: Any) -> Path:
+    """A pack of what a host of the model that thinks says with that turned off."""
+    return record_tiny_pack(
+        folder, url, tokens=TOKENS, mode="off", says=CARD,
+        tokenizer=ThinkingTokenizer(control=True, inside=True), **how,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("shown", ["apart", "inline"])
+def test_a_trusted_host_that_thinks_all_the_same_is_refused(tmp_path: Path, shown: Any) -> None:
+    """What it says after a thought, or as one, is no answer without it."""
+    app = create_app(Host(
+        engine=make_engine(), tokenizer=Deaf(control=True, inside=True), model="tiny",
+        window_s=0.001, thoughts=Thoughts(tags=THINKING, shown=shown),
+    ))  # fmt: skip
+    with running(app) as url, pytest.raises(ConfigError, match="as text, without a thought"):
+        record(tmp_path, url, wanted="texts", questions=24)
+    assert not (tmp_path / "said.pack").exists()
+
+
+class Deaf(ThinkingTokenizer):
+    """Heeds no setting of its template."""
+
+    def render_text(self, prompt: Prompt) -> str:
+        return super().render_text(replace(prompt, settings={}))
 
 
 @pytest.mark.parametrize("mode", ["shown", "off"])

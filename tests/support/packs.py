@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from verifier.audit import audit
 from verifier.config import RunFile
 from verifier.host.budget import Ceiling
 from verifier.host.endpoint import Endpoint
-from verifier.lab.packs import Mode, make_pack, make_recipe
+from verifier.lab.packs import Mode, make_pack, make_recipe, settings_of
 from verifier.lab.testbed import host as testbed
 from verifier.lab.testbed.app import create_app
 from verifier.lab.testbed.server import running
@@ -65,16 +65,21 @@ def trust(url: str, *, budget: int = 100_000, **changes: Any) -> Host:
 def record_tiny_pack(
     folder: Path, url: str, *, questions: int = 48, wanted: Wanted | None = None,
     second: str | None = None, same_model: bool = False, name: str = "said.pack",
-    tokens: int = TOKENS, tell: Callable[[str], None] = lambda _line: None, **changes: Any,
+    tokens: int = TOKENS, tell: Callable[[str], None] = lambda _line: None,
+    tokenizer: FakeTokenizer | None = None, mode: Mode | None = None,
+    says: Mapping[str, Any] | None = None, **changes: Any,
 ) -> Path:  # fmt: skip
-    """A pack of what hosts of the tiny model said; goes on where its work was left."""
+    """A pack of what hosts of the tiny model said, whose card `says` more; goes on where its work
+    was left."""
+    card = read_card(CARD | dict(says or {}), where="tiny")
     asking = Asking(
         questions=questions, seed=11, tokens=tokens, wanted=wanted, host=trust(url, **changes),
-        second=None if second is None else trust(second),
+        second=None if second is None else trust(second), settings=settings_of(mode, card),
     )  # fmt: skip
     made = record_pack(
-        asking, read_card(CARD, where="tiny"), load_pool(), catalogue(),
-        calibration=make_calibration(), same_model=same_model, tokenizer=FakeTokenizer(),
+        asking, card, load_pool(), catalogue(),
+        calibration=make_calibration(), same_model=same_model,
+        tokenizer=tokenizer or FakeTokenizer(),
         versions={"verifier": "0"}, made_on="2026-11-30", work=folder / f"{name}.work",
         show=Show(tell=tell, step=QUIET.step),
     )  # fmt: skip

@@ -139,10 +139,9 @@ def make(
     kept = work or out.with_name(f"{out.name}.work")
     make_it: Callable[[], Any]
     if trusts is not None:
-        _refuse_computing(engine, run_file, think)
-        asking = _asking(
-            probes, seed, tokens, trusts, second, scores, card=found, out=kept, asks=not dry_run
-        )
+        _refuse_computing(engine, run_file)
+        sizes = probes, seed, tokens
+        asking = _asking(*sizes, trusts, second, scores, think, found, out=kept, asks=not dry_run)
         foreseen = _foreseen_of_hosts(asking)
         make_it = partial(_record, asking, card, found, weights, work=kept)
     else:
@@ -186,8 +185,8 @@ def _refuse_asking(second: Path | None, scores: bool | None) -> None:
         raise ConfigError("--second, --scores, --texts: say how to ask --from; give that too")
 
 
-def _refuse_computing(engine: str | None, run_file: Path | None, think: bool | None) -> None:
-    options = {"engine": engine, "run-file": run_file, "think/--no-think": think}
+def _refuse_computing(engine: str | None, run_file: Path | None) -> None:
+    options = {"engine": engine, "run-file": run_file}
     given = next((name for name, value in options.items() if value is not None), "")
     if given:
         raise ConfigError(f"--{given}: beside --from, which computes nothing; leave one out")
@@ -272,15 +271,17 @@ def _make(
 
 def _asking(
     probes: int, seed: int, tokens: int, trusts: Path, second: Path | None, scores: bool | None,
-    *, card: Card, out: Path, asks: bool,
+    think: bool | None, card: Card, *, out: Path, asks: bool,
 ) -> Asking:  # fmt: skip
     """What is asked, and of whom. Raises ConfigError for run files that do not serve."""
+    from verifier.lab.packs import mode_of, settings_of
     from verifier.lab.trusted import Asking
 
-    if card.thinking is not None:
+    mode = mode_of(card, think=think)
+    if mode == "shown":
         raise ConfigError(
             f"--from: card {card.name}: the model thinks before it answers, and of hosts answers "
-            "alone are recorded; make the pack of the weights"
+            "without a thought are recorded; add --no-think, or make the pack of the weights"
         )
     wanted: Any = None if scores is None else "scores" if scores else "texts"
     host = _host_of(trusts, card=card, out=out, asks=asks)
@@ -288,8 +289,9 @@ def _asking(
     if beside is not None and _address(beside) == _address(host):
         raise ConfigError(f"--second: {second}: the very host of --from; name another")
     return Asking(
-        questions=probes, seed=seed, tokens=tokens, wanted=wanted, host=host, second=beside
-    )
+        questions=probes, seed=seed, tokens=tokens, wanted=wanted, host=host, second=beside,
+        settings=settings_of(mode, card),
+    )  # fmt: skip
 
 
 def _address(host: Host) -> tuple[str, str]:
@@ -309,6 +311,11 @@ def _host_of(path: Path, *, card: Card, out: Path, asks: bool) -> Host:
     if config.endpoint.dialect == "completions":
         raise ConfigError(
             f"{path}: endpoint.dialect: text completions are rendered by whoever asks; take chat"
+        )
+    if card.thinking is not None and config.endpoint.dialect != "chat":
+        raise ConfigError(
+            f"{path}: endpoint.dialect: {config.endpoint.dialect} cannot carry that thinking is "
+            "turned off; take chat"
         )
     if asks:
         warn_of_keys_in_clear([config])

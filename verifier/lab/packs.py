@@ -56,6 +56,9 @@ _DISTINCT: Final = 0.75  # of the renderings, on one question of the panel
 #: Paths of thoughts, or of answers with thinking turned off.
 Mode = Literal["shown", "off"]
 
+#: Settings of the template, by name.
+Settings = tuple[tuple[str, bool | str], ...]
+
 _RECIPE: Final = "recipe.json"
 _PATHS: Final = "paths.jsonl"
 _BUILDS: Final = "builds.jsonl"
@@ -107,6 +110,13 @@ def mode_of(card: Card, *, think: bool | None) -> Mode | None:
             f"card {card.name}: knows no setting that turns thinking off; leave out --no-think"
         )
     return "off"
+
+
+def settings_of(mode: Mode | None, card: Card) -> Settings:
+    """The settings of the template that a pack's questions carry."""
+    if mode != "off" or card.thinking is None:
+        return ()
+    return tuple(card.thinking.switch_off.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -369,7 +379,7 @@ def _is_close(top: Sequence[tuple[int, float]]) -> bool:
 
 def draw_questions(
     pool: Pool, entries: Mapping[str, Rendering], recipe: Recipe, tokenizer: Reader,
-    settings: tuple[tuple[str, bool | str], ...] = (),
+    settings: Settings = (),
 ) -> tuple[Probe, ...]:  # fmt: skip
     """The questions of a pack: ordinary ones, then those that tell renderings apart; all with these
     settings of the template."""
@@ -400,17 +410,17 @@ def refuse_days(probe: Probe, tokenizer: Reader) -> None:
 
 
 def thoughts_of(
-    recipe: Recipe, card: Card, questions: Sequence[Probe], tokenizer: Reader
+    mode: Mode | None, card: Card, question: Probe, tokenizer: Reader
 ) -> Thoughts | None:
     """How thoughts stand in the replies to a pack's questions; None: the model does not think.
 
     Raises ConfigError for a model whose replies cannot be read so.
     """
     tags = card.thinking
-    if tags is None or recipe.thinking is None:
+    if tags is None or mode is None:
         return None
-    begins = spelling_of(tags, questions[0], tokenizer).begins
-    if recipe.thinking == "off":
+    begins = spelling_of(tags, question, tokenizer).begins
+    if mode == "off":
         if begins != "behind":
             raise ConfigError(
                 f"card {card.name}: with thinking off its template closes no thought, and what the "
@@ -449,9 +459,9 @@ def make_pack(
     Raises ConfigError for a work folder of another pack.
     """
     _begin(work, recipe, card)
-    off = {} if card.thinking is None or recipe.thinking != "off" else card.thinking.switch_off
-    questions = draw_questions(pool, entries, recipe, tokenizer, settings=tuple(off.items()))
-    thoughts = thoughts_of(recipe, card, questions, tokenizer)
+    settings = settings_of(recipe.thinking, card)
+    questions = draw_questions(pool, entries, recipe, tokenizer, settings=settings)
+    thoughts = thoughts_of(recipe.thinking, card, questions[0], tokenizer)
     counts = count_prompts(questions, entries, tokenizer, work=work, show=show)
     paths, made = generate_paths(
         questions, entries, recipe, thoughts=thoughts, tags=card.thinking, engine=engine,

@@ -42,11 +42,19 @@ from verifier.host.budget import (
 )
 from verifier.host.collect import book, collect, read_attempts, read_outcomes
 from verifier.host.endpoint import Endpoint
-from verifier.lab.packs import Said, begin_work, count_prompts, lay_out, refuse_days
+from verifier.lab.packs import (
+    Said,
+    Settings,
+    begin_work,
+    count_prompts,
+    lay_out,
+    refuse_days,
+    thoughts_of,
+)
 from verifier.probes import Pool, draw
 from verifier.progress import Show
 from verifier.records import Generation, Probe, Reply
-from verifier.reference.cards import Card, list_cards, load_card
+from verifier.reference.cards import Card, Thinking, list_cards, load_card
 from verifier.reference.engines.echo import MOST_APART
 from verifier.reference.pack_file import PACK_SCHEMA, Numbers
 from verifier.reference.reader import Reader
@@ -118,6 +126,8 @@ class Asking:
     wanted: Wanted | None  # None: log-probabilities where they come
     host: Host
     second: Host | None = None  # another trusted host, of which texts are read
+    #: Settings of the template that turn thinking off; (): the model does not think.
+    settings: Settings = ()
 
 
 def counting(asking: Asking, tokenizer: Reader) -> Asking:
@@ -276,13 +286,14 @@ class _Pair:
 
 
 def _read_pairs(
-    probes: Sequence[Probe], told: Sequence[Mapping[str, Reply]], tokenizer: Reader, source: Wanted
-) -> list[_Pair]:
+    probes: Sequence[Probe], told: Sequence[Mapping[str, Reply]], tokenizer: Reader,
+    source: Wanted, tags: Thinking | None,
+) -> list[_Pair]:  # fmt: skip
     """The questions of which every reply can be read."""
     found = []
     for number, probe in enumerate(probes):
         replies = [some.get(probe.id) for some in told]
-        read = [_read(one, probe, tokenizer) for one in replies if one is not None]
+        read = [_read(one, probe, tokenizer, tags) for one in replies if one is not None]
         scored = source == "texts" or all(one.candidates is not None for one in read[:2])
         if len(read) == len(told) and scored and all(one.reply_ids for one in read):
             second = read[2] if len(read) > 2 else None
@@ -296,11 +307,13 @@ def _read_pairs(
     return found
 
 
-def _read(reply: Reply, probe: Probe, tokenizer: Reader) -> Aligned:
-    """A reply's tokens as far as they are known for sure; none of one that shows a thought."""
+def _read(reply: Reply, probe: Probe, tokenizer: Reader, tags: Thinking | None = None) -> Aligned:
+    """A reply's tokens as far as they are known for sure; none of one that shows a thought, apart
+    or between `tags`."""
     read = align(reply, tokenizer)
     sure = min(read.left_out, default=len(read.reply_ids))
-    ids = () if reply.thought else read.reply_ids[: min(sure, probe.max_tokens)]
+    inline = tags is not None and (tags.open in reply.text or tags.close in reply.text)
+    ids = () if reply.thought or inline else read.reply_ids[: min(sure, probe.max_tokens)]
     return replace(read, reply_ids=ids)
 
 
@@ -446,7 +459,8 @@ def _top(read: Aligned, at: int) -> list[tuple[int, float]]:
 
 def draw_asked(pool: Pool, asking: Asking) -> tuple[Probe, ...]:
     """The questions, by the seed."""
-    return draw(pool, seed=asking.seed, count=asking.questions, max_tokens=asking.tokens)
+    found = draw(pool, seed=asking.seed, count=asking.questions, max_tokens=asking.tokens)
+    return tuple(replace(probe, settings=asking.settings) for probe in found)
 
 
 def record_pack(
@@ -469,6 +483,7 @@ def record_pack(
     ConfigError or EndpointError, in one line, for a host that is of no use.
     """
     kind = kind_of(card)
+    thoughts = _thoughts_of(asking, card, pool, tokenizer)
     source, probes, pairs = _ask_for(
         asking, card, pool, KINDS[kind], tokenizer=tokenizer, work=work, show=show
     )
@@ -480,9 +495,7 @@ def record_pack(
     tensors = lay_out(kept, paths, said, (), np.zeros((0, 0, 2)), counts, tokenizer)
     if source == "texts":
         tensors["leaving"] = _leaving(pairs)
-    trusted = _describe(
-        asking, pairs, source, kind, same_model=same_model, counts=counts, work=work
-    )
+    trusted = _describe(asking, pairs, source, kind, same_model, counts=counts, work=work)
     show.tell(summarise(trusted))
     if counts_otherwise(trusted):
         show.tell(describe_prompts(trusted))
@@ -505,8 +518,16 @@ def record_pack(
         "eos_id": tokenizer.eos_id,
         "renderings": list(entries),
         "builds": [],
+        **thoughts,
     }
     return manifest, kept, tensors
+
+
+def _thoughts_of(asking: Asking, card: Card, pool: Pool, tokenizer: Reader) -> dict[str, Any]:
+    """What a manifest says of thoughts. Raises ConfigError where the template closes none."""
+    mode: Literal["off"] | None = "off" if asking.settings else None
+    found = thoughts_of(mode, card, draw_asked(pool, asking)[0], tokenizer)
+    return {} if found is None else {"thinking": found.model_dump(mode="json")}
 
 
 def _ask_for(
@@ -519,7 +540,10 @@ def _ask_for(
     source, width = find_source(asking, probes, tokenizer, work=work, show=show)
     tokens = min(asking.tokens, TEXT_TOKENS) if source == "texts" else asking.tokens
     probes = tuple(replace(probe, max_tokens=tokens) for probe in probes)
-    pairs = _ask_all(asking, probes, source, width, kind, tokenizer=tokenizer, work=work, show=show)
+    pairs = _ask_all(
+        asking, probes, source, width, kind, tags=card.thinking, tokenizer=tokenizer, work=work,
+        show=show,
+    )  # fmt: skip
     return source, probes, pairs
 
 
@@ -527,7 +551,7 @@ def _begin(work: Path, asking: Asking, card: Card) -> None:
     hosts = [asking.host, *([] if asking.second is None else [asking.second])]
     wanted = {
         "card_sha256": card.digest, "questions": asking.questions, "seed": asking.seed,
-        "tokens": asking.tokens, "wanted": asking.wanted,
+        "tokens": asking.tokens, "wanted": asking.wanted, "settings": list(asking.settings),
         "hosts": [[host.endpoint.base_url, host.endpoint.model] for host in hosts],
     }  # fmt: skip
     begin_work(work, wanted)
@@ -535,7 +559,7 @@ def _begin(work: Path, asking: Asking, card: Card) -> None:
 
 def _ask_all(
     asking: Asking, probes: Sequence[Probe], source: Wanted, width: int, kind: Kind, *,
-    tokenizer: Reader, work: Path, show: Show,
+    tags: Thinking | None, tokenizer: Reader, work: Path, show: Show,
 ) -> list[_Pair]:  # fmt: skip
     """Every question twice, and once of a second host, with a look at what came now and then."""
     own = replace(asking.host, endpoint=replace(asking.host.endpoint, top_logprobs=width))
@@ -554,18 +578,22 @@ def _ask_all(
         if beside is not None:
             short = [replace(p, max_tokens=min(p.max_tokens, TEXT_TOKENS)) for p in some]
             told.append(beside.ask(_SECOND, short))
-        pairs = _read_pairs(some, told, tokenizer, source)
-        _refuse_lost(pairs, end, source, where=where)
+        pairs = _read_pairs(some, told, tokenizer, source, tags)
+        _refuse_lost(pairs, end, source, where=where, off=bool(asking.settings))
         _refuse_unsteady(pairs, source, kind, where=where)
         if source == "scores":
             _refuse_sharpened(pairs, where=where)
     return pairs
 
 
-def _refuse_lost(pairs: Sequence[_Pair], asked: int, source: Wanted, *, where: str) -> None:
-    """Raise ConfigError where too few questions have replies that can be read."""
+def _refuse_lost(
+    pairs: Sequence[_Pair], asked: int, source: Wanted, *, where: str, off: bool
+) -> None:
+    """Raise ConfigError where too few questions have replies that can be read; `off`: with thinking
+    turned off, so that one that shows a thought cannot."""
     if len(pairs) < max(1, (1 - MAX_LOST) * asked):
         what = "with log-probabilities of the card's tokens" if source == "scores" else "as text"
+        what += ", without a thought" if off else ""
         raise ConfigError(
             f"{where}: only {len(pairs)} of {asked} questions were answered twice so that it can "
             f"be read {what}; take another host"
@@ -573,7 +601,7 @@ def _refuse_lost(pairs: Sequence[_Pair], asked: int, source: Wanted, *, where: s
 
 
 def _describe(
-    asking: Asking, pairs: Sequence[_Pair], source: Wanted, kind: ModelKind, *, same_model: bool,
+    asking: Asking, pairs: Sequence[_Pair], source: Wanted, kind: ModelKind, same_model: bool, *,
     counts: Numbers, work: Path,
 ) -> Trusted:  # fmt: skip
     """The hosts, and how the first agrees with itself."""
