@@ -348,6 +348,32 @@ def test_a_run_file_of_a_trusted_host_needs_no_more_than_the_host(tmp_path: Path
     assert "20 questions" in ended.out
 
 
+@pytest.mark.parametrize(
+    ("card", "options", "said"),
+    [
+        ("minimax-m2.7", (), "it knows no setting that turns that off"),
+        ("qwen3-8b", (), "add --no-think"),
+        ("qwen3-8b", ("--think",), "add --no-think"),
+    ],
+)
+def test_thoughts_of_a_host_are_not_recorded(
+    tmp_path: Path, card: str, options: tuple[str, ...], said: str
+) -> None:
+    """One line says what can be done instead; with thinking off the plan is told."""
+    file = tmp_path / "host.yaml"
+    file.write_text(
+        "endpoint: {base_url: 'http://127.0.0.1:1/v1', model: m}\n"
+        "audit: {budget_completion_tokens: 100000}\n"
+    )
+    asked = ("--probes", 20, "--out", tmp_path / "a.pack", "--from", file, "--dry-run")
+    ended = call("pack", "make", card, *asked, *options)
+
+    assert ended.status == 2
+    assert said in ended.complaint
+    if said.startswith("add"):
+        assert call("pack", "make", card, *asked, "--no-think").status == 0
+
+
 # -- audits ------------------------------------------------------------------------------------
 
 

@@ -278,10 +278,13 @@ def _asking(
     from verifier.lab.trusted import Asking
 
     mode = mode_of(card, think=think)
-    if mode == "shown":
+    if mode == "shown" and card.thinking is not None:
+        how = "add --no-think, or make the pack of the weights"
+        if not card.thinking.switch_off:
+            how = "it knows no setting that turns that off, so make the pack of the weights"
         raise ConfigError(
             f"--from: card {card.name}: the model thinks before it answers, and of hosts answers "
-            "without a thought are recorded; add --no-think, or make the pack of the weights"
+            f"without a thought are recorded; {how}"
         )
     wanted: Any = None if scores is None else "scores" if scores else "texts"
     host = _host_of(trusts, card=card, out=out, asks=asks)
