@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from signal import SIG_DFL, SIG_IGN, SIGHUP, SIGINT, default_int_handler, getsignal
+from signal import signal as set_signal
 from typing import Any
 
 import httpx
@@ -37,8 +39,15 @@ from verifier.safety import sieve
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep the order of `pytest_collection_modifyitems`, where several workers share the files."""
+    """Keep the order of `pytest_collection_modifyitems`, where several workers share the files.
+
+    And heed what tests stop others by: a job in the background ignores Ctrl-C, one under nohup the
+    end of its terminal, and all that it starts does so too.
+    """
     config.option.loadscopereorder = False
+    for number, heeds in ((SIGINT, default_int_handler), (SIGHUP, SIG_DFL)):
+        if getsignal(number) is SIG_IGN:
+            set_signal(number, heeds)
 
 
 @pytest.hookimpl(optionalhook=True)

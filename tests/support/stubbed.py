@@ -148,18 +148,11 @@ def started(
         | {"PYTHONPATH": path, "XDG_STATE_HOME": str(cwd)}
         | environment
     )
-    # a background job has the one ignored, and what nohup starts the other
-    heeded = (signal.SIGINT, signal.SIGHUP)
-    before = [signal.signal(number, signal.SIG_DFL) for number in heeded]
-    try:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), stubs, *map(str, arguments)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=surroundings, cwd=cwd, start_new_session=True,
-        )  # fmt: skip
-    finally:
-        for number, handler in zip(heeded, before, strict=True):
-            signal.signal(number, handler)
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__)), stubs, *map(str, arguments)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=surroundings, cwd=cwd, start_new_session=True,
+    )  # fmt: skip
     try:
         yield process
     finally:
