@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -88,6 +89,7 @@ def _student_above(t: float, freedom: int) -> float:
     return tail if t >= 0 else 1 - tail
 
 
+@cache
 def _student_quantile(chance: float, freedom: int) -> float:
     """The t that Student's t stays below with this probability, above a half."""
     from mpmath import findroot
