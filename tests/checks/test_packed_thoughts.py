@@ -291,6 +291,15 @@ def record(folder: Path, url: str, **how: Any) -> Path:
     )  # fmt: skip
 
 
+def test_a_recording_with_thinking_off_goes_on(tmp_path: Path) -> None:
+    """The same command reads what was asked already, and asks nobody."""
+    with host("hidden") as url:
+        first = record(tmp_path, url, wanted="texts", questions=8).read_bytes()
+    (tmp_path / "said.pack").unlink()
+
+    assert record(tmp_path, url, wanted="texts", questions=8).read_bytes() == first
+
+
 @pytest.mark.parametrize("shown", ["apart", "inline"])
 def test_a_trusted_host_that_thinks_all_the_same_is_refused(tmp_path: Path, shown: Any) -> None:
     """What it says after a thought, or as one, is no answer without it."""

@@ -551,7 +551,8 @@ def _begin(work: Path, asking: Asking, card: Card) -> None:
     hosts = [asking.host, *([] if asking.second is None else [asking.second])]
     wanted = {
         "card_sha256": card.digest, "questions": asking.questions, "seed": asking.seed,
-        "tokens": asking.tokens, "wanted": asking.wanted, "settings": list(asking.settings),
+        "tokens": asking.tokens, "wanted": asking.wanted,
+        "settings": [list(setting) for setting in asking.settings],
         "hosts": [[host.endpoint.base_url, host.endpoint.model] for host in hosts],
     }  # fmt: skip
     begin_work(work, wanted)
