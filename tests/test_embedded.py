@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -105,17 +105,25 @@ def coming(tokenizer: Tokenizer) -> list[tuple[int, ...]]:
 
 
 @pytest.fixture(scope="module")
-def served(
+def serve(
     embedded: Path, tokenizer: Tokenizer, coming: list[tuple[int, ...]], recorded: Recorded
-) -> Remembering:
-    """What hosts run, in bfloat16."""
-    return Remembering(
-        TransformersEngine(
+) -> Callable[[str], Remembering]:
+    """What one more host runs, in bfloat16, by the name of its weights."""
+
+    def load(weights: str) -> Remembering:
+        engine = TransformersEngine(
             embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        ),
-        coming=coming,
-        recorded=recorded,
-    )
+        )
+        engine.load_variant(weights)
+        return Remembering(engine, coming=coming, recorded=recorded)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def served(serve: Callable[[str], Remembering]) -> Remembering:
+    """What hosts run that take turns, in bfloat16."""
+    return serve(REFERENCE)
 
 
 # -- the model ---------------------------------------------------------------------------------
@@ -321,27 +329,14 @@ def test_a_host_that_serves_another_size_is_named(
 
 
 def test_a_router_that_sends_some_requests_elsewhere_is_found(
-    tmp_path: Path,
-    embedded: Path,
-    served: Any,
-    engine: Any,
-    tokenizer: Any,
-    coming: Any,
-    recorded: Recorded,
+    tmp_path: Path, serve: Any, served: Any, engine: Any, tokenizer: Any
 ) -> None:
     """Three in ten to a host that lacks a layer: the verdict, and the share in its interval.
 
     After 40 replies also that it is a part, which replies, and what served them.
     """
     card = card_with_bank(tmp_path, ["int4-asym-g64", "drop-1"])
-    other = Remembering(
-        TransformersEngine(
-            embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        ),
-        coming=coming[:40],
-        recorded=recorded,
-    )
-    other.load_variant("drop-1")
+    other = serve("drop-1")
     served.load_variant(REFERENCE)
     reference = Reference(engine=engine, tokenizer=tokenizer, catalogue=few_renderings())
     run, log = tmp_path / "run", tmp_path / "routed.jsonl"
@@ -384,24 +379,11 @@ def test_a_router_that_sends_some_requests_elsewhere_is_found(
 
 
 def test_two_targets_are_told_apart_unless_the_control_differs_too(
-    tmp_path: Path,
-    embedded: Path,
-    served: Any,
-    engine: Any,
-    tokenizer: Any,
-    coming: Any,
-    recorded: Recorded,
+    tmp_path: Path, serve: Any, served: Any, engine: Any, tokenizer: Any
 ) -> None:
     """Beside an honest control one is consistent, one accused; beside a 4-bit one, nobody is."""
     fault = "int4-asym-g64"
-    rounded = Remembering(
-        TransformersEngine(
-            embedded, eos_ids=(tokenizer.eos_id,), dtype="bfloat16", decode=tokenizer.decode
-        ),
-        coming=coming,
-        recorded=recorded,
-    )
-    rounded.load_variant(fault)
+    rounded = serve(fault)
     served.load_variant(REFERENCE)
     raw = yaml.safe_load(find_card(EMBEDDED).read_text())
     card = tmp_path / "card.yaml"
